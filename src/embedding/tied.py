@@ -1,0 +1,31 @@
+"""Tied embedding: x0 = wte[idx] + wpe[position], and the head is wte.
+
+Source: GPT-2 (Radford et al. 2019); Press, Wolf, "Using the Output Embedding" (arXiv 1608.05859).
+Shape letters: B batch, T tokens, D n_embd, V vocab_size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from src.embedding.base import EmbeddingSpec, TokenEmbedding
+
+
+class TiedEmbedding(TokenEmbedding):
+    """Token table shared with the head, and learned positions; V * D + block_size * D parameters."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(spec.vocab_size, spec.n_embd)
+        self.wpe = nn.Embedding(spec.block_size, spec.n_embd)
+        self.drop = nn.Dropout(spec.dropout)
+
+    def forward(self, idx_BT: Tensor) -> Tensor:
+        pos_T = torch.arange(idx_BT.shape[1], device=idx_BT.device)
+        x0_BTD: Tensor = self.drop(self.wte(idx_BT) + self.wpe(pos_T))
+        return x0_BTD
+
+    def get_lm_head_weight(self) -> Tensor:
+        return self.wte.weight
+
+    def get_num_pos_params(self) -> int:
+        return self.wpe.weight.numel()

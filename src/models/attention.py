@@ -1,0 +1,52 @@
+"""Causal self-attention with a fused query-key-value projection.
+
+    q, k, v = x W_qkv;  y = softmax(q k^T / sqrt(K), causal) v W_proj
+
+Source: GPT-2 (Radford et al. 2019); names as in nanoGPT.
+Shape letters: B batch, T tokens, D n_embd, H heads, K head size.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.models.config import GPTConfig
+from src.residual.base import QKV
+
+TapKV = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class CausalSelfAttention(nn.Module):
+    """4 * D^2 parameters (and 4 * D biases where the model has biases)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor | QKV, tap: TapKV | None = None) -> Tensor:
+        """[B, T, D] (or three views of it) -> [B, T, D]; `tap` may replace keys and values [B, H, T, K]."""
+        q_BHTK, k_BHTK, v_BHTK = self._project(x)
+        if tap is not None:
+            k_BHTK, v_BHTK = tap(k_BHTK, v_BHTK)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BHTK, v_BHTK, dropout_p=self.dropout if self.training else 0.0, is_causal=True
+        )
+        B, H, T, K = y_BHTK.shape
+        y_BTD: Tensor = self.resid_dropout(self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * K)))
+        return y_BTD
+
+    def _project(self, x: Tensor | QKV) -> tuple[Tensor, Tensor, Tensor]:
+        if isinstance(x, QKV):
+            weights = self.c_attn.weight.chunk(3)
+            biases = (None,) * 3 if self.c_attn.bias is None else self.c_attn.bias.chunk(3)
+            parts = [F.linear(x_BTD, w, b) for x_BTD, w, b in zip(x, weights, biases, strict=True)]
+        else:
+            parts = list(self.c_attn(x).chunk(3, dim=-1))
+        B, T, D = parts[0].shape
+        q, k, v = (p.view(B, T, self.n_head, D // self.n_head).transpose(1, 2) for p in parts)
+        return q, k, v

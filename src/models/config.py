@@ -1,0 +1,39 @@
+"""The size of a GPT, checked."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The keys of `model`.
+
+    Raises:
+        ValueError: a size that no model can have, naming key, value, bound and way out.
+    """
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    bias: bool
+    dropout: float
+    gelu_approximate: str
+
+    def __post_init__(self) -> None:
+        for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key} must be at least 1, got {getattr(self, key)}")
+        if self.n_embd % self.n_head:
+            near = self.n_head * max(1, round(self.n_embd / self.n_head))
+            raise ValueError(
+                f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} and {self.n_head}; "
+                f"the nearest is model.n_embd={near}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        if self.gelu_approximate not in ("none", "tanh"):
+            raise ValueError(
+                f"model.gelu_approximate must be none (exact) or tanh (OpenAI's GPT-2), "
+                f"got {self.gelu_approximate}"
+            )

@@ -1,0 +1,210 @@
+"""GPT: an embedding, an ordered list of sites, a residual strategy between them, a final norm, a head.
+
+    state = begin(embedding(idx));  for site: x, state = read; y = F(N(x)); state = write;  ln_f(end(state))
+
+The trunk knows the contracts of `residual`, `norm` and `embedding`, never a concrete method.
+With the vanilla strategy, LayerNorm, tied embedding and biases it is Hugging Face's GPT2LMHeadModel.
+
+Padded vocabulary: `vocab_size` 50304 is GPT-2's 50257 ids rounded up to a multiple of 128. The padding
+ids are ordinary rows of the table that never occur as a token; their logits take part in the softmax, in
+training and in every evaluation alike (as in nanoGPT and the reference protocol), so training drives
+their probability towards zero, and generation never picks them.
+
+Source: GPT-2 (Radford et al. 2019), section 2.3; initial values as in nanoGPT.
+Shape letters: B batch, T tokens, D n_embd, V vocab_size, N = B * T rows.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.embedding.base import EmbeddingSpec, TokenEmbedding
+from src.models.attention import CausalSelfAttention, TapKV
+from src.models.config import GPTConfig
+from src.models.loss import linear_cross_entropy, token_losses
+from src.models.mlp import MLP
+from src.norm.base import NormSpec
+from src.residual.base import QKV, Kind, ResidualStrategy, Site, StreamSpec
+
+INIT_STD = 0.02
+
+NormFactory = Callable[[NormSpec], nn.Module]
+EmbeddingFactory = Callable[[EmbeddingSpec], TokenEmbedding]
+StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]  # a state is the strategy's own business
+
+
+class Block(nn.Module):
+    """A layer's two sublayers, each with its input norm unless the strategy owns that."""
+
+    def __init__(self, config: GPTConfig, ln_1: nn.Module | None, ln_2: nn.Module | None) -> None:
+        super().__init__()
+        self.ln_1 = ln_1
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = ln_2
+        self.mlp = MLP(config)
+
+    def branch(self, site: Site, x: Tensor | QKV, tap: TapKV | None) -> Tensor:
+        """F(N(x)) of one sublayer, [B, T, D] -> [B, T, D]."""
+        if site.kind == "attn":
+            y_BTD: Tensor = self.attn(_normed(self.ln_1, x), tap)
+        else:
+            y_BTD = self.mlp(_normed(self.ln_2, x))
+        return y_BTD
+
+
+class GPT(nn.Module):
+    """A GPT-2-style language model over an interchangeable residual stream.
+
+    Args:
+        config: sizes.
+        residual, norm, embedding: factories that take their room's spec.
+        seed: all initial weights follow from it; the trunk's do not depend on the strategy.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        residual: StrategyFactory,
+        norm: NormFactory,
+        embedding: EmbeddingFactory,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.sites = sites_in_order(config.n_layer)
+
+        def make_norm(width: int) -> nn.Module:
+            return norm(NormSpec(width, config.bias))
+
+        spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, self.sites, make_norm)
+        strategy = residual(spec)
+        self.embedding = embedding(
+            EmbeddingSpec(config.vocab_size, config.n_embd, config.block_size, config.n_layer, config.dropout)
+        )
+
+        def norm_of(site: Site | None) -> nn.Module | None:
+            return None if strategy.owns_norm(site) else spec.norm()
+
+        pairs = zip(self.sites[::2], self.sites[1::2], strict=True)
+        self.h = nn.ModuleList(Block(config, norm_of(a), norm_of(m)) for a, m in pairs)
+        self.ln_f = norm_of(None)
+        self.residual = strategy
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Draw all initial weights: first embedding and trunk, then the strategy's own."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name, module in [*self.embedding.named_modules(), *self.h.named_modules()]:
+                if isinstance(module, nn.Linear | nn.Embedding):
+                    adds_to_stream = name.endswith("c_proj")
+                    nn.init.normal_(module.weight, std=self._proj_std if adds_to_stream else INIT_STD)
+                    if isinstance(module, nn.Linear) and module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            self.embedding.reset()
+            self.residual.reset()
+        for site in self.sites:
+            if site.visit == 0:
+                with torch.no_grad():
+                    self.residual.init_sublayer_(site, self._block(site).get_submodule(site.kind))
+
+    def hidden(self, idx_BT: Tensor) -> Tensor:
+        """Token ids [B, T] -> what the head is given, [B, T, D]."""
+        device = idx_BT.device.type
+        sublayers = partial(
+            torch.autocast,
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+        )
+        with torch.autocast(device, enabled=False):
+            state = self.residual.begin(self.embedding(idx_BT))
+            for site in self.sites:
+                x, state = self.residual.read(state, site)
+                tap: _Tap | None = None
+                if self.residual.taps_kv and site.kind == "attn":
+                    tap = _Tap(self.residual, site, state)
+                with sublayers():
+                    y_BTD = self._block(site).branch(site, x, tap)
+                if tap is not None:
+                    state = tap.state
+                state = self.residual.write(state, site, y_BTD)
+            x_BTD = self.residual.end(state)
+            return x_BTD if self.ln_f is None else self.ln_f(x_BTD)
+
+    @property
+    def _proj_std(self) -> float:
+        return INIT_STD / math.sqrt(2 * self.config.n_layer)  # 2 * n_layer adds to the stream (GPT-2, 2.3)
+
+    def _block(self, site: Site) -> Block:
+        block = self.h[site.layer]
+        assert isinstance(block, Block)  # only blocks go into h
+        return block
+
+    def forward(self, idx_BT: Tensor) -> Tensor:
+        """Token ids [B, T] -> logits [B, T, V]."""
+        return nn.functional.linear(self.hidden(idx_BT), self.embedding.get_lm_head_weight())
+
+    def loss(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean next-token loss in nats, 0-dim; the logits of the batch never exist at once."""
+        x_ND = self.hidden(idx_BT).flatten(0, 1)
+        return linear_cross_entropy(x_ND, self.embedding.get_lm_head_weight(), targets_BT.flatten().long())
+
+    @torch.no_grad()
+    def token_losses(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Next-token loss in nats of every token, [B, T]."""
+        x_ND = self.hidden(idx_BT).flatten(0, 1)
+        loss_N = token_losses(x_ND, self.embedding.get_lm_head_weight(), targets_BT.flatten().long())
+        return loss_N.view(targets_BT.shape)
+
+    def n_params(self, *, positions: bool) -> int:
+        """Parameters, shared ones once; nanoGPT's customary count leaves positions out."""
+        total = sum(p.numel() for p in self.parameters())
+        return total if positions else total - self.embedding.get_num_pos_params()
+
+    def flops_per_token(self) -> int:
+        """Training FLOPs of one token: 6 * parameters + 12 * attention sites * D * T (PaLM, appendix B)."""
+        attention = sum(site.kind == "attn" for site in self.sites)
+        matmul = 6 * self.n_params(positions=False)
+        return matmul + 12 * attention * self.config.n_embd * self.config.block_size
+
+    def load_nanogpt_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a nanoGPT model of the same size (`transformer.wte.weight`, ...)."""
+        own = {}
+        for key, value in weights.items():
+            name = key.removeprefix("transformer.")
+            if name != "lm_head.weight":  # tied: the same tensor as wte
+                own[f"embedding.{name}" if name.startswith(("wte", "wpe")) else name] = value
+        self.load_state_dict(own, strict=True)
+
+
+class _Tap:
+    """Carries the state through attention for a strategy that taps keys and values."""
+
+    def __init__(self, residual: ResidualStrategy[Any], site: Site, state: object) -> None:
+        self.residual, self.site, self.state = residual, site, state
+
+    def __call__(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        k_BHTK, v_BHTK, self.state = self.residual.tap_kv(self.state, self.site, k_BHTK, v_BHTK)
+        return k_BHTK, v_BHTK
+
+
+def _normed(norm: nn.Module | None, x: Tensor | QKV) -> Tensor | QKV:
+    if norm is None:
+        return x
+    return QKV(*map(norm, x)) if isinstance(x, QKV) else norm(x)
+
+
+def sites_in_order(n_layer: int) -> tuple[Site, ...]:
+    """Attention then MLP of each layer, layers in order."""
+    kinds: tuple[Kind, Kind] = ("attn", "mlp")
+    return tuple(
+        Site(2 * layer + i, layer, kind, 0, opens_block=i == 0, closes_block=i == 1)
+        for layer in range(n_layer)
+        for i, kind in enumerate(kinds)
+    )

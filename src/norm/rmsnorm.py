@@ -1,0 +1,32 @@
+"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight.
+
+Source: Zhang, Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467), equation 4; the
+benchmark's `rmsnorm` uses eps = 1e-5 and float32 statistics.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.norm.base import NormSpec
+
+
+class RMSNorm(nn.Module):
+    """Torch's RMS norm, float32 statistics, no bias; adds width parameters.
+
+    Args:
+        spec: only the width is used.
+        eps: added to the mean square (1e-5 in the benchmark).
+    """
+
+    def __init__(self, spec: NormSpec, *, eps: float) -> None:
+        super().__init__()
+        if eps <= 0:
+            raise ValueError(f"norm.eps must be positive, got {eps}; the benchmark uses 1e-5")
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(spec.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)
