@@ -152,14 +152,18 @@ class GPT(nn.Module):
 
     def loss(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token loss in nats, 0-dim; the logits of the batch never exist at once."""
-        x_ND = self.hidden(idx_BT).flatten(0, 1)
-        return linear_cross_entropy(x_ND, self.embedding.get_lm_head_weight(), targets_BT.flatten().long())
+        return self.head_loss(self.hidden(idx_BT), targets_BT)
+
+    def head_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """The loss from `hidden`'s output on."""
+        weight_VD = self.embedding.get_lm_head_weight()
+        return linear_cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
 
     @torch.no_grad()
     def token_losses(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Next-token loss in nats of every token, [B, T]."""
         x_ND = self.hidden(idx_BT).flatten(0, 1)
-        loss_N = token_losses(x_ND, self.embedding.get_lm_head_weight(), targets_BT.flatten().long())
+        loss_N = token_losses(x_ND, self.embedding.get_lm_head_weight(), targets_BT.flatten())
         return loss_N.view(targets_BT.shape)
 
     def n_params(self, *, positions: bool) -> int:

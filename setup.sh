@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Sets up a virtual environment and does one of two things in it:
+#   ./setup.sh run [overrides]   the main job: pretrain on the embedded text, evaluate, draw
+#   ./setup.sh test              lint, types, tests
+# VENV names the environment's folder (default .venv); PYTHON the interpreter (default python3).
+set -euo pipefail
+cd "$(dirname "$0")"
+VENV="${VENV:-.venv}"
+PYTHON="${PYTHON:-python3}"
+
+has_venv() { "$PYTHON" -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null; }
+
+if [ ! -x "$VENV/bin/python" ] && ! has_venv; then
+  if ! command -v apt-get >/dev/null; then
+    echo "setup.sh: needs $PYTHON >= 3.11 with venv; install it, or name another with PYTHON=..." >&2
+    exit 2
+  fi
+  sudo="$([ "$(id -u)" = 0 ] || echo sudo)"
+  $sudo apt-get update -qq
+  $sudo apt-get install -y -qq python3 python3-venv
+  has_venv || { echo "setup.sh: $PYTHON is older than 3.11; name another with PYTHON=..." >&2; exit 2; }
+fi
+
+install() { # $1: what to install, as pip names it
+  [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+  local stamp="$VENV/.installed-${2}" want
+  want="$(cat pyproject.toml constraints.txt | sha256sum)"
+  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "$1"
+  rm -rf build reslab.egg-info
+  echo "$want" >"$stamp"
+}
+
+case "${1:-}" in
+run)
+  install . run
+  exec "$VENV/bin/python" run.py "${@:2}"
+  ;;
+test)
+  install '.[dev]' dev
+  "$VENV/bin/ruff" check .
+  "$VENV/bin/ruff" format --check .
+  "$VENV/bin/mypy"
+  exec "$VENV/bin/python" -m pytest "${@:2}"
+  ;;
+*)
+  sed -n '2,5p' "$0" | cut -c3-
+  exit 2
+  ;;
+esac

@@ -1,0 +1,65 @@
+"""Files that are whole or not there: written beside their place, forced to disk, renamed into it.
+
+A leaf: any room may import it.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data`; readers see the old bytes or the new ones, never a mixture."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    raw = data.encode() if isinstance(data, str) else data
+    try:
+        with part.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Force a folder's entries (new names, renames) to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` when the block ends well.
+
+    Raises:
+        FileExistsError: `target` came to exist and is not empty.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        part.rename(target)
+    except OSError as error:
+        if target.exists():
+            raise FileExistsError(f"{target} exists already and is not empty") from error
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    fsync_folder(target.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """The hash of a whole file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

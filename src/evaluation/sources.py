@@ -1,0 +1,84 @@
+"""Where evaluation texts and items come from: files in the project, files of the user, the hub."""
+
+import gzip
+import json
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+EMBEDDED = Path(__file__).parent / "embedded"
+PREFIX = "embedded:"
+
+
+def resolve_path(key: str, path: str) -> Path:
+    """A path as written in a configuration; `embedded:<name>` is a file that the project carries.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    found = EMBEDDED / path.removeprefix(PREFIX) if path.startswith(PREFIX) else Path(path)
+    if not found.is_file():
+        raise ValueError(f"{key}={path}: no such file; give a .jsonl(.xz|.gz) or .txt file, or null")
+    return found
+
+
+def read_texts(path: Path, field: str) -> list[str]:
+    """The documents of a file: rows of a .jsonl(.xz|.gz), or a whole text file as one.
+
+    Raises:
+        ValueError: rows that are not JSON objects with a text in `field`.
+    """
+    stem = path.name.removesuffix(path.suffix) if path.suffix in (".xz", ".gz") else path.name
+    with _opened(path) as file:
+        if not stem.endswith((".jsonl", ".json")):
+            return [file.read()]
+        texts = []
+        for number, line in enumerate(file, 1):
+            try:
+                text = json.loads(line)[field]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                text = None
+            if not isinstance(text, str):
+                raise ValueError(f"{path}, row {number}: no text in field {field!r}")
+            texts.append(text)
+    return texts
+
+
+def _opened(path: Path) -> IO[str]:
+    if path.suffix == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """A text to score: one file, or a hub data set, as one stream of documents.
+
+    Args:
+        path: a file, or null.
+        hub: data set, configuration and split on the hub, read where `path` is null; or null.
+        field: the rows' field that holds the text.
+        join: what stands between two rows in the stream.
+        limit_tokens: score only the first so many tokens, and say so; null scores all.
+    """
+
+    path: str | None
+    hub: list[str] | None
+    field: str
+    join: str
+    limit_tokens: int | None
+
+    def text(self, key: str) -> str | None:
+        """The stream, or None where neither file nor hub was named."""
+        if self.path is not None:
+            return self.join.join(read_texts(resolve_path(f"{key}.path", self.path), self.field))
+        if self.hub is None:
+            return None
+        from datasets import load_dataset
+
+        name, config, split = self.hub
+        rows = load_dataset(name, config, split=split)
+        return self.join.join(rows[self.field])

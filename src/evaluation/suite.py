@@ -1,0 +1,121 @@
+"""What a run is scored on at its end: perplexities of texts, and lm-eval tasks."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from src.datamodules.tokenizer import N_VOCAB, gpt2_encoding
+from src.evaluation.perplexity import token_stream_perplexity
+from src.evaluation.sources import TextSet, resolve_path
+from src.models.gpt import GPT
+
+log = logging.getLogger(__name__)
+
+Scores = dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSet:
+    """lm-eval tasks by name, local files for them (`embedded:` ones are in the project), items, shots."""
+
+    tasks: list[str]
+    files: dict[str, str]
+    limit: int | None
+    num_fewshot: int
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"evaluation.lm_eval.limit must be null or at least 1, got {self.limit}")
+        if self.num_fewshot < 0:
+            raise ValueError(f"evaluation.lm_eval.num_fewshot must not be negative, got {self.num_fewshot}")
+
+
+class EvaluationSuite:
+    """Perplexities and lm-eval tasks, in that order.
+
+    Args:
+        perplexity: texts by name, each with the keys of `TextSet`.
+        lm_eval: the keys of `TaskSet`.
+        batch_size: sequences of a forward.
+    """
+
+    def __init__(self, *, perplexity: dict[str, Any], lm_eval: dict[str, Any], batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}")
+        self.texts = {
+            name: _made(TextSet, f"evaluation.perplexity.{name}", keys) for name, keys in perplexity.items()
+        }
+        self.tasks = _made(TaskSet, "evaluation.lm_eval", lm_eval)
+        self.batch_size = batch_size
+
+    def check(self, vocab_size: int) -> None:
+        """Refuse, before anything is trained, what could only fail afterwards.
+
+        Raises:
+            ValueError: a file that is not there, or a vocabulary too small for GPT-2's tokenizer.
+        """
+        if (self.texts or self.tasks.tasks) and vocab_size < N_VOCAB:
+            raise ValueError(
+                f"the evaluation needs GPT-2's {N_VOCAB} token ids, model.vocab_size is {vocab_size}; "
+                f"give model.vocab_size=50304 or evaluation=none"
+            )
+        for name, text in self.texts.items():
+            if text.path is not None:
+                resolve_path(f"evaluation.perplexity.{name}.path", text.path)
+        for name in self.tasks.tasks:
+            if name in self.tasks.files:
+                resolve_path(f"evaluation.lm_eval.files.{name}", self.tasks.files[name])
+
+    def run(self, model: GPT, between_batches: Callable[[], None]) -> Scores:
+        """Score `model`; what was limited or left out says so in its entry."""
+        scores: Scores = {"perplexity": {}, "lm_eval": {}}
+        for name, text in self.texts.items():
+            log.info("evaluation: perplexity on %s", name)
+            scores["perplexity"][name] = self._perplexity(name, text, model, between_batches)
+        if self.tasks.tasks:
+            log.info("evaluation: lm-eval on %s", ", ".join(self.tasks.tasks))
+            scores["lm_eval"] = self._lm_eval(model, between_batches)
+        return scores
+
+    def _perplexity(
+        self, name: str, text: TextSet, model: GPT, between_batches: Callable[[], None]
+    ) -> dict[str, Any]:
+        key = f"evaluation.perplexity.{name}"
+        stream = text.text(key)
+        if stream is None:
+            reason = f"not in the repository; give {key}.path=<file> or evaluation=full"
+            log.warning("evaluation: %s left out: %s", name, reason)
+            return {"skipped": reason}
+        tokens = np.array(gpt2_encoding().encode_ordinary(stream), dtype=np.uint16)
+        return token_stream_perplexity(
+            model,
+            tokens,
+            limit_tokens=text.limit_tokens,
+            batch_size=self.batch_size,
+            between_batches=between_batches,
+        )
+
+    def _lm_eval(self, model: GPT, between_batches: Callable[[], None]) -> dict[str, dict[str, Any]]:
+        from src.evaluation.harness import run_tasks  # imports lm-eval, which takes seconds
+        from src.evaluation.lm_adapter import GPTAdapter
+
+        adapter = GPTAdapter(model, batch_size=self.batch_size, between_batches=between_batches)
+        files = {
+            name: resolve_path(f"evaluation.lm_eval.files.{name}", path)
+            for name, path in self.tasks.files.items()
+            if name in self.tasks.tasks
+        }
+        return run_tasks(
+            adapter, self.tasks.tasks, files, limit=self.tasks.limit, num_fewshot=self.tasks.num_fewshot
+        )
+
+
+def _made(kind: type[Any], where: str, keys: Any) -> Any:  # a mapping, if the user wrote one
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(keys, dict) or set(keys) != set(names):
+        got = ", ".join(map(str, keys)) if isinstance(keys, dict) else repr(keys)
+        raise ValueError(f"{where} must have the keys {', '.join(names)}, got {got}")
+    return kind(**keys)

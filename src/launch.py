@@ -1,0 +1,191 @@
+"""Process plumbing of Hydra jobs: errors and exit codes, the run folder and its log, resume.
+
+Exit codes: 0 completed; 2 the user's mistake, in one line; 3 diverged; 130 and 143 interrupted by SIGINT
+and SIGTERM, after a checkpoint; 1 anything else, or a sweep in which a job failed.
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.mistakes import Interrupted, UserError, one_line
+from src.overrides import explain, resume_arguments
+
+log = logging.getLogger(__name__)
+
+COMPLETED, FAILED, MISTAKE, DIVERGED = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of this invocation: its folder, its configuration, and whether it goes on from a checkpoint."""
+
+    folder: Path
+    config: DictConfig
+    resumes: bool
+    overrides: tuple[str, ...] = ()
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    number: int
+    folder: Path
+    overrides: tuple[str, ...]
+    code: int
+    line: str
+    seconds: float
+
+
+class JobFailedError(Exception):
+    """A job that did not complete; its outcome has been recorded and told."""
+
+
+OUTCOMES: list[Outcome] = []
+
+
+def enter(main: Callable[[], Any]) -> int:
+    """Run Hydra's `main` and turn whatever happens into an exit code and, for a mistake, one line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
+    OUTCOMES.clear()
+    try:
+        sys.argv[1:] = resume_arguments(sys.argv[1:])
+        main()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return MISTAKE
+    except JobFailedError:
+        pass
+    except (Interrupted, KeyboardInterrupt) as stop:
+        _tell_sweep()
+        return 128 + (stop.signum if isinstance(stop, Interrupted) else 2)
+    _tell_sweep()
+    codes = {outcome.code for outcome in OUTCOMES}
+    if len(OUTCOMES) == 1:
+        return codes.pop()
+    return FAILED if codes - {COMPLETED} else COMPLETED
+
+
+def _tell_sweep() -> None:
+    if len(OUTCOMES) < 2 and not any(outcome.number for outcome in OUTCOMES):
+        return
+    for outcome in OUTCOMES:
+        what = " ".join(outcome.overrides) or "(no overrides)"
+        print(f"#{outcome.number} {what}: {outcome.line} ({outcome.seconds:.0f} s, {outcome.folder})")
+
+
+def run_job(config: DictConfig) -> float | None:
+    """Run one Hydra job: open its folder, run its task, note how it ended."""
+    hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
+    folder = Path(hydra.runtime.output_dir).resolve()
+    resumes = config.get("resume") is not None
+    job = Job(folder, config, resumes, tuple(hydra.overrides.task), rank=outer_rank())
+    number = int(hydra.job.num) if sweep else 0
+    began = time.monotonic()
+    code, line, value = run_task(job)
+    OUTCOMES.append(Outcome(number, folder, job.overrides, code, line, time.monotonic() - began))
+    if code in (128 + 2, 128 + 15):
+        raise Interrupted(code - 128)
+    if code != COMPLETED and sweep:
+        raise JobFailedError(line)  # Hydra runs the other jobs, then raises it again
+    return value
+
+
+def run_task(job: Job) -> tuple[int, str, float | None]:
+    """Run the job's task inside its folder; returns exit code, one line on how it went, and its value."""
+    if job.rank == 0 and not job.resumes and (job.folder / "result.json").exists():
+        line = f"{job.folder} holds a run already; resume={job.folder} goes on with it"
+        print(f"error: {line}", file=sys.stderr)
+        return MISTAKE, line, None
+    close_log = open_log(job)
+    try:
+        if not job.resumes and job.rank == 0:
+            write_hydra_folder(job)
+        task = cast(Callable[[Job], "TaskEnd"], get_method(job.config.task._target_))
+        end = task(job)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        log.debug("the user's mistake:\n%s", traceback.format_exc())
+        log.error("error: %s", explain(error))
+        return MISTAKE, explain(error), None
+    except (Interrupted, KeyboardInterrupt) as stop:
+        signum = stop.signum if isinstance(stop, Interrupted) else 2
+        log.warning("%s", str(stop) or "stopped by SIGINT")
+        return 128 + signum, str(stop) or "stopped by SIGINT", None
+    except Exception as error:
+        log.error("failed: %s\n%s", one_line(error), traceback.format_exc())
+        return FAILED, f"failed: {one_line(error)}", None
+    else:
+        return end.code, end.line, end.value
+    finally:
+        close_log()
+
+
+@dataclass(frozen=True)
+class TaskEnd:
+    """What a task hands back: exit code, one line, and its figure of merit."""
+
+    code: int
+    line: str
+    value: float | None = None
+
+
+def write_hydra_folder(job: Job) -> None:
+    """`.hydra/` as Hydra would write it; done here, so that a refused launch writes nothing."""
+    folder = job.folder / ".hydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    hydra = HydraConfig.get()
+    OmegaConf.save(job.config, folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": OmegaConf.to_container(hydra)}), folder / "hydra.yaml")
+    OmegaConf.save(OmegaConf.create(list(job.overrides)), folder / "overrides.yaml")
+
+
+def open_log(job: Job) -> Callable[[], None]:
+    """Log to the console (this project's words, others' warnings) and to run.log; returns the undoing."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.INFO if job.rank == 0 else logging.CRITICAL)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(lambda r: r.name.startswith("src") or r.levelno >= logging.ERROR)
+    handlers: list[logging.Handler] = [console]
+    if job.rank == 0:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(job.folder / "run.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+    root.handlers = handlers
+    root.setLevel(logging.INFO)
+    logging.getLogger("src").setLevel(logging.DEBUG)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()  # they print by themselves; the root's handlers do it here
+        logging.getLogger(name).propagate = True
+    logging.captureWarnings(True)
+
+    def close() -> None:
+        logging.captureWarnings(False)
+        for handler in handlers:
+            handler.close()
+        root.handlers, root.level = before
+
+    return close
+
+
+def outer_rank() -> int:
+    """This process's rank where torchrun or a cluster started it; 0 otherwise."""
+    return int(os.environ.get("RANK", "0"))

@@ -1,0 +1,102 @@
+"""The LightningModule: one batch is one optimizer step.
+
+Optimization is manual: a batch holds all micro-batches of a step, [A, M, T + 1], so that Lightning's batch
+index is the optimizer step, whatever the number of ranks, and a resumed run stands exactly where it stood.
+
+Shape letters: A accumulation (micro-steps), M micro-batch size, T block_size.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from src.models.gpt import GPT
+from src.models.optimizer import OptimizerConfig, Schedule, apply_gradients, build_optimizer, set_lr
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step reports; tensors are 0-dim and stay on the device."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+
+
+class LanguageModel(L.LightningModule):
+    """A GPT, its optimizer and its schedule.
+
+    Args:
+        gpt: the model.
+        optimizer: AdamW's settings.
+        schedule: the learning rate by step.
+        compile_trunk: run training through `torch.compile` (evaluation stays eager: its shapes vary).
+        seed: dropout in a step follows from (seed, step, rank) alone.
+    """
+
+    def __init__(
+        self, gpt: GPT, optimizer: OptimizerConfig, schedule: Schedule, *, compile_trunk: bool, seed: int
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.gpt = gpt
+        self.optimizer_config = optimizer
+        self.schedule = schedule
+        self.seed = seed
+        compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False) if compile_trunk else gpt.hidden
+        self._train_hidden = compiled
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; `training_step` sets its rate."""
+        return build_optimizer(self.gpt, self.optimizer_config)
+
+    def follow_schedule(self, step: int) -> None:
+        """Fill the strategy's schedule-driven buffers for optimizer step `step` (0-based)."""
+        self.gpt.residual.on_step(step, self.schedule.max_steps)
+
+    def training_step(self, batch_AMT: Tensor, batch_idx: int) -> dict[str, StepResult]:
+        """One optimizer step on token ids [A, M, T + 1].
+
+        Raises:
+            DivergedError: on every rank alike, with the weights still those of the step before.
+        """
+        step = self.global_step
+        self.follow_schedule(step)
+        if self.gpt.config.dropout:
+            torch.manual_seed(hash((self.seed, step, self.global_rank)) & 0x7FFFFFFF)
+        loss = self._accumulate(batch_AMT)
+        if self.trainer.world_size > 1:
+            loss = cast(Tensor, self.all_gather(loss)).mean()
+
+        lr = self.schedule.lr(step)
+        optimizer = cast(Any, self.optimizers())  # Lightning's wrapper: it counts the step
+        set_lr(optimizer, lr)
+        norm = apply_gradients(optimizer, self.gpt.parameters(), self.optimizer_config.grad_clip, loss)
+        return {"step": StepResult(loss, norm, lr)}
+
+    def _accumulate(self, batch_AMT: Tensor) -> Tensor:
+        """Backward through all micro-batches; returns this rank's mean loss, detached."""
+        n_micro = len(batch_AMT)
+        total = torch.zeros((), device=self.device)
+        for i, tokens_MT in enumerate(batch_AMT):
+            idx, targets = tokens_MT[:, :-1].long(), tokens_MT[:, 1:].long()
+            with self._syncing(i == n_micro - 1):
+                loss = self.gpt.head_loss(self._train_hidden(idx), targets) / n_micro
+                with torch.autocast(self.device.type, enabled=False):
+                    self.manual_backward(loss)
+            total += loss.detach()
+        return total
+
+    @contextlib.contextmanager
+    def _syncing(self, last: bool) -> Iterator[None]:
+        """Let DDP exchange gradients on the last micro-step only."""
+        wrapper = self.trainer.strategy.model
+        if isinstance(wrapper, DistributedDataParallel) and not last:
+            with wrapper.no_sync():
+                yield
+        else:
+            yield

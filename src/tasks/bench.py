@@ -1,0 +1,67 @@
+"""Training steps for timing beside other implementations.
+
+`vanilla_step` follows the factory protocol of side-by-side step benchmarks: given a namespace with sizes,
+it returns (model, step_fn), where `step_fn(x, y)` does one whole optimizer step and returns its loss.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from src.embedding.tied import TiedEmbedding
+from src.models.config import GPTConfig
+from src.models.gpt import GPT
+from src.models.optimizer import OptimizerConfig, apply_gradients, build_optimizer, set_lr
+from src.norm.layernorm import LayerNorm
+from src.residual.vanilla import Vanilla
+
+
+class StepSpec(Protocol):
+    """What a benchmark says of the step it wants."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    bias: bool
+    lr: float
+    weight_decay: float
+    grad_clip: float
+    seed: int
+    device: str
+    dtype: str
+    grad_accum: int
+
+
+def vanilla_step(spec: StepSpec) -> tuple[GPT, Callable[[Tensor, Tensor], Tensor]]:
+    """residual=vanilla, norm=layernorm, embedding=tied under AdamW, as `task=train` steps it.
+
+    `step_fn` takes token ids and targets [B, T], or [A, B, T] with `grad_accum` = A > 1.
+    """
+    sizes = GPTConfig(
+        spec.n_layer, spec.n_head, spec.n_embd, spec.block_size, spec.vocab_size, spec.bias, 0.0, "none"
+    )
+    norm = partial(LayerNorm, eps=1e-5)
+    gpt = GPT(sizes, residual=Vanilla, norm=norm, embedding=TiedEmbedding, seed=spec.seed).to(spec.device)
+    keys = OptimizerConfig(spec.lr, spec.lr, 0, spec.weight_decay, (0.9, 0.95), 1e-8, spec.grad_clip)
+    optimizer = build_optimizer(gpt, keys)
+    set_lr(optimizer, spec.lr)
+    autocast = partial(torch.autocast, torch.device(spec.device).type, torch.bfloat16)
+
+    def step_fn(x: Tensor, y: Tensor) -> Tensor:
+        n_micro = spec.grad_accum
+        pairs = zip(x.view(n_micro, -1, x.shape[-1]), y.view(n_micro, -1, y.shape[-1]), strict=True)
+        total = torch.zeros((), device=spec.device)
+        for idx_BT, targets_BT in pairs:
+            with autocast(enabled=spec.dtype == "bfloat16"):
+                loss = gpt.loss(idx_BT, targets_BT) / n_micro
+            torch.autograd.backward(loss)
+            total += loss.detach()
+        apply_gradients(optimizer, gpt.parameters(), spec.grad_clip, total)
+        return total
+
+    return gpt, step_fn

@@ -1,0 +1,238 @@
+"""What a training run leaves in its folder, and how it finds its way back in."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
+
+from src.artefacts import write_atomic
+from src.callbacks.checkpoints import read_checkpoint
+from src.callbacks.final_evaluation import headline
+from src.callbacks.record import RunRecord, read_metrics
+from src.datamodules.fineweb import FineWebDataModule
+from src.launch import Job
+from src.mistakes import UserError
+from src.models.gpt import GPT
+from src.overrides import ROOT
+from src.reporting.figures import loss_curves
+from src.tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
+#: What a checkpoint's weights are made for; these cannot change on resume.
+ARCHITECTURE = ("model", "residual", "norm", "embedding", "seed")
+
+
+class Resume(NamedTuple):
+    """Where a run goes on: the checkpoint and the optimizer steps it has behind it."""
+
+    path: Path
+    step: int
+
+
+def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any]) -> Resume | None:
+    """The checkpoint that this job goes on from; None where it starts at step 0.
+
+    Raises:
+        UserError: the checkpoint is damaged, gone, or belongs to another model or other data.
+    """
+    if not job.resumes:
+        return None
+    path = job.folder / "checkpoints" / "last.ckpt"
+    if not path.exists():
+        rows = read_metrics(job.folder)
+        if rows and rows[-1]["step"] > settings.trainer.checkpoint_every_steps:
+            raise UserError(
+                f"{path} is gone, though the run had passed step {rows[-1]['step']}; "
+                "put it back or start a new run"
+            )
+        log.warning("no checkpoint in %s yet: starting again at step 0", job.folder)
+        return None
+    stored = read_checkpoint(path).get("reslab")
+    if stored is None:
+        raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
+    _refuse_other_model(stored["config"], settings.config)
+    if stored["data_hash"] != identity["hash"]:
+        raise UserError(
+            f"data.path holds other data than the run was trained on: {identity['hash'][:12]} now, "
+            f"{stored['data_hash'][:12]} then; restore the shards or start a new run"
+        )
+    for key, (then, now) in _differences(stored["config"], settings.config).items():
+        if key.partition(".")[0] not in ("name", "resume", "task"):
+            log.warning("changed on resume: %s %s -> %s", key, then, now)
+    log.info("going on from step %d", stored["step"])
+    return Resume(path, int(stored["step"]))
+
+
+def _refuse_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [
+        f"{key} was {old}, is {new}"
+        for key, (old, new) in _differences(then, now).items()
+        if key.partition(".")[0] in ARCHITECTURE
+    ]
+    if changed:
+        raise UserError(f"a resumed run keeps its model: {'; '.join(changed)}; start a new run to change it")
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    old, new = flat(then), flat(now)
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Identifies what is computed: the configuration without its name and its place."""
+    kept = {key: value for key, value in config.items() if key not in ("name", "resume", "task")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def checkpoint_identity(settings: Settings, identity: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about the run it belongs to."""
+    return {
+        "config": settings.config,
+        "config_hash": config_hash(settings.config),
+        "data_hash": identity["hash"],
+    }
+
+
+def open_record(
+    job: Job, settings: Settings, record: RunRecord, data: FineWebDataModule, gpt: GPT, resume: Resume | None
+) -> None:
+    """Write config.yaml and the first result.json; cut the metrics back to where the run goes on."""
+    if job.rank:
+        return
+    step = resume.step if resume else 0
+    record.keep_until(step)
+    config = {**settings.config, "resume": None}
+    write_atomic(job.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    keys = settings.trainer
+    record.update(
+        status="running",
+        reason=None,
+        name=settings.name,
+        seed=settings.seed,
+        steps=step,
+        max_steps=keys.max_steps,
+        tokens=step * data.global_batch_size * settings.model.block_size,
+        n_params=gpt.n_params(positions=True),
+        n_params_without_positions=gpt.n_params(positions=False),
+        n_params_residual=sum(p.numel() for p in gpt.residual.parameters()),
+        flops_per_token=gpt.flops_per_token(),
+        config_hash=config_hash(config),
+        data=data.identity(),
+        accelerator=keys.accelerator,
+        device=device_name(keys.accelerator),
+        world_size=keys.devices,
+        precision=keys.precision,
+        compile=keys.compile,
+        threads=keys.threads,
+        resumed_at=[*record.result.get("resumed_at", []), *([step] if job.resumes else [])],
+        versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        git=git_commit(),
+    )
+    log.info(
+        "%s: %s parameters (%s of the residual strategy), %s tokens, %s x%d, %s, in %s",
+        settings.name,
+        f"{record.result['n_params']:,}",
+        f"{record.result['n_params_residual']:,}",
+        f"{keys.max_steps * data.global_batch_size * settings.model.block_size:,}",
+        record.result["device"],
+        keys.devices,
+        keys.precision,
+        job.folder,
+    )
+
+
+def note_progress(record: RunRecord, trainer: L.Trainer, tokens_per_step: int) -> None:
+    """How far the run has come, how long it took and how much memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    seconds = record.seconds()
+    record.update(
+        steps=trainer.global_step,
+        tokens=trainer.global_step * tokens_per_step,
+        seconds=seconds,
+        peak_memory_bytes=peak,
+    )
+
+
+def close_record(job: Job, record: RunRecord) -> float:
+    """State the final loss, draw the curve, fill the dashboard, print the table; returns the final loss."""
+    rows = read_metrics(job.folder)
+    losses = [row["val/loss"] for row in rows if "val/loss" in row]
+    if job.rank:
+        return losses[-1]
+    speeds = sorted(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
+    record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speeds[len(speeds) // 2])
+    figure = loss_curves({record.result["name"]: rows}, job.folder / "figures" / "loss.png")
+    config = OmegaConf.to_container(OmegaConf.load(job.folder / "config.yaml"))
+    assert isinstance(config, dict)  # written by open_record
+    board = TensorBoardLogger(job.folder, name="", version="tensorboard", default_hp_metric=False)
+    scores = {"val_loss": losses[-1], **headline(record.result)}
+    board.log_hyperparams(flat({str(k): v for k, v in config.items()}), scores)
+    board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
+    board.experiment.add_figure("loss", figure)
+    board.finalize("success")
+    record.finish("completed", None)
+    log.info("%s", table(record.result))
+    log.info("curve: %s", job.folder / "figures" / "loss.png")
+    return losses[-1]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The run's scores as lines of text; what was limited or left out says so."""
+    lines = [
+        f"  {'validation loss':28}{result['val_loss']:10.4f} nats   after {result['tokens']:,} tokens",
+    ]
+    for section, key, unit in (("perplexity", "ppl", ""), ("lm_eval", "score", " %")):
+        for name, entry in (result.get(section) or {}).items():
+            label = f"{name} {'perplexity' if key == 'ppl' else entry.get('metric', '')}"
+            if "skipped" in entry:
+                lines.append(f"  {label:28}{'-':>10}        left out: {entry['skipped']}")
+            else:
+                limit = f"   limited: {entry['limited']}" if entry.get("limited") else ""
+                lines.append(f"  {label:28}{entry[key]:10.2f}{unit:5}{limit}")
+    lines.append(f"  {'speed':28}{result['tokens_per_s']:10,.0f} tokens/s, {result['seconds']:.0f} s in all")
+    return "\n".join([f"{result['name']} completed", *lines])
+
+
+def device_name(accelerator: str) -> str:
+    """What the run computes on."""
+    if accelerator == "gpu":
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, marked where the tree differs from it; None outside git."""
+    try:
+        text = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return text.strip()

@@ -1,0 +1,287 @@
+"""From a composed configuration to checked, plain settings: every key known, typed and in range.
+
+The schema of a section is the signature of what it configures: a dataclass's fields, or a constructor's
+keyword-only arguments. Errors are collected over all sections and told together.
+"""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
+
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.mistakes import UserError
+from src.models.config import GPTConfig
+from src.models.optimizer import OptimizerConfig, Schedule
+from src.overrides import explain, unknown_key
+
+T = TypeVar("T")
+Factory = Callable[..., Any]  # Hydra's partials are untyped
+
+#: Sections that name a class (`_target_`), and the keys that stand alone.
+COMPONENTS = ("residual", "norm", "embedding", "data", "evaluation")
+LOOSE = {"name": str, "seed": int, "resume": str, "init_from": str}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerKeys:
+    """`optimizer` as written: null asks for the protocol's value."""
+
+    lr: float
+    min_lr: float | None
+    warmup_steps: int | None
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    grad_clip: float
+
+    def resolved(self, max_steps: int) -> OptimizerConfig:
+        """A tenth of lr, and 4 % of the run, where nothing was said."""
+        values = dataclasses.asdict(self)
+        if self.min_lr is None:
+            values["min_lr"] = self.lr / 10
+        if self.warmup_steps is None:
+            values["warmup_steps"] = round(0.04 * max_steps)
+        return OptimizerConfig(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerKeys:
+    """`trainer` as written: auto asks for what the machine has."""
+
+    max_steps: int
+    log_every_steps: int
+    val_every_steps: int
+    checkpoint_every_steps: int
+    accelerator: str
+    devices: int | str
+    strategy: str
+    precision: str
+    compile: bool | str
+    threads: int | str
+
+    def __post_init__(self) -> None:
+        for key in ("max_steps", "log_every_steps", "val_every_steps", "checkpoint_every_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"trainer.{key} must be at least 1, got {getattr(self, key)}")
+        _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        _one_of("trainer.strategy", self.strategy, ("auto", "ddp"))
+        _one_of("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed"))
+        for key in ("devices", "threads"):
+            value = getattr(self, key)
+            if value != "auto" and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"trainer.{key} must be auto or at least 1, got {value!r}")
+        if self.compile not in (True, False, "auto"):
+            raise ValueError(f"trainer.compile must be auto, true or false, got {self.compile!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerSettings:
+    """`trainer` with nothing left open."""
+
+    max_steps: int
+    log_every_steps: int
+    val_every_steps: int
+    checkpoint_every_steps: int
+    accelerator: str
+    devices: int
+    strategy: str
+    precision: str
+    compile: bool
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything a run is made of."""
+
+    name: str
+    seed: int
+    model: GPTConfig
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    trainer: TrainerSettings
+    residual: Factory
+    norm: Factory
+    embedding: Factory
+    data: Factory
+    evaluation: Any
+    config: dict[str, Any]
+
+
+def read_settings(config: DictConfig) -> Settings:
+    """Check a composed configuration and settle what it left open.
+
+    Raises:
+        UserError: all mistakes of the configuration, one sentence each.
+    """
+    mistakes: list[str] = []
+
+    def attempt(read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except (ValueError, HydraException, OmegaConfBaseException) as error:
+            mistakes.append(explain(root_cause(error)))
+        return None
+
+    known = {*COMPONENTS, *LOOSE, "task", "model", "optimizer", "trainer"}
+    mistakes.extend(unknown_key(str(key)) for key in config if key not in known)
+    for key, kind in LOOSE.items():
+        attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
+    model = attempt(lambda: read_section("model", config.model, GPTConfig))
+    keys = attempt(lambda: read_section("trainer", config.trainer, TrainerKeys))
+    written = attempt(lambda: read_section("optimizer", config.optimizer, OptimizerKeys))
+    parts = {name: attempt(lambda name=name: _component(name, config[name])) for name in COMPONENTS}  # type: ignore[misc]  # lambda defaults
+    trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
+    optimizer = schedule = None
+    if keys is not None and written is not None:
+        optimizer = attempt(lambda: written.resolved(keys.max_steps))
+    if keys is not None and optimizer is not None:
+        rates = optimizer
+        schedule = attempt(lambda: Schedule(rates.lr, rates.min_lr, rates.warmup_steps, keys.max_steps))
+    if mistakes:
+        raise UserError("; ".join(mistakes))
+    assert model is not None  # each is None only with a mistake noted
+    assert optimizer is not None
+    assert schedule is not None
+    assert trainer is not None
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a mapping in, a mapping out
+    resolved["optimizer"] = {**dataclasses.asdict(optimizer), "betas": list(optimizer.betas)}
+    resolved["trainer"] = dataclasses.asdict(trainer)
+    return Settings(
+        name=str(config.name),
+        seed=config.seed,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        trainer=trainer,
+        residual=cast(Factory, parts["residual"]),
+        norm=cast(Factory, parts["norm"]),
+        embedding=cast(Factory, parts["embedding"]),
+        data=cast(Factory, parts["data"]),
+        evaluation=parts["evaluation"],
+        config=resolved,
+    )
+
+
+def read_section(name: str, section: DictConfig, schema: type[T]) -> T:
+    """A section as an instance of a dataclass, every key checked for name and type."""
+    fields = {f.name: f.type for f in dataclasses.fields(schema)}  # type: ignore[arg-type]  # schema is a dataclass
+    return schema(**_checked(name, section, fields))
+
+
+def _component(name: str, section: DictConfig) -> Any:  # whatever the section names
+    if not isinstance(section, DictConfig) or "_target_" not in section:
+        raise ValueError(
+            f"{name} must name an option (see --help) or a class with {name}._target_, got {section}"
+        )
+    target = get_object(section._target_)
+    parameters = inspect.signature(target, eval_str=True).parameters.values()
+    schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    _checked(name, section, schema)
+    return instantiate(section)
+
+
+def _checked(name: str, section: DictConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key in map(str, section):
+        if key.startswith("_"):
+            continue
+        if key not in fields:
+            raise ValueError(unknown_key(f"{name}.{key}"))
+        value = section[key]
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        values[key] = _typed(f"{name}.{key}", plain, fields[key])
+    missing = [key for key in fields if key not in values]
+    if missing:
+        raise ValueError(f"{name}.{missing[0]} is missing; give {name}.{missing[0]}=<value>")
+    return values
+
+
+def _typed(key: str, value: object, annotation: Any) -> Any:  # annotations are not values of one type
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, type(int | str)) else (annotation,)
+    for kind in kinds:
+        fits, fitted = _fit(value, kind)
+        if fits:
+            return fitted
+    wanted = " or ".join(getattr(k, "__name__", str(k)).replace("NoneType", "null") for k in kinds)
+    raise ValueError(f"{key} must be {wanted}, got {value!r} ({type(value).__name__})")
+
+
+def _fit(value: object, kind: Any) -> tuple[bool, object]:  # see _typed
+    origin = get_origin(kind) or kind
+    if origin is tuple and isinstance(value, list):
+        wanted = get_args(kind)
+        if len(value) != len(wanted):
+            return False, None
+        fits = [_fit(item, k) for item, k in zip(value, wanted, strict=True)]
+        return all(ok for ok, _ in fits), tuple(item for _, item in fits)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return True, float(value)
+    if origin is int and isinstance(value, bool):
+        return False, None
+    if not isinstance(origin, type):
+        return True, value
+    return isinstance(value, origin), value
+
+
+def _loose(config: DictConfig, key: str, kind: type) -> None:
+    value = config.get(key)
+    optional = key in ("resume", "init_from")
+    if key == "name" and isinstance(value, int | float):
+        return
+    if not (isinstance(value, kind) and not isinstance(value, bool)) and not (optional and value is None):
+        raise ValueError(f"{key} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What a constructor said, out of Hydra's wrapping."""
+    while isinstance(error, HydraException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
+    """Settle `auto` by what this machine has.
+
+    Raises:
+        ValueError: more devices than there are, or a precision that the device lacks.
+    """
+    import torch
+
+    n_gpu = torch.cuda.device_count()
+    accelerator = keys.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if n_gpu else "cpu"
+    if accelerator == "gpu" and not n_gpu:
+        raise ValueError("trainer.accelerator=gpu, but torch sees no GPU here; use trainer=cpu")
+    on_gpu = accelerator == "gpu"
+    devices = (n_gpu if on_gpu else 1) if keys.devices == "auto" else int(keys.devices)
+    if on_gpu and devices > n_gpu:
+        raise ValueError(f"trainer.devices must be at most {n_gpu}, the GPUs here, got {devices}")
+    precision = keys.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    cores = len(os.sched_getaffinity(0))
+    return TrainerSettings(
+        keys.max_steps,
+        keys.log_every_steps,
+        keys.val_every_steps,
+        keys.checkpoint_every_steps,
+        accelerator,
+        devices,
+        "ddp" if devices > 1 or keys.strategy == "ddp" else "auto",
+        precision,
+        on_gpu if keys.compile == "auto" else bool(keys.compile),
+        max(1, cores // devices) if keys.threads == "auto" else int(keys.threads),
+    )
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value}")

@@ -1,0 +1,64 @@
+"""Checkpoint files: whole or refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.callbacks.checkpoints import AtomicCheckpointIO, link_over, read_checkpoint
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def saved(path: Path) -> Path:
+    weight = torch.arange(5000.0)
+    AtomicCheckpointIO().save_checkpoint({"weight": weight, "step": 3, "name": "x"}, path)
+    return path
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(saved(tmp_path / "deep" / "last.ckpt"))
+    assert torch.equal(checkpoint["weight"], torch.arange(5000.0))
+    assert checkpoint["step"] == 3
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["last.ckpt"]
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"last\.ckpt: no checkpoint there"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 700, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: float) -> None:
+    path = saved(tmp_path / "last.ckpt")
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(keep if keep >= 1 else keep * len(raw))])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        read_checkpoint(path)
+
+
+def test_a_flipped_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
+    path = saved(tmp_path / "last.ckpt")
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+    with pytest.raises(ValueError, match="damaged at record"):
+        read_checkpoint(path)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": Hostile()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_second_name_replaces_the_old_file_and_outlives_the_first(tmp_path: Path) -> None:
+    first, second = saved(tmp_path / "last.ckpt"), tmp_path / "best.ckpt"
+    second.write_text("old best")
+    link_over(first, second)
+    AtomicCheckpointIO().save_checkpoint({"step": 4}, first)
+    assert read_checkpoint(second)["step"] == 3
+    assert read_checkpoint(first)["step"] == 4

@@ -1,0 +1,104 @@
+"""Runs through the front door, judged from outside: files and exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: A model and a run that take seconds.
+SMALL = [
+    "trainer=cpu",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=32",
+    "model.block_size=32",
+    "model.vocab_size=512",
+    "data.micro_batch_size=2",
+    "data.global_batch_size=4",
+    "data.val_tokens=1024",
+    "trainer.max_steps=12",
+    "trainer.log_every_steps=1",
+    "trainer.val_every_steps=6",
+    "trainer.checkpoint_every_steps=4",
+    "trainer.threads=1",
+    "evaluation=none",
+]
+
+
+def make_shards(folder: Path, *, vocab_size: int = 500, tokens: int = 20_000) -> Path:
+    """A folder of published-format shards: one for validation, two for training, of learnable text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for split, number, size in (("val", 0, 3000), ("train", 1, tokens), ("train", 2, tokens // 2)):
+        steps = rng.integers(1, 4, size)
+        write_bin(folder / f"fineweb_{split}_{number:06d}.bin", np.cumsum(steps) % vocab_size)
+    return folder
+
+
+def write_bin(path: Path, tokens: np.ndarray[Any, Any]) -> None:
+    """One llm.c shard, written independently of the product."""
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240520, 1, len(tokens)
+    path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
+
+
+def command(*overrides: str) -> list[str]:
+    """The command line of one invocation."""
+    return [sys.executable, str(ROOT / "run.py"), *overrides]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a run: no network, quiet libraries."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
+    """Begin an invocation in `cwd`."""
+    return subprocess.Popen(
+        command(*overrides),
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*overrides: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """One invocation in `cwd`, to its end."""
+    return subprocess.run(
+        command(*overrides),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """The folder's result.json."""
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def computed(folder: Path) -> list[dict[str, Any]]:
+    """The rows without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in metrics(folder)]
+
+
+def error_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What was said on standard error, without empty lines."""
+    return [line for line in done.stderr.splitlines() if line.strip()]

@@ -1,0 +1,261 @@
+"""The main job from outside: what a run leaves, stopping and going on, ranks, sweeps, exit codes."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import SMALL, computed, error_lines, make_shards, metrics, result, run, start
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    cwd = tmp_path_factory.mktemp("whole")
+    done = run(*SMALL, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "r"
+
+
+def test_a_run_leaves_all_its_files(whole: Path) -> None:
+    for name in ("config.yaml", "run.log", "metrics.jsonl", "result.json", "checkpoints/last.ckpt"):
+        assert (whole / name).is_file(), name
+    assert {p.name for p in (whole / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert (whole / "checkpoints/best.ckpt").is_file()
+    assert list((whole / "tensorboard").glob("events.*"))
+    assert (whole / "figures/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_result_states_how_it_went(whole: Path) -> None:
+    stated = result(whole)
+    assert stated["status"] == "completed"
+    assert stated["steps"] == 12
+    assert stated["tokens"] == 12 * 4 * 32
+    assert stated["val_loss"] == metrics(whole)[-1]["val/loss"]
+    for key in ("reason", "n_params", "seconds", "tokens_per_s", "peak_memory_bytes", "seed", "config_hash"):
+        assert key in stated, key
+    assert stated["versions"]["torch"] == torch.__version__
+    assert len(stated["data"]["hash"]) == 64
+
+
+def test_metrics_are_a_row_a_step_with_their_fields(whole: Path) -> None:
+    rows = metrics(whole)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    for row in rows:
+        assert set(row) >= {"step", "tokens", "train/loss", "lr", "grad_norm", "tokens_per_s"}
+    assert [row["step"] for row in rows if "val/loss" in row] == [6, 12]
+    assert rows[-1]["lr"] == pytest.approx(1e-4)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_checkpoints_hold_tensors_and_plain_values_only(whole: Path) -> None:
+    for name in ("last", "best"):
+        checkpoint = torch.load(whole / f"checkpoints/{name}.ckpt", weights_only=True)
+        assert not any("_orig_mod" in key for key in checkpoint["state_dict"])
+    assert checkpoint["reslab"]["step"] == 12
+
+
+def test_a_second_launch_into_a_run_is_refused_and_changes_nothing(whole: Path, shards: Path) -> None:
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    done = run(*SMALL, f"data.path={shards}", f"hydra.run.dir={whole}", cwd=whole.parent)
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
+
+
+def test_resuming_a_completed_run_does_nothing(whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    done = run(f"resume={whole}", cwd=whole.parent)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (torch.load(p / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for p in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def kill_after(step: int, folder: Path, process: subprocess.Popen[str], signum: int) -> int:
+    """Send `signum` once the run has written the row of `step`; returns the exit code."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_text().count("\n") >= step:
+            process.send_signal(signum)
+            break
+        time.sleep(0.01)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+SLOW = [*SMALL[:-6], "trainer.max_steps=60", *SMALL[-5:]]
+
+
+@pytest.fixture(scope="module")
+def long(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A longer run that was never stopped, to compare stopped ones with."""
+    cwd = tmp_path_factory.mktemp("long")
+    done = run(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "r"
+
+
+@pytest.mark.parametrize("step", [1, 17, 41])
+def test_a_run_killed_at_any_step_goes_on_bitwise(step: int, long: Path, shards: Path, tmp_path: Path) -> None:
+    process = start(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    assert kill_after(step, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
+    assert result(tmp_path / "r")["status"] == "running"
+    done = run("resume=r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert computed(tmp_path / "r") == computed(long)
+    assert same_weights(tmp_path / "r", long)
+    assert result(tmp_path / "r")["val_loss"] == result(long)["val_loss"]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_checkpoints_and_the_run_goes_on_bitwise(
+    signum: int, code: int, long: Path, shards: Path, tmp_path: Path
+) -> None:
+    process = start(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    assert kill_after(13, tmp_path / "r", process, signum) == code
+    stated = result(tmp_path / "r")
+    assert stated["status"] == "interrupted"
+    saved = torch.load(tmp_path / "r/checkpoints/last.ckpt", weights_only=True)["reslab"]["step"]
+    assert saved == stated["steps"] >= 13
+    done = run("resume=r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert computed(tmp_path / "r") == computed(long)
+    assert same_weights(tmp_path / "r", long)
+
+
+def test_a_run_that_diverges_stops_there_and_says_so(shards: Path, tmp_path: Path) -> None:
+    done = run(
+        *SMALL,
+        f"data.path={shards}",
+        "hydra.run.dir=r",
+        "optimizer.lr=1e30",
+        "optimizer.warmup_steps=0",
+        "optimizer.weight_decay=1e10",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3, done.stderr
+    stated = result(tmp_path / "r")
+    assert stated["status"] == "diverged"
+    assert "step" in stated["reason"]
+    assert stated["steps"] < 12
+    assert "val_loss" not in stated
+
+
+DDP = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("ddp")
+    done = run(*SMALL, *DDP, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "r"
+
+
+def test_two_ranks_give_the_losses_of_one(two_ranks: Path, whole: Path) -> None:
+    assert result(two_ranks)["world_size"] == 2
+    for two, one in zip(metrics(two_ranks), metrics(whole), strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=2e-6)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+        if "val/loss" in one:
+            assert two["val/loss"] == pytest.approx(one["val/loss"], rel=2e-6)
+
+
+def test_two_ranks_killed_go_on_bitwise(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
+    process = start(*SMALL, *DDP, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    assert kill_after(7, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
+    assert no_process_of(tmp_path)
+    done = run("resume=r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert computed(tmp_path / "r") == computed(two_ranks)
+    assert same_weights(tmp_path / "r", two_ranks)
+
+
+def no_process_of(folder: Path) -> bool:
+    """Whether every rank that works in `folder` is gone, within a few seconds."""
+    for _ in range(100):
+        alive = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    words = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if b"src.ranks" in words and str(folder).encode() in words:
+                    alive.append(entry.name)
+        if not alive:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_sweep_gives_a_folder_a_job_and_survives_a_failing_one(shards: Path, tmp_path: Path) -> None:
+    done = run(
+        "-m",
+        *SMALL,
+        *DDP,
+        f"data.path={shards}",
+        "hydra.sweep.dir=s",
+        "trainer.max_steps=2",
+        "optimizer.lr=1e-3,-1,2e-3",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    jobs = sorted((tmp_path / "s").glob("*/"))
+    assert [job.name for job in jobs] == ["0-vanilla", "1-vanilla", "2-vanilla"]
+    assert [result(jobs[i])["status"] for i in (0, 2)] == ["completed"] * 2
+    lines = [line for line in done.stdout.splitlines() if line.startswith("#")]
+    assert len(lines) == 3
+    assert "completed" in lines[0]
+    assert "optimizer.lr must be positive, got -1" in lines[1]
+    assert not list(tmp_path.glob("multirun"))
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(shards: Path, tmp_path: Path) -> None:
+    done = run(*SMALL, f"data.path={shards}", "model.n_embd=33", "hydra.run.dir=r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(error_lines(done)) == 1
+    assert "model.n_embd must be a multiple of model.n_head" in done.stderr
+    assert "Traceback" in (tmp_path / "r/run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("residual=hypercon", "did you mean hyperconn"),
+        ("trainer.max_step=5", "did you mean trainer.max_steps"),
+        ("+trainer.max_step=5", "did you mean trainer.max_steps"),
+        ("residaul=vanilla", "did you mean residual"),
+        ("resume=nowhere", "is no run folder"),
+    ],
+)
+def test_a_misspelt_override_is_answered_with_the_nearest_name(
+    override: str, words: str, tmp_path: Path
+) -> None:
+    done = run(*SMALL, override, "hydra.run.dir=r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(error_lines(done)) == 1, done.stderr
+    assert words in done.stderr
+
+
+def test_the_help_page_lists_every_group_and_the_keys(tmp_path: Path) -> None:
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("residual:", "hyperconn", "data.global_batch_size", "resume=<run folder>"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
