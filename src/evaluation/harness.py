@@ -5,19 +5,22 @@ Protocol of the benchmark: 0-shot; hellaswag, arc_easy and piqa report acc_norm,
 Source: EleutherAI/lm-evaluation-harness 0.4.13.
 """
 
-import logging
+import contextlib
+import importlib.metadata
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import lm_eval
+from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from src.artefacts import sha256_file
-from src.evaluation.lm_adapter import GPTAdapter
 
-log = logging.getLogger(__name__)
-
+FEWSHOT_SEED = 1234
 TASKS = Path(lm_eval.__file__).parent / "tasks"
 #: Items of the published sets, to say of what a shorter file is a part.
 PUBLISHED_ITEMS = {
@@ -31,9 +34,15 @@ HEADLINES = ("acc_norm", "acc")
 
 
 def run_tasks(
-    adapter: GPTAdapter, tasks: list[str], files: dict[str, Path], *, limit: int | None, num_fewshot: int
-) -> dict[str, dict[str, Any]]:
-    """Scores of `tasks`, each on its file in `files` or else on its hub data set.
+    adapter: LM,
+    tasks: list[str],
+    files: dict[str, Path],
+    *,
+    limit: int | None,
+    num_fewshot: int,
+    log_samples: bool = False,
+) -> dict[str, Any]:
+    """lm-eval's results on `tasks`, each on its file in `files` or else on its hub data set.
 
     Args:
         adapter: the model.
@@ -41,21 +50,39 @@ def run_tasks(
         files: local files by task; rows carry the hub set's field names.
         limit: items of each task, from its start; None takes all.
         num_fewshot: solved examples before each item.
+        log_samples: also return every item's request and score.
     """
     local = [_on_file(name, files[name]) for name in tasks if name in files]
     remote = [name for name in tasks if name not in files]
     # Building the full index takes seconds; local tasks carry their own configuration.
     manager = TaskManager() if remote else TaskManager(include_defaults=False)
-    found = lm_eval.simple_evaluate(
-        model=adapter,
-        tasks=[*local, *remote],
-        num_fewshot=num_fewshot,
-        limit=limit,
-        task_manager=manager,
-        bootstrap_iters=0,
-        log_samples=False,
-    )
+    with _quiet():
+        loaded = manager.load([*local, *remote])
+        for task in loaded["tasks"].values():
+            if task.get_config("num_fewshot") != 0:  # 0 in a task's own file means: never more
+                task.set_config(key="num_fewshot", value=num_fewshot)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        # Not simple_evaluate: it seeds the process's generators and keeps results from all ranks but one.
+        found = lm_eval.evaluate(
+            lm=adapter, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=log_samples
+        )
+    return dict(found)
+
+
+def scores(found: dict[str, Any], tasks: list[str], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """The benchmark's headline of each task, with what it rests on."""
     return {name: _entry(name, found, files.get(name)) for name in tasks}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's and datasets' progress bars off the console; the log stays."""
+    datasets.disable_progress_bars()
+    try:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def task_file(name: str) -> Path | None:
@@ -104,6 +131,6 @@ def _entry(name: str, found: dict[str, Any], file: Path | None) -> dict[str, Any
         "limited": None if n["effective"] == total else f"first {n['effective']} of {total} items",
         "num_fewshot": found["n-shot"][name],
         "task_version": found["versions"][name],
-        "lm_eval": lm_eval.__version__ if hasattr(lm_eval, "__version__") else None,
+        "lm_eval": importlib.metadata.version("lm-eval"),
         "sha256": None if file is None else sha256_file(file),
     }

@@ -99,7 +99,7 @@ class EvaluationSuite:
         )
 
     def _lm_eval(self, model: GPT, between_batches: Callable[[], None]) -> dict[str, dict[str, Any]]:
-        from src.evaluation.harness import run_tasks  # imports lm-eval, which takes seconds
+        from src.evaluation.harness import run_tasks, scores  # imports lm-eval, which takes seconds
         from src.evaluation.lm_adapter import GPTAdapter
 
         adapter = GPTAdapter(model, batch_size=self.batch_size, between_batches=between_batches)
@@ -108,9 +108,9 @@ class EvaluationSuite:
             for name, path in self.tasks.files.items()
             if name in self.tasks.tasks
         }
-        return run_tasks(
-            adapter, self.tasks.tasks, files, limit=self.tasks.limit, num_fewshot=self.tasks.num_fewshot
-        )
+        names, limit, shots = self.tasks.tasks, self.tasks.limit, self.tasks.num_fewshot
+        found = run_tasks(adapter, names, files, limit=limit, num_fewshot=shots)
+        return scores(found, names, files)
 
 
 def _made(kind: type[Any], where: str, keys: Any) -> Any:  # a mapping, if the user wrote one

@@ -1,0 +1,41 @@
+"""Static hyper-connections (SHC): n streams read, mixed and written with learned constants.
+
+    u = A_m^T H,  H' = A_r^T H;   H <- H' + B y;   out = mean_i H_i
+
+Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.1, equations 1-5.
+At init: vanilla (all streams are equal; site k reads stream k mod n).
+Shape letters: N streams.
+"""
+
+from torch import Tensor
+
+from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.hyper_streams import Streams, mix, require_streams, static_mixing, widen, write_streams
+
+
+class StaticHyperConnections(ResidualStrategy[Streams]):
+    """N * (N + 2) parameters a site, lr x 1, no weight decay.
+
+    Args:
+        spec: the trunk.
+        n_stream: streams (4 in the paper).
+    """
+
+    def __init__(self, spec: StreamSpec, *, n_stream: int) -> None:
+        super().__init__()
+        require_streams(n_stream)
+        self.n_stream = n_stream
+        self.a_SNM, self.b_SN = static_mixing(spec, n_stream)
+
+    def begin(self, x0_BTD: Tensor) -> Streams:
+        return widen(x0_BTD, self.n_stream, self.b_SN[0])
+
+    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
+        u_BTD, h_BTND = mix(self.a_SNM[site.index], state.h_BTND)
+        return u_BTD, Streams(h_BTND, self.b_SN[site.index])
+
+    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
+        return write_streams(state, y_BTD)
+
+    def end(self, state: Streams) -> Tensor:
+        return state.h_BTND.mean(2)

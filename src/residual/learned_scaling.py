@@ -1,0 +1,56 @@
+"""Learned scaling: two scalars a block, on the carried stream and on the embedding.
+
+    x <- carry[l] * x + (Block_l(x) - x) + blend[l] * x0
+
+The block itself reads the unscaled x, and x0 enters after it: not the model of `x0_blend`.
+
+Source: MLS-Bench llm-pretrain-residual, baseline `learned_scaling`.
+At init (carry 1, blend 0): vanilla.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ResidualStrategy, Site, StreamSpec
+
+
+class ScaledState(NamedTuple):
+    """What the block's sublayers read, what leaves the block less its remaining outputs, and x0."""
+
+    inner_BTD: Tensor
+    carry_BTD: Tensor
+    x0_BTD: Tensor
+
+
+class LearnedScaling(ResidualStrategy[ScaledState]):
+    """2 * n_layer parameters, lr x 1, no weight decay.
+
+    Args:
+        spec: the trunk.
+        carry_init: initial weight of the stream (1.0 in the source).
+        blend_init: initial weight of x0 (0.0 in the source).
+    """
+
+    def __init__(self, spec: StreamSpec, *, carry_init: float, blend_init: float) -> None:
+        super().__init__()
+        self.carry_L = nn.Parameter(torch.full((spec.n_layer,), carry_init))
+        self.blend_L = nn.Parameter(torch.full((spec.n_layer,), blend_init))
+
+    def begin(self, x0_BTD: Tensor) -> ScaledState:
+        return ScaledState(x0_BTD, x0_BTD, x0_BTD)
+
+    def read(self, state: ScaledState, site: Site) -> tuple[Tensor, ScaledState]:
+        if site.opens_block:
+            carry_BTD = self.carry_L[site.layer] * state.inner_BTD + self.blend_L[site.layer] * state.x0_BTD
+            state = state._replace(carry_BTD=carry_BTD)
+        return state.inner_BTD, state
+
+    def write(self, state: ScaledState, site: Site, y_BTD: Tensor) -> ScaledState:
+        carry_BTD = state.carry_BTD + y_BTD
+        inner_BTD = carry_BTD if site.closes_block else state.inner_BTD + y_BTD
+        return state._replace(inner_BTD=inner_BTD, carry_BTD=carry_BTD)
+
+    def end(self, state: ScaledState) -> Tensor:
+        return state.inner_BTD

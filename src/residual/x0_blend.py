@@ -1,0 +1,69 @@
+"""x0 blending: rescale the stream and pull the input embedding back in, at every block.
+
+    x <- keep[l] * x + blend[l] * x0    before block l; then x <- x + y after every sublayer
+
+The carried stream itself is rescaled, not only what the block reads.
+
+Source: KellerJordan/modded-nanogpt, record 2024-11-06 ("embed shortcut"); karpathy/nanochat, gpt.py.
+At init (keep 1, blend 0): vanilla. nanochat lets keep learn 100 times slower than blend.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+
+
+class X0State(NamedTuple):
+    """The stream and the embedding it started from."""
+
+    x_BTD: Tensor
+    x0_BTD: Tensor
+
+
+class X0Blend(ResidualStrategy[X0State]):
+    """One learned (keep, blend) pair a block: 2 * n_layer parameters, no weight decay.
+
+    Args:
+        spec: the trunk; only `n_layer` is used.
+        keep_init: initial weight of the running stream (1.0 in the sources).
+        blend_init: initial weight of x0 (0.0 in the sources).
+        keep_lr_scale: learning rate of keep over the schedule's.
+        blend_lr_scale: learning rate of blend over the schedule's (10 under one AdamW, by the sources' ratios).
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        *,
+        keep_init: float,
+        blend_init: float,
+        keep_lr_scale: float,
+        blend_lr_scale: float,
+    ) -> None:
+        super().__init__()
+        self.keep_L = nn.Parameter(torch.full((spec.n_layer,), keep_init))
+        self.blend_L = nn.Parameter(torch.full((spec.n_layer,), blend_init))
+        self.lr_scales = keep_lr_scale, blend_lr_scale
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        for param, lr_scale in zip((self.keep_L, self.blend_L), self.lr_scales, strict=True):
+            yield ParamGroup((param,), lr_scale)
+
+    def begin(self, x0_BTD: Tensor) -> X0State:
+        return X0State(x_BTD=x0_BTD, x0_BTD=x0_BTD)
+
+    def read(self, state: X0State, site: Site) -> tuple[Tensor, X0State]:
+        if site.opens_block:
+            x_BTD = self.keep_L[site.layer] * state.x_BTD + self.blend_L[site.layer] * state.x0_BTD
+            state = state._replace(x_BTD=x_BTD)
+        return state.x_BTD, state
+
+    def write(self, state: X0State, site: Site, y_BTD: Tensor) -> X0State:
+        return state._replace(x_BTD=state.x_BTD + y_BTD)
+
+    def end(self, state: X0State) -> Tensor:
+        return state.x_BTD

@@ -1,0 +1,173 @@
+"""What every residual strategy must do, over the shipped options: a new one is tested by existing."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src.models.gpt import GPT
+from src.models.optimizer import parameter_groups
+from tests.support import ROOT, class_of, jitter, module_of, option, options, tiny_gpt, tokens
+
+NAMES = options("residual")
+VANILLA_AT_INIT = re.compile(r"^At init[^:\n]*: (the )?vanilla", re.MULTILINE)
+
+
+def built(name: str, state: str, dtype: torch.dtype = torch.float32) -> GPT:
+    gpt = tiny_gpt(name).to(dtype)
+    gpt.residual.on_step(50, 100)
+    return jitter(gpt) if state == "jittered" else gpt
+
+
+everywhere = pytest.mark.parametrize("state", ["at init", "jittered"])
+every_strategy = pytest.mark.parametrize("name", NAMES)
+
+
+@every_strategy
+def test_logits_have_their_shape_and_are_finite(name: str) -> None:
+    logits = built(name, "jittered")(tokens())
+    assert logits.shape == (3, 12, 64)
+    assert logits.isfinite().all()
+
+
+@every_strategy
+@everywhere
+def test_a_future_token_changes_no_earlier_logit(name: str, state: str) -> None:
+    gpt = built(name, state, torch.float64)
+    idx = tokens()
+    for t in (1, 6, 11):
+        changed = idx.clone()
+        changed[:, t:] = (changed[:, t:] + 17) % 64
+        before, after = gpt(idx), gpt(changed)
+        assert torch.allclose(before[:, :t], after[:, :t], rtol=0, atol=1e-12)
+        assert not torch.allclose(before[:, t], after[:, t], rtol=0, atol=1e-12)
+
+
+@every_strategy
+@everywhere
+def test_sequences_of_a_batch_do_not_see_each_other(name: str, state: str) -> None:
+    gpt = built(name, state, torch.float64)
+    idx = tokens()
+    changed = torch.cat((idx[:1], tokens(2, seed=5)))
+    assert torch.allclose(gpt(idx)[0], gpt(changed)[0], rtol=0, atol=1e-12)
+
+
+@every_strategy
+def test_every_parameter_gets_a_finite_gradient_in_the_first_step(name: str) -> None:
+    gpt = tiny_gpt(name)
+    gpt.residual.on_step(0, 100)
+    gpt.loss(tokens(), tokens(seed=1)).backward()
+    for key, param in gpt.named_parameters():
+        assert param.grad is not None, key
+        assert param.grad.isfinite().all(), key
+
+
+@every_strategy
+def test_every_row_of_a_packed_parameter_is_used(name: str) -> None:
+    gpt = built(name, "jittered", torch.float64)
+    gpt.loss(tokens(), tokens(seed=1)).backward()
+    for key, param in gpt.residual.named_parameters():
+        assert param.grad is not None, key
+        rows = param.grad.flatten(1) if param.dim() > 1 else param.grad[:, None]
+        assert (rows.abs().amax(1) > 0).all(), key
+
+
+@every_strategy
+def test_compiled_in_one_graph_it_equals_eager_in_value_and_gradient(name: str) -> None:
+    torch.compiler.reset()
+    gpt = built(name, "jittered", torch.float64)
+    compiled = torch.compile(gpt.hidden, fullgraph=True, backend="aot_eager")
+    results: list[list[Tensor]] = []
+    for hidden in (gpt.hidden, compiled):
+        gpt.zero_grad()
+        loss = gpt.head_loss(hidden(tokens()), tokens(seed=1))
+        loss.backward()
+        results.append([loss, *(p.grad for p in gpt.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1])
+    for eager, graph in zip(*results, strict=True):
+        assert torch.allclose(eager, graph, rtol=1e-9, atol=1e-12)
+
+
+@every_strategy
+def test_the_stream_stays_float32_under_bf16(name: str) -> None:
+    gpt = built(name, "jittered")
+    seen: list[tuple[torch.dtype, ...]] = []
+    for block in gpt.h:
+        for sublayer in (block.attn.c_attn, block.mlp.c_fc):
+            sublayer.register_forward_hook(lambda _m, args, out: seen.append((args[0].dtype, out.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        x_BTD = gpt.hidden(tokens())
+    assert x_BTD.dtype == torch.float32
+    assert seen
+    assert all(out == torch.bfloat16 for _, out in seen)
+    exact = gpt.hidden(tokens())
+    assert (x_BTD - exact).norm() < 0.1 * exact.norm()
+
+
+@every_strategy
+def test_weights_survive_a_round_trip(name: str) -> None:
+    gpt = built(name, "jittered")
+    other = tiny_gpt(name, seed=9)
+    other.load_state_dict(gpt.state_dict(), strict=True)
+    other.residual.on_step(50, 100)
+    assert torch.equal(gpt(tokens()), other(tokens()))
+
+
+@every_strategy
+def test_the_yaml_holds_exactly_the_constructors_keys(name: str) -> None:
+    config = option("residual", name)
+    parameters = inspect.signature(class_of(config)).parameters.values()
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert {str(key) for key in config if not str(key).startswith("_")} == {p.name for p in keywords}
+    assert all(p.default is p.empty for p in keywords)
+    text = (ROOT / f"conf/residual/{name}.yaml").read_text()
+    assert text.startswith(f"# {name}: ")
+    assert (ROOT / f"tests/residual/test_{name}.py").is_file()
+
+
+@every_strategy
+def test_the_docstring_gives_equations_source_and_init(name: str) -> None:
+    text = module_of(option("residual", name)).__doc__
+    assert "Source:" in text
+    assert re.search(r"^At init", text, re.MULTILINE)
+
+
+@every_strategy
+def test_every_parameter_is_in_exactly_one_group(name: str) -> None:
+    gpt = tiny_gpt(name)
+    grouped = [id(p) for group in parameter_groups(gpt) for p in group.params]
+    assert sorted(grouped) == sorted(id(p) for p in gpt.parameters())
+
+
+@every_strategy
+def test_the_trunk_starts_the_same_under_every_strategy(name: str) -> None:
+    if type(tiny_gpt(name).residual).init_sublayer_ is not type(tiny_gpt().residual).init_sublayer_:
+        pytest.skip("changes the sublayers' initial weights on purpose")
+    ours, plain = tiny_gpt(name).state_dict(), tiny_gpt().state_dict()
+    shared = [key for key in ours if key in plain and not key.startswith("residual.")]
+    assert len(shared) > 10
+    assert all(torch.equal(ours[key], plain[key]) for key in shared)
+
+
+CLAIMS = [n for n in NAMES if VANILLA_AT_INIT.search(module_of(option("residual", n)).__doc__)]
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_what_claims_to_be_vanilla_at_init_is(name: str) -> None:
+    ours, plain = tiny_gpt(name).double(), tiny_gpt().double()
+    with torch.no_grad():
+        for gpt in (ours, plain):
+            nn.init.normal_(gpt.embedding.wte.weight, generator=torch.Generator().manual_seed(3))
+    difference = (ours(tokens()) - plain(tokens())).abs().max()
+    assert difference < 1e-12
+
+
+def test_the_claims_are_found() -> None:
+    assert {"learned_scaling", "x0_blend", "hyperconn", "hyperconn_static"} <= set(CLAIMS)
+    assert "attnres" not in CLAIMS
+
+
+def test_vanilla_does_not_equal_a_jittered_strategy() -> None:
+    assert not torch.allclose(jitter(tiny_gpt("x0_blend"))(tokens()), jitter(tiny_gpt())(tokens()))

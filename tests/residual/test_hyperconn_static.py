@@ -1,0 +1,31 @@
+"""Static hyper-connections against equations 1-5, stream by stream."""
+
+import pytest
+import torch
+
+from src.residual.hyperconn_static import StaticHyperConnections
+from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+
+
+def test_it_is_the_papers_recurrence() -> None:
+    spec, branches, x0, n = stream_spec(), sublayers(6), embedding_like(), 3
+    strategy = jittered(StaticHyperConnections(spec, n_stream=n))
+    streams = [x0] * n
+    for k, branch in enumerate(branches):
+        a, b = strategy.a_SNM[k], strategy.b_SN[k]
+        u = sum(a[i, 0] * streams[i] for i in range(n))
+        mixed = [sum(a[i, 1 + j] * streams[i] for i in range(n)) for j in range(n)]
+        y = branch(u)
+        streams = [mixed[j] + b[j] * y for j in range(n)]
+    assert torch.allclose(flow(strategy, spec, x0, branches), sum(streams) / n, rtol=0, atol=1e-12)
+
+
+def test_sites_read_the_streams_in_turn_at_init() -> None:
+    strategy = StaticHyperConnections(stream_spec(), n_stream=4)
+    assert strategy.a_SNM[:, :, 0].argmax(1).tolist() == [0, 1, 2, 3, 0, 1]
+    assert sum(p.numel() for p in strategy.parameters()) == 6 * 4 * 6
+
+
+def test_one_stream_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"n_stream must be at least 2, got 1"):
+        StaticHyperConnections(stream_spec(), n_stream=1)

@@ -1,0 +1,85 @@
+"""Small models from the shipped configurations."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from src.models.config import GPTConfig
+from src.models.gpt import GPT
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES: dict[str, Any] = {
+    "n_layer": 3,
+    "n_head": 2,
+    "n_embd": 16,
+    "block_size": 12,
+    "vocab_size": 64,
+    "bias": False,
+    "dropout": 0.0,
+    "gelu_approximate": "none",
+}
+
+
+def options(group: str) -> list[str]:
+    """The shipped options of a config group."""
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def option(group: str, name: str) -> DictConfig:
+    """One shipped option as written."""
+    config = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def component(group: str, name: str, **changes: Any) -> Any:
+    """The factory that an option makes, with some of its keys changed."""
+    return instantiate({**option(group, name), **changes})
+
+
+def tiny_gpt(
+    residual: str = "vanilla",
+    norm: str = "layernorm",
+    embedding: str = "tied",
+    *,
+    seed: int = 0,
+    strategy: dict[str, Any] | None = None,
+    **sizes: Any,
+) -> GPT:
+    """A model of three layers, 16 wide, from shipped options."""
+    return GPT(
+        GPTConfig(**{**SIZES, **sizes}),
+        residual=component("residual", residual, **(strategy or {})),
+        norm=component("norm", norm),
+        embedding=component("embedding", embedding),
+        seed=seed,
+    )
+
+
+def jitter(gpt: GPT, scale: float = 0.3) -> GPT:
+    """Move every parameter off its initial value: a fault behind a zero gate is invisible at init."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for param in gpt.parameters():
+            param += scale * torch.randn(param.shape, generator=generator, dtype=param.dtype) * 0.5
+    return gpt
+
+
+def tokens(batch: int = 3, length: int = 12, vocab_size: int = 64, seed: int = 0) -> Tensor:
+    """Random ids [batch, length]."""
+    return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def module_of(config: DictConfig) -> Any:
+    """The module in which an option's class is defined."""
+    return importlib.import_module(str(config._target_).rpartition(".")[0])
+
+
+def class_of(config: DictConfig) -> Any:
+    """The class that an option names."""
+    return get_object(str(config._target_))
