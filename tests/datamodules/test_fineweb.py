@@ -1,0 +1,204 @@
+"""Batches: the same global batch for every world size, every window once, a fixed validation set."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from src.datamodules import fineweb
+from src.datamodules.embedded_text import EmbeddedTextDataModule
+from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation, fetch_from_hub
+from src.datamodules.shards import ShardError
+from src.datamodules.tokenizer import gpt2_encoding
+from tests.runs import make_shards, write_bin
+
+
+def data(
+    folder: Path, *, seed: int = 1, steps: int = 50, block_size: int = 16, **keys: Any
+) -> FineWebDataModule:
+    values = {"val_tokens": 512, "micro_batch_size": 2, "global_batch_size": 8, "workers": 0, **keys}
+    module = FineWebDataModule(BatchSpec(block_size, 512, seed, steps), path=str(folder), **values)
+    module.setup()
+    return module
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("d") / "shards", tokens=6000)
+
+
+def test_the_global_batch_is_the_same_for_every_number_of_ranks(shards: Path) -> None:
+    module = data(shards)
+    for step in (0, 7, 49):
+        whole = module.train_batch(step, 0, 1)
+        assert whole.shape == (4, 2, 17)
+        assert whole.dtype == torch.uint16
+        for world in (2, 4):
+            parts = [module.train_batch(step, rank, world).flatten(0, 1) for rank in range(world)]
+            assert torch.equal(torch.cat(parts).int(), whole.flatten(0, 1).int())
+
+
+def test_an_epoch_visits_every_window_once(shards: Path) -> None:
+    module = data(shards, global_batch_size=2, micro_batch_size=2)
+    n = len(module.train_windows)
+    seen = torch.cat([module.train_batch(k, 0, 1).flatten(0, 1) for k in range(-(-n // 2))])[:n].int()
+    expected = module.train_windows.read(np.arange(n))
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_the_loader_has_all_steps_and_begins_where_it_is_told(shards: Path) -> None:
+    module = data(shards, steps=10)
+    loader = fineweb.TrainLoader(module, start=6, rank=0, world_size=1)
+    assert len(loader) == 10
+    batches = list(loader)
+    assert len(batches) == 4
+    assert torch.equal(batches[0].int(), module.train_batch(6, 0, 1).int())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_worker_processes_change_nothing(shards: Path, workers: int) -> None:
+    module = data(shards, steps=4, workers=workers)
+    for step, batch in enumerate(module.train_dataloader()):
+        assert torch.equal(batch.int(), module.train_batch(step, 0, 1).int())
+
+
+def test_validation_predicts_each_token_once_whatever_the_world_size(shards: Path) -> None:
+    module = data(shards)
+    for world in (1, 2, 3):
+        rows = torch.cat([b for rank in range(world) for b in module.val_batches(rank, world)]).int()
+        targets = sorted(map(tuple, rows[:, 1:].tolist()))
+        stream = torch.from_numpy(np.array(module.val_shards[0].tokens[:513])).int()
+        assert targets == sorted(map(tuple, stream[1:].view(32, 16).tolist()))
+
+
+def test_a_new_epoch_is_announced_once(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = data(shards, steps=150)
+    with caplog.at_level("INFO"):
+        for _ in module.train_dataloader():
+            pass
+    n = len(module.train_windows)
+    lines = [r.getMessage() for r in caplog.records if "epoch" in r.getMessage()]
+    assert lines == [f"epoch {e} of the data begins in step {(e - 1) * n // 8 + 1}" for e in (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"global_batch_size": 7}, "data.global_batch_size must be a multiple"),
+        ({"micro_batch_size": 0}, "data.micro_batch_size must be at least 1"),
+        ({"val_tokens": 8}, "data.val_tokens must be at least model.block_size=16, got 8"),
+        ({"val_tokens": 5000}, "needs 4993 validation tokens"),
+        ({"workers": -1}, "data.workers must not be negative"),
+        ({"block_size": 7000, "val_tokens": 7000}, "not one window of model.block_size \\+ 1 = 7001"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_key(keys: dict[str, Any], words: str, shards: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        data(shards, **keys)
+
+
+def test_an_indivisible_pair_names_the_nearest_batch() -> None:
+    assert accumulation(32, 512, 2) == 8
+    with pytest.raises(ValueError, match=r"= 32 \* 3, got 512; the nearest is 480"):
+        accumulation(32, 512, 3)
+
+
+def test_ids_above_the_vocabulary_are_refused_before_the_run(tmp_path: Path) -> None:
+    make_shards(tmp_path)
+    write_bin(tmp_path / "fineweb_train_000002.bin", np.full(1000, 700))
+    with pytest.raises(ShardError, match=r"has id 700, model\.vocab_size is 512"):
+        data(tmp_path)
+
+
+def test_the_identity_follows_the_content_not_the_place(shards: Path, tmp_path: Path) -> None:
+    here, again = data(shards).identity(), data(make_shards(tmp_path / "shards", tokens=6000)).identity()
+    other = data(make_shards(tmp_path / "other" / "shards", tokens=6001)).identity()
+    assert here == again
+    assert here["hash"] != other["hash"]
+    assert here["train_tokens"] == 9000
+
+
+def test_hub_data_sets_are_fetched_by_name(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def snapshot_download(name: str, **keys: Any) -> str:
+        asked[name] = keys
+        return str(shards)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    module = FineWebDataModule(
+        BatchSpec(16, 512, 1, 5),
+        path="hf://datasets/kjj0/fineweb10B-gpt2",
+        val_tokens=512,
+        micro_batch_size=2,
+        global_batch_size=8,
+        workers=0,
+    )
+    module.prepare_data()
+    module.setup()
+    assert module.train_batch(0, 0, 1).shape == (4, 2, 17)
+    assert asked == {"kjj0/fineweb10B-gpt2": {"repo_type": "dataset", "allow_patterns": ["*.bin"]}}
+
+
+def test_a_hub_that_does_not_answer_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(name: str, **keys: Any) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ShardError, match=r"could not be fetched \(ConnectionError\); check the name"):
+        fetch_from_hub("hf://datasets/a/b")
+    with pytest.raises(ShardError, match="must read hf://datasets/<owner>/<name>"):
+        fetch_from_hub("hf://datasets/a")
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedTextDataModule:
+    module = EmbeddedTextDataModule(
+        BatchSpec(128, 50304, 1, 5),
+        path=None,
+        cache=str(tmp_path_factory.mktemp("cache")),
+        val_tokens=16384,
+        micro_batch_size=4,
+        global_batch_size=8,
+        workers=0,
+    )
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def test_the_embedded_text_is_real_and_whole(embedded: EmbeddedTextDataModule) -> None:
+    shards = [*embedded.val_shards, *embedded.train_shards]
+    ends = sum(int((s.tokens == 50256).sum()) for s in shards)
+    assert ends == 233
+    assert sum(len(s.tokens) for s in shards) == 2_073_924 + 233
+    assert all(s.tokens[0] == 50256 for s in shards)
+    text = gpt2_encoding().decode(embedded.train_shards[0].tokens[1:40].tolist())
+    assert "Senate" in text
+    assert "House of Representatives" in text
+
+
+def test_the_embedded_shards_are_built_once(embedded: EmbeddedTextDataModule) -> None:
+    before = {p: p.stat().st_mtime_ns for p in embedded.folder().iterdir()}
+    embedded.prepare_data()
+    assert {p: p.stat().st_mtime_ns for p in embedded.folder().iterdir()} == before
+
+
+def test_a_path_of_the_users_is_read_in_place_of_the_embedded_text(shards: Path, tmp_path: Path) -> None:
+    keys = {"val_tokens": 512, "micro_batch_size": 2, "global_batch_size": 8, "workers": 0}
+    module = EmbeddedTextDataModule(BatchSpec(16, 512, 1, 5), path=str(shards), cache=str(tmp_path), **keys)
+    module.prepare_data()
+    module.setup()
+    assert module.identity()["hash"] == data(shards).identity()["hash"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tokenizer_is_gpt2s(embedded: EmbeddedTextDataModule) -> None:
+    encoding = gpt2_encoding()
+    assert encoding.encode("Hello world") == [15496, 995]
+    assert encoding.n_vocab == 50257
+    assert encoding.encode("<|endoftext|>", allowed_special="all") == [50256]
+    text = "It's  27 o'clock\n\n\tin naïve Zürich; we'll\u3000see 🎉 "
+    assert encoding.decode(encoding.encode(text)) == text
