@@ -21,8 +21,9 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from src.datamodules.hub import HUB, fetch_from_hub
+from src.datamodules.loader import TrainLoader
 from src.datamodules.order import window_at
 from src.datamodules.shards import ShardError, TokenShard, Windows, find_shards
 
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 #: Training tokens whose ids are checked before the run; the rest are checked as they are read.
 SCANNED_TOKENS = 100_000_000
-HUB = "hf://datasets/"
 
 
 @dataclass(frozen=True)
@@ -168,20 +168,26 @@ class FineWebDataModule(L.LightningDataModule):
         tokens = self.train_windows.read(windows)
         return torch.from_numpy(tokens).view(n_micro, micro, -1)
 
-    def train_dataloader(self) -> "TrainLoader":
+    def train_dataloader(self) -> TrainLoader:
         """All the run's steps, from the one the trainer has reached."""
         trainer = self.trainer
-        if trainer is None:
-            return TrainLoader(self, start=0, rank=0, world_size=1)
+        start, rank, world = 0, 0, 1
+        if trainer is not None:
+            start, rank, world = trainer.global_step, trainer.global_rank, trainer.world_size
         return TrainLoader(
-            self, start=trainer.global_step, rank=trainer.global_rank, world_size=trainer.world_size
+            lambda step: self._announced_batch(step, rank, world),
+            start=start,
+            max_steps=self.spec.max_steps,
+            workers=self.workers,
         )
 
-    def epoch_starts(self, step: int) -> int | None:
-        """The epoch (1-based) that begins within optimizer step `step`, or None; epoch 1 is not announced."""
+    def _announced_batch(self, step: int, rank: int, world_size: int) -> Tensor:
+        """The batch of a step; rank 0 says when it begins another epoch."""
         n, size = len(self.train_windows), self.global_batch_size
         before, after = (step * size - 1) // n, ((step + 1) * size - 1) // n
-        return after + 1 if after > before and after > 0 else None
+        if rank == 0 and after > before and after > 0:
+            log.info("epoch %d of the data begins in step %d", after + 1, step + 1)
+        return self.train_batch(step, rank, world_size)
 
     # ---- validation
 
@@ -220,66 +226,3 @@ class FineWebDataModule(L.LightningDataModule):
             "epochs": self.spec.max_steps * self.global_batch_size / windows,
             "shards": shards,
         }
-
-
-class TrainLoader:
-    """The run's optimizer steps in order; its length is all of them, its iteration begins at `start`.
-
-    Lightning adds the restored batch count to what it fetched and compares with the length, so the length
-    must not shrink on resume. There is no state: a step's batch follows from its number.
-    """
-
-    def __init__(self, data: FineWebDataModule, *, start: int, rank: int, world_size: int) -> None:
-        self.data, self.start, self.rank, self.world_size = data, start, rank, world_size
-
-    def __len__(self) -> int:
-        return self.data.spec.max_steps
-
-    def __iter__(self) -> Iterator[Tensor]:
-        steps = range(self.start, len(self))
-        loader = DataLoader(
-            _Steps(self.data, self.rank, self.world_size),
-            sampler=steps,
-            batch_size=None,
-            num_workers=self.data.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-        for step, batch in zip(steps, loader, strict=True):
-            if self.rank == 0 and (epoch := self.data.epoch_starts(step)):
-                log.info("epoch %d of the data begins in step %d", epoch, step + 1)
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Nothing: tells Lightning that the loader can go on in the middle."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """See `state_dict`."""
-
-
-class _Steps(Dataset[Tensor]):
-    def __init__(self, data: FineWebDataModule, rank: int, world_size: int) -> None:
-        self.data, self.rank, self.world_size = data, rank, world_size
-
-    def __getitem__(self, step: int) -> Tensor:
-        return self.data.train_batch(step, self.rank, self.world_size)
-
-
-def fetch_from_hub(address: str) -> Path:
-    """The local folder of a Hugging Face data set's shards, fetched where they are not in the hub's cache.
-
-    Raises:
-        ShardError: not an address of that form, or the hub does not give it.
-    """
-    from huggingface_hub import snapshot_download
-
-    name = address.removeprefix(HUB)
-    if name.count("/") != 1:
-        raise ShardError(f"data.path={address} must read {HUB}<owner>/<name>")
-    try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=["*.bin"]))
-    except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
-        raise ShardError(
-            f"data.path={address} could not be fetched ({type(error).__name__}); "
-            "check the name and the network, or give a folder that holds the shards"
-        ) from error

@@ -69,6 +69,28 @@ def run_tasks(
     return dict(found)
 
 
+def fetch(tasks: list[str]) -> None:
+    """Load `tasks` from the hub into its cache, so that they can be scored later.
+
+    Raises:
+        ValueError: lm-eval has no such task, or the hub does not give its data.
+    """
+    manager = TaskManager()
+    unknown = [name for name in tasks if name not in manager._index]
+    if unknown:
+        raise ValueError(
+            f"evaluation.lm_eval.tasks: lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them"
+        )
+    try:
+        with _quiet():
+            manager.load(list(tasks))
+    except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
+        raise ValueError(
+            f"evaluation.lm_eval.tasks={','.join(tasks)} could not be fetched ({type(error).__name__}); check the "
+            "network, or give evaluation.lm_eval.files.<task>=<file>"
+        ) from error
+
+
 def scores(found: dict[str, Any], tasks: list[str], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """The benchmark's headline of each task, with what it rests on."""
     return {name: _entry(name, found, files.get(name)) for name in tasks}

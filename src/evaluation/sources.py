@@ -80,5 +80,11 @@ class TextSet:
         from datasets import load_dataset
 
         name, config, split = self.hub
-        rows = load_dataset(name, config, split=split)
+        try:
+            rows = load_dataset(name, config, split=split)
+        except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
+            raise ValueError(
+                f"{key}.hub={name} could not be fetched ({type(error).__name__}); check the network, "
+                f"give {key}.path=<file>, or {key}.hub=null to leave it out"
+            ) from error
         return self.join.join(rows[self.field])

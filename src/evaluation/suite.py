@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,11 @@ class EvaluationSuite:
         self.batch_size = batch_size
 
     def check(self, vocab_size: int) -> None:
-        """Refuse, before anything is trained, what could only fail afterwards.
+        """Refuse, before anything is trained, what could only fail afterwards; fetch what is on the hub.
 
         Raises:
-            ValueError: a file that is not there, or a vocabulary too small for GPT-2's tokenizer.
+            ValueError: a file or hub set that cannot be read, a task that lm-eval does not have, or a
+                vocabulary too small for GPT-2's tokenizer.
         """
         if (self.texts or self.tasks.tasks) and vocab_size < N_VOCAB:
             raise ValueError(
@@ -63,11 +65,13 @@ class EvaluationSuite:
                 f"give model.vocab_size=50304 or evaluation=none"
             )
         for name, text in self.texts.items():
-            if text.path is not None:
-                resolve_path(f"evaluation.perplexity.{name}.path", text.path)
-        for name in self.tasks.tasks:
-            if name in self.tasks.files:
-                resolve_path(f"evaluation.lm_eval.files.{name}", self.tasks.files[name])
+            text.text(f"evaluation.perplexity.{name}")
+        files = self._files()
+        remote = [name for name in self.tasks.tasks if name not in files]
+        if remote:
+            from src.evaluation.harness import fetch  # imports lm-eval, which takes seconds
+
+            fetch(remote)
 
     def run(self, model: GPT, between_batches: Callable[[], None]) -> Scores:
         """Score `model`; what was limited or left out says so in its entry."""
@@ -98,16 +102,19 @@ class EvaluationSuite:
             between_batches=between_batches,
         )
 
+    def _files(self) -> dict[str, Path]:
+        return {
+            name: resolve_path(f"evaluation.lm_eval.files.{name}", path)
+            for name, path in self.tasks.files.items()
+            if name in self.tasks.tasks
+        }
+
     def _lm_eval(self, model: GPT, between_batches: Callable[[], None]) -> dict[str, dict[str, Any]]:
         from src.evaluation.harness import run_tasks, scores  # imports lm-eval, which takes seconds
         from src.evaluation.lm_adapter import GPTAdapter
 
         adapter = GPTAdapter(model, batch_size=self.batch_size, between_batches=between_batches)
-        files = {
-            name: resolve_path(f"evaluation.lm_eval.files.{name}", path)
-            for name, path in self.tasks.files.items()
-            if name in self.tasks.tasks
-        }
+        files = self._files()
         names, limit, shots = self.tasks.tasks, self.tasks.limit, self.tasks.num_fewshot
         found = run_tasks(adapter, names, files, limit=limit, num_fewshot=shots)
         return scores(found, names, files)

@@ -82,18 +82,21 @@ class GPT(nn.Module):
             return norm(NormSpec(width, config.bias))
 
         spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, self.sites, make_norm)
-        strategy = residual(spec)
-        self.embedding = embedding(
-            EmbeddingSpec(config.vocab_size, config.n_embd, config.block_size, config.n_layer, config.dropout)
-        )
+        with torch.random.fork_rng(devices=[]):  # torch's modules draw default values, which reset() replaces
+            strategy = residual(spec)
 
-        def norm_of(site: Site | None) -> nn.Module | None:
-            return None if strategy.owns_norm(site) else spec.norm()
+            def norm_of(site: Site | None) -> nn.Module | None:
+                return None if strategy.owns_norm(site) else spec.norm()
 
-        pairs = zip(self.sites[::2], self.sites[1::2], strict=True)
-        self.h = nn.ModuleList(Block(config, norm_of(a), norm_of(m)) for a, m in pairs)
-        self.ln_f = norm_of(None)
-        self.residual = strategy
+            pairs = zip(self.sites[::2], self.sites[1::2], strict=True)
+            self.h = nn.ModuleList(Block(config, norm_of(a), norm_of(m)) for a, m in pairs)
+            self.ln_f = norm_of(None)
+            self.residual = strategy
+            self.embedding = embedding(
+                EmbeddingSpec(
+                    config.vocab_size, config.n_embd, config.block_size, config.n_layer, config.dropout
+                )
+            )
         self.reset(seed)
 
     def reset(self, seed: int) -> None:

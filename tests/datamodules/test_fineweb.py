@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.datamodules import fineweb
 from src.datamodules.embedded_text import EmbeddedTextDataModule
-from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation, fetch_from_hub
+from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation
+from src.datamodules.hub import fetch_from_hub
+from src.datamodules.loader import TrainLoader
 from src.datamodules.shards import ShardError
 from src.datamodules.tokenizer import gpt2_encoding
 from tests.runs import make_shards, write_bin
@@ -50,7 +51,7 @@ def test_an_epoch_visits_every_window_once(shards: Path) -> None:
 
 def test_the_loader_has_all_steps_and_begins_where_it_is_told(shards: Path) -> None:
     module = data(shards, steps=10)
-    loader = fineweb.TrainLoader(module, start=6, rank=0, world_size=1)
+    loader = TrainLoader(lambda k: module.train_batch(k, 0, 1), start=6, max_steps=10, workers=0)
     assert len(loader) == 10
     batches = list(loader)
     assert len(batches) == 4

@@ -1,0 +1,185 @@
+"""Perplexity against an independent computation on transformers' GPT-2."""
+
+import json
+import lzma
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from src.evaluation.perplexity import token_stream_perplexity
+from src.evaluation.sources import TextSet, read_texts, resolve_path
+from src.evaluation.suite import EvaluationSuite
+from src.models.gpt import GPT
+from src.models.huggingface import export_gpt2
+from tests.support import ROOT, component, jitter, option, tiny_gpt
+
+STREAM = np.random.default_rng(0).integers(0, 64, 12 * 20 + 7).astype(np.uint16)
+
+
+def score(gpt: GPT, **keys: Any) -> dict[str, Any]:
+    values = {"limit_tokens": None, "batch_size": 4, "between_batches": lambda: None, **keys}
+    return token_stream_perplexity(gpt.eval(), STREAM, **values)
+
+
+def test_it_equals_a_plain_computation_on_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="a development dependency")
+    gpt = jitter(tiny_gpt(bias=True))
+    export_gpt2(gpt, tmp_path / "hub")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hub").eval()
+    losses = []
+    for i in range(20):
+        window = torch.from_numpy(STREAM[12 * i : 12 * i + 13].astype(np.int64))
+        with torch.no_grad():
+            logp = theirs(window[None, :-1]).logits[0].double().log_softmax(-1)
+        losses += [-logp[t, window[t + 1]].item() for t in range(12)]
+    expected = math.exp(sum(losses) / len(losses))
+    found = score(gpt)
+    assert found["ppl"] == pytest.approx(expected, rel=1e-5)
+    assert (found["tokens"], found["windows"], found["limited"]) == (240, 20, None)
+
+
+def test_a_limit_is_rounded_to_windows_and_marked() -> None:
+    found = score(tiny_gpt(), limit_tokens=30)
+    assert found["windows"] == 2
+    assert found["limited"] == "first 24 of 240 tokens"
+
+
+def test_the_batch_size_changes_nothing_and_the_poll_is_called() -> None:
+    polls: list[int] = []
+    a = score(jitter(tiny_gpt()), batch_size=1, between_batches=lambda: polls.append(1))
+    b = score(jitter(tiny_gpt()), batch_size=64)
+    assert a["ppl"] == pytest.approx(b["ppl"], rel=1e-6)
+    assert a["sha256"] == b["sha256"]
+    assert len(polls) == 20
+
+
+def test_a_stream_shorter_than_a_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="fills no window of 12"):
+        score(tiny_gpt(), limit_tokens=11)
+
+
+def share(rank: int, port: int, queue: Any) -> None:
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    queue.put(score(jitter(tiny_gpt()))["loss"])
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_share_the_windows_and_agree() -> None:
+    from src.ranks import _free_port
+
+    context = multiprocessing.get_context("spawn")
+    queue, port = context.Queue(), _free_port()
+    ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    losses = [queue.get(timeout=60) for _ in ranks]
+    for process in ranks:
+        process.join(60)
+    assert losses[0] == losses[1] == pytest.approx(score(jitter(tiny_gpt()))["loss"], rel=1e-7)
+
+
+# ---- sources
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    rows = [{"text": "one"}, {"text": "two\nlines"}]
+    with lzma.open(tmp_path / "t.jsonl.xz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.txt").write_text("one\n\ntwo\nlines")
+    return tmp_path
+
+
+def test_rows_and_plain_text_make_the_same_stream(texts: Path) -> None:
+    keys = {"hub": None, "field": "text", "join": "\n\n", "limit_tokens": None}
+    streams = {TextSet(path=str(texts / name), **keys).text("k") for name in ("t.jsonl.xz", "t.txt")}
+    assert streams == {"one\n\ntwo\nlines"}
+    assert TextSet(path=None, **keys).text("k") is None
+
+
+def test_a_row_without_text_and_a_missing_file_are_named(texts: Path) -> None:
+    with pytest.raises(ValueError, match="row 1: no text in field 'body'"):
+        read_texts(texts / "t.jsonl.xz", "body")
+    with pytest.raises(ValueError, match=r"evaluation\.x\.path=gone\.txt: no such file"):
+        resolve_path("evaluation.x.path", "gone.txt")
+
+
+def test_the_hub_is_asked_where_no_file_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*args: Any, **keys: Any) -> dict[str, list[str]]:
+        asked.append((args, keys))
+        return {"text": ["a", "b"]}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    suite = component("evaluation", "full")
+    assert suite.texts["wikitext2"].text("k") == "a\n\nb"
+    assert asked == [(("Salesforce/wikitext", "wikitext-2-raw-v1"), {"split": "test"})]
+
+
+def test_the_shipped_suites_check_their_files_and_none_is_empty() -> None:
+    for name in ("limited", "none"):
+        component("evaluation", name).check(50304)
+    assert component("evaluation", "none").run(tiny_gpt(), lambda: None) == {"perplexity": {}, "lm_eval": {}}
+    with pytest.raises(ValueError, match=r"model\.vocab_size is 512; give model\.vocab_size=50304"):
+        component("evaluation", "limited").check(512)
+
+
+def test_what_the_hub_does_not_give_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.evaluation import harness
+
+    def offline(*args: Any, **keys: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    with pytest.raises(ValueError, match=r"wikitext2\.hub=Salesforce/wikitext could not be fetched .*hub=null"):
+        component("evaluation", "full").check(50304)
+    monkeypatch.setattr(harness, "TaskManager", lambda: SimpleNamespace(_index={"arc_easy": 1}, load=offline))
+    with pytest.raises(ValueError, match="has no task arc_hard"):
+        harness.fetch(["arc_easy", "arc_hard"])
+    with pytest.raises(ValueError, match=r"files\.<task>=<file>"):
+        harness.fetch(["arc_easy"])
+
+
+def test_wikitext_is_left_out_loudly_where_it_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
+    config = option("evaluation", "limited")
+    config.perplexity.pop("lambada")
+    config.lm_eval.tasks = []
+    scores = component_of(config).run(tiny_gpt(vocab_size=50304), lambda: None)
+    assert "give evaluation.perplexity.wikitext2.path=<file>" in scores["perplexity"]["wikitext2"]["skipped"]
+    assert "wikitext2 left out" in caplog.text
+
+
+def component_of(config: Any) -> EvaluationSuite:
+    from hydra.utils import instantiate
+
+    made: EvaluationSuite = instantiate(config)
+    return made
+
+
+def test_a_wrong_key_in_the_suite_is_named() -> None:
+    with pytest.raises(ValueError, match=r"evaluation\.lm_eval must have the keys tasks, files, limit"):
+        EvaluationSuite(perplexity={}, lm_eval={"task": []}, batch_size=1)
+
+
+def test_real_wikitext_is_scored_where_it_is_at_hand() -> None:
+    path = ROOT.parent / "shared/data/local/eval/wikitext2_test.jsonl.xz"
+    if not path.exists():
+        pytest.skip("WikiText-2 is not beside the project")
+    config = option("evaluation", "limited")
+    config.perplexity.pop("lambada")
+    config.perplexity.wikitext2.path = str(path)
+    config.perplexity.wikitext2.field = "page"
+    config.perplexity.wikitext2.limit_tokens = 240
+    config.lm_eval.tasks = []
+    gpt = tiny_gpt(vocab_size=50304)
+    scores = component_of(config).run(gpt, lambda: None)["perplexity"]["wikitext2"]
+    assert scores["ppl"] == pytest.approx(50304, rel=0.05)
+    assert scores["limited"].startswith("first 240 of 28")
