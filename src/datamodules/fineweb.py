@@ -20,17 +20,20 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from src.datamodules.hub import HUB, fetch_from_hub
 from src.datamodules.loader import TrainLoader
 from src.datamodules.order import window_at
-from src.datamodules.shards import ShardError, TokenShard, Windows, find_shards
+from src.datamodules.shards import ShardError, Tokens, TokenShard, Windows, find_shards
 
 log = logging.getLogger(__name__)
 
 #: Training tokens whose ids are checked before the run; the rest are checked as they are read.
 SCANNED_TOKENS = 100_000_000
+#: Positions of the visiting order computed at once: a step alone would pay numpy's overhead.
+ORDER_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,9 @@ class FineWebDataModule(L.LightningDataModule):
             shard.check_ids(0, shard.tokens[:left], vocab_size)
             left -= min(left, len(shard.tokens))
         self.train_windows = train_windows
+        self._order_block = (0, np.empty(0, dtype=np.int64))
 
-    def _read_validation(self) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    def _read_validation(self) -> Tokens:
         """The fixed validation tokens: whole windows, and one token more as the last target."""
         wanted = self.val_tokens // self.spec.block_size * self.spec.block_size + 1
         parts, left = [], wanted
@@ -162,11 +166,17 @@ class FineWebDataModule(L.LightningDataModule):
         n_micro = accumulation(micro, self.global_batch_size, world_size)
         share = n_micro * micro
         first = step * self.global_batch_size + rank * share
-        positions = np.arange(first, first + share, dtype=np.int64)
-        self.train_windows.check_sizes()
-        windows = window_at(positions, len(self.train_windows), self.spec.seed)
-        tokens = self.train_windows.read(windows)
+        tokens = self.train_windows.read(self._order(first, first + share))
         return torch.from_numpy(tokens).view(n_micro, micro, -1)
+
+    def _order(self, first: int, last: int) -> NDArray[np.int64]:
+        """The windows at positions first to last - 1, computed a block of positions at a time."""
+        begin, block = self._order_block
+        if not begin <= first <= last <= begin + len(block):
+            positions = np.arange(first, max(last, first + ORDER_BLOCK), dtype=np.int64)
+            begin, block = first, window_at(positions, len(self.train_windows), self.spec.seed)
+            self._order_block = begin, block
+        return block[first - begin : last - begin]
 
     def train_dataloader(self) -> TrainLoader:
         """All the run's steps, from the one the trainer has reached."""

@@ -154,6 +154,8 @@ class Windows:
         """Windows by number, [n] -> tokens [n, length]."""
         out = np.empty((len(windows), self.length), dtype=np.uint16)
         shard_of = np.searchsorted(self._ends, windows, side="right")
+        for s in set(shard_of.tolist()):
+            self.shards[s].check_size()
         for i, (window, s) in enumerate(zip(windows, shard_of, strict=True)):
             shard = self.shards[s]
             first = int(self._ends[s - 1]) if s else 0
@@ -161,8 +163,3 @@ class Windows:
             out[i] = shard.tokens[start : start + self.length]
             shard.check_ids(start, out[i], self.vocab_size)
         return out
-
-    def check_sizes(self) -> None:
-        """See `TokenShard.check_size`."""
-        for shard in self.shards:
-            shard.check_size()

@@ -86,8 +86,8 @@ def fetch(tasks: list[str]) -> None:
             manager.load(list(tasks))
     except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
         raise ValueError(
-            f"evaluation.lm_eval.tasks={','.join(tasks)} could not be fetched ({type(error).__name__}); check the "
-            "network, or give evaluation.lm_eval.files.<task>=<file>"
+            f"evaluation.lm_eval.tasks={','.join(tasks)} could not be fetched ({type(error).__name__}); "
+            "check the network, or give evaluation.lm_eval.files.<task>=<file>"
         ) from error
 
 

@@ -51,11 +51,12 @@ def test_a_bad_shard_is_refused_by_name(change: object, words: str, tmp_path: Pa
 
 
 def test_a_shard_cut_while_in_use_is_noticed_before_it_is_read(tmp_path: Path) -> None:
-    opened = TokenShard.open(shard(tmp_path))
-    with opened.path.open("r+b") as file:
+    windows = Windows([TokenShard.open(shard(tmp_path))], 10, vocab_size=512)
+    assert windows.read(np.array([90])).shape == (1, 10)
+    with (tmp_path / "fineweb_train_000001.bin").open("r+b") as file:
         file.truncate(1100)
     with pytest.raises(ShardError, match="cut to 1100 bytes while in use"):
-        opened.check_size()
+        windows.read(np.array([90]))
 
 
 def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path: Path) -> None:
