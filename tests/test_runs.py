@@ -1,6 +1,7 @@
 """The main job from outside: what a run leaves, stopping and going on, ranks, sweeps, exit codes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs import SMALL, computed, error_lines, make_shards, metrics, result, run, start
+from tests.runs import ROOT, SMALL, computed, error_lines, make_shards, metrics, result, run, start
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +260,128 @@ def test_the_help_page_lists_every_group_and_the_keys(tmp_path: Path) -> None:
     for word in ("residual:", "hyperconn", "data.global_batch_size", "resume=<run folder>"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_exports_to_transformers_and_trains_on_from_there(
+    whole: Path, shards: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="a development dependency")
+    done = run("task=export", f"run={whole}", f"output={tmp_path}/hub", "hydra.run.dir=e", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hub")
+    weights = torch.load(whole / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(theirs.transformer.wte.weight, weights["gpt.embedding.wte.weight"])
+    more = [
+        *SMALL,
+        f"data.path={shards}",
+        f"init_from={tmp_path}/hub",
+        "trainer.max_steps=1",
+        "hydra.run.dir=r",
+    ]
+    done = run(*more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "r")[0]["train/loss"] < metrics(whole)[0]["train/loss"] - 0.3
+    again = run("task=export", f"run={whole}", f"output={tmp_path}/hub", "hydra.run.dir=f", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_a_strategy_of_ones_own_needs_no_edit_here(shards: Path, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("```python\n# mystrategies/halved.py, anywhere on PYTHONPATH", 1)[1].split("```", 1)[0]
+    (tmp_path / "mystrategies").mkdir()
+    (tmp_path / "mystrategies/halved.py").write_text(code)
+    os.environ["PYTHONPATH"] = str(tmp_path)
+    try:
+        done = run(
+            *SMALL,
+            f"data.path={shards}",
+            "residual._target_=mystrategies.halved.Halved",
+            "+residual.scale=0.5",
+            "name=halved",
+            "hydra.run.dir=r",
+            cwd=tmp_path,
+        )
+    finally:
+        del os.environ["PYTHONPATH"]
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "r")["name"] == "halved"
+
+
+def test_a_bad_shard_is_one_line_with_its_place(tmp_path: Path) -> None:
+    folder = make_shards(tmp_path / "shards")
+    path = folder / "fineweb_train_000002.bin"
+    path.write_bytes(path.read_bytes()[:-7])
+    done = run(*SMALL, f"data.path={folder}", "hydra.run.dir=r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(error_lines(done)) == 1
+    assert (
+        "fineweb_train_000002.bin: truncated, 21017 bytes where a header of 10000 tokens asks for 21024"
+        in done.stderr
+    )
+    done = run(*SMALL, "data.path=nowhere", "hydra.run.dir=q", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "data.path=nowhere is no folder" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def stopped(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed after its first checkpoint."""
+    cwd = tmp_path_factory.mktemp("stopped")
+    process = start(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
+    kill_after(9, cwd / "r", process, signal.SIGKILL)
+    return cwd / "r"
+
+
+def damage(what: str, checkpoint: Path) -> None:
+    raw = checkpoint.read_bytes()
+    if what == "truncated":
+        checkpoint.write_bytes(raw[: len(raw) // 2])
+    elif what == "flipped":
+        at = len(raw) // 2
+        checkpoint.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+    else:
+        checkpoint.unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("truncated", "not a whole checkpoint"), ("flipped", "damaged"), ("gone", "is gone")]
+)
+def test_a_bad_checkpoint_is_refused_and_nothing_is_overwritten(
+    what: str, words: str, stopped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(stopped, folder)
+    damage(what, folder / "checkpoints/last.ckpt")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.log"}
+    done = run(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(error_lines(done)) == 1
+    assert words in done.stderr
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.log"} == before
+
+
+def test_other_data_and_another_model_are_refused_on_resume(stopped: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(stopped, folder)
+    other = make_shards(tmp_path / "shards", tokens=21_000)
+    done = run(f"resume={folder}", f"data.path={other}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "data.path holds other data than the run was trained on" in done.stderr
+    done = run(f"resume={folder}", "model.n_layer=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model.n_layer was 2, is 3" in done.stderr
+    done = run(f"resume={folder}", "trainer.max_step=100", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean trainer.max_steps" in done.stderr
+
+
+def test_a_run_on_one_rank_goes_on_on_two(stopped: Path, long: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(stopped, folder)
+    done = run(f"resume={folder}", "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = computed(folder)
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    for two, one in zip(rows, computed(long), strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)

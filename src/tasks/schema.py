@@ -5,13 +5,15 @@ keyword-only arguments.
 """
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from src.mistakes import one_line
 from src.overrides import unknown_key
 
 T = TypeVar("T")
@@ -72,8 +74,19 @@ def read_component(name: str, section: DictConfig) -> Any:  # whatever the secti
         raise ValueError(
             f"{name} must name an option (see --help) or a class with {name}._target_, got {section}"
         )
-    target = get_object(section._target_)
+    target = _imported(name, str(section._target_))
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
     _checked(name, section, schema)
     return instantiate(section)
+
+
+def _imported(name: str, path: str) -> Any:  # whatever the path names
+    module, _, attribute = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"{name}._target_={path} cannot be imported ({one_line(error)}); "
+            "is the name right, and its folder on PYTHONPATH?"
+        ) from error

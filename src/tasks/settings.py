@@ -137,8 +137,8 @@ def read_settings(config: DictConfig) -> Settings:
     parts = {name: attempt(lambda name=name: read_component(name, config[name])) for name in COMPONENTS}  # type: ignore[misc]  # lambda defaults
     trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
     optimizer = schedule = None
-    if keys is not None and written is not None:
-        optimizer = attempt(lambda: written.resolved(keys.max_steps))
+    if written is not None:
+        optimizer = attempt(lambda: written.resolved(keys.max_steps if keys else 1))
     if keys is not None and optimizer is not None:
         rates = optimizer
         schedule = attempt(lambda: Schedule(rates.lr, rates.min_lr, rates.warmup_steps, keys.max_steps))

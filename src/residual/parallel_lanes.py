@@ -1,0 +1,93 @@
+"""Parallel lanes: in the upper layers attention and MLP read streams of their own, and write to both.
+
+    x <- x + y                                       below `start_layer`; there both lanes become x
+    lane_j <- carry[k] * lane_j + write[k, j] * y    j = 0 (what attention reads), 1 (what the MLP reads)
+    out = (lane_0 + lane_1) / 2
+
+Source: KellerJordan/modded-nanogpt, pull request 230 (carry sqrt(1.1), attention writes 1.5 to the MLP's
+lane); openai/parameter-golf, pull request 1204 (carry sqrt(1.1), all writes 1).
+At init with equal writes: one stream whose carry is `carry_init` in the upper layers, so vanilla where that
+is 1; as shipped, not.
+Shape letters: A sites from the first of `start_layer` on.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+
+
+class Lanes(NamedTuple):
+    """What attention reads, and what the MLP reads; one tensor below `start_layer`."""
+
+    attn_BTD: Tensor
+    mlp_BTD: Tensor
+
+
+class ParallelLanes(ResidualStrategy[Lanes]):
+    """3 parameters for each site from `start_layer` on, no weight decay.
+
+    Args:
+        spec: the trunk.
+        start_layer: first layer with two lanes (7 of 11 in the sources); None takes that share of the depth.
+        carry_init: initial weight of a lane in its own update (sqrt(1.1) in the sources).
+        write_init: initial weight of an output in a lane (1 in the sources).
+        attn_to_mlp_init: the same for attention's output in the MLP's lane (1.5 and 1 in the sources).
+        carry_lr_scale: learning rate of the carries over the schedule's (5 in the sources).
+        write_lr_scale: the same for the writes (1 in the sources).
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        *,
+        start_layer: int | None,
+        carry_init: float,
+        write_init: float,
+        attn_to_mlp_init: float,
+        carry_lr_scale: float,
+        write_lr_scale: float,
+    ) -> None:
+        super().__init__()
+        last = spec.n_layer - 1
+        start = min(round(spec.n_layer * 7 / 11), last) if start_layer is None else start_layer
+        if not 0 <= start <= last:
+            raise ValueError(
+                f"residual.start_layer must be between 0 and {last}, got {start_layer}; "
+                "null takes 7/11 of the depth"
+            )
+        active = [site for site in spec.sites if site.index >= _first_site(spec, start)]
+        self.n_single = spec.n_site - len(active)
+        self.carry_A = nn.Parameter(torch.full((len(active),), carry_init))
+        self.write_A2 = nn.Parameter(torch.full((len(active), 2), write_init))
+        with torch.no_grad():
+            self.write_A2[[site.kind == "attn" for site in active], 1] = attn_to_mlp_init
+        self.lr_scales = carry_lr_scale, write_lr_scale
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        for param, lr_scale in zip((self.carry_A, self.write_A2), self.lr_scales, strict=True):
+            yield ParamGroup((param,), lr_scale)
+
+    def begin(self, x0_BTD: Tensor) -> Lanes:
+        return Lanes(x0_BTD, x0_BTD)
+
+    def read(self, state: Lanes, site: Site) -> tuple[Tensor, Lanes]:
+        return state.attn_BTD if site.kind == "attn" else state.mlp_BTD, state
+
+    def write(self, state: Lanes, site: Site, y_BTD: Tensor) -> Lanes:
+        row = site.index - self.n_single
+        if row < 0:
+            x_BTD = state.attn_BTD + y_BTD
+            return Lanes(x_BTD, x_BTD)
+        carry, writes = self.carry_A[row], self.write_A2[row].unbind()
+        return Lanes(*(torch.addcmul(carry * x, w, y_BTD) for x, w in zip(state, writes, strict=True)))
+
+    def end(self, state: Lanes) -> Tensor:
+        return (state.attn_BTD + state.mlp_BTD) / 2
+
+
+def _first_site(spec: StreamSpec, layer: int) -> int:
+    return next(site.index for site in spec.sites if site.layer >= layer)

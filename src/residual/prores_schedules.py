@@ -1,0 +1,83 @@
+"""The warm-up schedules of ProRes: how much of each layer's branches is let through at a step.
+
+    alpha[l](t) of layer l = 1..L at t = step / warmup, in units of the whole warm-up:
+    linear  min(t L / l, 1)     sqrt  its square root     square  its square
+    linear_equal  min(t, 1)     linear_reverse  the layers of `linear` in reverse order
+    stagewise_m   m until t = (l - 1) / L, then linearly up to 1 at t = l / L
+    fix_m         m always
+
+with m one of 0, L: 1 / L, sqrt_L: 1 / sqrt(L), sqrt_l: 1 / sqrt(l).
+
+Source: dandingsky/ProRes (arXiv 2603.05369), torchrun_main.py, whose names these are.
+Shape letters: L n_layer.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+#: (t, one-based layer numbers as floats) -> alpha
+Schedule = Callable[[float, Tensor], Tensor]
+
+
+def _linear(t: float, layer_L: Tensor) -> Tensor:
+    return (t * len(layer_L) / layer_L).clamp(max=1.0)
+
+
+def _linear_equal(t: float, layer_L: Tensor) -> Tensor:
+    return torch.full_like(layer_L, min(t, 1.0))
+
+
+def _linear_reverse(t: float, layer_L: Tensor) -> Tensor:
+    return _linear(t, layer_L).flip(0)
+
+
+def _sqrt(t: float, layer_L: Tensor) -> Tensor:
+    return _linear(t, layer_L).sqrt()
+
+
+def _square(t: float, layer_L: Tensor) -> Tensor:
+    return _linear(t, layer_L).square()
+
+
+def _floor_0(layer_L: Tensor) -> Tensor:
+    return torch.zeros_like(layer_L)
+
+
+def _floor_L(layer_L: Tensor) -> Tensor:
+    return torch.full_like(layer_L, 1 / len(layer_L))
+
+
+def _floor_sqrt_L(layer_L: Tensor) -> Tensor:
+    return torch.full_like(layer_L, len(layer_L) ** -0.5)
+
+
+def _floor_sqrt_l(layer_L: Tensor) -> Tensor:
+    return layer_L.rsqrt()
+
+
+def _stagewise(floor: Callable[[Tensor], Tensor], t: float, layer_L: Tensor) -> Tensor:
+    m_L = floor(layer_L)
+    return m_L + (1 - m_L) * (t * len(layer_L) - (layer_L - 1)).clamp(0.0, 1.0)
+
+
+def _fix(floor: Callable[[Tensor], Tensor], t: float, layer_L: Tensor) -> Tensor:
+    return floor(layer_L)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": _linear,
+    "linear_equal": _linear_equal,
+    "linear_reverse": _linear_reverse,
+    "sqrt": _sqrt,
+    "square": _square,
+    "stagewise_0": partial(_stagewise, _floor_0),
+    "stagewise_L": partial(_stagewise, _floor_L),
+    "stagewise_sqrt_L": partial(_stagewise, _floor_sqrt_L),
+    "stagewise_sqrt_l": partial(_stagewise, _floor_sqrt_l),
+    "fix_L": partial(_fix, _floor_L),
+    "fix_sqrt_L": partial(_fix, _floor_sqrt_L),
+    "fix_sqrt_l": partial(_fix, _floor_sqrt_l),
+}

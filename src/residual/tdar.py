@@ -1,0 +1,71 @@
+"""TDAR: every layer reads a mixture of all earlier layers' streams, leaning on the newest.
+
+    H_0 = x0;   x = sum_j softmax_j( q_i . RMS(H_j) + b_ij ) H_j over j = 0..i,   H_{i+1} = Block_i(x)
+    out = the same over all H with q_out, b_out
+
+The block keeps its own residual, so the H_j are streams. RMS has no gain.
+
+Source: a submission to MLS-Bench llm-pretrain-residual.
+At init: near vanilla (the newest stream's bias is 5, so it weighs 0.87 to 0.99), not equal to it.
+Shape letters: Q queries (layers after the first, and the end), P pairs of query and source.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.depth_attention import StreamAndSources, emit, logits, mixture, open_sources
+
+
+class TDAR(ResidualStrategy[StreamAndSources]):
+    """n_layer * D + n_layer * (n_layer + 3) / 2 parameters, no weight decay.
+
+    Args:
+        spec: the trunk. The first layer has one source, hence no query.
+        query_std: standard deviation of the initial queries (0.02 in the source).
+        newest_bias: initial bias of the newest stream, 0 for the others (5.0 in the source).
+        eps: of the key norm (1e-5 in the source).
+        lr_scale: learning rate over the schedule's (the source names 0.1, which its loop overwrote).
+    """
+
+    def __init__(
+        self, spec: StreamSpec, *, query_std: float, newest_bias: float, eps: float, lr_scale: float
+    ) -> None:
+        super().__init__()
+        n_query = sum(site.opens_block for site in spec.sites)
+        self.query_std, self.eps, self.lr_scale = query_std, eps, lr_scale
+        self.query_QD = nn.Parameter(torch.zeros(n_query, spec.n_embd))
+        n_sources = [query + 2 for query in range(n_query)]
+        self.bias_P = nn.Parameter(torch.zeros(sum(n_sources)))
+        with torch.no_grad():
+            for bias_J in torch.split(self.bias_P, n_sources):
+                bias_J[-1] = newest_bias
+        self.n_sources = n_sources
+
+    def reset(self) -> None:
+        nn.init.normal_(self.query_QD, std=self.query_std)
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.query_QD, self.bias_P), self.lr_scale)
+
+    def begin(self, x0_BTD: Tensor) -> StreamAndSources:
+        return StreamAndSources(x0_BTD, open_sources(x0_BTD, self.query_QD, self.eps))
+
+    def read(self, state: StreamAndSources, site: Site) -> tuple[Tensor, StreamAndSources]:
+        if site.opens_block and site.index > 0:
+            state = self._mix(state)
+        return state.x_BTD, state
+
+    def write(self, state: StreamAndSources, site: Site, y_BTD: Tensor) -> StreamAndSources:
+        return state._replace(x_BTD=state.x_BTD + y_BTD)
+
+    def end(self, state: StreamAndSources) -> Tensor:
+        return self._mix(state).x_BTD
+
+    def _mix(self, state: StreamAndSources) -> StreamAndSources:
+        sources = emit(state.sources, state.x_BTD, self.eps)
+        query = len(sources.v_BTD) - 2
+        bias_J = torch.split(self.bias_P, self.n_sources)[query]
+        return StreamAndSources(mixture(sources.v_BTD, logits(sources, query) + bias_J), sources)

@@ -1,0 +1,20 @@
+"""Variance-controlled parallel attention and MLP: the two outputs together weigh as much as one.
+
+    h = N_l(x);   x <- x + (Attn(h) + MLP(h)) / sqrt(2)
+
+Source: a submission to MLS-Bench llm-pretrain-normalization.
+At init: not vanilla (the MLP does not see its layer's attention).
+"""
+
+import torch
+from torch import Tensor
+
+from src.residual.base import Site
+from src.residual.one_norm import NormedState, OneNormPerLayer
+
+
+class VarianceParallel(OneNormPerLayer):
+    """No parameters besides n_layer norms, in place of the trunk's two a layer."""
+
+    def write(self, state: NormedState, site: Site, y_BTD: Tensor) -> NormedState:
+        return state._replace(x_BTD=torch.add(state.x_BTD, y_BTD, alpha=0.5**0.5))
