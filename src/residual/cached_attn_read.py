@@ -7,7 +7,7 @@ What the late MLPs predict no longer passes through attention. It is what was le
 (`parallel_lanes`) once attention's lane took no more writes.
 
 Source: KellerJordan/modded-nanogpt, pull request 241 (there together with `backout`, from the same c).
-At init: vanilla but for what the late attention reads; not equal to it where `late_layers` is above 1.
+At init: not vanilla, by what the late attention reads (with `late_layers` 1 it always is).
 """
 
 from typing import NamedTuple
