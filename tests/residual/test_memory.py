@@ -1,0 +1,97 @@
+"""What the residual mechanism keeps for the backward, counted at 24 layers.
+
+The verbs run alone, over sublayers `x / 2`, which keep nothing. Every storage that an operation makes (x0
+included) is watched, and once only the output is held, those still alive are what the graph keeps: through
+autograd's saved tensors, or through what a checkpoint holds to run again. Each storage counts once, with its
+whole size; the output and the parameters do not
+count. The unit is one hidden state, B * T * D floats, so a
+vanilla stream keeps 0 (what the branches' norms keep is the trunk's).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from src.models.gpt import sites_in_order
+from src.norm.base import NormSpec
+from src.norm.layernorm import LayerNorm
+from src.residual.base import StreamSpec
+from tests.residual.plain import flow
+from tests.support import component
+
+N_LAYER, B, T, D = 24, 2, 16, 1024
+
+#: Hidden states kept. One for each layer's stream or sublayer's output, where those enter a learned product.
+BARS = {
+    "vanilla": 0,
+    "learned_scaling": 26,
+    "x0_blend": 26,
+    "attnres": 70,
+    "attnres_block": 55,
+    "attnres_stream_block": 10,
+    "tdar": 60,
+    "hyperconn": 250,
+}
+
+
+class Storages(TorchDispatchMode):
+    """Watches all storages made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_bytes: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                self.n_bytes[StorageWeakRef(storage)] = storage.nbytes()
+        return out
+
+    def kept(self, but: Iterable[Tensor]) -> float:
+        """Hidden states alive, other than in `but`."""
+        others = {StorageWeakRef(tensor.untyped_storage()) for tensor in but}
+        alive = [n for ref, n in self.n_bytes.items() if ref not in others and not ref.expired()]
+        return sum(alive) / (4 * B * T * D)
+
+
+def hidden_states_kept(name: str) -> float:
+    def make_norm(width: int) -> LayerNorm:
+        return LayerNorm(NormSpec(width, False), eps=1e-5)
+
+    spec = StreamSpec(N_LAYER, 16, D, sites_in_order(N_LAYER), make_norm)
+    strategy = component("residual", name)(spec)
+    leaf = torch.randn(B, T, D, requires_grad=True)
+    with Storages() as made:
+        out = flow(strategy, spec, leaf * 1.0, [lambda x: x / 2] * spec.n_site)
+    return made.kept(but=[out, *strategy.parameters(), *strategy.buffers()])
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_the_mechanism_keeps_no_more_than_its_equations_need(name: str) -> None:
+    assert hidden_states_kept(name) <= BARS[name]
+
+
+def test_a_stack_of_sources_would_be_counted() -> None:
+    leaf = torch.ones(B, T, D, requires_grad=True)
+    with Storages() as made:
+        sources = [leaf * i for i in range(3)]
+        out = (torch.stack(sources) * leaf).sum(0)
+    assert made.kept(but=[leaf, out]) == 3 + 3
+    del sources
+    assert made.kept(but=[leaf, out]) == 3
+
+
+def test_what_a_checkpoint_holds_is_counted() -> None:
+    leaf = torch.ones(B, T, D, requires_grad=True)
+    with Storages() as made:
+        out = checkpoint(lambda x: (x.sin().cos() * leaf).exp(), leaf * 1.0, use_reentrant=False)
+    assert made.kept(but=[leaf, out]) == 1
