@@ -1,10 +1,9 @@
-"""LayerScale: a learned vector on every branch, small at the start.
+"""LayerScale: every branch behind a small gate of its own for each channel.
 
-    x <- x + scale[k] * F_k(N_k(x))        scale[k] in R^D
+    x <- x + gate[k] * F_k(N_k(x))    element by element
 
-Source: Touvron et al., "Going deeper with Image Transformers" (CaiT, arXiv 2103.17239), section 2; their
-initial values: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 beyond.
-At init (scale 0.1): a damped Pre-LN stream, not vanilla.
+Source: Touvron et al., "Going deeper with Image Transformers" (CaiT, arXiv 2103.17239), section 2.
+At init (small gates): nearly the identity; not vanilla.
 """
 
 import torch
@@ -14,16 +13,18 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class LayerScale(ResidualStrategy[Tensor]):
-    """D scalars a site, lr x 1, no weight decay.
+    """D parameters a site, lr x 1, no weight decay.
 
     Args:
         spec: the trunk.
-        scale_init: initial value of every scale.
+        gate_init: initial gate; None takes the source's by depth: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6
+            beyond.
     """
 
-    def __init__(self, spec: StreamSpec, *, scale_init: float) -> None:
+    def __init__(self, spec: StreamSpec, *, gate_init: float | None) -> None:
         super().__init__()
-        self.scale_SD = nn.Parameter(torch.full((spec.n_site, spec.n_embd), scale_init))
+        value = _gate_by_depth(spec.n_layer) if gate_init is None else gate_init
+        self.gate_SD = nn.Parameter(torch.full((spec.n_site, spec.n_embd), value))
 
     def begin(self, x0_BTD: Tensor) -> Tensor:
         return x0_BTD
@@ -32,7 +33,13 @@ class LayerScale(ResidualStrategy[Tensor]):
         return state, state
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
-        return state + self.scale_SD[site.index] * y_BTD
+        return torch.addcmul(state, self.gate_SD[site.index], y_BTD)
 
     def end(self, state: Tensor) -> Tensor:
         return state
+
+
+def _gate_by_depth(n_layer: int) -> float:
+    if n_layer <= 18:
+        return 0.1
+    return 1e-5 if n_layer <= 24 else 1e-6

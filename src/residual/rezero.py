@@ -1,29 +1,38 @@
-"""ReZero / SkipInit: a learned scalar on every branch, zero at the start.
+"""ReZero: every branch behind a scalar gate that starts closed.
 
     x <- x + gate[k] * F_k(N_k(x))
 
-Source: Bachlechner et al., "ReZero is All You Need" (arXiv 2003.04887), section 3; with the branch's norm
-kept, as in De, Smith, "Batch Normalization Biases Residual Blocks" (SkipInit, arXiv 2002.10444).
-At init (gate 0): the identity map, not vanilla; no sublayer has a gradient in the first step.
+ReZero proper has no norm; here the branch keeps its input norm, as in SkipInit.
+
+Source: Bachlechner et al., "ReZero is All You Need" (arXiv 2003.04887), section 3; De and Smith, SkipInit
+(arXiv 2002.10444).
+At init (gate 0): the identity, so that only the gates get a gradient other than 0; not vanilla.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
 class ReZero(ResidualStrategy[Tensor]):
-    """One scalar a site, lr x 1, no weight decay.
+    """One gate a site: S parameters, no weight decay.
 
     Args:
-        spec: the trunk.
-        gate_init: initial weight of every branch (0.0 in the source).
+        spec: the trunk; only the number of sites is used.
+        gate_init: initial gate (0 in the source).
+        lr_scale: learning rate over the schedule's (0.1 to 1; the gates' first gradients are large).
     """
 
-    def __init__(self, spec: StreamSpec, *, gate_init: float) -> None:
+    def __init__(self, spec: StreamSpec, *, gate_init: float, lr_scale: float) -> None:
         super().__init__()
+        self.lr_scale = lr_scale
         self.gate_S = nn.Parameter(torch.full((spec.n_site,), gate_init))
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.gate_S,), self.lr_scale)
 
     def begin(self, x0_BTD: Tensor) -> Tensor:
         return x0_BTD
@@ -32,7 +41,7 @@ class ReZero(ResidualStrategy[Tensor]):
         return state, state
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
-        return state + self.gate_S[site.index] * y_BTD
+        return torch.addcmul(state, self.gate_S[site.index], y_BTD)
 
     def end(self, state: Tensor) -> Tensor:
         return state

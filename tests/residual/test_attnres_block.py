@@ -14,10 +14,10 @@ def stacked(strategy: BlockAttentionResiduals, sources: list[torch.Tensor], quer
     return (torch.softmax((key * strategy.query_QD[query]).sum(-1, keepdim=True), dim=0) * v).sum(0)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 6, 9])
-def test_it_is_the_papers_mixture_of_blocks(size: int) -> None:
+@pytest.mark.parametrize(("n_block", "size"), [(6, 1), (3, 2), (2, 3), (1, 6), (4, 2), (5, 2)])
+def test_it_is_the_papers_mixture_of_blocks(n_block: int, size: int) -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = jittered(BlockAttentionResiduals(spec, sublayers_per_block=size, eps=1e-5))
+    strategy = jittered(BlockAttentionResiduals(spec, n_block=n_block, eps=1e-5))
     blocks, inside = [x0], []
     for k, branch in enumerate(branches):
         sources = [*blocks, *([sum(inside)] if inside else [])]
@@ -32,12 +32,12 @@ def test_it_is_the_papers_mixture_of_blocks(size: int) -> None:
 
 def test_blocks_of_one_are_full_attention_residuals() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    block = jittered(BlockAttentionResiduals(spec, sublayers_per_block=1, eps=1e-5))
+    block = jittered(BlockAttentionResiduals(spec, n_block=6, eps=1e-5))
     full = AttentionResiduals(spec, eps=1e-5).double()
     full.load_state_dict(block.state_dict())
     assert torch.allclose(flow(block, spec, x0, branches), flow(full, spec, x0, branches), atol=1e-13)
 
 
 def test_a_block_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"sublayers_per_block must be at least 1, got 0"):
-        BlockAttentionResiduals(stream_spec(), sublayers_per_block=0, eps=1e-5)
+    with pytest.raises(ValueError, match=r"n_block must be at least 1, got 0"):
+        BlockAttentionResiduals(stream_spec(), n_block=0, eps=1e-5)

@@ -8,7 +8,7 @@ from tests.residual.plain import embedding_like, flow, jittered, stream_spec, su
 
 def test_each_branch_has_its_own_gate() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = jittered(ReZero(spec, gate_init=0.0))
+    strategy = jittered(ReZero(spec, gate_init=0.0, lr_scale=1.0))
     x = x0
     for k, branch in enumerate(branches):
         x = x + strategy.gate_S[k] * branch(x)
@@ -17,4 +17,4 @@ def test_each_branch_has_its_own_gate() -> None:
 
 def test_it_starts_as_the_identity() -> None:
     spec, x0 = stream_spec(), embedding_like()
-    assert torch.equal(flow(ReZero(spec, gate_init=0.0).double(), spec, x0, sublayers(6)), x0)
+    assert torch.equal(flow(ReZero(spec, gate_init=0.0, lr_scale=1.0).double(), spec, x0, sublayers(6)), x0)
