@@ -1,4 +1,6 @@
-"""ProRes: schedules by hand, and the stream."""
+"""ProRes against its schedules as published, by the numbers, and its two forms."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -7,104 +9,104 @@ from src.residual.prores import ProRes
 from src.residual.prores_schedules import SCHEDULES
 from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
 
-KEYS = {
+KEYS: dict[str, Any] = {
     "schedule": "linear",
-    "warmup_fraction": 0.25,
-    "warmup_steps": None,
+    "warmup_fraction": None,
+    "warmup_steps": 400,
     "scaled": "sublayer",
     "whole_in_eval": False,
 }
-IN_STEPS = {**KEYS, "warmup_fraction": None, "warmup_steps": 30}
 
 
-def warmed(schedule: str, t: int, warmup: int) -> torch.Tensor:
-    return SCHEDULES[schedule](t / warmup, torch.arange(1.0, 5.0, dtype=torch.float64))
+def alpha(schedule: str, step: int, **changes: Any) -> list[float]:
+    strategy = ProRes(stream_spec(4), **{**KEYS, "schedule": schedule, **changes}).double()
+    strategy.on_step(step, 1000)
+    return strategy.alpha_L.tolist()
 
 
 @pytest.mark.parametrize(
-    ("schedule", "t", "expected"),
-    [
+    ("schedule", "step", "expected"),
+    [  # a warm-up of 400 steps over 4 layers: under `linear`, layer l = 1..4 is whole after 100 l
         ("linear", 0, [0, 0, 0, 0]),
-        ("linear", 50, [0.5, 0.25, 1 / 6, 0.125]),
-        ("linear", 200, [1, 1, 2 / 3, 0.5]),
-        ("linear", 400, [1, 1, 1, 1]),
-        ("linear_equal", 100, [0.25] * 4),
-        ("linear_reverse", 50, [0.125, 1 / 6, 0.25, 0.5]),
-        ("sqrt", 50, [0.5**0.5, 0.25**0.5, (1 / 6) ** 0.5, 0.125**0.5]),
-        ("square", 50, [0.25, 0.0625, 1 / 36, 1 / 64]),
-        ("stagewise_0", 150, [1, 0.5, 0, 0]),
-        ("stagewise_L", 150, [1, 0.625, 0.25, 0.25]),
-        ("stagewise_sqrt_L", 0, [0.5] * 4),
-        ("stagewise_sqrt_l", 400, [1, 1, 1, 1]),
-        ("fix_L", 400, [0.25] * 4),
-        ("fix_sqrt_l", 7, [1, 0.5**0.5, (1 / 3) ** 0.5, 0.5]),
+        ("linear", 150, [1, 3 / 4, 1 / 2, 3 / 8]),
+        ("linear_equal", 150, [3 / 8, 3 / 8, 3 / 8, 3 / 8]),
+        ("linear_reverse", 150, [3 / 8, 1 / 2, 3 / 4, 1]),
+        ("sqrt", 100, [1, (1 / 2) ** 0.5, (1 / 3) ** 0.5, 1 / 2]),
+        ("square", 100, [1, 1 / 4, 1 / 9, 1 / 16]),
+        ("stagewise_0", 150, [1, 1 / 2, 0, 0]),
+        ("stagewise_L", 150, [1, 1 / 4 + 3 / 8, 1 / 4, 1 / 4]),
+        ("stagewise_sqrt_L", 150, [1, 3 / 4, 1 / 2, 1 / 2]),
+        ("stagewise_sqrt_l", 350, [1, 1, 1, 3 / 4]),
+        ("stagewise_sqrt_l", 0, [1, 2**-0.5, 3**-0.5, 1 / 2]),
+        ("fix_L", 150, [1 / 4] * 4),
+        ("fix_sqrt_L", 999, [1 / 2] * 4),
+        ("fix_sqrt_l", 0, [1, 2**-0.5, 3**-0.5, 1 / 2]),
     ],
 )
-def test_the_schedules_by_hand(schedule: str, t: int, expected: list[float]) -> None:
-    assert warmed(schedule, t, 400).tolist() == pytest.approx(expected)
+def test_the_schedules_are_the_published_ones(schedule: str, step: int, expected: list[float]) -> None:
+    assert alpha(schedule, step) == pytest.approx(expected, abs=1e-12)
 
 
-def test_all_but_the_constants_end_at_one_and_never_fall() -> None:
-    for schedule in SCHEDULES:
-        table = torch.stack([warmed(schedule, t, 40) for t in range(42)])
-        assert (table.diff(dim=0) >= -1e-12).all()
-        assert schedule.startswith("fix") or torch.equal(table[40:], torch.ones(2, 4, dtype=torch.float64))
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if not name.startswith("fix_")])
+def test_every_schedule_grows_and_ends_whole(schedule: str) -> None:
+    course = torch.tensor([alpha(schedule, step) for step in range(0, 480, 40)])
+    assert (course.diff(dim=0) >= 0).all()
+    assert course[-2:].eq(1).all()
 
 
-def test_both_sublayers_are_scaled_by_the_layers_factor() -> None:
+def test_the_published_warm_up_leaves_a_shorter_run_unfinished() -> None:
+    strategy = ProRes(stream_spec(24), **{**KEYS, "warmup_steps": 24_000})
+    strategy.on_step(13_535, 13_535)
+    assert strategy.alpha_L[-1].item() == pytest.approx(0.564, abs=5e-4)
+    assert (strategy.alpha_L == 1).sum() == 13
+
+
+def test_a_fraction_is_of_the_run() -> None:
+    given = alpha("linear", 100, warmup_steps=None, warmup_fraction=0.25)
+    assert given == pytest.approx([1, 0.8, 0.4 / 0.75, 0.4])
+
+
+def test_before_any_step_all_is_whole_and_the_buffer_is_not_saved() -> None:
+    strategy = ProRes(stream_spec(), **KEYS)
+    assert strategy.alpha_L.eq(1).all()
+    assert strategy.state_dict() == {}
+
+
+@pytest.mark.parametrize("scaled", ["sublayer", "block"])
+def test_alpha_scales_each_output_or_the_whole_layer(scaled: str) -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = ProRes(spec, **IN_STEPS).double()
-    strategy.on_step(10, 1000)
+    strategy = ProRes(spec, **{**KEYS, "scaled": scaled}).double()
+    strategy.on_step(150, 1000)
     x = x0
-    for k, branch in enumerate(branches):
-        x = x + min(10 / (10 * (k // 2 + 1)), 1) * branch(x)
-    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-7)
-
-
-def test_the_warm_up_is_a_part_of_the_run_and_no_step_recompiles() -> None:
-    strategy = ProRes(stream_spec(4), **KEYS)
-    strategy.on_step(25, 400)
-    assert strategy.alpha_L.tolist() == pytest.approx([1, 0.5, 1 / 3, 0.25])
-    assert "alpha_L" not in strategy.state_dict()
-    graphs = []
-
-    def count(graph: torch.fx.GraphModule, _: object) -> object:
-        graphs.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
-    spec = stream_spec(4)
-    step = torch.compile(
-        lambda x: strategy.write(strategy.begin(x), spec.sites[2], x), backend=count, fullgraph=True
-    )
-    for t in range(6):
-        strategy.on_step(t, 400)
-        assert step(torch.ones(1)).outer_BTD[0] == pytest.approx(1 + t / 50)
-    assert len(graphs) == 1
-
-
-def test_the_benchmarks_form_scales_what_leaves_a_layer_and_nothing_in_evaluation() -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = ProRes(spec, **{**IN_STEPS, "scaled": "block", "whole_in_eval": True}).double()
-    strategy.on_step(10, 1000)
-    for factor in (lambda i: min(10 / (10 * (i + 1)), 1), lambda i: 1.0):
-        x = x0
-        for i in range(3):
+    for i, a in enumerate(strategy.alpha_L):
+        if scaled == "sublayer":
+            x = x + a * branches[2 * i](x)
+            x = x + a * branches[2 * i + 1](x)
+        else:
             h = x + branches[2 * i](x)
-            x = x + factor(i) * (h + branches[2 * i + 1](h) - x)
-        assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-7)
-        strategy.eval()
+            x = x + a * (h + branches[2 * i + 1](h) - x)
+    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-12)
+
+
+def test_the_benchmarks_form_is_whole_in_evaluation() -> None:
+    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+    strategy = ProRes(spec, **{**KEYS, "scaled": "block", "whole_in_eval": True}).double()
+    whole = flow(strategy, spec, x0, branches)
+    strategy.on_step(0, 1000)
+    assert torch.equal(flow(strategy, spec, x0, branches), x0)
+    assert torch.equal(flow(strategy.eval(), spec, x0, branches), whole)
 
 
 @pytest.mark.parametrize(
-    ("keys", "words"),
+    ("changes", "message"),
     [
-        ({"schedule": "cubic"}, "residual.schedule must be one of linear"),
-        ({"scaled": "half"}, "residual.scaled must be sublayer or block"),
-        ({"warmup_fraction": 0.0}, "residual.warmup_fraction must be positive"),
-        ({"warmup_steps": 5}, "exactly one of residual.warmup_fraction and residual.warmup_steps"),
+        ({"schedule": "cubic"}, r"schedule must be one of linear, .*, got cubic"),
+        ({"scaled": "layer"}, r"scaled must be sublayer or block, got layer"),
+        ({"warmup_fraction": 0.2}, r"exactly one of .* must be null, got 0.2 and 400"),
+        ({"warmup_steps": None}, r"exactly one of .* must be null, got None and None"),
+        ({"warmup_steps": 0}, r"warmup_steps must be positive, got 0"),
     ],
 )
-def test_what_no_schedule_can_mean_is_refused(keys: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        ProRes(stream_spec(), **{**KEYS, **keys})
+def test_a_warm_up_that_means_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProRes(stream_spec(), **{**KEYS, **changes})
