@@ -2,10 +2,12 @@
 
 import inspect
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from src.models.gpt import GPT
 from src.models.optimizer import parameter_groups
@@ -94,6 +96,15 @@ def test_compiled_in_one_graph_it_equals_eager_in_value_and_gradient(name: str) 
 def test_the_stream_stays_float32_under_bf16(name: str) -> None:
     gpt = built(name, "jittered")
     seen: list[tuple[torch.dtype, ...]] = []
+    held: list[torch.dtype] = []
+    write = gpt.residual.write
+
+    def watched(*args: Any) -> Any:
+        state = write(*args)
+        held.extend(x.dtype for x in tree_leaves(state) if x.is_floating_point())
+        return state
+
+    gpt.residual.write = watched
     for block in gpt.h:
         for sublayer in (block.attn.c_attn, block.mlp.c_fc):
             sublayer.register_forward_hook(lambda _m, args, out: seen.append((args[0].dtype, out.dtype)))
@@ -102,6 +113,7 @@ def test_the_stream_stays_float32_under_bf16(name: str) -> None:
     assert x_BTD.dtype == torch.float32
     assert seen
     assert all(out == torch.bfloat16 for _, out in seen)
+    assert set(held) == {torch.float32}
     exact = gpt.hidden(tokens())
     assert (x_BTD - exact).norm() < 0.1 * exact.norm()
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from src.residual.hyperconn import HyperConnections
@@ -46,19 +47,37 @@ def test_streams_separate_once_trained() -> None:
     assert spread > 1e-3
 
 
-def test_the_published_package_gives_the_same_read_and_write() -> None:
+def test_it_is_the_published_package_with_the_same_weights() -> None:
     package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
-    pytest.importorskip("hyper_connections.hyper_connections")
-    n, d = 4, 6
-    theirs = package.hyper_connections.HyperConnections(n, dim=d, layer_index=1).double()
-    spec = stream_spec(1, d)
-    ours = HyperConnections(spec, n_stream=n, scale_init=0.01).double()
-    state = ours.begin(embedding_like(d))
-    _, state = ours.read(state, spec.sites[0])
-    u, after = ours.read(state, spec.sites[1])
-    flat = state.h_BTND.permute(0, 2, 1, 3).reshape(-1, 4, d)
-    branch_input, add = theirs(flat)
-    assert torch.allclose(branch_input, u, atol=1e-10)
-    y = torch.tanh(u)
-    written = ours.write(after, spec.sites[1], y).h_BTND.permute(0, 2, 1, 3).reshape(-1, 4, d)
-    assert torch.allclose(add(y), written, atol=1e-10)
+    spec, branches, x0, n, d = stream_spec(), sublayers(6), embedding_like(), 4, 6
+    ours = jittered(HyperConnections(spec, n_stream=n, scale_init=0.01))
+    expand, reduce = package.get_expand_reduce_stream_functions(n)
+    x = expand(x0)
+    for k, branch in enumerate(branches):
+        theirs = package.HyperConnections(n, dim=d, layer_index=k).double()
+        theirs.norm = nn.LayerNorm(d).double()  # the paper's; the package has RMSNorm
+        theirs.norm.load_state_dict({"weight": ours.norm_weight_SD[k], "bias": ours.norm_bias_SD[k]})
+        weights = {
+            "static_alpha": ours.a_SNM[k],
+            "static_beta": ours.b_SN[k],
+            "dynamic_alpha_fn": ours.w_SDC[k, :, : n + 1],
+            "dynamic_beta_fn": ours.w_SDC[k, :, n + 1],
+            "dynamic_alpha_scale": ours.scale_S2[k, 0],
+            "dynamic_beta_scale": ours.scale_S2[k, 1],
+        }
+        assert theirs.load_state_dict(weights, strict=False).unexpected_keys == []
+        u, add = theirs(x)
+        x = add(branch(u))
+    assert torch.allclose(flow(ours, spec, x0, branches), reduce(x) / n, rtol=0, atol=1e-11)
+
+
+def test_at_init_it_is_the_published_package_at_init() -> None:
+    package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
+    ours = HyperConnections(stream_spec(), n_stream=4, scale_init=0.01)
+    for k in range(6):
+        theirs = package.HyperConnections(4, dim=6, layer_index=k)
+        assert torch.equal(ours.a_SNM[k], theirs.static_alpha)
+        assert torch.equal(ours.b_SN[k], theirs.static_beta)
+        assert torch.equal(ours.scale_S2[k, 0], theirs.dynamic_alpha_scale)
+        assert not ours.w_SDC[k].any()
+        assert not theirs.dynamic_alpha_fn.any()
