@@ -172,9 +172,6 @@ def open_log(job: Job) -> Callable[[], None]:
     root.handlers = handlers
     root.setLevel(logging.INFO)
     logging.getLogger("src").setLevel(logging.DEBUG)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).handlers.clear()  # they print by themselves; the root's handlers do it here
-        logging.getLogger(name).propagate = True
     logging.captureWarnings(True)
 
     def close() -> None:

@@ -22,6 +22,7 @@ from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, gpt2_encoding
 from src.models.gpt import GPT
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
+Row = tuple[list[int], list[int]]
 Scored = tuple[float, bool]
 T = TypeVar("T")
 
@@ -64,23 +65,36 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     # ---- log-likelihoods
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: object) -> list[Scored]:
-        rows = [self._row(context, continuation) for _, context, continuation in requests]
-        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), rows[i][0]))
+        rows: list[Row] = []
+        owner: list[int] = []
+        for i, (_, context, continuation) in enumerate(requests):
+            pieces = self._rows(context, continuation)
+            rows += pieces
+            owner += [i] * len(pieces)
+        order = sorted(range(len(rows)), key=lambda r: (-len(rows[r][0]), rows[r][0]))
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        scored = self._shared_out(batches, lambda batch: self._score([rows[i] for i in batch]))
-        return [scored[i] for i in range(len(rows))]
+        scored = self._shared_out(batches, lambda batch: self._score([rows[r] for r in batch]))
+        out: list[Scored] = [(0.0, True)] * len(requests)
+        for r, i in enumerate(owner):
+            out[i] = (out[i][0] + scored[r][0], out[i][1] and scored[r][1])
+        return out
 
-    def _row(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """The input, cut on the left, and the targets of its last positions."""
-        if not continuation or len(continuation) > self.max_length:
-            raise ValueError(
-                f"a continuation has {len(continuation)} tokens, model.block_size={self.max_length} "
-                f"scores 1 to {self.max_length}; leave the task out or raise model.block_size"
-            )
-        return (context + continuation)[-(self.max_length + 1) :][:-1], continuation
+    def _rows(self, context: list[int], continuation: list[int]) -> list[Row]:
+        """Inputs, cut on the left, and the targets of their last positions.
+
+        One row, unless the continuation alone is longer than block_size: then it is scored in pieces of
+        that length, each after what precedes it, so that every token counts once. (lm-eval's Hugging Face
+        model stops with an assertion there.)
+        """
+        size = self.max_length
+        rows = []
+        for at in range(0, len(continuation), size):
+            piece, before = continuation[at : at + size], context + continuation[:at]
+            rows.append(((before + piece)[-(size + 1) :][:-1], piece))
+        return rows
 
     @torch.no_grad()
-    def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[Scored]:
+    def _score(self, rows: Sequence[Row]) -> list[Scored]:
         x_BTD = self.model.hidden(self._padded([inputs for inputs, _ in rows]))
         spans = [x_BTD[b, len(inputs) - len(t) : len(inputs)] for b, (inputs, t) in enumerate(rows)]
         lengths = [len(targets) for _, targets in rows]

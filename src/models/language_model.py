@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from src.models.gpt import GPT
@@ -70,7 +70,8 @@ class LanguageModel(L.LightningModule):
             torch.manual_seed(hash((self.seed, step, self.global_rank)) & 0x7FFFFFFF)
         loss = self._accumulate(batch_AMT)
         if self.trainer.world_size > 1:
-            loss = cast(Tensor, self.all_gather(loss)).mean()
+            distributed.all_reduce(loss)
+            loss /= self.trainer.world_size
 
         lr = self.schedule.lr(step)
         optimizer = cast(Any, self.optimizers())  # Lightning's wrapper: it counts the step

@@ -38,6 +38,9 @@ def run(job: Job) -> TaskEnd:
         UserError: a mistake in what was asked; nothing has been overwritten.
         Interrupted: a signal, after the checkpoint.
     """
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()  # they print by themselves; run.log takes what they say
+        logging.getLogger(name).propagate = True
     request = StopRequest()
     with request.installed():
         with user_mistakes():

@@ -133,8 +133,14 @@ def test_inputs_over_the_block_size_lose_their_left_end() -> None:
     )
     assert logp == pytest.approx(logp_of(gpt, [*context, 5, 6][-96:], continuation), rel=1e-5)
     assert short == pytest.approx(logp_of(gpt, [*context[:4], 5, 6], continuation), rel=1e-5)
-    with pytest.raises(ValueError, match=r"97 tokens, model\.block_size=96"):
-        adapter(gpt)._loglikelihood_tokens([(None, [1], [2] * 97)])
+
+
+def test_a_continuation_over_the_block_size_is_scored_in_pieces() -> None:
+    gpt = model()
+    tokens = list(range(2000, 2130))
+    ((logp, _),) = adapter(gpt)._loglikelihood_tokens([(None, [1, 2], tokens)])
+    expected = logp_of(gpt, [2, *tokens[:95]], tokens[:96]) + logp_of(gpt, tokens[129 - 96 : 129], tokens[96:])
+    assert logp == pytest.approx(expected, rel=1e-5)
 
 
 def instance(*args: Any) -> Any:
