@@ -41,7 +41,7 @@ test)
   "$VENV/bin/ruff" check .
   "$VENV/bin/ruff" format --check .
   "$VENV/bin/mypy"
-  exec "$VENV/bin/python" -m pytest "${@:2}"
+  exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "${@:2}"
   ;;
 *)
   sed -n '2,5p' "$0" | cut -c3-

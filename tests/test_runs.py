@@ -385,3 +385,15 @@ def test_a_run_on_one_rank_goes_on_on_two(stopped: Path, long: Path, tmp_path: P
     assert [row["step"] for row in rows] == list(range(1, 61))
     for two, one in zip(rows, computed(long), strict=True):
         assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
+
+
+def test_bf16_and_compile_give_nearly_the_losses_of_float32(whole: Path, shards: Path, tmp_path: Path) -> None:
+    keys = ["trainer.precision=bf16-mixed", "trainer.compile=true", "trainer.max_steps=3", "residual=hyperconn"]
+    warm = "optimizer.warmup_steps=1"  # as in the run that it is compared with
+    done = run(*SMALL, *keys, warm, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for ours, plain in zip(metrics(tmp_path / "r"), metrics(whole), strict=False):
+        assert ours["train/loss"] == pytest.approx(plain["train/loss"], rel=2e-2)
+    weights = torch.load(tmp_path / "r/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    assert not any("_orig_mod" in key for key in weights)

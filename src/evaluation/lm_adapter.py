@@ -67,7 +67,7 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: object) -> list[Scored]:
         rows: list[Row] = []
         owner: list[int] = []
-        for i, (_, context, continuation) in enumerate(requests):
+        for i, (_strings, context, continuation) in enumerate(requests):
             pieces = self._rows(context, continuation)
             rows += pieces
             owner += [i] * len(pieces)
