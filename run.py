@@ -1,9 +1,9 @@
 """The one front door: compose a configuration, hand it to its task, leave with the task's exit code.
 
-    python run.py residual=hyperconn            train on the embedded text
-    python run.py -m residual=vanilla,x0_blend seed=1,2
-    python run.py resume=<run folder>
-    python run.py --help
+python run.py residual=hyperconn            train on the embedded text
+python run.py -m residual=vanilla,x0_blend seed=1,2
+python run.py resume=<run folder>
+python run.py --help
 """
 
 import sys
