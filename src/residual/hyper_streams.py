@@ -1,16 +1,21 @@
-"""What the hyper-connection strategies share: n streams of full width, and their published start.
+"""What the hyper-connection strategies share: n streams of full width, mixed and written to by weights.
 
     site k:   u = A_m^T H,  H' = A_r^T H     (read)      H <- H' + B y     (write)      out = mean_i H_i
 
-The columns of A [N, N + 1] are A_m (what the sublayer is given) and A_r (what the streams become).
+The columns of A [N, N + 1] are A_m (what the sublayer is given) and A_r (what the streams become). Weights
+are constants, or depend on the token: A [B, T, N, N + 1], B [B, T, N].
+
+The streams are N times as wide as a hidden state, so it is the passes over them that cost: mixing and writing
+are autograd functions that make no tensor of their size but their results. They keep H, A, B and y. A
+compiler is given the plain form, which it differentiates and fuses itself.
 
 Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2 and algorithm 2.
 The paper sums the streams at the end; the mean is the same model up to the final norm's eps, and exactly
 vanilla at init.
-Shape letters: N streams, M = N + 1 columns of A.
+Shape letters: N streams, M columns of a weight.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +52,80 @@ def widen(x0_BTD: Tensor, n_stream: int, b: Tensor) -> Streams:
     return Streams(x0_BTD.unsqueeze(2).expand(-1, -1, n_stream, -1), b)
 
 
-def mix(a_NM: Tensor, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
+def mix(a: Tensor, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
     """A^T H, split into what the sublayer is given [B, T, D] and what the streams become [B, T, N, D]."""
-    m_BTMD = a_NM.transpose(-1, -2) @ h_BTND
-    return m_BTMD[:, :, 0], m_BTMD[:, :, 1:]
+    if torch.compiler.is_compiling():
+        return split_blend(a, h_BTND)
+    return cast(tuple[Tensor, Tensor], _Mix.apply(a, h_BTND))  # type: ignore[no-untyped-call]  # torch's
 
 
 def write_streams(state: Streams, y_BTD: Tensor) -> Streams:
     """H' + B y."""
-    h_BTND = torch.addcmul(state.h_BTND, state.b.unsqueeze(-1), y_BTD.to(state.h_BTND.dtype).unsqueeze(2))
-    return state._replace(h_BTND=h_BTND)
+    if torch.compiler.is_compiling():
+        return state._replace(h_BTND=_written(*state, y_BTD))
+    return state._replace(h_BTND=_Write.apply(*state, y_BTD))  # type: ignore[no-untyped-call]  # torch's
+
+
+def blend(weight: Tensor, h_BTND: Tensor) -> Tensor:
+    """sum_i weight[..., i, :] H_i under weights [..., N, M]: [B, T, M, D], in one tensor."""
+    first, *others = weight.unsqueeze(-1).unbind(-3)
+    out_BTMD = first * h_BTND[:, :, :1]
+    for i, column in enumerate(others, start=1):
+        out_BTMD.addcmul_(column, h_BTND[:, :, i : i + 1])
+    return out_BTMD
+
+
+def split_blend(a: Tensor, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
+    """A^T H by its first column and the others, each in a tensor of its own."""
+    return blend(a[..., :1], h_BTND).squeeze(2), blend(a[..., 1:], h_BTND)
+
+
+def blend_backward(a: Tensor, h_BTND: Tensor, du_BTD: Tensor, dh_BTND: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of `split_blend`: [B, T, N, M] by token, and [B, T, N, D]."""
+    da_BTNM = torch.cat((dots(du_BTD, h_BTND).unsqueeze(-1), h_BTND @ dh_BTND.transpose(2, 3)), dim=-1)
+    through_BTND = blend(a[..., 1:].transpose(-1, -2), dh_BTND)
+    return da_BTNM, through_BTND.addcmul_(a[..., :1], du_BTD.unsqueeze(2))
+
+
+def dots(x_BTD: Tensor, h_BTND: Tensor) -> Tensor:
+    """<x, H_i> for every stream, [B, T, N]."""
+    return (x_BTD.unsqueeze(2) @ h_BTND.transpose(2, 3)).squeeze(2)
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        a: Tensor,
+        h_BTND: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(a, h_BTND)
+        return split_blend(a, h_BTND)
+
+    @staticmethod
+    def backward(ctx: Any, du_BTD: Tensor, dh_BTND: Tensor) -> tuple[Tensor, Tensor]:
+        a, h_BTND = ctx.saved_tensors
+        da_BTNM, through_BTND = blend_backward(a, h_BTND, du_BTD, dh_BTND)
+        return da_BTNM.sum_to_size(a.shape), through_BTND
+
+
+def _written(h_BTND: Tensor, b: Tensor, y_BTD: Tensor) -> Tensor:
+    return torch.addcmul(h_BTND, b.unsqueeze(-1), y_BTD.unsqueeze(2))
+
+
+class _Write(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        h_BTND: Tensor,
+        b: Tensor,
+        y_BTD: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(b, y_BTD)
+        return _written(h_BTND, b, y_BTD)
+
+    @staticmethod
+    def backward(ctx: Any, dh_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b, y_BTD = ctx.saved_tensors
+        db = dots(y_BTD.to(dh_BTND.dtype), dh_BTND).sum_to_size(b.shape)
+        return dh_BTND, db, blend(b.unsqueeze(-1), dh_BTND).squeeze(2).to(y_BTD.dtype)

@@ -1,0 +1,112 @@
+"""The read of dynamic hyper-connections, as one autograd function over the streams.
+
+    [p | m] = H w^T;   r = (mean H^2 - m^2 + eps)^-1/2;   z = tanh(r p + bias)
+    A = a + scale_A * z_A,   B = b + scale_B * z_B;   u = A_m^T H,  H' = A_r^T H
+
+The norm is folded into the projection: its gain and the subtraction of the mean into the rows of w, whose
+last row makes the mean itself, and its bias into `bias`. So a normalised H never exists. The backward has
+only H, and computes the weights again; it makes no tensor of H's size but H's gradient.
+
+Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.2, equations 10-13.
+Shape letters: N streams, M = N + 1 columns of A, C = N + 2 columns of W, P = C + 1 rows of w, K = B * T * N.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.residual.hyper_streams import Streams, blend_backward, split_blend
+
+EPS = 1e-5
+
+
+class Weights(NamedTuple):
+    """A site's parameters: the projection, the norm's gain and bias, the scales of A and B, their static part."""
+
+    w_DC: Tensor
+    gain_D: Tensor
+    norm_bias_D: Tensor
+    scale_2: Tensor
+    a_NM: Tensor
+    b_N: Tensor
+
+
+class Dynamic(NamedTuple):
+    """What the weights of a token are made of, and they."""
+
+    w_PD: Tensor
+    pm_BTNP: Tensor
+    r_BTN1: Tensor
+    z_BTNC: Tensor
+    a_BTNM: Tensor
+    b_BTN: Tensor
+
+
+def read_dynamic(h_BTND: Tensor, weights: Weights) -> tuple[Tensor, Streams]:
+    """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
+    if torch.compiler.is_compiling():
+        dynamic = _dynamic(h_BTND, weights)
+        u_BTD, h_BTND = split_blend(dynamic.a_BTNM, h_BTND)
+        return u_BTD, Streams(h_BTND, dynamic.b_BTN)
+    out = _Read.apply(h_BTND, *weights)  # type: ignore[no-untyped-call]  # torch's
+    u_BTD, h_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
+    return u_BTD, Streams(h_BTND, b_BTN)
+
+
+def _dynamic(h_BTND: Tensor, weights: Weights) -> Dynamic:
+    gained_CD = weights.w_DC.t() * weights.gain_D
+    centred_CD = gained_CD - gained_CD.mean(1, keepdim=True)
+    w_PD = torch.cat((centred_CD, torch.full_like(centred_CD[:1], 1 / centred_CD.shape[1])))
+    pm_BTNP = F.linear(h_BTND, w_PD)
+    square_BTN1 = torch.linalg.vector_norm(h_BTND, dim=-1, keepdim=True).square() / h_BTND.shape[-1]
+    r_BTN1 = ((square_BTN1 - pm_BTNP[..., -1:].square()).clamp_min(0) + EPS).rsqrt()
+    z_BTNC = torch.addcmul(weights.norm_bias_D @ weights.w_DC, pm_BTNP[..., :-1], r_BTN1).tanh()
+    a_BTNM = weights.a_NM + weights.scale_2[0] * z_BTNC[..., :-1]
+    b_BTN = weights.b_N + weights.scale_2[1] * z_BTNC[..., -1]
+    return Dynamic(w_PD, pm_BTNP, r_BTN1, z_BTNC, a_BTNM, b_BTN)
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        h_BTND: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(h_BTND, *weights)
+        dynamic = _dynamic(h_BTND, Weights(*weights))
+        return *split_blend(dynamic.a_BTNM, h_BTND), dynamic.b_BTN
+
+    @staticmethod
+    def backward(ctx: Any, du_BTD: Tensor, dh_BTND: Tensor, db_BTN: Tensor) -> tuple[Tensor, ...]:
+        h_BTND, *saved = ctx.saved_tensors
+        weights = Weights(*saved)
+        w_PD, pm_BTNP, r_BTN1, z_BTNC, a_BTNM, _ = _dynamic(h_BTND, weights)
+        da_BTNM, through_BTND = blend_backward(a_BTNM, h_BTND, du_BTD, dh_BTND)
+        dab_BTNC = torch.cat((da_BTNM, db_BTN.unsqueeze(-1)), dim=-1)
+        dstatic_NC, dscale_C = dab_BTNC.sum((0, 1)), (dab_BTNC * z_BTNC).sum((0, 1, 2))
+
+        scale_C = torch.cat((weights.scale_2[:1].expand(a_BTNM.shape[-1]), weights.scale_2[1:]))
+        dz_BTNC = dab_BTNC * scale_C * (1 - z_BTNC.square())
+        dsquare_BTN1 = -0.5 * r_BTN1**3 * (dz_BTNC * pm_BTNP[..., :-1]).sum(-1, keepdim=True)
+        dpm_BTNP = torch.cat((dz_BTNC * r_BTN1, -2 * pm_BTNP[..., -1:] * dsquare_BTN1), dim=-1)
+        dpm_KP, h_KD = dpm_BTNP.flatten(0, 2), h_BTND.flatten(0, 2)
+        through_BTND.view(h_KD.shape).addmm_(dpm_KP, w_PD)
+        through_BTND.addcmul_(dsquare_BTN1 * (2 / h_KD.shape[1]), h_BTND)
+
+        dcentred_CD, dbias_C = dpm_KP[:, :-1].t() @ h_KD, dz_BTNC.sum((0, 1, 2))
+        dgained_CD = dcentred_CD - dcentred_CD.mean(1, keepdim=True)
+        dw_DC = torch.outer(weights.norm_bias_D, dbias_C).addcmul_(dgained_CD.t(), weights.gain_D.unsqueeze(1))
+        dgain_D = (dgained_CD * weights.w_DC.t()).sum(0)
+        dscale_2 = torch.stack((dscale_C[:-1].sum(), dscale_C[-1]))
+        return (
+            through_BTND,
+            dw_DC,
+            dgain_D,
+            weights.w_DC @ dbias_C,
+            dscale_2,
+            dstatic_NC[:, :-1],
+            dstatic_NC[:, -1],
+        )
