@@ -18,8 +18,9 @@ ALLOWED: dict[str, set[str]] = {
     "ranks": {"src.launch"},
     "launch": {"src.overrides"},
     "tasks": PLUMBING
-    | {f"src.{r}" for r in ("callbacks", "evaluation", "reporting", "models", "datamodules")}
+    | {f"src.{r}" for r in ("callbacks", "checks", "evaluation", "reporting", "models", "datamodules")}
     | {f"src.{r}" for r in ("residual", "norm", "embedding")},
+    "checks": {"src.models", "src.residual.base"},
     "callbacks": {"src.models", "src.datamodules", "src.evaluation"},
     "evaluation": {"src.models", "src.datamodules"},
     "models": CONTRACTS,

@@ -66,6 +66,12 @@ class EmbeddedTextDataModule(FineWebDataModule):
         return self.cache / f"embedded-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
+def embedded_tokens() -> Tokens:
+    """All documents of the embedded text in one stream."""
+    with lzma.open(TEXT, "rt", encoding="utf-8") as file:
+        return _joined(gpt2_encoding().encode_ordinary_batch([json.loads(line)["text"] for line in file]))
+
+
 def build_shards(folder: Path) -> None:
     """Tokenize the embedded text into `folder`, unless it is there; several processes may try at once."""
     if folder.is_dir():

@@ -100,7 +100,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def config_hash(config: dict[str, Any]) -> str:
     """Identifies what is computed: the configuration without its name and its place."""
-    kept = {key: value for key, value in config.items() if key not in ("name", "resume", "task")}
+    kept = {key: value for key, value in config.items() if key not in ("name", "resume", "task", "check")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,7 +23,7 @@ Factory = Callable[..., Any]  # Hydra's partials are untyped
 
 #: Sections that name a class (`_target_`), and the keys that stand alone.
 COMPONENTS = ("residual", "norm", "embedding", "data", "evaluation")
-LOOSE = {"name": str, "seed": int, "resume": str, "init_from": str}
+LOOSE = {"name": str, "seed": int, "resume": str, "init_from": str, "check": str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,12 @@ class Settings:
     config: dict[str, Any]
 
 
-def read_settings(config: DictConfig) -> Settings:
+def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Settings:
     """Check a composed configuration and settle what it left open.
+
+    Args:
+        config: the composed configuration.
+        own_keys: top-level keys of the task itself, which it checks.
 
     Raises:
         UserError: all mistakes of the configuration, one sentence each.
@@ -127,7 +131,7 @@ def read_settings(config: DictConfig) -> Settings:
             mistakes.append(explain(root_cause(error)))
         return None
 
-    known = {*COMPONENTS, *LOOSE, "task", "model", "optimizer", "trainer"}
+    known = {*COMPONENTS, *LOOSE, *own_keys, "task", "model", "optimizer", "trainer"}
     mistakes.extend(unknown_key(str(key)) for key in config if key not in known)
     for key, kind in LOOSE.items():
         attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
@@ -170,6 +174,10 @@ def read_settings(config: DictConfig) -> Settings:
 def _loose(config: DictConfig, key: str, kind: type) -> None:
     value = config.get(key)
     optional = key in ("resume", "init_from")
+    if key == "check":
+        if value not in ("quick", "off"):
+            raise ValueError(f"check must be quick or off, got {value!r}")
+        return
     if key == "name" and isinstance(value, int | float):
         return
     if not (isinstance(value, kind) and not isinstance(value, bool)) and not (optional and value is None):

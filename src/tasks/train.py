@@ -26,6 +26,7 @@ from src.models.language_model import LanguageModel
 from src.models.optimizer import DivergedError
 from src.ranks import other_ranks
 from src.tasks import run_files
+from src.tasks.check import quick
 from src.tasks.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def run(job: Job) -> TaskEnd:
             if job.resumes and (read_result(job.folder) or {}).get("status") == "completed":
                 log.info("%s is completed; nothing to do", job.folder)
                 return TaskEnd(COMPLETED, "completed earlier")
+            if settings.config["check"] == "quick" and job.rank == 0 and not job.resumes:
+                quick(settings)
             session = Session(job, settings, request)
         return session.run()
 

@@ -1,0 +1,96 @@
+"""What a strategy will cost at GPT-2 Medium: parameters, FLOPs, and the memory kept for the backward.
+
+The forward runs on fake tensors of the real sizes, and the bytes that autograd saves are counted as they
+are packed; nothing is computed.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from src.checks.base import Figures, Subject
+from src.models.config import GPTConfig
+
+GIB = 2**30
+#: Weights, gradients and AdamW's two moments, each float32.
+BYTES_PER_PARAM = 16
+
+
+def kept_bytes(subject: Subject, config: GPTConfig, batch: int) -> tuple[int, int, int]:
+    """Bytes that the trunk saves for its backward under bf16, its parameters, and FLOPs per token."""
+    storages: dict[int, tuple[int, Tensor]] = {}
+    with FakeTensorMode():
+        gpt = subject.make(config, 0)
+        own = {p.untyped_storage()._cdata for p in gpt.parameters()}
+
+        def pack(saved: Tensor) -> Tensor:
+            storage = saved.untyped_storage()
+            if storage._cdata not in own:
+                storages[storage._cdata] = (storage.nbytes(), saved)  # held, so that the key stays taken
+            return saved
+
+        packing = torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept)
+        with packing, torch.autocast("cpu", torch.bfloat16):
+            out_BTD = gpt.hidden(torch.zeros(batch, config.block_size, dtype=torch.long))
+        total = sum(size for size, _ in storages.values())
+        assert out_BTD.requires_grad  # the graph, and what it keeps, was alive until here
+    return total, gpt.n_params(positions=True), gpt.flops_per_token()
+
+
+def cost(
+    subject: Subject, medium: GPTConfig, micro_batch_size: int, gpu_gib: float
+) -> tuple[list[str], Figures]:
+    """Refuse what does not fit `gpu_gib` at GPT-2 Medium with the configured micro-batch; the figures."""
+    saved, n_params, flops = kept_bytes(subject, medium, micro_batch_size)
+    state = n_params * BYTES_PER_PARAM
+    need = (saved + state) / GIB
+    figures: Figures = {
+        "n_params_medium": n_params,
+        "flops_per_token_medium": flops,
+        "activations_gib_medium": saved / GIB,
+        "memory_gib_medium": need,
+        "micro_batch_size": micro_batch_size,
+    }
+    if need > gpu_gib:
+        return [
+            f"at GPT-2 Medium with data.micro_batch_size={micro_batch_size} the trunk keeps "
+            f"{saved / GIB:.0f} GiB for its backward, {need:.0f} GiB with weights and optimizer, over "
+            f"gpu_gib={gpu_gib:g}: add sources up in a loop instead of stacking them, or recompute the mixing "
+            "(torch.utils.checkpoint)"
+        ], figures
+    return [], figures
+
+
+def depth_profile(subject: Subject, idx_BT: Tensor) -> tuple[list[str], Figures]:
+    """RMS of each sublayer's input-side gradient and output by depth; a fault where they explode or vanish."""
+    gpt = subject.small(jittered=False)
+    outputs: list[Tensor] = []
+    hooks: list[Any] = []
+    for site in gpt.sites:
+        if site.visit == 0:
+            module = gpt.h[site.layer].get_submodule(site.kind)
+            hooks.append(module.register_forward_hook(lambda _m, _a, out: outputs.append(out)))
+    loss = gpt.loss(idx_BT, idx_BT.roll(-1, 1))
+    for hook in hooks:
+        hook.remove()
+    grads = torch.autograd.grad(loss, outputs, allow_unused=True)
+    out_rms = [float(y.detach().square().mean().sqrt()) for y in outputs]
+    grad_rms = [0.0 if g is None else float(g.square().mean().sqrt()) for g in grads]
+    figures: Figures = {"branch_rms": out_rms, "gradient_rms": grad_rms}
+    faults = []
+    for name, values in (("outputs", out_rms), ("gradients", grad_rms)):
+        alive = [v for v in values if v > 0]
+        if not all(map(math.isfinite, values)):
+            faults.append(
+                f"the sublayers' {name} are not finite in the first step; look for an overflow over depth"
+            )
+        elif alive and max(alive) > 1e4 * min(alive):
+            faults.append(
+                f"the sublayers' {name} differ by {max(alive) / min(alive):.0e} in RMS over depth "
+                f"(largest at site {values.index(max(alive))}): the stream explodes or vanishes; normalise or "
+                "rescale"
+            )
+    return faults, figures

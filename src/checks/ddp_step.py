@@ -1,0 +1,51 @@
+"""One rank of the two-rank check: three DDP steps on its own data, then a checksum of the parameters."""
+
+import hashlib
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from src.checks.base import Subject, tokens
+from src.models.gpt import GPT
+
+
+class _Loss(nn.Module):
+    def __init__(self, gpt: GPT) -> None:
+        super().__init__()
+        self.gpt = gpt
+
+    def forward(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """DDP wraps a forward, so the loss is one."""
+        return self.gpt.loss(idx_BT, targets_BT)
+
+
+def main() -> int:
+    """Print the checksum; leave with 1 where DDP refuses."""
+    file, rank = Path(sys.argv[1]), int(sys.argv[2])
+    subject = cast(Subject, pickle.loads(file.read_bytes()))  # written by the check a moment ago
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    distributed.init_process_group("gloo", f"file://{file}.meet", rank=rank, world_size=2)
+    gpt = subject.small(jittered=False, dtype=torch.float32)
+    wrapped = DistributedDataParallel(_Loss(gpt), find_unused_parameters=False, broadcast_buffers=False)
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-3)
+    for step in range(3):
+        gpt.residual.on_step(step, 100)
+        wrapped(tokens(seed=2 * step + rank), tokens(seed=100 + rank)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    digest = hashlib.sha256()
+    for param in gpt.parameters():
+        digest.update(param.detach().numpy().tobytes())
+    print(digest.hexdigest())
+    distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

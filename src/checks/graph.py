@@ -1,0 +1,111 @@
+"""One compiled graph over all steps, and a two-rank DDP step."""
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from src.checks.base import Subject, tokens
+from src.mistakes import one_line
+
+ROOT = Path(__file__).resolve().parents[2]
+N_STEPS = 6
+DDP_TIMEOUT_S = 120.0
+
+
+def one_graph(subject: Subject) -> list[str]:
+    """No forward waits for a number, the trunk compiles without a break, its schedule recompiles nothing."""
+    gpt = subject.small(jittered=False, dtype=torch.float32)
+    with _HostReads() as reads:
+        gpt.hidden(tokens())
+    if reads.count:
+        return [
+            f"a forward reads {reads.count} values back to the host (.item(), float(), bool()): each stops a GPU; keep "
+            "them tensors (torch.where, clamp, buffers filled in on_step)"
+        ]
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: Any) -> Any:  # dynamo's own signature
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False, backend=count)
+    try:
+        for step in range(N_STEPS):
+            gpt.residual.on_step(step, 100)
+            compiled(tokens())
+    except Exception as error:  # dynamo raises many kinds
+        return [
+            f"the trunk does not compile into one graph ({_cause(error)}); keep tensors on the device: no .item(), "
+            "no branch on a value, no numpy"
+        ]
+    finally:
+        torch.compiler.reset()
+    if graphs > 1:
+        return [
+            f"{N_STEPS} steps made {graphs} graphs: a Python number changes with the step; write it into a tensor "
+            "buffer in on_step (buffer.fill_)"
+        ]
+    return []
+
+
+class _HostReads(TorchDispatchMode):
+    """Counts what turns a tensor into a Python number."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # torch's own signature
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def _cause(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:160]
+
+
+def two_ranks(subject: Subject) -> list[str]:
+    """Two gloo ranks take three steps with find_unused_parameters=False and agree afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "subject"
+        file.write_bytes(pickle.dumps(subject))
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        command = [sys.executable, "-m", "src.checks.ddp_step", str(file)]
+        ranks = [
+            subprocess.Popen(
+                [*command, str(r)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            for r in range(2)
+        ]
+        try:
+            ends = [rank.communicate(timeout=DDP_TIMEOUT_S) for rank in ranks]
+        except subprocess.TimeoutExpired:
+            return [
+                f"two DDP ranks hang for {DDP_TIMEOUT_S:.0f} s: they take different paths through the strategy"
+            ]
+        finally:
+            for rank in ranks:
+                rank.kill()
+    failed = [(rank.returncode, err) for rank, (_, err) in zip(ranks, ends, strict=True) if rank.returncode]
+    if failed:
+        said = [line for line in failed[0][1].splitlines() if line.strip()]
+        return [
+            f"a DDP step with find_unused_parameters=False fails: {one_line(RuntimeError(said[-1]))[:200]}; every "
+            "parameter must take part in every step"
+        ]
+    if len({out for out, _ in ends}) != 1:
+        return [
+            "two DDP ranks hold different parameters after three steps: something random differs between them"
+        ]
+    return []

@@ -1,0 +1,141 @@
+"""task=check: whether a strategy would have failed on the cluster, learned on a laptop in a minute.
+
+Every property is tried at init and again with all parameters moved: a leak behind a zero gate is invisible
+at init. Writes check.json; leaves with 0, or 1 where something does not hold.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from src.artefacts import write_atomic
+from src.checks import cost, graph, learning, properties
+from src.checks.base import Figures, Finding, Subject, tokens
+from src.datamodules.embedded_text import embedded_tokens
+from src.launch import COMPLETED, FAILED, Job, TaskEnd
+from src.mistakes import UserError, one_line
+from src.models.config import GPTConfig
+from src.models.gpt import GPT
+from src.overrides import CONF
+from src.tasks.settings import Settings, read_settings
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[], tuple[list[str], Figures]]
+
+QUICK = {
+    "contract": properties.contract,
+    "causality": properties.causality,
+    "batch": properties.batch_independence,
+    "gradients": properties.gradients,
+    "initial_loss": properties.initial_loss,
+}
+
+
+def run(job: Job) -> TaskEnd:
+    """All checks of the configured parts; a table, check.json, and an exit code."""
+    settings = read_settings(job.config, own_keys=("gpu_gib",))
+    gpu_gib = job.config.gpu_gib
+    if not isinstance(gpu_gib, int | float) or gpu_gib <= 0:
+        raise UserError(f"gpu_gib must be a positive number of GiB, got {gpu_gib}")
+    subject = subject_of(settings)
+    findings = [judged(name, check) for name, check in all_checks(subject, settings, float(gpu_gib)).items()]
+    stated = {
+        "name": settings.name,
+        "ok": all(finding.ok for finding in findings),
+        "config": settings.config,
+        "checks": {f.name: {**dataclasses.asdict(f), "ok": f.ok} for f in findings},
+    }
+    write_atomic(job.folder / "check.json", json.dumps(stated, indent=2) + "\n")
+    log.info("%s", table(settings.name, findings))
+    failed = [finding.name for finding in findings if not finding.ok]
+    line = f"check failed: {', '.join(failed)}" if failed else "check passed"
+    return TaskEnd(FAILED if failed else COMPLETED, line)
+
+
+def quick(settings: Settings) -> None:
+    """The checks that take seconds, before a training.
+
+    Raises:
+        UserError: the first one that does not hold, with its way out.
+    """
+    began = time.monotonic()
+    subject = subject_of(settings)
+    for name, check in QUICK.items():
+        finding = judged(name, lambda check=check: (check(subject), {}))  # type: ignore[misc]  # lambda default
+        if not finding.ok:
+            raise UserError(f"check {name}: {finding.faults[0]} (task=check tells all, check=off skips this)")
+    log.info(
+        "quick check passed (%s; %.1f s); task=check does the rest", ", ".join(QUICK), time.monotonic() - began
+    )
+
+
+def subject_of(settings: Settings) -> Subject:
+    """The configured parts, buildable at any size."""
+    make = functools.partial(
+        build, residual=settings.residual, norm=settings.norm, embedding=settings.embedding
+    )
+    return Subject(make, settings.model)
+
+
+def build(config: GPTConfig, seed: int, **parts: Any) -> GPT:  # Hydra's partials
+    """A GPT of given sizes from configured parts."""
+    return GPT(config, seed=seed, **parts)
+
+
+def all_checks(subject: Subject, settings: Settings, gpu_gib: float) -> dict[str, Check]:
+    """Every check by name, in the order of the table."""
+
+    def plainly(check: Callable[[Subject], list[str]]) -> Check:
+        return lambda: (check(subject), {})
+
+    vanilla = instantiate(OmegaConf.load(CONF / "residual" / "vanilla.yaml"))
+    plain = dataclasses.replace(subject, make=functools.partial(subject.make, residual=vanilla))  # type: ignore[call-arg]  # a partial's keyword
+    medium_file = OmegaConf.load(CONF / "model" / "gpt2_medium.yaml")
+    medium = GPTConfig(**OmegaConf.to_container(medium_file))  # type: ignore[arg-type]  # the shipped sizes
+    micro = int(settings.config["data"]["micro_batch_size"])
+    return {
+        **{name: plainly(check) for name, check in QUICK.items()},
+        "float32_stream": plainly(properties.stream_type),
+        "degenerate_input": plainly(properties.degenerate_input),
+        "one_graph": plainly(graph.one_graph),
+        "two_ranks": plainly(graph.two_ranks),
+        "depth": lambda: cost.depth_profile(subject, tokens()),
+        "cost": lambda: cost.cost(subject, medium, micro, gpu_gib),
+        "learning": lambda: learning.learns(subject, plain, embedded_tokens()),
+        "random_tokens": lambda: learning.random_tokens(subject),
+    }
+
+
+def judged(name: str, check: Check) -> Finding:
+    """Run one check; a crash is a finding too."""
+    began = time.monotonic()
+    try:
+        faults, figures = check()
+    except Exception as error:  # a strategy may do anything; the check says so and goes on with the next
+        log.debug("check %s crashed", name, exc_info=True)
+        faults, figures = [f"the model raises {type(error).__name__}: {one_line(error)[:300]}"], {}
+    return Finding(name, faults, figures, time.monotonic() - began)
+
+
+def table(name: str, findings: list[Finding]) -> str:
+    """The findings as lines of text, the figures that matter, and each fault."""
+    lines = [f"check of {name}"]
+    for finding in findings:
+        lines.append(
+            f"  {'ok  ' if finding.ok else 'FAIL'} {finding.name:18}{finding.seconds:6.1f} s  {_figures(finding)}"
+        )
+        lines += [f"       {fault}" for fault in finding.faults]
+    return "\n".join(lines)
+
+
+def _figures(finding: Finding) -> str:
+    shown = {k: v for k, v in finding.figures.items() if isinstance(v, int | float)}
+    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in shown.items())

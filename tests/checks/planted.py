@@ -1,0 +1,153 @@
+"""Strategies with a fault each, as people write them by accident."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import Site, StreamSpec
+from src.residual.vanilla import Vanilla
+
+
+class ReadsTheFuture(Vanilla):
+    """Centres the stream over the sequence."""
+
+    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        return state - state.mean(1, keepdim=True), state
+
+
+class ReadsTheFutureBehindAGate(Vanilla):
+    """The same, behind a gate that starts at zero."""
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__(spec)
+        self.gate_S = nn.Parameter(torch.zeros(spec.n_site))
+
+    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        return state + self.gate_S[site.index] * state.roll(-1, 1), state
+
+
+class MixesTheBatch(Vanilla):
+    """A batch norm by another name."""
+
+    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        return state - state.mean(0, keepdim=True), state
+
+
+class UnusedParameter(Vanilla):
+    """A query for the first site, which has one source."""
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__(spec)
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(spec.n_site + 1))
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return state + self.scales[site.index + 1] * y_BTD
+
+
+class StacksAllLayers(Vanilla):
+    """Token-wise attention over a stack of all earlier outputs, at every site."""
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__(spec)
+        self.query_SD = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd))
+
+    def begin(self, x0_BTD: Tensor) -> Any:
+        return (x0_BTD,)
+
+    def read(self, state: Any, site: Site) -> Any:
+        v = torch.stack(state)
+        weight = (torch.nn.functional.rms_norm(v, v.shape[-1:]) * self.query_SD[site.index]).sum(
+            -1, keepdim=True
+        )
+        return (weight.softmax(0) * v).sum(0), state
+
+    def write(self, state: Any, site: Site, y_BTD: Tensor) -> Any:
+        return (*state, y_BTD.float() if y_BTD.dtype == torch.bfloat16 else y_BTD)
+
+    def end(self, state: Any) -> Tensor:
+        return torch.stack(state).sum(0)
+
+
+class NaNAtStep30(Vanilla):
+    """A schedule with a root that goes negative."""
+
+    scale: Tensor
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__(spec)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        self.scale.copy_(
+            torch.tensor(float(29 - step if max_steps == 100 and step != 50 else 1)).sqrt().clamp(max=1)
+        )
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return state + self.scale * y_BTD
+
+
+class DividesByAVariance(Vanilla):
+    """A norm without eps."""
+
+    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        return state / state.std(-1, keepdim=True), state
+
+
+class ItemOnTheStep(Vanilla):
+    """The schedule read back into Python in every forward."""
+
+    step: Tensor
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__(spec)
+        self.register_buffer("step", torch.zeros(()), persistent=False)
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        self.step.fill_(step)
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return state + min(1.0, (1 + self.step.item()) / 10) * y_BTD
+
+
+class PythonNumberOnTheStep(ItemOnTheStep):
+    """The schedule as a Python number, which recompiles."""
+
+    factor = 1.0
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        self.factor = 1.0 + step / max_steps
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return state + self.factor * y_BTD
+
+
+class AbsurdLoss(Vanilla):
+    """No final norm, and a stream far too large for the head."""
+
+    def owns_norm(self, site: Site | None) -> bool:
+        return site is None
+
+    def end(self, state: Tensor) -> Tensor:
+        return 3000 * state
+
+
+class LosesFloat32(Vanilla):
+    """The stream follows the sublayers into bf16."""
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return state.to(y_BTD.dtype) + y_BTD
+
+
+class WrongShape(Vanilla):
+    """A stream of twice the width."""
+
+    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        return torch.cat((state, state), -1), state
+
+
+class Explodes(Vanilla):
+    """Doubles the carry at every sublayer, and hides it in the final norm."""
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return 8 * state + y_BTD
