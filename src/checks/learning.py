@@ -80,10 +80,12 @@ def learns(subject: Subject, plain: Subject, stream: NDArray[np.uint16]) -> tupl
         "step_over_vanilla": seconds["this"] / seconds["vanilla"],
         "losses": ours,
     }
-    return _judged(ours, last, base), figures
+    return judged(ours, theirs), figures
 
 
-def _judged(losses: list[float], last: float, base: float) -> list[str]:
+def judged(losses: list[float], vanilla: list[float]) -> list[str]:
+    """What is wrong with a loss curve, beside vanilla's on the same batches."""
+    last, base = _tail(losses), _tail(vanilla)
     if not math.isfinite(losses[-1]):
         return [
             f"the loss is {losses[-1]} at step {len(losses)} of a 100-step training on text: look for an overflow, a "
@@ -94,9 +96,12 @@ def _judged(losses: list[float], last: float, base: float) -> list[str]:
             f"the loss does not fall on text: {losses[0]:.2f} at first, {last:.2f} after {N_STEPS} steps (vanilla "
             f"{base:.2f}); are the branches' outputs reaching the end?"
         ]
-    rise = max(b - a for a, b in itertools.pairwise(losses))
+    over = [ours - theirs for ours, theirs in zip(losses, vanilla, strict=True)]  # takes the batches' noise out
+    rise = max(b - a for a, b in itertools.pairwise(over))
     if rise > SPIKE:
-        return [f"the loss jumps by {rise:.2f} nats within a step on text; lower the strategy's lr_scale"]
+        return [
+            f"the loss jumps by {rise:.2f} nats over vanilla's within a step on text; lower the strategy's lr_scale"
+        ]
     if last < base - SUSPICIOUS_WIN:
         return [
             f"the loss after {N_STEPS} steps is {last:.2f}, {base - last:.2f} under vanilla's: too good to be an idea, "

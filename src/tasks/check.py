@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -45,6 +46,7 @@ def run(job: Job) -> TaskEnd:
     gpu_gib = job.config.gpu_gib
     if not isinstance(gpu_gib, int | float) or gpu_gib <= 0:
         raise UserError(f"gpu_gib must be a positive number of GiB, got {gpu_gib}")
+    torch.set_num_threads(1)  # the models are so small that threads only wait for each other
     subject = subject_of(settings)
     findings = [judged(name, check) for name, check in all_checks(subject, settings, float(gpu_gib)).items()]
     stated = {

@@ -115,10 +115,16 @@ def test_two_ranks_step_an_honest_strategy() -> None:
 
 
 def test_a_leak_too_good_to_be_an_idea_is_named() -> None:
-    assert "too good to be an idea" in learning._judged([6.0, 5.0, 3.0], 3.0, 4.0)[0]
-    assert "does not fall" in learning._judged([6.0, 5.9], 5.9, 4.0)[0]
-    assert "jumps by 2.00" in learning._judged([6.0, 4.0, 6.0, 4.0], 4.0, 4.0)[0]
-    assert learning._judged([6.0, 5.0, 4.0], 4.0, 4.1) == []
+    vanilla = [6.0, 5.0, *[4.0] * 10]
+    assert "too good to be an idea" in learning.judged([6.0, 5.0, *[3.0] * 10], vanilla)[0]
+    assert "does not fall" in learning.judged([6.0, *[5.9] * 11], vanilla)[0]
+    assert (
+        "jumps by 2.00 nats over vanilla"
+        in learning.judged([6.0, 5.0, *[4.0] * 5, 6.0, *[4.0] * 4], vanilla)[0]
+    )
+    noisy = [6.0, 4.0, 6.0, *[4.0] * 9]
+    assert learning.judged(noisy, noisy) == []
+    assert learning.judged([6.0, 5.0, *[3.9] * 10], vanilla) == []
 
 
 def test_what_gpt2_medium_keeps_is_counted_without_computing_it() -> None:
