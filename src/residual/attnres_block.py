@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, logits, mixture, open_sources, scores
+from src.residual.depth_attention import Sources, append, logits, mixture, open_sources, scores
 
 
 class BlockSources(NamedTuple):
@@ -59,9 +59,7 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
         p_BTD = state.partial_BTD[0] + y_BTD if state.partial_BTD else y_BTD.to(blocks.key_QD.dtype)
         if (site.index + 1) % self.block_sites:
             return BlockSources(blocks, (p_BTD,))
-        score_BTQ = scores(p_BTD, blocks.key_QD[site.index :], self.eps)
-        finished = Sources((*blocks.v_BTD, p_BTD), (*blocks.score_BTQ, score_BTQ), blocks.key_QD)
-        return BlockSources(finished, ())
+        return BlockSources(append(blocks, p_BTD, site.index, self.eps), ())
 
     def end(self, state: BlockSources) -> Tensor:
         return self._attend(state, len(self.query_QD) - 1)

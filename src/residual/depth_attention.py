@@ -3,15 +3,16 @@
     score_q(v) = key_q . v / rms(v);   x = sum_j softmax_j(score_q(v_j)) v_j
 
 Queries do not depend on activations, so a source's scores for all queries to come are one thin product when
-the source appears. The mixture is a running sum over the list: nothing of shape [sources, B, T, D] exists,
-and the backward keeps each source once.
+the source appears. The mixture is a running sum over the list: nothing of shape [sources, B, T, D] exists.
+Both are autograd functions that keep the sources, each once, and the softmax weights. A compiler is given the
+plain form, which it differentiates and fuses itself.
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 4 (the two phases of inference).
 Shape letters: Q queries, J sources so far.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,14 +20,14 @@ from torch.nn import functional as F
 
 
 class Sources(NamedTuple):
-    """All sources so far, their scores for the queries to come (the last column is the last query), the keys.
+    """All sources so far, each one's scores [B, T] for the queries to come (the last is the last query), the keys.
 
     Where every new source is met by one new query, J sources are attended by query J - 2: one source alone
     needs none.
     """
 
     v_BTD: tuple[Tensor, ...]
-    score_BTQ: tuple[Tensor, ...]
+    score_BT: tuple[tuple[Tensor, ...], ...]
     key_QD: Tensor
 
 
@@ -37,37 +38,21 @@ class StreamAndSources(NamedTuple):
     sources: Sources
 
 
-def scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> Tensor:
-    """The scores [B, T, Q] of one source; its normalised form never exists."""
-    rrms_BT1 = (v_BTD.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return F.linear(v_BTD, key_QD) * rrms_BT1
-
-
-def mixture(values: Sequence[Tensor], logit_BTJ: Tensor) -> Tensor:
-    """sum_j softmax_j(logit_BTJ) values[j], [B, T, D]."""
-    weights = logit_BTJ.softmax(-1).unsqueeze(-1).unbind(-2)
-    x_BTD = weights[0] * values[0]
-    for weight_BT1, v_BTD in zip(weights[1:], values[1:], strict=True):
-        x_BTD = torch.addcmul(x_BTD, weight_BT1, v_BTD)
-    return x_BTD
-
-
 def open_sources(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
     """The embedding as the first source."""
-    return Sources((x0_BTD,), (scores(x0_BTD, key_QD, eps),), key_QD)
+    return append(Sources((), (), key_QD), x0_BTD, 0, eps)
 
 
 def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
     """One more source, for the next query and those after it."""
+    return append(state, v_BTD, len(state.v_BTD) - 1, eps)
+
+
+def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float) -> Sources:
+    """One more source, for the queries from `first_query` on."""
     v_BTD = v_BTD.to(state.key_QD.dtype)
-    score_BTQ = scores(v_BTD, state.key_QD[len(state.v_BTD) - 1 :], eps)
-    return Sources((*state.v_BTD, v_BTD), (*state.score_BTQ, score_BTQ), state.key_QD)
-
-
-def logits(state: Sources, query: int) -> Tensor:
-    """The scores [B, T, J] of all sources so far for one query."""
-    column = query - len(state.key_QD)  # from the end, where all sources' columns agree
-    return torch.stack([score_BTQ[..., column] for score_BTQ in state.score_BTQ], dim=-1)
+    score_BT = scores(v_BTD, state.key_QD[first_query:], eps).unbind(-1)
+    return Sources((*state.v_BTD, v_BTD), (*state.score_BT, score_BT), state.key_QD)
 
 
 def attend(state: Sources) -> Tensor:
@@ -75,3 +60,78 @@ def attend(state: Sources) -> Tensor:
     if len(state.v_BTD) == 1:
         return state.v_BTD[0]
     return mixture(state.v_BTD, logits(state, len(state.v_BTD) - 2))
+
+
+def logits(state: Sources, query: int) -> Tensor:
+    """The scores [B, T, J] of all sources so far for one query."""
+    from_the_end = query - len(state.key_QD)  # where all sources' scores agree
+    return torch.stack([score_BT[from_the_end] for score_BT in state.score_BT], dim=-1)
+
+
+def scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> Tensor:
+    """The scores [B, T, Q] of one source; its normalised form never exists."""
+    if torch.compiler.is_compiling():
+        return F.linear(v_BTD, key_QD) * _rrms(v_BTD, eps)
+    return cast(Tensor, _Scores.apply(v_BTD, key_QD, eps))  # type: ignore[no-untyped-call]  # torch's
+
+
+def mixture(values: Sequence[Tensor], logit_BTJ: Tensor) -> Tensor:
+    """sum_j softmax_j(logit_BTJ) values[j], [B, T, D]."""
+    weight_BTJ = logit_BTJ.softmax(-1)
+    if torch.compiler.is_compiling():
+        return _weighted_sum(weight_BTJ, values)
+    return cast(Tensor, _Mixture.apply(weight_BTJ, *values))  # type: ignore[no-untyped-call]  # torch's
+
+
+def _rrms(v_BTD: Tensor, eps: float) -> Tensor:
+    norm_BT1: Tensor = torch.linalg.vector_norm(v_BTD, dim=-1, keepdim=True)
+    return (norm_BT1.square() / v_BTD.shape[-1] + eps).rsqrt()
+
+
+def _weighted_sum(weight_BTJ: Tensor, values: Sequence[Tensor]) -> Tensor:
+    first, *others = weight_BTJ.unsqueeze(-1).unbind(2)
+    x_BTD = first * values[0]
+    for weight_BT1, v_BTD in zip(others, values[1:], strict=True):
+        x_BTD.addcmul_(weight_BT1, v_BTD)
+    return x_BTD
+
+
+class _Scores(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        v_BTD: Tensor,
+        key_QD: Tensor,
+        eps: float,
+    ) -> Tensor:
+        rrms_BT1 = _rrms(v_BTD, eps)
+        ctx.save_for_backward(v_BTD, key_QD, rrms_BT1)
+        return F.linear(v_BTD, key_QD).mul_(rrms_BT1)
+
+    @staticmethod
+    def backward(ctx: Any, ds_BTQ: Tensor) -> tuple[Tensor, Tensor, None]:
+        v_BTD, key_QD, rrms_BT1 = ctx.saved_tensors
+        dproduct_BTQ = ds_BTQ * rrms_BT1
+        dv_BTD = dproduct_BTQ @ key_QD
+        along_BT1 = (dv_BTD * v_BTD).sum(-1, keepdim=True)
+        dv_BTD.addcmul_(along_BT1 * rrms_BT1.square(), v_BTD, value=-1 / v_BTD.shape[-1])
+        return dv_BTD, dproduct_BTQ.flatten(0, 1).t() @ v_BTD.flatten(0, 1), None
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        weight_BTJ: Tensor,
+        *values: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(weight_BTJ, *values)
+        return _weighted_sum(weight_BTJ, values)
+
+    @staticmethod
+    def backward(ctx: Any, dx_BTD: Tensor) -> tuple[Tensor, ...]:
+        weight_BTJ, *values = ctx.saved_tensors
+        product_BTD = torch.empty_like(dx_BTD)
+        dots = [torch.mul(dx_BTD, v_BTD, out=product_BTD).sum(-1) for v_BTD in values]
+        weights = weight_BTJ.unsqueeze(-1).unbind(2)
+        return torch.stack(dots, dim=-1), *(weight_BT1 * dx_BTD for weight_BT1 in weights)
