@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from src.residual.prores import ProRes
 from src.residual.prores_schedules import SCHEDULES
@@ -95,6 +96,18 @@ def test_the_benchmarks_form_is_whole_in_evaluation() -> None:
     strategy.on_step(0, 1000)
     assert torch.equal(flow(strategy, spec, x0, branches), x0)
     assert torch.equal(flow(strategy.eval(), spec, x0, branches), whole)
+
+
+def test_one_compiled_graph_serves_all_steps() -> None:
+    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+    strategy = ProRes(spec, **KEYS).double()
+    counter = CompileCounter()
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: flow(strategy, spec, x, branches), backend=counter, fullgraph=True)
+    for step in range(0, 400, 80):
+        strategy.on_step(step, 1000)
+        assert torch.allclose(compiled(x0), flow(strategy, spec, x0, branches), rtol=0, atol=1e-12)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize(
