@@ -7,6 +7,7 @@ and SIGTERM, after a checkpoint; 1 anything else, or a sweep in which a job fail
 import logging
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -65,7 +66,13 @@ def enter(main: Callable[[], Any]) -> int:
     OUTCOMES.clear()
     try:
         sys.argv[1:] = resume_arguments(sys.argv[1:])
-        main()
+        if outer_rank() and not any(a.startswith("resume=") for a in sys.argv):
+            # Rank 0 has the run folder; Hydra makes one for each process all the same.
+            with tempfile.TemporaryDirectory() as folder:
+                sys.argv.append(f"hydra.run.dir={folder}")
+                main()
+        else:
+            main()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return MISTAKE

@@ -81,6 +81,17 @@ def test_resuming_a_completed_run_does_nothing(whole: Path) -> None:
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_completed_run_goes_on_to_a_later_end(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(whole, folder)
+    done = run(f"resume={folder}", "trainer.max_steps=15", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "changed on resume: trainer.max_steps 12 -> 15" in (folder / "run.log").read_text()
+    assert [row["step"] for row in metrics(folder)] == list(range(1, 16))
+    assert computed(folder)[:12] == computed(whole)
+    assert result(folder)["steps"] == 15
+
+
 def same_weights(a: Path, b: Path) -> bool:
     first, second = (torch.load(p / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for p in (a, b))
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

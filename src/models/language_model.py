@@ -54,6 +54,10 @@ class LanguageModel(L.LightningModule):
         """AdamW; `training_step` sets its rate."""
         return build_optimizer(self.gpt, self.optimizer_config)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a run that had reached its last step go on, should `max_steps` have grown since."""
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def follow_schedule(self, step: int) -> None:
         """Fill the strategy's schedule-driven buffers for optimizer step `step` (0-based)."""
         self.gpt.residual.on_step(step, self.schedule.max_steps)

@@ -177,10 +177,9 @@ def note_progress(record: RunRecord, trainer: L.Trainer, tokens_per_step: int) -
 
 def close_record(job: Job, record: RunRecord) -> float:
     """State the final loss, draw the curve, fill the dashboard, print the table; returns the final loss."""
+    assert job.rank == 0  # the others have nothing to state
     rows = read_metrics(job.folder)
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
-    if job.rank:
-        return losses[-1]
     speeds = sorted(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
     record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speeds[len(speeds) // 2])
     figure = loss_curves({record.result["name"]: rows}, job.folder / "figures" / "loss.png")

@@ -46,8 +46,10 @@ def run(job: Job) -> TaskEnd:
     with request.installed():
         with user_mistakes():
             settings = read_settings(job.config)
-            if job.resumes and (read_result(job.folder) or {}).get("status") == "completed":
-                log.info("%s is completed; nothing to do", job.folder)
+            earlier = read_result(job.folder) or {}
+            done = earlier.get("status") == "completed" and earlier["steps"] >= settings.trainer.max_steps
+            if job.resumes and done:
+                log.info("%s is completed; nothing to do (a larger trainer.max_steps goes on)", job.folder)
                 return TaskEnd(COMPLETED, "completed earlier")
             if settings.config["check"] == "quick" and job.rank == 0 and not job.resumes:
                 quick(settings)
@@ -117,6 +119,8 @@ class Session:
         except Exception as error:
             self.record.finish("failed", f"{type(error).__name__}: {one_line(error)}")
             raise
+        if self.job.rank:
+            return TaskEnd(COMPLETED, "completed")
         value = run_files.close_record(self.job, self.record)
         return TaskEnd(COMPLETED, f"completed, val_loss {value:.4f}", value)
 
@@ -142,6 +146,10 @@ class Session:
             run_files.note_progress(self.record, trainer, self.tokens_per_step)
         if self.request.signum:
             raise Interrupted(self.request.signum)
+        if trainer.global_step < self.settings.trainer.max_steps:
+            raise RuntimeError(
+                f"training ended at step {trainer.global_step} of {self.settings.trainer.max_steps}, unasked"
+            )
 
     def _trainer(self) -> L.Trainer:
         keys = self.settings.trainer
