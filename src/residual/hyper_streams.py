@@ -47,6 +47,11 @@ def static_mixing(spec: StreamSpec, n_stream: int) -> tuple[nn.Parameter, nn.Par
     return nn.Parameter(a_SNM), nn.Parameter(torch.ones(spec.n_site, n_stream))
 
 
+def scale_output_(sublayer: nn.Module, scale: float) -> None:
+    """Scale the initial weight of a sublayer's output projection."""
+    sublayer.get_parameter("c_proj.weight").mul_(scale)
+
+
 def widen(x0_BTD: Tensor, n_stream: int, b: Tensor) -> Streams:
     """N copies of the embedding."""
     return Streams(x0_BTD.unsqueeze(2).expand(-1, -1, n_stream, -1), b)

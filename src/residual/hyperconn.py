@@ -4,7 +4,7 @@
     u = A_m^T H;   H <- A_r^T H + B y;   out = mean_i H_i
 
 Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.2, equations 10-13, algorithm 2.
-At init (W = 0): vanilla.
+At init (W = 0): vanilla (with `output_init_scale` 1).
 Shape letters: N streams, C = N + 2 columns of W (A_m, A_r, B).
 """
 
@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import Streams, require_streams, static_mixing, widen, write_streams
+from src.residual.hyper_streams import (
+    Streams,
+    require_streams,
+    scale_output_,
+    static_mixing,
+    widen,
+    write_streams,
+)
 from src.residual.hyperconn_read import Weights, read_dynamic
 
 
@@ -25,12 +32,14 @@ class HyperConnections(ResidualStrategy[Streams]):
         spec: the trunk.
         n_stream: streams (4 in the paper).
         scale_init: initial factor of the dynamic part (0.01 in the paper).
+        output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
+            the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
     """
 
-    def __init__(self, spec: StreamSpec, *, n_stream: int, scale_init: float) -> None:
+    def __init__(self, spec: StreamSpec, *, n_stream: int, scale_init: float, output_init_scale: float) -> None:
         super().__init__()
         require_streams(n_stream)
-        self.n_stream = n_stream
+        self.n_stream, self.output_init_scale = n_stream, output_init_scale
         self.a_SNM, self.b_SN = static_mixing(spec, n_stream)
         self.w_SDC = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd, n_stream + 2))
         self.norm_weight_SD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
@@ -40,6 +49,9 @@ class HyperConnections(ResidualStrategy[Streams]):
     def param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup((self.w_SDC,), decay=True)
         yield ParamGroup((self.a_SNM, self.b_SN, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2))
+
+    def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
+        scale_output_(sublayer, self.output_init_scale)
 
     def begin(self, x0_BTD: Tensor) -> Streams:
         return widen(x0_BTD, self.n_stream, self.b_SN[0])

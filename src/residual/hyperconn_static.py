@@ -3,14 +3,22 @@
     u = A_m^T H,  H' = A_r^T H;   H <- H' + B y;   out = mean_i H_i
 
 Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.1, equations 1-5.
-At init: vanilla (all streams are equal; site k reads stream k mod n).
+At init: vanilla (all streams are equal; site k reads stream k mod n), with `output_init_scale` 1.
 Shape letters: N streams.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import Streams, mix, require_streams, static_mixing, widen, write_streams
+from src.residual.hyper_streams import (
+    Streams,
+    mix,
+    require_streams,
+    scale_output_,
+    static_mixing,
+    widen,
+    write_streams,
+)
 
 
 class StaticHyperConnections(ResidualStrategy[Streams]):
@@ -19,13 +27,18 @@ class StaticHyperConnections(ResidualStrategy[Streams]):
     Args:
         spec: the trunk.
         n_stream: streams (4 in the paper).
+        output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
+            the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
     """
 
-    def __init__(self, spec: StreamSpec, *, n_stream: int) -> None:
+    def __init__(self, spec: StreamSpec, *, n_stream: int, output_init_scale: float) -> None:
         super().__init__()
         require_streams(n_stream)
-        self.n_stream = n_stream
+        self.n_stream, self.output_init_scale = n_stream, output_init_scale
         self.a_SNM, self.b_SN = static_mixing(spec, n_stream)
+
+    def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
+        scale_output_(sublayer, self.output_init_scale)
 
     def begin(self, x0_BTD: Tensor) -> Streams:
         return widen(x0_BTD, self.n_stream, self.b_SN[0])

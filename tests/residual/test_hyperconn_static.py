@@ -5,11 +5,12 @@ import torch
 
 from src.residual.hyperconn_static import StaticHyperConnections
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from tests.support import tiny_gpt
 
 
 def test_it_is_the_papers_recurrence() -> None:
     spec, branches, x0, n = stream_spec(), sublayers(6), embedding_like(), 3
-    strategy = jittered(StaticHyperConnections(spec, n_stream=n))
+    strategy = jittered(StaticHyperConnections(spec, n_stream=n, output_init_scale=1.0))
     streams = [x0] * n
     for k, branch in enumerate(branches):
         a, b = strategy.a_SNM[k], strategy.b_SN[k]
@@ -21,11 +22,18 @@ def test_it_is_the_papers_recurrence() -> None:
 
 
 def test_sites_read_the_streams_in_turn_at_init() -> None:
-    strategy = StaticHyperConnections(stream_spec(), n_stream=4)
+    strategy = StaticHyperConnections(stream_spec(), n_stream=4, output_init_scale=1.0)
     assert strategy.a_SNM[:, :, 0].argmax(1).tolist() == [0, 1, 2, 3, 0, 1]
     assert sum(p.numel() for p in strategy.parameters()) == 6 * 4 * 6
 
 
 def test_one_stream_is_refused() -> None:
     with pytest.raises(ValueError, match=r"n_stream must be at least 2, got 1"):
-        StaticHyperConnections(stream_spec(), n_stream=1)
+        StaticHyperConnections(stream_spec(), n_stream=1, output_init_scale=1.0)
+
+
+def test_only_the_sublayers_outputs_start_smaller_where_asked() -> None:
+    plain, scaled = tiny_gpt(), tiny_gpt("hyperconn_static", strategy={"output_init_scale": 0.5})
+    for key, weight in plain.state_dict().items():
+        factor = 0.5 if key.endswith("c_proj.weight") else 1.0
+        assert torch.equal(scaled.state_dict()[key], factor * weight)
