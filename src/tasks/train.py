@@ -51,9 +51,9 @@ def run(job: Job) -> TaskEnd:
             if job.resumes and done:
                 log.info("%s is completed; nothing to do (a larger trainer.max_steps goes on)", job.folder)
                 return TaskEnd(COMPLETED, "completed earlier")
+            session = Session(job, settings, request)
             if settings.config["check"] == "quick" and job.rank == 0 and not job.resumes:
                 quick(settings)
-            session = Session(job, settings, request)
         return session.run()
 
 
