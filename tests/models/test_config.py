@@ -1,23 +1,42 @@
 """Sizes that a model can have."""
 
+import math
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from src.models.config import GPTConfig
-from tests.support import SIZES
+from tests.support import SIZES, option, options
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "block_size", "vocab_size"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_size_is_at_least_one(key: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.{key} must be at least 1, got {value}$"):
+        GPTConfig(**{**SIZES, key: value})
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("n_layer", 0, "model.n_layer must be at least 1, got 0"),
-        ("vocab_size", -1, "model.vocab_size must be at least 1, got -1"),
         ("n_embd", 17, "multiple of model.n_head, got 17 and 2; the nearest is model.n_embd=16"),
+        ("n_embd", 1, "multiple of model.n_head, got 1 and 2; the nearest is model.n_embd=2"),
+        ("n_head", 3, "multiple of model.n_head, got 16 and 3; the nearest is model.n_embd=15"),
         ("dropout", 1.0, r"model.dropout must be in \[0, 1\), got 1.0"),
-        ("gelu_approximate", "fast", "none .exact. or tanh"),
+        ("dropout", -0.1, r"model.dropout must be in \[0, 1\), got -0.1"),
+        ("dropout", math.nan, r"model.dropout must be in \[0, 1\), got nan"),
+        ("gelu_approximate", "fast", r"must be none \(exact\) or tanh \(OpenAI's GPT-2\), got fast"),
     ],
 )
-def test_sizes_that_no_model_can_have_are_refused(key: str, value: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_what_no_model_can_have_is_refused_in_one_sentence(key: str, value: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
         GPTConfig(**{**SIZES, key: value})
+    assert str(caught.value).startswith("model.")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_sizes_are_sizes() -> None:
+    for name in options("model"):
+        sizes: Any = OmegaConf.to_container(option("model", name))
+        assert GPTConfig(**sizes).n_layer >= 1

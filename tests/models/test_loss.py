@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.models import loss as loss_module
-from src.models.loss import linear_cross_entropy, token_losses
+from src.models.loss import CHUNK_ROWS, linear_cross_entropy, token_losses
 from tests.support import jitter, tiny_gpt, tokens
 
 
@@ -24,7 +24,7 @@ def inputs(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return x, w, torch.randint(40, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("n", [1, 5, 256, 257, 700])
+@pytest.mark.parametrize("n", [1, 5, CHUNK_ROWS, CHUNK_ROWS + 1, 2 * CHUNK_ROWS + 188])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_the_chunked_loss_is_the_plain_one_in_value_and_gradient(
     n: int, dtype: torch.dtype, tolerance: float
@@ -60,27 +60,54 @@ def test_under_bf16_it_is_close_and_its_gradients_are_float32() -> None:
         assert (a - b).norm() < 2e-2 * b.norm()
 
 
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation makes."""
+class Watch(TorchDispatchMode):
+    """The largest tensor that any operation makes, and every operation's name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.numel = 0
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.names.append(func.overloadpacket.__name__)
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
                 self.numel = max(self.numel, tensor.numel())
         return out
 
 
-def test_the_logits_of_a_batch_never_exist_at_once() -> None:
-    gpt = tiny_gpt(vocab_size=2048, block_size=64)
-    idx = tokens(32, 64, 2048)
-    with Largest() as largest:
+def test_the_watch_sees_the_logits_of_the_plain_loss() -> None:
+    gpt, idx = tiny_gpt(vocab_size=2048, block_size=64), tokens(32, 64, 2048)
+    with Watch() as watch:
+        F.cross_entropy(gpt(idx).flatten(0, 1), idx.flatten()).backward()
+    assert watch.numel == idx.numel() * 2048
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_logits_of_a_batch_never_exist_at_once(autocast: bool) -> None:
+    gpt, idx = tiny_gpt(vocab_size=2048, block_size=64), tokens(32, 64, 2048)
+    with Watch() as watch, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         gpt.loss(idx, idx).backward()
-    assert largest.numel <= 256 * 2048 < idx.numel() * 2048 // 4
+        gpt.token_losses(idx, idx)
+    assert watch.numel == CHUNK_ROWS * 2048 < idx.numel() * 2048 // 4
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_it_is_the_same_bits_and_one_product_a_chunk(mode: Any) -> None:
+    x, w, target = inputs(2 * CHUNK_ROWS + 1, torch.float32)
+    with mode(), Watch() as watch:
+        quiet = linear_cross_entropy(x, w, target)
+    assert sum(name in ("mm", "matmul") for name in watch.names) == 3  # by its mode
+    assert torch.equal(quiet, linear_cross_entropy(x, w, target))
+
+
+def test_only_the_gradients_asked_for_are_made() -> None:
+    x, w, target = inputs(5, torch.float64)
+    for wants_x, wants_w in ((True, False), (False, True)):
+        a, b = x.detach().requires_grad_(wants_x), w.detach().requires_grad_(wants_w)
+        linear_cross_entropy(a, b, target).backward()
+        assert ((a.grad is None), (b.grad is None)) == (not wants_x, not wants_w)
 
 
 def test_token_losses_are_the_terms_of_the_loss() -> None:
@@ -90,5 +117,12 @@ def test_token_losses_are_the_terms_of_the_loss() -> None:
     plain = F.cross_entropy(gpt(idx).flatten(0, 1), target.flatten(), reduction="none")
     assert torch.allclose(each.flatten(), plain, atol=1e-5)
     assert each.mean().item() == pytest.approx(gpt.loss(idx, target).item(), rel=1e-6)
-    x, w, t = inputs(300, torch.float64)
-    assert torch.allclose(token_losses(x, w, t).mean(), linear_cross_entropy(x, w, t))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_they_and_the_loss_are_of_one_arithmetic(autocast: bool) -> None:
+    x, w, target = inputs(300, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        each = token_losses(x, w, target)
+        assert torch.equal(each.mean(), linear_cross_entropy(x, w, target))
+    assert each.dtype == torch.float32
