@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from src.models.config import GPTConfig
 from src.residual.base import QKV
 
-TapKV = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+TapQKV = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class CausalSelfAttention(nn.Module):
@@ -28,11 +28,11 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor | QKV, tap: TapKV | None = None) -> Tensor:
-        """[B, T, D] (or three views of it) -> [B, T, D]; `tap` may replace keys and values [B, H, T, K]."""
+    def forward(self, x: Tensor | QKV, tap: TapQKV | None = None) -> Tensor:
+        """[B, T, D] (or three views of it) -> [B, T, D]; `tap` may replace q, k, v [B, H, T, K]."""
         q_BHTK, k_BHTK, v_BHTK = self._project(x)
         if tap is not None:
-            k_BHTK, v_BHTK = tap(k_BHTK, v_BHTK)
+            q_BHTK, k_BHTK, v_BHTK = tap(q_BHTK, k_BHTK, v_BHTK)
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BHTK, v_BHTK, dropout_p=self.dropout if self.training else 0.0, is_causal=True
         )

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from src.embedding.base import TokenEmbedding
 from src.models.config import GPTConfig
-from src.models.gpt import GPT, sites_in_order
+from src.models.gpt import GPT
+from src.residual.base import sites_in_order
 
 #: What a user gives for a GPT-2.
 GPT2_KEYS = "residual=vanilla, norm=layernorm, embedding=tied"
@@ -59,7 +60,7 @@ def other_than_gpt2(gpt: GPT) -> str | None:
 @torch.no_grad()
 def _is_plain_stream(gpt: GPT) -> bool:
     """Whether, in evaluation, every site reads, and the end gives, x0 plus all outputs so far."""
-    if gpt.sites != sites_in_order(gpt.config.n_layer) or gpt.residual.taps_kv:
+    if gpt.sites != sites_in_order(gpt.config.n_layer) or gpt.residual.taps_qkv:
         return False
     residual = copy.deepcopy(gpt.residual).cpu().float().eval()
     generator = torch.Generator().manual_seed(0)

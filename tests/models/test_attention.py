@@ -34,20 +34,22 @@ def test_three_equal_views_are_the_fused_projection(bias: bool) -> None:
 
 
 class Tapped(Vanilla):
-    taps_kv = True
-    seen: list[tuple[int, torch.Size]]
+    taps_qkv = True
+    seen: list[tuple[int, torch.Size, torch.Size]]
 
-    def tap_kv(self, state: Tensor, site: Site, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.seen.append((site.index, k.shape))
-        return k, torch.zeros_like(v), state
+    def tap_qkv(
+        self, state: Tensor, site: Site, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self.seen.append((site.index, q.shape, k.shape))
+        return q, k, torch.zeros_like(v), state
 
 
-def test_a_tap_sees_keys_and_values_of_each_attention_site_and_may_replace_them() -> None:
+def test_a_tap_sees_queries_keys_and_values_of_each_attention_site_and_may_replace_them() -> None:
     norm = partial(LayerNorm, eps=1e-5)
     gpt = GPT(GPTConfig(**SIZES), residual=Tapped, norm=norm, embedding=TiedEmbedding, seed=0)
     gpt.residual.seen = []
     x = gpt.hidden(tokens())
-    assert gpt.residual.seen == [(k, torch.Size((3, 2, 12, 8))) for k in (0, 2, 4)]
+    assert gpt.residual.seen == [(k, *[torch.Size((3, 2, 12, 8))] * 2) for k in (0, 2, 4)]
     plain = tiny_gpt()
     for block in plain.h:
         nn.init.zeros_(block.attn.c_proj.weight)

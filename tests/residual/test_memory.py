@@ -19,10 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from src.models.gpt import sites_in_order
 from src.norm.base import NormSpec
 from src.norm.layernorm import LayerNorm
-from src.residual.base import StreamSpec
+from src.residual.base import StreamSpec, sites_in_order
 from tests.residual.plain import flow
 from tests.support import component
 
