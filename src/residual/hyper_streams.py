@@ -71,6 +71,13 @@ def write_streams(state: Streams, y_BTD: Tensor) -> Streams:
     return state._replace(h_BTND=_Write.apply(*state, y_BTD))  # type: ignore[no-untyped-call]  # torch's
 
 
+def blended(weight: Tensor, h_BTND: Tensor) -> Tensor:
+    """sum_i weight[..., i, :] H_i under weights [..., N, M]: [B, T, M, D]; keeps both for the backward."""
+    if torch.compiler.is_compiling():
+        return blend(weight, h_BTND)
+    return cast(Tensor, _Blend.apply(weight, h_BTND))  # type: ignore[no-untyped-call]  # torch's
+
+
 def blend(weight: Tensor, h_BTND: Tensor) -> Tensor:
     """sum_i weight[..., i, :] H_i under weights [..., N, M]: [B, T, M, D], in one tensor."""
     first, *others = weight.unsqueeze(-1).unbind(-3)
@@ -95,6 +102,23 @@ def blend_backward(a: Tensor, h_BTND: Tensor, du_BTD: Tensor, dh_BTND: Tensor) -
 def dots(x_BTD: Tensor, h_BTND: Tensor) -> Tensor:
     """<x, H_i> for every stream, [B, T, N]."""
     return (x_BTD.unsqueeze(2) @ h_BTND.transpose(2, 3)).squeeze(2)
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        weight: Tensor,
+        h_BTND: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, h_BTND)
+        return blend(weight, h_BTND)
+
+    @staticmethod
+    def backward(ctx: Any, dout_BTMD: Tensor) -> tuple[Tensor, Tensor]:
+        weight, h_BTND = ctx.saved_tensors
+        dweight_BTNM = h_BTND @ dout_BTMD.transpose(2, 3)
+        return dweight_BTNM.sum_to_size(weight.shape), blend(weight.transpose(-1, -2), dout_BTMD)
 
 
 class _Mix(torch.autograd.Function):
