@@ -77,7 +77,11 @@ def scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> Tensor:
 
 def mixture(values: Sequence[Tensor], logit_BTJ: Tensor) -> Tensor:
     """sum_j softmax_j(logit_BTJ) values[j], [B, T, D]."""
-    weight_BTJ = logit_BTJ.softmax(-1)
+    return weighted_sum(logit_BTJ.softmax(-1), values)
+
+
+def weighted_sum(weight_BTJ: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """sum_j weight_BTJ[..., j] values[j], [B, T, D]."""
     if torch.compiler.is_compiling():
         return _weighted_sum(weight_BTJ, values)
     return cast(Tensor, _Mixture.apply(weight_BTJ, *values))  # type: ignore[no-untyped-call]  # torch's
