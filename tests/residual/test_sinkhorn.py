@@ -48,3 +48,9 @@ def test_it_compiles_in_one_graph() -> None:
     graph = torch.compile(lambda x: sinkhorn(x, 5).square().sum(), fullgraph=True, backend="aot_eager")
     results = [torch.autograd.grad(f(logit), logit)[0] for f in (graph, lambda x: plain(x, 5).square().sum())]
     assert torch.allclose(*results, rtol=0, atol=1e-12)
+
+
+def test_it_is_the_published_packages() -> None:
+    package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
+    theirs = package.manifold_constrained_hyper_connections.sinkhorn_knopps(logits(1.0).float(), iters=20)
+    assert torch.allclose(sinkhorn(logits(1.0).float(), 20), theirs, rtol=0, atol=1e-6)
