@@ -22,18 +22,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.embedding.base import EmbeddingSpec, TokenEmbedding
-from src.models.attention import CausalSelfAttention, TapQKV
+from src.embedding.base import EmbeddingSpec, fitted
+from src.models.block import Block, BranchNorms, branch_norms, plus
 from src.models.config import GPTConfig
 from src.models.loss import linear_cross_entropy, token_losses
-from src.models.mlp import MLP
 from src.norm.base import NormSpec
 from src.residual.base import QKV, ResidualStrategy, Site, StreamSpec, sites_in_order
 
 INIT_STD = 0.02
+EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bias", "dropout")
 
 NormFactory = Callable[[NormSpec], nn.Module]
-EmbeddingFactory = Callable[[EmbeddingSpec], TokenEmbedding]
+EmbeddingFactory = Callable[[EmbeddingSpec], nn.Module]  # ours, or one written for the benchmark
 StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]  # a state is the strategy's own business
 
 
@@ -44,25 +44,6 @@ class Trace(NamedTuple):
     read: tuple[Tensor | QKV, ...]
     y_BTD: tuple[Tensor, ...]
     end_BTD: Tensor
-
-
-class Block(nn.Module):
-    """A layer's two sublayers, each with its input norm unless the strategy owns that."""
-
-    def __init__(self, config: GPTConfig, ln_1: nn.Module | None, ln_2: nn.Module | None) -> None:
-        super().__init__()
-        self.ln_1 = ln_1
-        self.attn = CausalSelfAttention(config)
-        self.ln_2 = ln_2
-        self.mlp = MLP(config)
-
-    def branch(self, site: Site, x: Tensor | QKV, tap: TapQKV | None) -> Tensor:
-        """F(N(x)) of one sublayer, [B, T, D] -> [B, T, D]."""
-        if site.kind == "attn":
-            y_BTD: Tensor = self.attn(_normed(self.ln_1, x), tap)
-        else:
-            y_BTD = self.mlp(_normed(self.ln_2, x))
-        return y_BTD
 
 
 class GPT(nn.Module):
@@ -92,24 +73,25 @@ class GPT(nn.Module):
         sites = sites_in_order(config.n_layer)
         spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, sites, make_norm)
         with torch.random.fork_rng(devices=[]):  # torch's modules draw default values, which reset() replaces
+            torch.manual_seed(seed)  # an embedding written for the benchmark may draw what reset() leaves
             strategy = residual(spec)
 
-            def norm_of(site: Site | None) -> nn.Module | None:
-                return None if strategy.owns_norm(site) else spec.norm()
+            def norms_of(site: Site) -> BranchNorms:
+                return branch_norms(config, strategy, site, spec.norm)
 
             self.sites = strategy.visits(sites)
             first = {(site.layer, site.kind): site for site in reversed(self.sites)}
             self.h = nn.ModuleList(
-                Block(config, norm_of(first[layer, "attn"]), norm_of(first[layer, "mlp"]))
+                Block(config, norms_of(first[layer, "attn"]), norms_of(first[layer, "mlp"]))
                 for layer in range(config.n_layer)
             )
-            self.ln_f = norm_of(None)
+            self.ln_f = None if strategy.owns_norm(None) else spec.norm()
             self.residual = strategy
-            self.embedding = embedding(
-                EmbeddingSpec(
-                    config.vocab_size, config.n_embd, config.block_size, config.n_layer, config.dropout
-                )
+            shape = EmbeddingSpec(
+                **{key: getattr(config, key) for key in EMBEDDING_KEYS},
+                learned_positions=config.positions == "learned",
             )
+            self.embedding = fitted(embedding(shape), shape)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -150,18 +132,29 @@ class GPT(nn.Module):
         )
         with torch.autocast(device, enabled=False):
             x0_BTD = self.embedding(idx_BT)
+            found = self.embedding.lookup(idx_BT)
             if seen is not None:
                 seen.append((x0_BTD, x0_BTD))
             state = self.residual.begin(x0_BTD)
             for site in self.sites:
+                addition_BTD = value_BTD = None
+                if site.opens_block:
+                    addition_BTD = self.embedding.stream_addition(found, site.layer)
+                if addition_BTD is not None:
+                    state, addition_BTD = self.residual.inject(state, site, addition_BTD)
                 x, state = self.residual.read(state, site)
+                x = plus(x, addition_BTD)
+                if site.kind == "attn":
+                    value_BTD = self.embedding.value_addition(found, site.layer)
                 tap: _Tap | None = None
                 if self.residual.taps_qkv and site.kind == "attn":
                     tap = _Tap(self.residual, site, state)
                 with sublayers():
-                    y_BTD = self._block(site).branch(site, x, tap)
+                    y_BTD = self._block(site).branch(site, x, tap, value_BTD)
                 if tap is not None:
                     state = tap.state
+                if addition_BTD is not None:
+                    y_BTD = y_BTD + addition_BTD
                 if seen is not None:
                     seen.append((x, y_BTD))
                 state = self.residual.write(state, site, y_BTD)
@@ -214,12 +207,14 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Training FLOPs of one token: 6 * parameters + 12 * attention sites * D * T (PaLM, appendix B).
 
-        A sublayer's parameters count once for every visit.
+        A sublayer's parameters count once for every visit; what is only looked up (positions, tables besides
+        the head's) multiplies nothing.
         """
         attention = sum(site.kind == "attn" for site in self.sites)
         again = [self._sublayer(site) for site in self.sites if site.visit > 0]
         visited = self.n_params(positions=False) + sum(p.numel() for m in again for p in m.parameters())
-        return 6 * visited + 12 * attention * self.config.n_embd * self.config.block_size
+        matmul = 6 * (visited - self.embedding.get_num_lookup_params())
+        return matmul + 12 * attention * self.config.n_embd * self.config.block_size
 
     def load_nanogpt_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of a nanoGPT model of the same size (`transformer.wte.weight`, ...)."""
@@ -242,9 +237,3 @@ class _Tap:
             *qkv, self.state = self.residual.tap_qkv(self.state, self.site, q_BHTK, k_BHTK, v_BHTK)
         q_BHTK, k_BHTK, v_BHTK = qkv
         return q_BHTK, k_BHTK, v_BHTK
-
-
-def _normed(norm: nn.Module | None, x: Tensor | QKV) -> Tensor | QKV:
-    if norm is None:
-        return x
-    return QKV(*map(norm, x)) if isinstance(x, QKV) else norm(x)

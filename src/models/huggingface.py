@@ -171,6 +171,8 @@ def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "bias": True,
         "dropout": config.get("resid_pdrop", 0.1),
         "gelu_approximate": GELUS[activation],
+        "norm_placement": "pre",
+        "positions": "learned",
     }
 
 

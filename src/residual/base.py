@@ -21,7 +21,7 @@ Shape letters: B batch, T tokens, D n_embd, H heads, K head size, L n_layer, S s
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -146,6 +146,19 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         own from `spec.norm()`.
         """
         return False
+
+    # ---- additions to the stream from outside
+
+    def inject(self, state: StateT, site: Site, e_BTD: Tensor) -> tuple[StateT, Tensor | None]:
+        """Take an embedding's addition [B, T, D] into the stream, before `site`, which opens a layer, reads it.
+
+        Returns the state, and what it did not take (None: nothing): the trunk then gives `site` its input
+        plus that, and writes its output plus that. On a stream that reads and writes with weight 1 both
+        ways are the same. By default a state that is one tensor takes all, any other state nothing.
+        """
+        if isinstance(state, Tensor):
+            return cast(StateT, state + e_BTD), None
+        return state, e_BTD
 
     # ---- weights and the optimizer
 

@@ -41,6 +41,9 @@ class LearnedScaling(ResidualStrategy[ScaledState]):
     def begin(self, x0_BTD: Tensor) -> ScaledState:
         return ScaledState(x0_BTD, x0_BTD, x0_BTD)
 
+    def inject(self, state: ScaledState, site: Site, e_BTD: Tensor) -> tuple[ScaledState, None]:
+        return state._replace(inner_BTD=state.inner_BTD + e_BTD), None
+
     def read(self, state: ScaledState, site: Site) -> tuple[Tensor, ScaledState]:
         if site.opens_block:
             carry_BTD = self.carry_L[site.block] * state.inner_BTD + self.blend_L[site.block] * state.x0_BTD

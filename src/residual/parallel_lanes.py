@@ -74,6 +74,9 @@ class ParallelLanes(ResidualStrategy[Lanes]):
     def begin(self, x0_BTD: Tensor) -> Lanes:
         return Lanes(x0_BTD, x0_BTD)
 
+    def inject(self, state: Lanes, site: Site, e_BTD: Tensor) -> tuple[Lanes, None]:
+        return Lanes(*(x_BTD + e_BTD for x_BTD in state)), None
+
     def read(self, state: Lanes, site: Site) -> tuple[Tensor, Lanes]:
         return state.attn_BTD if site.kind == "attn" else state.mlp_BTD, state
 

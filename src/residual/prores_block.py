@@ -44,6 +44,9 @@ class ProResBlock(WarmedUp[ProResBlockState]):
     def begin(self, x0_BTD: Tensor) -> ProResBlockState:
         return ProResBlockState(x0_BTD, x0_BTD)
 
+    def inject(self, state: ProResBlockState, site: Site, e_BTD: Tensor) -> tuple[ProResBlockState, None]:
+        return ProResBlockState(*(x_BTD + e_BTD for x_BTD in state)), None
+
     def read(self, state: ProResBlockState, site: Site) -> tuple[Tensor, ProResBlockState]:
         return state.inner_BTD, state
 

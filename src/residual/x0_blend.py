@@ -56,6 +56,9 @@ class X0Blend(ResidualStrategy[X0State]):
     def begin(self, x0_BTD: Tensor) -> X0State:
         return X0State(x_BTD=x0_BTD, x0_BTD=x0_BTD)
 
+    def inject(self, state: X0State, site: Site, e_BTD: Tensor) -> tuple[X0State, None]:
+        return state._replace(x_BTD=state.x_BTD + e_BTD), None
+
     def read(self, state: X0State, site: Site) -> tuple[Tensor, X0State]:
         if site.opens_block:
             x_BTD = self.keep_L[site.block] * state.x_BTD + self.blend_L[site.block] * state.x0_BTD

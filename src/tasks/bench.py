@@ -43,7 +43,16 @@ def vanilla_step(spec: StepSpec) -> tuple[GPT, Callable[[Tensor, Tensor], Tensor
     `step_fn` takes token ids and targets [B, T], or [A, B, T] with `grad_accum` = A > 1.
     """
     sizes = GPTConfig(
-        spec.n_layer, spec.n_head, spec.n_embd, spec.block_size, spec.vocab_size, spec.bias, 0.0, "none"
+        spec.n_layer,
+        spec.n_head,
+        spec.n_embd,
+        spec.block_size,
+        spec.vocab_size,
+        spec.bias,
+        dropout=0.0,
+        gelu_approximate="none",
+        norm_placement="pre",
+        positions="learned",
     )
     norm = partial(LayerNorm, eps=1e-5)
     gpt = GPT(sizes, residual=Vanilla, norm=norm, embedding=TiedEmbedding, seed=spec.seed).to(spec.device)

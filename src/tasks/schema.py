@@ -59,6 +59,9 @@ def _fit(value: object, kind: Any) -> tuple[bool, object]:  # see _typed
             return False, None
         fits = [_fit(item, k) for item, k in zip(value, wanted, strict=True)]
         return all(ok for ok, _ in fits), tuple(item for _, item in fits)
+    if origin is list and isinstance(value, list):
+        fits = [_fit(item, k) for item in value for k in get_args(kind)]
+        return all(ok for ok, _ in fits), [item for _, item in fits]
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return True, float(value)
     if origin is int and isinstance(value, bool):

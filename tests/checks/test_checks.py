@@ -14,7 +14,7 @@ from src.tasks.check import build, judged, table
 from tests.checks import planted
 from tests.support import ROOT, component, option
 
-CONFIG = GPTConfig(4, 2, 32, 16, 64, False, 0.0, "none")
+CONFIG = GPTConfig(4, 2, 32, 16, 64, False, 0.0, "none", "pre", "learned")
 
 
 def subject(strategy: Any) -> Subject:

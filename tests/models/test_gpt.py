@@ -48,7 +48,7 @@ def test_building_a_model_leaves_the_global_generator_alone() -> None:
 
 
 def test_gpt2_medium_has_its_published_size_and_flops() -> None:
-    sizes = GPTConfig(24, 16, 1024, 1024, 50304, False, 0.0, "none")
+    sizes = GPTConfig(24, 16, 1024, 1024, 50304, False, 0.0, "none", "pre", "learned")
     with torch.device("meta"):
         gpt = GPT(sizes, residual=Vanilla, norm=partial(LayerNorm, eps=1e-5), embedding=TiedEmbedding, seed=0)
     body = 24 * 12 * 1024**2 + 49 * 1024 + 50304 * 1024
