@@ -27,6 +27,8 @@ def test_a_size_is_at_least_one(key: str, value: int) -> None:
         ("dropout", -0.1, r"model.dropout must be in \[0, 1\), got -0.1"),
         ("dropout", math.nan, r"model.dropout must be in \[0, 1\), got nan"),
         ("gelu_approximate", "fast", r"must be none \(exact\) or tanh \(OpenAI's GPT-2\), got fast"),
+        ("norm_placement", "post", "model.norm_placement must be one of pre, sandwich, output, got post"),
+        ("positions", "sinus", "model.positions must be one of learned, rope, none, got sinus"),
     ],
 )
 def test_what_no_model_can_have_is_refused_in_one_sentence(key: str, value: Any, words: str) -> None:
@@ -34,6 +36,13 @@ def test_what_no_model_can_have_is_refused_in_one_sentence(key: str, value: Any,
         GPTConfig(**{**SIZES, key: value})
     assert str(caught.value).startswith("model.")
     assert "\n" not in str(caught.value)
+
+
+def test_rotations_need_pairs_of_channels() -> None:
+    words = r"model\.n_embd / model\.n_head must be even, got 18 / 6; the nearest is model\.n_embd=24$"
+    with pytest.raises(ValueError, match=words):
+        GPTConfig(**{**SIZES, "n_embd": 18, "n_head": 6, "positions": "rope"})
+    assert GPTConfig(**{**SIZES, "n_embd": 24, "n_head": 6, "positions": "rope"}).positions == "rope"
 
 
 def test_the_shipped_sizes_are_sizes() -> None:
