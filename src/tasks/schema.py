@@ -47,7 +47,8 @@ def _typed(key: str, value: object, annotation: Any) -> Any:  # annotations are 
         fits, fitted = _fit(value, kind)
         if fits:
             return fitted
-    wanted = " or ".join(getattr(k, "__name__", str(k)).replace("NoneType", "null") for k in kinds)
+    names = (str(k) if get_origin(k) else getattr(k, "__name__", str(k)) for k in kinds)
+    wanted = " or ".join(names).replace("NoneType", "null")
     raise ValueError(f"{key} must be {wanted}, got {value!r} ({type(value).__name__})")
 
 
