@@ -101,6 +101,14 @@ class BenchmarkEmbedding(TokenEmbedding):
     def get_num_pos_params(self) -> int:
         return int(self.inner.get_num_pos_params())  # type: ignore[operator]  # checked above
 
+    def get_num_lookup_params(self) -> int:
+        """Of `nn.Embedding`s, as far as they are neither the head nor positions."""
+        head = self.get_lm_head_weight()
+        tables = [
+            m.weight for m in self.inner.modules() if isinstance(m, nn.Embedding) and m.weight is not head
+        ]
+        return max(0, sum(table.numel() for table in tables) - self.get_num_pos_params())
+
     def get_value_embed(self, layer: int) -> Tensor | None:
         addition = getattr(self.inner, "get_value_embed", None)  # optional in the benchmark
         return None if addition is None else addition(layer)

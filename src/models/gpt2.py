@@ -8,6 +8,7 @@ Shape letters: B batch, T tokens, D n_embd, V vocab_size.
 """
 
 import copy
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def other_than_gpt2(gpt: GPT) -> str | None:
             return key
     if not _is_plain_stream(gpt):
         return "its residual stream"
-    if not _is_plain_embedding(gpt.embedding):
+    if not _is_plain_embedding(gpt.embedding, gpt.config.n_layer):
         return "its embedding"
     return None if _is_layer_norm(gpt.get_submodule("ln_f")) else "its norm"  # all norms are of one kind
 
@@ -77,13 +78,17 @@ def _is_plain_stream(gpt: GPT) -> bool:
 
 
 @torch.no_grad()
-def _is_plain_embedding(embedding: TokenEmbedding) -> bool:
-    """Whether, in evaluation, x0 is the rows of the two tables, and the head the first of them."""
+def _is_plain_embedding(embedding: TokenEmbedding, n_layer: int) -> bool:
+    """Whether, in evaluation, x0 is the rows of the two tables, the head the first of them, and that is all."""
     wte_VD, wpe_TD = (embedding.get_parameter(f"{name}.weight") for name in ("wte", "wpe"))
     idx_BT = torch.zeros(1, 1, dtype=torch.long, device=wte_VD.device)
     mode = embedding.training
     x0_BTD = embedding.eval()(idx_BT)
     embedding.train(mode)
+    found = embedding.lookup(idx_BT)
+    for layer, addition in product(range(n_layer), (embedding.stream_addition, embedding.value_addition)):
+        if addition(found, layer) is not None:
+            return False
     return embedding.get_lm_head_weight() is wte_VD and torch.allclose(x0_BTD, wte_VD[idx_BT] + wpe_TD[:1])
 
 

@@ -134,6 +134,7 @@ def open_record(
         tokens=step * data.global_batch_size * settings.model.block_size,
         n_params=gpt.n_params(positions=True),
         n_params_without_positions=gpt.n_params(positions=False),
+        n_params_looked_up=gpt.embedding.get_num_lookup_params(),
         n_params_residual=sum(p.numel() for p in gpt.residual.parameters()),
         flops_per_token=gpt.flops_per_token(),
         config_hash=config_hash(config),

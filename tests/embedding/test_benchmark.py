@@ -115,6 +115,7 @@ def test_it_trains_compiles_and_counts() -> None:
     gpt.loss(tokens(), tokens(seed=1)).backward()
     assert all(p.grad is not None for p in gpt.parameters())
     assert gpt.n_params(positions=True) - gpt.n_params(positions=False) == 12 * 16
+    assert gpt.embedding.get_num_lookup_params() == 2 * 64 * 16
     compiled = torch.compile(gpt.hidden, fullgraph=True, backend="aot_eager")
     for seed in (0, 1):  # the cache of one forward must not serve the next
         assert torch.allclose(compiled(tokens(seed=seed)), gpt.hidden(tokens(seed=seed)), atol=1e-12)

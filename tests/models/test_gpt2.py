@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.embedding.base import Found
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
@@ -70,6 +71,11 @@ class Halved(Vanilla):
         return state + 0.5 * y_BTD
 
 
+class Adding(TiedEmbedding):
+    def value_addition(self, found: Found, layer: int) -> Tensor | None:
+        return self.wte(found[0]) if layer == 2 else None
+
+
 class Scaled(TiedEmbedding):
     def forward(self, idx_BT: Tensor) -> Tensor:
         return 4.0 * super().forward(idx_BT)
@@ -85,6 +91,7 @@ class Gained(LayerNorm):
     [
         ({"residual": Halved}, "its residual stream"),
         ({"embedding": Scaled}, "its embedding"),
+        ({"embedding": Adding}, "its embedding"),
         ({"norm": partial(Gained, eps=1e-5)}, "its norm"),
     ],
 )
