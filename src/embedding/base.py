@@ -65,7 +65,7 @@ class TokenEmbedding(nn.Module, ABC):
         return (idx_BT,)
 
     def stream_addition(self, found: Found, layer: int) -> Tensor | None:
-        """What the stream takes in before `layer`, [B, T, D]; by default the benchmark's."""
+        """What the stream takes in before each visit to `layer`, [B, T, D]; by default the benchmark's."""
         return self.get_value_embed(layer)
 
     def value_addition(self, found: Found, layer: int) -> Tensor | None:

@@ -52,7 +52,7 @@ class GPT(nn.Module):
     Args:
         config: sizes.
         residual, norm, embedding: factories that take their room's spec.
-        seed: all initial weights follow from it; the trunk's do not depend on the strategy.
+        seed: all initial weights follow from it; the trunk's do not depend on strategy or embedding.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class GPT(nn.Module):
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Draw all initial weights: first embedding and trunk, then the strategy's own."""
+        """Draw all initial weights: first the trunk's, then the embedding's, last the strategy's own."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for name, module in [*self.embedding.named_modules(), *self.h.named_modules()]:
+            for name, module in [*self.h.named_modules(), *self.embedding.named_modules()]:
                 if isinstance(module, nn.Linear | nn.Embedding):
                     adds_to_stream = name.endswith("c_proj")
                     nn.init.normal_(module.weight, std=self._proj_std if adds_to_stream else INIT_STD)

@@ -136,6 +136,15 @@ def test_weights_survive_a_round_trip_and_tables_decay(name: str) -> None:
     assert all((id(p) in decayed) == (p.dim() == 2) for p in gpt.embedding.parameters())
 
 
+@every_embedding
+@pytest.mark.parametrize("positions", ["learned", "rope", "none"])
+def test_trunk_and_token_table_start_the_same_under_every_embedding(name: str, positions: str) -> None:
+    ours, tied = tiny_gpt(embedding=name, positions=positions).state_dict(), tiny_gpt().state_dict()
+    shared = [key for key in tied if key in ours]
+    assert len(shared) == len(tied) - (positions != "learned")
+    assert all(torch.equal(ours[key], tied[key]) for key in shared)
+
+
 @pytest.mark.parametrize("positions", ["learned", "rope", "none"])
 def test_the_plain_model_agrees_under_every_kind_of_positions(positions: str) -> None:
     gpt = jitter(tiny_gpt(positions=positions)).double()

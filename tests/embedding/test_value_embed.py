@@ -76,9 +76,3 @@ def test_layers_without_a_table_are_given_nothing(name: str) -> None:
 def test_layers_that_are_none_are_refused(name: str, layers: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         component("embedding", name, layers=layers)(spec())
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_the_trunk_starts_as_under_tied(name: str) -> None:
-    ours, tied = tiny_gpt(embedding=name).state_dict(), tiny_gpt().state_dict()
-    assert all(torch.equal(ours[key], value) for key, value in tied.items())

@@ -92,3 +92,13 @@ def test_a_branchs_weight_does_not_touch_it(name: str) -> None:
         gpt.embedding.wpe.weight.add_(gpt.embedding.e_D)
         gpt.embedding.e_D.zero_()
     assert torch.allclose(gpt(tokens()), added, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["attnres", "hyperconn", "prores", "parallel"])
+def test_compiled_in_one_graph_it_equals_eager(name: str) -> None:
+    torch.compiler.reset()
+    gpt = with_addition(name, 1)
+    with torch.no_grad():
+        gpt.embedding.e_D += 1
+    compiled = torch.compile(gpt.hidden, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(tokens()), gpt.hidden(tokens()), rtol=1e-9, atol=1e-12)
