@@ -38,6 +38,9 @@ class SiameseNorm(ResidualStrategy[Siamese]):
     def begin(self, x0_BTD: Tensor) -> Siamese:
         return Siamese(x0_BTD, x0_BTD)
 
+    def inject(self, state: Siamese, site: Site, e_BTD: Tensor) -> tuple[Siamese, None]:
+        return Siamese(*(x_BTD + e_BTD for x_BTD in state)), None
+
     def read(self, state: Siamese, site: Site) -> tuple[Tensor, Siamese]:
         post_BTD = self.post_norms[site.index](state.post_BTD)
         return post_BTD + self.pre_norms[site.index](state.pre_BTD), state._replace(post_BTD=post_BTD)

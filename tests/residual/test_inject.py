@@ -83,9 +83,39 @@ def test_what_is_vanilla_at_init_is_vanilla_with_additions_too(name: str, embedd
     assert torch.allclose(ours(tokens()), plain(tokens()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["prores", "rezero", "parallel", "parallel_two_norms", "parallel_lanes"])
+#: Strategies whose scales, norms and lanes are not to touch an addition, and that use x0 as the stream's start alone.
+ONLY_A_START = [
+    "prores",
+    "prores_block",
+    "rezero",
+    "layerscale",
+    "lns",
+    "gpas",
+    "highway",
+    "laurel_rw",
+    "postln",
+    "deepnorm",
+    "mixln",
+    "hybridnorm",
+    "siamesenorm",
+    "parallel",
+    "parallel_two_norms",
+    "variance_parallel",
+    "serial_parallel",
+    "dual_path",
+    "parallel_lanes",
+    "cached_attn_read",
+    "channel_dense",
+    "resformer",
+    "unet_skips",
+    "backout",
+    "vanilla",
+]
+
+
+@pytest.mark.parametrize("name", ONLY_A_START)
 def test_a_branchs_weight_does_not_touch_it(name: str) -> None:
-    """Before the first layer it is the same as a part of x0, where x0 is nothing but the stream's start."""
+    """Before the first layer it is the same as a part of x0."""
     gpt = with_addition(name, 0)
     added = gpt(tokens())
     with torch.no_grad():
