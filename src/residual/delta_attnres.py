@@ -8,7 +8,8 @@ query.
 
 Source: "Delta Attention Residuals"; wdlctc/hyper-connection-factory, with its zero-initialised gate.
 At init (gate 0): vanilla.
-Shape letters: Q queries (all sites but the first, which has one source).
+Shape letters: Q queries (all sites but the first, which has one source); of `mixing`, K readers, J
+sources.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, attend, emit, open_sources
+from src.residual.depth_attention import Sources, attend, emit, open_sources, shares
 
 
 class RoutedDeltas(NamedTuple):
@@ -57,3 +58,12 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
 
     def end(self, state: RoutedDeltas) -> Tensor:
         return state.x_BTD
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        sources = self.begin(x0_BTD).sources
+        weight_KJ = x0_BTD.new_ones(len(y_BTD) + 1, len(y_BTD) + 1).tril()
+        for k, output_BTD in enumerate(y_BTD):
+            weight_KJ[k, : k + 1] += self.gate_S[k] * shares(sources)
+            if k < len(y_BTD) - 1:
+                sources = emit(sources, output_BTD, self.eps)
+        return weight_KJ

@@ -87,6 +87,14 @@ def weighted_sum(weight_BTJ: Tensor, values: Sequence[Tensor]) -> Tensor:
     return cast(Tensor, _Mixture.apply(weight_BTJ, *values))  # type: ignore[no-untyped-call]  # torch's
 
 
+def shares(state: Sources) -> Tensor:
+    """The next query's softmax weights over all sources so far, the mean over tokens: [J]."""
+    n = len(state.v_BTD)
+    if n == 1:
+        return state.key_QD.new_ones(1)
+    return logits(state, n - 2).softmax(-1).mean((0, 1))
+
+
 def _rrms(v_BTD: Tensor, eps: float) -> Tensor:
     norm_BT1: Tensor = torch.linalg.vector_norm(v_BTD, dim=-1, keepdim=True)
     return (norm_BT1.square() / v_BTD.shape[-1] + eps).rsqrt()

@@ -12,9 +12,10 @@ compiler is given the plain form, which it differentiates and fuses itself.
 Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2 and algorithm 2.
 The paper sums the streams at the end; the mean is the same model up to the final norm's eps, and exactly
 vanilla at init.
-Shape letters: N streams, M columns of a weight.
+Shape letters: N streams, M columns of a weight, J sources (the embedding, then each site's output).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,6 +29,13 @@ class Streams(NamedTuple):
 
     h_BTND: Tensor
     b: Tensor  # [N] static, [B, T, N] dynamic
+
+
+class SiteWeights(NamedTuple):
+    """A site's weights: A [N, N + 1] and B [N], static or by token with [B, T] in front."""
+
+    a: Tensor
+    b: Tensor
 
 
 def require_streams(n_stream: int) -> None:
@@ -69,6 +77,32 @@ def write_streams(state: Streams, y_BTD: Tensor) -> Streams:
     if torch.compiler.is_compiling():
         return state._replace(h_BTND=_written(*state, y_BTD))
     return state._replace(h_BTND=_Write.apply(*state, y_BTD))  # type: ignore[no-untyped-call]  # torch's
+
+
+def stream_mixing(
+    x0_BTD: Tensor,
+    y_BTD: tuple[Tensor, ...],
+    n_stream: int,
+    weights: Callable[[int, Tensor], SiteWeights],
+    end: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """`ResidualStrategy.mixing` for streams, from each site's weights and those [N] or [B, T, N] of the end.
+
+    Every stream is followed as a sum of sources, token by token; the means are taken last.
+    """
+    n_source = len(y_BTD) + 1
+    h_BTND = x0_BTD.unsqueeze(2).expand(-1, -1, n_stream, -1)
+    share_BTNJ = x0_BTD.new_zeros(*h_BTND.shape[:3], n_source)
+    share_BTNJ[..., 0] = 1.0
+    rows = []
+    for k, output_BTD in enumerate(y_BTD):
+        a, b = weights(k, h_BTND)
+        read_BTJ, share_BTNJ = split_blend(a, share_BTNJ)
+        rows.append(read_BTJ.mean((0, 1)))
+        share_BTNJ[..., k + 1] += b
+        h_BTND = _written(split_blend(a, h_BTND)[1], b, output_BTD.to(h_BTND.dtype))
+    out_BTJ = blend(end(h_BTND).unsqueeze(-1), share_BTNJ).squeeze(2)
+    return torch.stack([*rows, out_BTJ.mean((0, 1))])
 
 
 def blended(weight: Tensor, h_BTND: Tensor) -> Tensor:

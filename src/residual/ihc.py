@@ -16,8 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import Streams, blended, require_streams, widen, write_streams
-from src.residual.projected_streams import project, project_read
+from src.residual.hyper_streams import (
+    SiteWeights,
+    Streams,
+    blended,
+    require_streams,
+    stream_mixing,
+    widen,
+    write_streams,
+)
+from src.residual.projected_streams import mixing_weights, project, project_read
 
 
 class IdentityHyperConnections(ResidualStrategy[Streams]):
@@ -60,17 +68,29 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
         return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        k = site.index
-        weights = project(state.h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.eps)
-        u_BTD = self._blended(weights.pre_BTN, state.h_BTND)
-        return u_BTD, state._replace(b=weights.post_BTN)
+        pre_BTN, post_BTN = self._weights(site.index, state.h_BTND)
+        u_BTD = blended(pre_BTN.unsqueeze(-1), state.h_BTND).squeeze(2)
+        return u_BTD, state._replace(b=post_BTN)
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
         return write_streams(state, y_BTD)
 
     def end(self, state: Streams) -> Tensor:
-        head = project_read(state.h_BTND, self.head_phi_NV, self.head_scale, self.head_bias_N, self.eps)
-        return self._blended(head, state.h_BTND)
+        return blended(self._head(state.h_BTND).unsqueeze(-1), state.h_BTND).squeeze(2)
 
-    def _blended(self, weight_BTN: Tensor, h_BTND: Tensor) -> Tensor:
-        return blended((weight_BTN + self.eps).unsqueeze(-1), h_BTND).squeeze(2)
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        same_NN = torch.eye(self.n_stream, dtype=x0_BTD.dtype, device=x0_BTD.device)
+
+        def weights(k: int, h_BTND: Tensor) -> SiteWeights:
+            pre_BTN, post_BTN = self._weights(k, h_BTND)
+            return SiteWeights(mixing_weights(pre_BTN, same_NN.expand(*pre_BTN.shape, -1)), post_BTN)
+
+        return stream_mixing(x0_BTD, y_BTD, self.n_stream, weights, self._head)
+
+    def _weights(self, k: int, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
+        weights = project(h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.eps)
+        return weights.pre_BTN + self.eps, weights.post_BTN
+
+    def _head(self, h_BTND: Tensor) -> Tensor:
+        read = project_read(h_BTND, self.head_phi_NV, self.head_scale, self.head_bias_N, self.eps)
+        return read + self.eps

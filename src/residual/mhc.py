@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import Streams, mix, require_streams, widen, write_streams
+from src.residual.hyper_streams import (
+    SiteWeights,
+    Streams,
+    mix,
+    require_streams,
+    stream_mixing,
+    widen,
+    write_streams,
+)
 from src.residual.projected_streams import mixing_weights, project
 from src.residual.sinkhorn import sinkhorn
 
@@ -68,15 +76,23 @@ class ManifoldHyperConnections(ResidualStrategy[Streams]):
         return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        k, n = site.index, self.n_stream
-        weights = project(state.h_BTND, self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k], self.eps)
-        logit_BTR = weights.mixing_BTR
-        res = sinkhorn(logit_BTR.reshape(-1, n, n), self.n_iteration).view(*logit_BTR.shape[:2], n, n)
-        u_BTD, h_BTND = mix(mixing_weights(weights.pre_BTN, res), state.h_BTND)
-        return u_BTD, Streams(h_BTND, weights.post_BTN)
+        a, b = self._weights(site.index, state.h_BTND)
+        u_BTD, h_BTND = mix(a, state.h_BTND)
+        return u_BTD, Streams(h_BTND, b)
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
         return write_streams(state, y_BTD)
 
     def end(self, state: Streams) -> Tensor:
         return state.h_BTND.mean(2)
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        end_N = x0_BTD.new_full((self.n_stream,), 1 / self.n_stream)
+        return stream_mixing(x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
+
+    def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+        n = self.n_stream
+        weights = project(h_BTND, self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k], self.eps)
+        logit_BTR = weights.mixing_BTR
+        res = sinkhorn(logit_BTR.reshape(-1, n, n), self.n_iteration).view(*logit_BTR.shape[:2], n, n)
+        return SiteWeights(mixing_weights(weights.pre_BTN, res), weights.post_BTN)

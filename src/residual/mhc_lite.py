@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import Streams, mix, require_streams, widen, write_streams
+from src.residual.hyper_streams import (
+    SiteWeights,
+    Streams,
+    mix,
+    require_streams,
+    stream_mixing,
+    widen,
+    write_streams,
+)
 from src.residual.projected_streams import mixing_weights, project
 
 MAX_STREAM = 5  # 120 permutations; 6 streams would have 720
@@ -75,15 +83,22 @@ class ManifoldHyperConnectionsLite(ResidualStrategy[Streams]):
         return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        k = site.index
-        phi_CV = self.phi_SCV[k] * self.gain_SV[k]
-        weights = project(state.h_BTND, phi_CV, self.scale_S3[k], self.bias_SC[k], self.eps)
-        res_BTNN = torch.tensordot(weights.mixing_BTR.softmax(-1), self.perm_RNN, dims=1)
-        u_BTD, h_BTND = mix(mixing_weights(weights.pre_BTN, res_BTNN), state.h_BTND)
-        return u_BTD, Streams(h_BTND, weights.post_BTN)
+        a, b = self._weights(site.index, state.h_BTND)
+        u_BTD, h_BTND = mix(a, state.h_BTND)
+        return u_BTD, Streams(h_BTND, b)
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
         return write_streams(state, y_BTD)
 
     def end(self, state: Streams) -> Tensor:
         return state.h_BTND.sum(2)
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        end_N = x0_BTD.new_full((self.n_stream,), 1.0)
+        return stream_mixing(x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
+
+    def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+        phi_CV = self.phi_SCV[k] * self.gain_SV[k]
+        weights = project(h_BTND, phi_CV, self.scale_S3[k], self.bias_SC[k], self.eps)
+        res_BTNN = torch.tensordot(weights.mixing_BTR.softmax(-1), self.perm_RNN, dims=1)
+        return SiteWeights(mixing_weights(weights.pre_BTN, res_BTNN), weights.post_BTN)

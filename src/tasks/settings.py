@@ -56,6 +56,7 @@ class TrainerKeys:
     log_every_steps: int
     val_every_steps: int
     checkpoint_every_steps: int
+    stream_pictures: bool
     accelerator: str
     devices: int | str
     strategy: str
@@ -86,6 +87,7 @@ class TrainerSettings:
     log_every_steps: int
     val_every_steps: int
     checkpoint_every_steps: int
+    stream_pictures: bool
     accelerator: str
     devices: int
     strategy: str
@@ -218,6 +220,7 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
         keys.log_every_steps,
         keys.val_every_steps,
         keys.checkpoint_every_steps,
+        keys.stream_pictures,
         accelerator,
         devices,
         "ddp" if devices > 1 or keys.strategy == "ddp" else "auto",

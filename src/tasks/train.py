@@ -14,6 +14,7 @@ from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.record import RunRecord, read_result
 from src.callbacks.stop import StopOnSignal, StopRequest
+from src.callbacks.stream_log import StreamLog
 from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
 from src.callbacks.validation import Validation
 from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation
@@ -182,9 +183,15 @@ class Session:
             identity=run_files.checkpoint_identity(self.settings, self.data.identity()),
             record=record,
         )
+        looks: list[L.Callback] = []
+        if keys.stream_pictures:
+            looks = [
+                StreamLog(self.job.folder, every_steps=keys.val_every_steps, log_rows=log_rows, share=0.01)
+            ]
         return [  # in this order within a step: note, validate, write the row, agree to stop, save
             log_rows,
             Validation(record, every_steps=keys.val_every_steps, log=log_rows, checkpoints=checkpoints),
+            *looks,
             RowWriter(record),
             StopOnSignal(self.request),
             checkpoints,
