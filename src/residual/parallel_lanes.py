@@ -6,8 +6,8 @@
 
 Source: KellerJordan/modded-nanogpt, pull request 230 (carry sqrt(1.1), attention writes 1.5 to the MLP's
 lane); openai/parameter-golf, pull request 1204 (carry sqrt(1.1), all writes 1).
-At init with equal writes: one stream whose carry is `carry_init` in the upper layers, so vanilla where that
-is 1; as shipped, not.
+At init: not vanilla as shipped; with equal writes, one stream whose carry is `carry_init` in the upper layers,
+so vanilla where that is 1.
 Shape letters: A sites from the first of `start_layer` on.
 """
 

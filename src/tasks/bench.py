@@ -243,17 +243,15 @@ def idea(name: str) -> str:
 def at_init(name: str) -> str:
     """What the strategy's module says it equals at init: vanilla, identity, near vanilla, or something else."""
     text = Path(CONF.parent / "src" / "residual" / f"{name}.py").read_text(encoding="utf-8")
-    found = re.search(r"^At init[^:]*:((?:.|\n(?!Shape|\"))*)", text, re.MULTILINE)
+    found = re.search(r"^At init(?: \([^)]*\))?[^:(]*:\s+((?:.|\n)*)", text, re.MULTILINE)
     words = " ".join(found[1].split()) if found else ""
     for said, short in (
-        ("not vanilla; with", "other"),
-        ("near vanilla", "near"),
-        ("equal to vanilla up to", "vanilla"),
+        ("vanilla", "vanilla"),
+        ("equal to vanilla", "vanilla"),
+        ("near vanilla", "near vanilla"),
         ("the identity", "identity"),
         ("nearly the identity", "near identity"),
-        ("not vanilla", "other"),
-        ("vanilla", "vanilla"),
     ):
-        if said in words:
+        if words.startswith(said):
             return short
     return "-" if name == "vanilla" else "other"

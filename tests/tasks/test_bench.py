@@ -63,8 +63,24 @@ def test_quartiles_are_of_the_rounds_ratios() -> None:
 
 @pytest.mark.parametrize("name", options("residual"))
 def test_every_strategy_says_in_a_word_what_it_is_at_init(name: str) -> None:
-    assert at_init(name) in ("-", "vanilla", "near", "identity", "near identity", "other")
+    assert at_init(name) in ("-", "vanilla", "near vanilla", "identity", "near identity", "other")
     assert len(idea(name)) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("hyperconn", "vanilla"),
+        ("mhc", "vanilla"),
+        ("tdar", "near vanilla"),
+        ("rezero", "identity"),
+        ("layerscale", "near identity"),
+        ("lime", "other"),
+        ("parallel_lanes", "other"),
+    ],
+)
+def test_the_word_is_the_docstrings(name: str, word: str) -> None:
+    assert at_init(name) == word
 
 
 def test_all_are_all_the_shipped_ones_but_the_baseline() -> None:
