@@ -10,6 +10,7 @@ streams apart, which would stay alike without it.
 Shape letters: N streams, V = N * D.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -46,7 +47,7 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
         require_streams(n_stream)
         self.n_stream, self.phi_std, self.eps = n_stream, phi_std, eps
         width = n_stream * spec.n_embd
-        mean_logit = float(torch.tensor(1 / n_stream).logit())
+        mean_logit = -math.log(n_stream - 1)  # sigmoid gives 1 / n_stream
         self.phi_SCV = nn.Parameter(torch.zeros(spec.n_site, 2 * n_stream, width))
         self.head_phi_NV = nn.Parameter(torch.zeros(n_stream, width))
         self.scale_S2 = nn.Parameter(torch.full((spec.n_site, 2), scale_init))  # of pre, of post
