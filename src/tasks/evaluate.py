@@ -60,7 +60,7 @@ def run(job: Job) -> TaskEnd:
     try:
         subject = _subject(job.config)
         settings = subject.settings
-        settings.evaluation.check(settings.model.vocab_size)
+        settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
         torch.set_num_threads(settings.trainer.threads)
         fabric = L.Fabric(
             accelerator=settings.trainer.accelerator,

@@ -78,7 +78,7 @@ class Session:
         if settings.trainer.accelerator == "gpu":
             torch.set_float32_matmul_precision("high")
         self.data = self._build_data()
-        settings.evaluation.check(settings.model.vocab_size)
+        settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
         self.gpt = build_gpt(settings)
         self.resume = run_files.checkpoint_to_resume(job, settings, self.data.identity())
         if self.resume is None and job.config.init_from is not None:
