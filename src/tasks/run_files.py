@@ -26,6 +26,8 @@ from src.tasks.settings import Settings
 
 log = logging.getLogger(__name__)
 
+#: Keys that say where and how a run goes, not what it computes.
+PLACE = ("name", "resume", "task", "check", "loggers", "samples")
 #: What a checkpoint's weights are made for; these cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "seed")
 
@@ -96,7 +98,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def config_hash(config: dict[str, Any]) -> str:
     """Identifies what is computed: the configuration without its name and its place."""
-    kept = {key: value for key, value in config.items() if key not in ("name", "resume", "task", "check")}
+    kept = {key: value for key, value in config.items() if key not in PLACE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -29,6 +29,7 @@ from src.ranks import other_ranks
 from src.tasks import run_files
 from src.tasks.check import quick
 from src.tasks.settings import Settings, read_settings
+from src.tasks.sweeps import left_to_do
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ def run(job: Job) -> TaskEnd:
     with request.installed():
         with user_mistakes():
             settings = read_settings(job.config)
+            left = left_to_do(job, settings)
+            if isinstance(left, TaskEnd):
+                return left
+            job = left
             earlier = read_result(job.folder) or {}
             done = earlier.get("status") == "completed" and earlier["steps"] >= settings.trainer.max_steps
             if job.resumes and done:
