@@ -7,10 +7,11 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.record import RunRecord, read_result
 from src.callbacks.stop import StopOnSignal, StopRequest
@@ -28,6 +29,7 @@ from src.models.optimizer import DivergedError
 from src.ranks import other_ranks
 from src.tasks import run_files
 from src.tasks.check import quick
+from src.tasks.loggers import RunPlace
 from src.tasks.settings import Settings, read_settings
 from src.tasks.sweeps import left_to_do
 
@@ -88,6 +90,8 @@ class Session:
         self.resume = run_files.checkpoint_to_resume(job, settings, self.data.identity())
         if self.resume is None and job.config.init_from is not None:
             load_gpt2(self.gpt, Path(job.config.init_from))
+        place = RunPlace(job.folder, settings.name, self.resume.step if self.resume else 0)
+        self.loggers: list[Logger] = [make(place) for make in settings.loggers] if job.rank == 0 else []
         self.record = RunRecord(job.folder, writes=job.rank == 0)
         self.tokens_per_step = self.data.global_batch_size * settings.model.block_size
 
@@ -193,26 +197,28 @@ class Session:
             looks = [
                 StreamLog(self.job.folder, every_steps=keys.val_every_steps, log_rows=log_rows, share=0.01)
             ]
-        return [  # in this order within a step: note, validate, write the row, agree to stop, save
+        return [  # in this order within a step: note, validate, write the row, sample, agree to stop, save
             log_rows,
             Validation(record, every_steps=keys.val_every_steps, log=log_rows, checkpoints=checkpoints),
             *looks,
             RowWriter(record),
+            Dashboard(self.settings.samples, every_steps=keys.val_every_steps, log=log_rows),
             StopOnSignal(self.request),
             checkpoints,
             ProgressBar(tokens_per_step=self.tokens_per_step, every_s=0.5),
             FinalEvaluation(self.settings.evaluation, record, between_batches=self.request.check),
         ]
 
-    def _loggers(self) -> list[TensorBoardLogger]:
+    def _loggers(self) -> list[Logger]:
         if self.job.rank:
             return []
         step = self.resume.step if self.resume else 0
-        return [
-            TensorBoardLogger(
-                self.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1
-            )
-        ]
+        board = TensorBoardLogger(
+            self.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1
+        )
+        for logger in self.loggers:
+            logger.log_hyperparams(run_files.flat(self.settings.config))
+        return [board, *self.loggers]
 
 
 def build_gpt(settings: Settings) -> GPT:

@@ -93,8 +93,6 @@ def test_a_single_run_never_looks_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "full"])
 def test_the_leaderboard_composes_at_every_scale(scale: str) -> None:
     overrides = ["experiment=residual_leaderboard", f"scale={scale}", "trainer=cpu", "evaluation=none"]
-    if scale == "cpu":
-        overrides = overrides[:-1]
     config = composed(*overrides)
     assert config.model.n_layer == {"cpu": 6, "gpu": 12, "full": 24}[scale]
     settled(*overrides)
