@@ -47,9 +47,12 @@ def mlflow(run: RunPlace, *, experiment: str, tracking_uri: str | None) -> Logge
     Raises:
         ValueError: the package is not installed.
     """
-    place = str(run.folder / "mlruns")
+    own = f"sqlite:///{run.folder / 'mlflow.db'}"  # MLflow's plain files are no longer kept up
+    artifacts = None if tracking_uri else (run.folder / "mlartifacts").as_uri()
     try:
-        return MLFlowLogger(experiment, run_name=run.name, tracking_uri=tracking_uri, save_dir=place)
+        return MLFlowLogger(
+            experiment, run_name=run.name, tracking_uri=tracking_uri or own, artifact_location=artifacts
+        )
     except ModuleNotFoundError as error:
         raise ValueError(_missing("mlflow")) from error
 

@@ -69,6 +69,7 @@ def test_a_logger_whose_package_is_missing_says_how_to_get_it(name: str, tmp_pat
         make(RunPlace(tmp_path, "x", 0))
 
 
+@pytest.mark.filterwarnings("ignore")  # what these packages say of their own dependencies
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_logger_whose_package_is_there_is_lightnings_own(name: str, tmp_path: Path) -> None:
     if not importlib.util.find_spec(name):
