@@ -16,6 +16,8 @@ matplotlib.use("Agg")
 
 #: Points of a training curve that are drawn.
 MOST_POINTS = 300
+#: Validations up to which each is marked.
+MOST_MARKERS = 40
 COLOURS = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 AXES = {
     "step": "optimizer steps",
@@ -54,7 +56,8 @@ def _draw(axes: Axes, system: System, axis: str, colour: tuple[float, float, flo
     shown = curves if not alike else [_mean(curves)]
     for i, curve in enumerate(shown):
         label = f"{system.label} ({len(curves)})" if i == 0 else None
-        axes.plot(curve[axis], curve["val/loss"], color=colour, lw=1.6, marker="o", ms=3, label=label)
+        marker = "o" if len(curve) <= MOST_MARKERS else None
+        axes.plot(curve[axis], curve["val/loss"], color=colour, lw=1.6, marker=marker, ms=3, label=label)
 
 
 def _mean(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -62,11 +65,12 @@ def _mean(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _focus(axes: Axes, systems: Sequence[System]) -> None:
-    """Cut the first steep part off the top, where the curves cannot be told apart anyway."""
-    losses = np.concatenate([validations(run)["val/loss"] for system in systems for run in system.runs])
-    low, high = float(losses.min()), float(losses.max())
-    margin = 0.08 * (high - low) or 0.1
-    axes.set_ylim(low - margin, high + margin)
+    """Leave the steep first sixth above the top, where the curves cannot be told apart anyway."""
+    curves = [validations(run)["val/loss"].to_numpy() for system in systems for run in system.runs]
+    shown = np.concatenate([losses[len(losses) // 6 :] for losses in curves])
+    if shown.size:
+        margin = 0.05 * float(shown.max() - shown.min()) or 0.1
+        axes.set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
 
 
 def difference_figure(board: pd.DataFrame) -> Figure:

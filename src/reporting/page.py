@@ -26,7 +26,7 @@ th { background: #f3f5f7; font-weight: 600; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child { position: sticky; left: 0; text-align: left; }
 td:first-child { background: #fff; } tr.marked td { background: #eef4fb; }
-td.text, th.text { text-align: left; }
+td.text, th.text, th.long { text-align: left; }
 td.long { white-space: normal; min-width: 16rem; text-align: left; overflow-wrap: anywhere; }
 .warning { border-left: 4px solid #b3541e; background: #fdf3ec; padding: 0.4rem 0.8rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
@@ -35,7 +35,7 @@ svg, img { width: 100%; height: auto; }
 footer { margin-top: 2rem; font-size: 0.85rem; color: #4a5058; }
 @media (max-width: 40rem) {
   body { font-size: 15px; padding: 0.6rem; }
-  td:first-child, th:first-child { min-width: 6.5rem; max-width: 9rem; white-space: normal; overflow-wrap: break-word; }
+  td:first-child, th:first-child { min-width: 6.5rem; max-width: 10rem; white-space: normal; overflow-wrap: break-word; }
 }
 """
 

@@ -18,7 +18,7 @@ from src.reporting.leaderboard import (
 )
 from src.reporting.page import Document, Picture, Section, to_html, to_markdown
 from src.reporting.runs import Run, find_runs
-from src.reporting.statistics import Difference, sentence
+from src.reporting.statistics import Difference, pooled_sd, sentence, visible_difference
 from src.reporting.systems import Sorted, System, Unfair, sort_runs, unfair
 from src.reporting.tables import (
     board_table,
@@ -130,7 +130,9 @@ def _verdict(report: Report) -> Section:
     keys = sorted({f"{u.key} ({u.system})" for u in report.unfair if u.what == "loss"})
     if keys:
         warnings.append(f"Unfair comparison: more than the compared axis differs: {', '.join(keys)}.")
-    others = sorted({f"{u.what}: {u.key}" for u in report.unfair if u.what not in ("loss", "software")})
+    others = sorted(
+        {f"{u.what}: {u.key} ({u.system})" for u in report.unfair if u.what not in ("loss", "software")}
+    )
     if others:
         warnings.append(f"Not measured alike, so these columns do not compare: {', '.join(others)}.")
     n_failed = len(report.found.failures)
@@ -141,10 +143,30 @@ def _verdict(report: Report) -> Section:
     if report.baseline is None:
         return Section("In words", ["No baseline was named, so nothing is compared."], warnings=warnings)
     intro = (
-        f"Final validation loss against {report.baseline.label}; p values are corrected for the number of "
-        "systems (Holm), level 5 %."
+        f"Final validation loss against {report.baseline.label}. A difference counts as one where p, corrected for "
+        "the number of systems (Holm), is below 5 %."
     )
-    return Section("In words", [intro], report.sentences() or ["There is only the baseline."], warnings)
+    return Section(
+        "In words",
+        [intro, *_seed_spread(report)],
+        report.sentences() or ["There is only the baseline."],
+        warnings,
+    )
+
+
+def _seed_spread(report: Report) -> list[str]:
+    """The spread between seeds that this report itself measures."""
+    losses = [[run.result["val_loss"] for run in system.runs] for system in report.found.systems]
+    spread = pooled_sd(losses)
+    if spread is None:
+        return ["Each system has one seed, so nothing here tells a difference from noise."]
+    sd, freedom = spread
+    n = max(len(values) for values in losses)
+    return [
+        f"Between seeds of one system the validation loss has an sd of {sd:.4f} nats (pooled, {freedom} degrees of "
+        f"freedom); two systems of {n} unpaired seeds each would have to be {visible_difference(sd, freedom, n):.4f} "
+        "nats apart."
+    ]
 
 
 def _board(report: Report) -> Section:
@@ -182,8 +204,10 @@ def _budgets(report: Report) -> Section:
 
 
 def _curves(report: Report) -> Section:
+    by_label = {system.label: system for system in report.found.systems}
+    best_first = [by_label[label] for label in report.board["system"]]
     pictures = [
-        Picture(f"Loss against {label}", svg=curves.svg(curves.loss_figure(report.found.systems, axis)))
+        Picture(f"Loss against {label}", svg=curves.svg(curves.loss_figure(best_first, axis)))
         for axis, label in curves.AXES.items()
         if axis != "tokens"
     ]

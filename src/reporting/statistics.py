@@ -78,6 +78,20 @@ def _judged(mean: float, error: float, freedom: float, test: str, n: int, sd: fl
     return Difference(mean, mean - reach, mean + reach, p, test, n, sd)
 
 
+def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """The spread that seeds share, sqrt(sum of squares / degrees of freedom), and the degrees; None without any."""
+    freedom = sum(len(values) - 1 for values in groups)
+    if freedom == 0:
+        return None
+    squares = sum((len(values) - 1) * stdev(values) ** 2 for values in groups if len(values) > 1)
+    return math.sqrt(squares / freedom), freedom
+
+
+def visible_difference(sd: float, freedom: int, n: int) -> float:
+    """What two systems of n unpaired seeds each must differ by for a 95 % interval to leave out zero."""
+    return float(stats.t.ppf(1 - ALPHA / 2, freedom)) * sd * math.sqrt(2 / n)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P values corrected for their number, in their order; None stays None."""
     known = [p for p in p_values if p is not None]
@@ -101,7 +115,7 @@ def sentence(system: str, baseline: str, d: Difference, p_corrected: float | Non
     interval = f"95 % interval {d.low:+.4f} to {d.high:+.4f}, {d.test}, p {_p(d.p)}"
     if p_corrected is not None and p_corrected < ALPHA:
         return f"{system} is {size} {_side(d.mean)} {baseline} ({seeds}; {interval})."
-    after = ", not after correction for the number of comparisons" if d.p < ALPHA else ""
+    after = " once p is corrected for the number of comparisons" if d.p < ALPHA else ""
     return f"{system} and {baseline}: {size}, {seeds}: not distinguishable{after} ({interval})."
 
 

@@ -153,6 +153,18 @@ def test_differences_are_said_in_words(sweep: Path) -> None:
     assert len(said) == 4
 
 
+def test_the_spread_between_seeds_is_pooled_over_systems(sweep: Path, tmp_path: Path) -> None:
+    write_report(make_report([sweep], "vanilla", ["residual"]), tmp_path)
+    groups = [list(final(name).values()) for name in SPEED]
+    squares = sum((x - mean(values)) ** 2 for values in groups for x in values)
+    freedom = sum(len(values) - 1 for values in groups)
+    sd = math.sqrt(squares / freedom)
+    apart = stats.t.isf(0.025, freedom) * sd * math.sqrt(2 / 3)
+    text = (tmp_path / "report.md").read_text()
+    assert f"an sd of {sd:.4f} nats (pooled, {freedom} degrees of freedom)" in text
+    assert f"3 unpaired seeds each would have to be {apart:.4f} nats apart" in text
+
+
 def test_failures_enter_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> None:
     before = make_report([sweep], "vanilla", ["residual"])
     bad = {"status": "diverged", "reason": "step 3: loss is nan"}
