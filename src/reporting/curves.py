@@ -73,6 +73,31 @@ def _focus(axes: Axes, systems: Sequence[System]) -> None:
         axes.set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
 
 
+def lead_figure(systems: Sequence[System], baseline: System) -> Figure:
+    """Each system's validation loss minus the baseline's, over the steps at which both validated."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    reference = _by_step(baseline)
+    for system, colour in zip(systems, _colours(len(systems)), strict=True):
+        if system is not baseline:
+            lead = (_by_step(system) - reference).dropna()
+            lead = lead.iloc[len(lead) // 6 :]
+            marker = "o" if len(lead) <= MOST_MARKERS else None
+            axes.plot(lead.index, lead, color=colour, lw=1.4, marker=marker, ms=3, label=system.label)
+    axes.axhline(0, color="0.4", lw=1)
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel(f"validation loss minus {baseline.label}'s")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, ncols=1 if len(systems) <= 8 else 2)
+    return figure
+
+
+def _by_step(system: System) -> pd.Series:
+    """The mean validation loss of a system's seeds by step, where all of them validated."""
+    curves = [validations(run).set_index("step")["val/loss"] for run in system.runs]
+    return pd.concat(curves, axis=1, join="inner").mean(axis=1)
+
+
 def difference_figure(board: pd.DataFrame) -> Figure:
     """Each system's difference to the baseline, with its interval."""
     shown = board[board["difference"].notna()].iloc[::-1]

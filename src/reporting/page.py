@@ -142,12 +142,17 @@ def _html_table(table: Table) -> str:
     rows = []
     for row in table.rows:
         marked = ' class="marked"' if table.marked is not None and row[0] == table.marked else ""
-        cells = "".join(f"<td{kind}>{html.escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
+        cells = "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
         rows.append(f"<tr{marked}>{cells}</tr>")
     return (
         f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _cell(text: str) -> str:
+    """Names may break after an underscore."""
+    return html.escape(text).replace("_", "_<wbr>")
 
 
 def _kind(cells: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.launch import COMPLETED, Job, TaskEnd
 from src.mistakes import UserError, one_line
-from src.reporting.report import make_report, write_report
+from src.reporting.document import write_report
+from src.reporting.report import make_report
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from src.reporting.report import Report, make_report, write_report
+from src.reporting.document import write_report
+from src.reporting.report import Report, make_report
 from tests.reporting.folders import FLOPS_PER_TOKEN, STEP_TOKENS, entry_ppl, entry_task, write_run
 
 LOSSES = {
@@ -301,7 +302,7 @@ def test_the_page_is_one_file_that_loads_nothing_and_escapes_names(sweep: Path, 
     assert parser.found == []
     assert not re.search(r"url\((?!#)|@import", text)
     assert "&lt;script&gt;x" in text
-    assert text.count("<svg ") == 4
+    assert text.count("<svg ") == 5
     assert "data:image/png;base64,iVBOR" in text
 
 
