@@ -31,6 +31,7 @@ PLACE = (
     "trainer.log_every_steps",
     "trainer.val_every_steps",
     "trainer.checkpoint_every_steps",
+    "trainer.stream_pictures",
 )
 #: What must be equal for speeds, times and memory to compare.
 SPEED = ("device", "world_size", "threads", "precision", "compile")
