@@ -21,6 +21,8 @@ from src.reporting.tables import (
 
 #: Figures that a run may leave on how its stream mixes.
 GALLERY = "stream_*.png"
+#: Up to this ratio the speeds of a system's seeds are alike.
+STEADY = 1.1
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -63,6 +65,10 @@ def _verdict(report: Report) -> Section:
     )
     if others:
         warnings.append(f"Not measured alike, so these columns do not compare: {', '.join(others)}.")
+    software = sorted({f"{u.key} ({u.system})" for u in report.unfair if u.what == "software"})
+    if software:
+        warnings.append(f"Not run by the same code and libraries: {', '.join(software)}.")
+    warnings += _unsteady(report.found.systems)
     n_failed = len(report.found.failures)
     if n_failed:
         warnings.append(f"{n_failed} of the runs found are in no mean; the table of failures says why.")
@@ -80,6 +86,20 @@ def _verdict(report: Report) -> Section:
         report.sentences() or ["There is only the baseline."],
         warnings,
     )
+
+
+def _unsteady(systems: list[System]) -> list[str]:
+    """Systems whose own seeds ran at different speeds: there, time measures the machine's load as well."""
+    found = []
+    for system in systems:
+        speeds = [run.result["tokens_per_s"] for run in system.runs]
+        if max(speeds) > STEADY * min(speeds):
+            found.append(f"{system.label} ({min(speeds):,.0f} to {max(speeds):,.0f} tokens/s)")
+    if not found:
+        return []
+    return [
+        f"Seeds of one system ran at different speeds, so costs and times do not compare: {', '.join(found)}."
+    ]
 
 
 def _seed_spread(report: Report) -> list[str]:
@@ -159,11 +179,15 @@ def _evaluations(report: Report) -> list[Section]:
 
 
 def _gallery(systems: list[System]) -> list[Section]:
-    pictures = [
-        Picture(f"{system.label}, seed {system.runs[0].seed}: {path.stem}", file=path)
-        for system in systems
-        for path in sorted((system.runs[0].folder / "figures").glob(GALLERY))
-    ]
+    """The pictures of each system's first seed that has any."""
+    pictures = []
+    for system in systems:
+        found = {run.seed: sorted((run.folder / "figures").glob(GALLERY)) for run in system.runs}
+        seed = next((seed for seed, paths in found.items() if paths), None)
+        if seed is not None:
+            pictures += [
+                Picture(f"{system.label}, seed {seed}: {path.stem}", file=path) for path in found[seed]
+            ]
     return [Section("The stream over depth", pictures=pictures)] if pictures else []
 
 

@@ -139,12 +139,17 @@ def _facts(system: System) -> Facts:
         facts = {("loss", key): value for key, value in computes(run).items()}
         facts |= {("speed", key): run.result.get(key) for key in SPEED}
         facts |= {("software", f"versions.{key}"): versions.get(key) for key in ("torch", "lm-eval")}
-        facts["software", "git"] = run.result.get("git")
+        facts["software", "git"] = _short(run.result.get("git"))
         for column, score in final_scores(run)[0].items():
             facts |= {(column, k): v[:12] if k == "sha256" else v for k, v in score.identity}
         for key, value in facts.items():
             found.setdefault(key, set()).add(NOTHING if value is None else str(value))
     return found
+
+
+def _short(commit: str | None) -> str | None:
+    """A commit by its first digits, marked where the tree was not it."""
+    return None if commit is None else commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def _absent_score(fact: tuple[str, str], ours: Facts, theirs: Facts) -> bool:

@@ -242,6 +242,19 @@ def test_what_differs_besides_the_axis_is_flagged_with_its_keys(tmp_path: Path) 
     )
 
 
+def test_unsteady_speeds_and_other_code_are_warned_of(tmp_path: Path) -> None:
+    for seed, speed in ((1, 1000.0), (2, 1500.0)):
+        write_run(tmp_path / f"v{seed}", name="vanilla", seed=seed, losses=[3.0, 2.9])
+        git = "e" * 40 + "-dirty"
+        write_run(tmp_path / f"x{seed}", name="x", seed=seed, losses=[3.0, 2.9], tokens_per_s=speed, git=git)
+    report = make_report([tmp_path], "vanilla", ["residual"])
+    write_report(report, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "costs and times do not compare: x (1,000 to 1,500 tokens/s)." in text
+    assert "Not run by the same code and libraries: git (x)." in text
+    assert "| x | software | git | eeeeeeeeeeee-dirty | cccccccccccc |" in text
+
+
 def test_systems_of_one_name_are_told_apart_by_their_keys(tmp_path: Path) -> None:
     for lr in (1e-3, 2e-3):
         config = {"optimizer": {"lr": lr}}
