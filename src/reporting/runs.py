@@ -24,7 +24,6 @@ class Score:
     """One figure of merit, and what it rests on (token file, protocol, items)."""
 
     value: float
-    higher_is_better: bool
     identity: tuple[tuple[str, str], ...]
 
 
@@ -154,7 +153,7 @@ def final_scores(run: Run) -> tuple[dict[str, Score], list[Omitted]]:
 
     Where the run's own evaluation was limited, a whole one made later on the same step's weights stands in.
     """
-    scores = {"val loss": Score(float(run.result["val_loss"]), False, ())}
+    scores = {"val loss": Score(float(run.result["val_loss"]), ())}
     omitted: dict[str, Omitted] = {}
     later = [e["scores"] for e in run.evaluations if e.get("step") == run.result["steps"]]
     for tree in (run.result, *later):
@@ -179,10 +178,10 @@ def read_scores(metric: str, entry: dict[str, Any]) -> dict[str, Score]:
     known = ("sha256", "protocol", "block_size", "stride", "metric", "num_fewshot", "task_version", "items")
     identity = tuple((key, str(entry[key])) for key in known if entry.get(key) is not None)
     if "score" in entry:
-        return {f"{metric} {entry['metric']}": Score(float(entry["score"]), True, identity)}
-    found = {f"{metric} ppl": Score(float(entry["ppl"]), False, identity)}
+        return {f"{metric} {entry['metric']}": Score(float(entry["score"]), identity)}
+    found = {f"{metric} ppl": Score(float(entry["ppl"]), identity)}
     if "bits_per_byte" in entry:
-        found[f"{metric} bits/byte"] = Score(float(entry["bits_per_byte"]), False, identity)
+        found[f"{metric} bits/byte"] = Score(float(entry["bits_per_byte"]), identity)
     if "acc" in entry:
-        found[f"{metric} acc"] = Score(100 * float(entry["acc"]), True, identity)
+        found[f"{metric} acc"] = Score(100 * float(entry["acc"]), identity)
     return found

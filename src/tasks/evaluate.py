@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 KEYS = ("run", "checkpoint", "hf")
 #: What a checkpoint brings along; the rest is the command line's.
 CHECKPOINTS_OWN = (*run_files.ARCHITECTURE, "optimizer", "name")
-#: Where a run's checkpoints may differ from its record: it may have gone on with other values.
-MAY_CHANGE = ("trainer", "evaluation", "name", "resume", "task", "check", "data", "init_from")
+#: Where a run's checkpoints may differ from its record: the place, the end, and what the data's hash says.
+MAY_CHANGE = (*run_files.PLACE, "trainer", "evaluation", "data", "init_from")
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,12 @@ def _read_unchanged(path: Path) -> tuple[str, dict[str, Any]]:
 def _refuse_foreign(path: Path, folder: Path, own: dict[str, Any]) -> None:
     result = read_result(folder) or {}
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    resumed = own["step"] <= max(result.get("resumed_at") or [-1])  # with other values, perhaps, since
     then, now = run_files.flat(own["config"]), run_files.flat(dict(config))  # type: ignore[arg-type]  # a mapping
     for key in sorted({*then, *now}):
-        if key.partition(".")[0] not in MAY_CHANGE and then.get(key) != now.get(key):
+        section = key.partition(".")[0]
+        kept = section in run_files.ARCHITECTURE or not (resumed or section in MAY_CHANGE)
+        if kept and then.get(key) != now.get(key):
             raise UserError(
                 f"{path} belongs to another run than {folder}: {key} is {then.get(key)} there and {now.get(key)} "
                 "here; give checkpoint=<file> alone, outside a run folder, to score it by itself"

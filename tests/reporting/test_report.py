@@ -194,7 +194,7 @@ def test_limited_evaluations_enter_no_mean_and_are_listed(sweep: Path, tmp_path:
     assert "| better | lambada | first 9 of 99 tokens | 1, 2, 3 |" in (tmp_path / "report.md").read_text()
 
 
-def test_a_whole_evaluation_of_the_last_step_stands_in_for_a_limited_one(sweep: Path) -> None:
+def test_a_whole_evaluation_of_the_last_step_stands_in_for_a_limited_one(sweep: Path, tmp_path: Path) -> None:
     for i, (name, _) in enumerate(LOSSES):
         folder = sweep / f"{i}-{name}" / "evaluations"
         folder.mkdir()
@@ -203,6 +203,10 @@ def test_a_whole_evaluation_of_the_last_step_stands_in_for_a_limited_one(sweep: 
             (folder / f"{step}.json").write_text(json.dumps({"step": step, "scores": scores}))
     report = make_report([sweep], "vanilla", ["residual"])
     assert of(report, "lambada ppl", "vanilla")["mean"] == pytest.approx(61.0)
+    write_report(report, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Evaluated checkpoints\n\n- figure in report.html: lambada ppl by step" in text
+    assert "in no mean" not in text
 
 
 def test_a_repeated_seed_counts_once(sweep: Path) -> None:

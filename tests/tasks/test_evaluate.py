@@ -116,6 +116,22 @@ def test_a_foreign_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
     assert not (copied / "evaluations").exists()
 
 
+def test_a_checkpoint_from_before_a_resume_may_have_other_values_but_not_another_model(
+    copied: Path, tmp_path: Path
+) -> None:
+    stated = {**result(copied), "resumed_at": [12]}
+    (copied / "result.json").write_text(json.dumps(stated))
+    stored = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
+    stored["reslab"]["config"]["optimizer"]["lr"] = 0.5
+    (copied / "checkpoints/best.ckpt").unlink()
+    torch.save(stored, copied / "checkpoints/best.ckpt")
+    assert evaluate(f"run={copied}", "checkpoint=best", cwd=tmp_path)["step"] == 12
+    stored["reslab"]["config"]["seed"] = 9
+    torch.save(stored, copied / "checkpoints/best.ckpt")
+    with pytest.raises(UserError, match="seed is 9 there and 1 here"):
+        evaluate(f"run={copied}", "checkpoint=best", cwd=tmp_path)
+
+
 def test_a_missing_or_older_checkpoint_is_refused_and_never_replaced(copied: Path, tmp_path: Path) -> None:
     last = copied / "checkpoints/last.ckpt"
     stored = torch.load(last, weights_only=True)
