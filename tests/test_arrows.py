@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     | {f"src.{r}" for r in ("callbacks", "checks", "evaluation", "reporting", "models", "datamodules")}
     | {f"src.{r}" for r in ("residual", "norm", "embedding")},
     "checks": {"src.models", "src.residual.base"},
-    "callbacks": {"src.models", "src.datamodules", "src.evaluation"},
+    "callbacks": {"src.models", "src.datamodules", "src.evaluation", "src.reporting"},  # pictures while it runs
     "evaluation": {"src.models", "src.datamodules"},
     "models": CONTRACTS,
     "residual": set(),

@@ -12,11 +12,8 @@ import dataclasses
 import json
 import logging
 import random
-import re
-import statistics
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -35,6 +32,7 @@ from src.overrides import CONF
 from src.tasks.schema import read_section
 from src.tasks.settings import Settings, read_settings
 from src.tasks.steps import Step, optimizer_step
+from src.tasks.strategy_table import MEDIUM_BATCH, Cost, Timing, table
 
 log = logging.getLogger(__name__)
 
@@ -62,32 +60,6 @@ class BenchKeys:
             if name not in shipped:
                 raise ValueError(f"bench.residual: there is no {name}; there are all, {', '.join(shipped)}")
         return [name for name in asked if name != self.baseline]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What can be counted, at GPT-2 Medium."""
-
-    n_params: int  # of the strategy alone
-    n_params_model: int
-    flops_per_token: int
-    kept_bytes: int  # for the backward, by the whole trunk under bf16
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds a step by round, and the rounds' ratios to the baseline."""
-
-    seconds: list[float]
-    ratios: list[float]
-    first_seconds: float
-
-    def quartiles(self) -> tuple[float, float, float]:
-        """Of the ratios: lower, median, upper."""
-        if len(self.ratios) < 2:
-            return (self.ratios[0],) * 3
-        low, middle, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
-        return low, middle, high
 
 
 def run(job: Job) -> TaskEnd:
@@ -143,9 +115,6 @@ def count(residual: Callable[..., Any], settings: Settings) -> Cost:
     with torch.device("meta"):
         own = sum(p.numel() for p in subject.make(medium, 0).residual.parameters())
     return Cost(own, n_params, flops, kept)
-
-
-MEDIUM_BATCH = 8
 
 
 def alternate(names: list[str], settings: Settings, rounds: int) -> dict[str, Timing]:
@@ -208,50 +177,3 @@ def describe(settings: Settings) -> str:
         f"{settings.config['data']['micro_batch_size']}, vocabulary {model.vocab_size}, {trainer.precision}, "
         f"{how}, {where}, torch {torch.__version__}"
     )
-
-
-def table(baseline: str, costs: Mapping[str, Cost], timings: Mapping[str, Timing], measured: str) -> str:
-    """The costs as Markdown; a strategy's idea and what it equals at init are its own files' words."""
-    plain = costs[baseline]
-    hidden = MEDIUM_BATCH * 1024 * 1024 * 4  # one float32 hidden state of GPT-2 Medium
-    lines = [
-        f"Parameters, FLOPs and memory over {baseline} at GPT-2 Medium (memory kept for the backward, in float32 "
-        f"hidden states); the time of a step over {baseline}'s at {measured}, median [quartiles].",
-        "",
-        "| residual | idea and source | at init | parameters | FLOPs | memory | step |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
-    for name, cost in costs.items():
-        step = "1"
-        if name != baseline:
-            low, middle, high = timings[name].quartiles()
-            step = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-        flops = 100 * (cost.flops_per_token / plain.flops_per_token - 1)
-        memory = (cost.kept_bytes - plain.kept_bytes) / hidden
-        lines.append(
-            f"| {name} | {idea(name)} | {at_init(name)} | {cost.n_params:,} | {flops:+.2f} % | {memory:+.0f} | {step} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def idea(name: str) -> str:
-    """The first line of the strategy's YAML."""
-    first = (CONF / "residual" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-    return first.removeprefix(f"# {name}: ").rstrip(".")
-
-
-def at_init(name: str) -> str:
-    """What the strategy's module says it equals at init: vanilla, identity, near vanilla, or something else."""
-    text = Path(CONF.parent / "src" / "residual" / f"{name}.py").read_text(encoding="utf-8")
-    found = re.search(r"^At init(?: \([^)]*\))?[^:(]*:\s+((?:.|\n)*)", text, re.MULTILINE)
-    words = " ".join(found[1].split()) if found else ""
-    for said, short in (
-        ("vanilla", "vanilla"),
-        ("equal to vanilla", "vanilla"),
-        ("near vanilla", "near vanilla"),
-        ("the identity", "identity"),
-        ("nearly the identity", "near identity"),
-    ):
-        if words.startswith(said):
-            return short
-    return "-" if name == "vanilla" else "other"

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from src.overrides import CONF
-from src.tasks.bench import BenchKeys, Timing, at_init, idea
+from src.tasks.bench import BenchKeys
+from src.tasks.strategy_table import Timing, at_init, idea
 from tests.runs import SMALL, error_lines, run
 from tests.support import options
 
