@@ -83,34 +83,15 @@ def test_what_is_vanilla_at_init_is_vanilla_with_additions_too(name: str, embedd
     assert torch.allclose(ours(tokens()), plain(tokens()), rtol=0, atol=1e-12)
 
 
-#: Strategies whose scales, norms and lanes are not to touch an addition, and that use x0 as the stream's start alone.
+# fmt: off
+#: Strategies whose scales, norms and lanes are not to touch an addition; x0 is nothing but their stream's start.
 ONLY_A_START = [
-    "prores",
-    "prores_block",
-    "rezero",
-    "layerscale",
-    "lns",
-    "gpas",
-    "highway",
-    "laurel_rw",
-    "postln",
-    "deepnorm",
-    "mixln",
-    "hybridnorm",
-    "siamesenorm",
-    "parallel",
-    "parallel_two_norms",
-    "variance_parallel",
-    "serial_parallel",
-    "dual_path",
-    "parallel_lanes",
-    "cached_attn_read",
-    "channel_dense",
-    "resformer",
-    "unet_skips",
-    "backout",
-    "vanilla",
+    "prores", "prores_block", "rezero", "layerscale", "lns", "gpas", "highway", "laurel_rw", "postln",
+    "deepnorm", "mixln", "hybridnorm", "siamesenorm", "parallel", "parallel_two_norms",
+    "variance_parallel", "serial_parallel", "dual_path", "parallel_lanes", "cached_attn_read",
+    "channel_dense", "resformer", "unet_skips", "backout", "vanilla",
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize("name", ONLY_A_START)
