@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 class BenchKeys:
     """`bench` as written: strategies by the names of their options."""
 
-    residual: str | list[Any]
+    residual: str | list[str]
     baseline: str
     rounds: int
     at_once: int
