@@ -1,7 +1,7 @@
 """Process plumbing of Hydra jobs: errors and exit codes, the run folder and its log, resume.
 
-Exit codes: 0 completed; 2 the user's mistake, in one line; 3 diverged; 130 and 143 interrupted by SIGINT
-and SIGTERM, after a checkpoint; 1 anything else, or a sweep in which a job failed.
+Exit codes: 0 completed; 2 the user's mistake, in one line; 3 diverged; 130 and 143 interrupted, after a
+checkpoint, by SIGINT and by SIGTERM, SIGUSR1 or `trainer.max_time`; 1 anything else, or a sweep in which a job failed.
 """
 
 import logging
@@ -22,7 +22,8 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.mistakes import Interrupted, UserError, one_line
+from src.lock import FolderInUseError, folder_lock
+from src.mistakes import Interrupted, UserError, exit_code, one_line
 from src.overrides import explain, resume_arguments
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def enter(main: Callable[[], Any]) -> int:
         pass
     except (Interrupted, KeyboardInterrupt) as stop:
         _tell_sweep()
-        return 128 + (stop.signum if isinstance(stop, Interrupted) else 2)
+        return exit_code(stop.signum if isinstance(stop, Interrupted) else 2)
     _tell_sweep()
     codes = {outcome.code for outcome in OUTCOMES}
     if len(OUTCOMES) == 1:
@@ -125,7 +126,24 @@ def run_task(job: Job) -> tuple[int, str, float | None]:
         line = f"{job.folder} holds a run already; resume={job.folder} goes on with it"
         print(f"error: {line}", file=sys.stderr)
         return MISTAKE, line, None
+    if job.rank:
+        return _run_logged(job)
+    try:
+        with folder_lock(job.folder) as said:
+            return _run_logged(job, said)
+    except FolderInUseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE, str(error), None
+    except OSError as error:
+        line = f"{job.folder} cannot be written to ({one_line(error)}); choose another hydra.run.dir"
+        print(f"error: {line}", file=sys.stderr)
+        return MISTAKE, line, None
+
+
+def _run_logged(job: Job, said: str = "") -> tuple[int, str, float | None]:
     close_log = open_log(job)
+    if said:
+        log.warning("%s", said)
     try:
         if not job.resumes and job.rank == 0:
             write_hydra_folder(job)
@@ -138,7 +156,7 @@ def run_task(job: Job) -> tuple[int, str, float | None]:
     except (Interrupted, KeyboardInterrupt) as stop:
         signum = stop.signum if isinstance(stop, Interrupted) else 2
         log.warning("%s", str(stop) or "stopped by SIGINT")
-        return 128 + signum, str(stop) or "stopped by SIGINT", None
+        return exit_code(signum), str(stop) or "stopped by SIGINT", None
     except Exception as error:
         log.error("failed: %s\n%s", one_line(error), traceback.format_exc())
         return FAILED, f"failed: {one_line(error)}", None
@@ -180,6 +198,7 @@ def open_log(job: Job) -> Callable[[], None]:
         job.folder.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(job.folder / "run.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.handleError = _tell_once(console)  # type: ignore[method-assign, assignment]  # a full disk must not end a run here
         handlers.append(file)
     root.handlers = handlers
     root.setLevel(logging.INFO)
@@ -193,6 +212,18 @@ def open_log(job: Job) -> Callable[[], None]:
         root.handlers, root.level = before
 
     return close
+
+
+def _tell_once(console: logging.Handler) -> Callable[[logging.LogRecord], None]:
+    told: list[bool] = []
+
+    def handle(record: logging.LogRecord) -> None:
+        if not told:
+            told.append(True)
+            text = f"run.log cannot be written and is incomplete: {sys.exc_info()[1]}"
+            console.handle(logging.makeLogRecord({**record.__dict__, "msg": text, "args": ()}))
+
+    return handle
 
 
 def outer_rank() -> int:

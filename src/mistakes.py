@@ -10,9 +10,14 @@ class UserError(ValueError):
 class Interrupted(BaseException):  # like KeyboardInterrupt, not an error
     """The run was asked to stop; carries the signal's number."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, reason: str = "") -> None:
+        super().__init__(reason or f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+def exit_code(signum: int) -> int:
+    """What an interrupted run leaves with: 130 after SIGINT, 143 after any other signal."""
+    return 128 + (signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
 
 def one_line(error: BaseException) -> str:

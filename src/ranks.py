@@ -3,7 +3,8 @@
 Lightning would start them by running this process's command line again, which in a sweep is the whole
 sweep. Here rank 0 starts each rank on its own job alone: `python -m src.ranks <run folder>` reads the
 configuration that rank 0 wrote there. A rank never outlives rank 0 (the kernel kills it), and a rank that
-dies takes the job down within `GRACE_S`, since the others would wait for it in a collective.
+dies takes the job down within `GRACE_S`, since the others would wait for it in a collective. A rank that hangs
+runs into the time-out of the others' collectives, and they end. The rank that failed first is the one that is told of.
 """
 
 import ctypes
@@ -27,15 +28,32 @@ def started_outside() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" in os.environ
 
 
+class RankError(RuntimeError):
+    """Another rank failed first, or does not answer."""
+
+
 @contextmanager
-def other_ranks(folder: Path, n: int, *, resumes: bool, on_lost: Callable[[str], None]) -> Iterator[None]:
+def other_ranks(
+    folder: Path,
+    n: int,
+    *,
+    resumes: bool,
+    timeout_s: float,
+    on_lost: Callable[[str], None],
+    on_interrupted: Callable[[int], None],
+) -> Iterator[None]:
     """Run ranks 1 to n - 1 of the job in `folder` beside the block, which is rank 0.
 
     Args:
         folder: the run folder; its config.yaml is what the ranks run.
         n: number of ranks; with 1, or where something else started the ranks, nothing happens here.
         resumes: whether they go on from the folder's checkpoint.
+        timeout_s: how long to wait for them at the end.
         on_lost: told why, before this process ends because a rank died.
+        on_interrupted: told the signal on which a rank left.
+
+    Raises:
+        RankError: the block failed because another rank did.
     """
     if n == 1 or started_outside():
         yield
@@ -48,21 +66,60 @@ def other_ranks(folder: Path, n: int, *, resumes: bool, on_lost: Callable[[str],
     }
     before = dict(os.environ)
     os.environ.update(place, LOCAL_RANK="0", RANK="0")
+    for rank in range(1, n):
+        _error_file(folder, rank).unlink(missing_ok=True)
     children = [_start(folder, rank, resumes, place) for rank in range(1, n)]
     done = threading.Event()
-    watch = threading.Thread(target=_watch, args=(children, done, on_lost), daemon=True)
+    watch = threading.Thread(target=_watch, args=(folder, children, done, on_lost, on_interrupted), daemon=True)
     watch.start()
     try:
         yield
         _leave_group()
         for child in children:
-            child.wait(timeout=GRACE_S)
+            child.wait(timeout=timeout_s)
+    except Exception as error:
+        done.set()
+        first = _first_failure(folder, children, time.time(), error)
+        if first is None:
+            raise
+        raise RankError(first) from error
     finally:
         done.set()
         _leave_group()
         _end(children)
         os.environ.clear()
         os.environ.update(before)
+
+
+def _error_file(folder: Path, rank: int) -> Path:
+    return folder / f".rank{rank}.error"
+
+
+def _first_failure(
+    folder: Path, children: list[subprocess.Popen[bytes]], failed_at: float, error: Exception
+) -> str | None:
+    """What happened in another rank before rank 0 failed at `failed_at` with `error`; None if nothing did."""
+    deadline = time.monotonic() + 3.0
+    while time.monotonic() < deadline and all(child.poll() is None for child in children):
+        time.sleep(0.05)
+    told = []
+    for rank, child in enumerate(children, 1):
+        path = _error_file(folder, rank)
+        if path.exists() and path.stat().st_mtime <= failed_at:
+            told.append((path.stat().st_mtime, f"rank {rank} failed: {path.read_text(encoding='utf-8')}"))
+        elif not path.exists() and child.poll() not in (None, 0):
+            told.append((0.0, f"rank {rank} {_how(child.returncode)}"))
+    if told:
+        return min(told)[1]
+    words = str(error).lower()
+    silent = [str(rank) for rank, child in enumerate(children, 1) if child.poll() is None]
+    if silent and ("timed out" in words or "timeout" in words):
+        return f"rank {', '.join(silent)} did not answer in time (safety.rank_timeout_s)"
+    return None
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
 def _start(folder: Path, rank: int, resumes: bool, place: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -79,13 +136,23 @@ def _die_with_parent() -> None:
 
 
 def _watch(
-    children: list[subprocess.Popen[bytes]], done: threading.Event, on_lost: Callable[[str], None]
+    folder: Path,
+    children: list[subprocess.Popen[bytes]],
+    done: threading.Event,
+    on_lost: Callable[[str], None],
+    on_interrupted: Callable[[int], None],
 ) -> None:
     while not done.wait(0.2):
         dead = [(i, c.returncode) for i, c in enumerate(children, 1) if c.poll() not in (None, 0)]
-        if dead and not done.wait(GRACE_S):  # rank 0 mostly notices by itself, with a better message
-            rank, code = dead[0]
-            on_lost(f"rank {rank} ended with code {code}")
+        if not dead:
+            continue
+        rank, code = dead[0]
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            on_interrupted(code - 128)
+        if not done.wait(GRACE_S):  # rank 0 mostly notices by itself
+            path = _error_file(folder, rank)
+            why = f": {path.read_text(encoding='utf-8')}" if path.exists() else ""
+            on_lost(f"rank {rank} {_how(code)}{why}")
             _end(children)
             os._exit(1)
 
@@ -118,14 +185,27 @@ def main() -> int:
     """Entry of a rank that rank 0 started."""
     from omegaconf import OmegaConf
 
-    from src.launch import Job, run_task
+    from src.launch import FAILED, Job, run_task
 
     folder = Path(sys.argv[1])
     config = OmegaConf.load(folder / "config.yaml")
     job = Job(folder, config, sys.argv[2] == "resume", rank=int(os.environ["RANK"]))  # type: ignore[arg-type]  # a mapping
-    code = run_task(job)[0]
+    code, line, _ = run_task(job)
+    if code == FAILED:
+        _error_file(folder, job.rank).write_text(line.removeprefix("failed: "), encoding="utf-8")
+        _end_stopped_parent()
     _leave_group()
     return code
+
+
+def _end_stopped_parent() -> None:
+    """Rank 0 ends a job in which a rank failed; where it was stopped (SIGSTOP) it never will, nor its caller."""
+    for _ in range(int(GRACE_S)):
+        state = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        if state != "T":
+            return
+        time.sleep(1.0)
+    os.kill(os.getppid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

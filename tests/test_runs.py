@@ -1,5 +1,6 @@
 """The main job from outside: what a run leaves, stopping and going on, ranks, sweeps, exit codes."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -379,18 +380,68 @@ def damage(what: str, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "words"), [("truncated", "not a whole checkpoint"), ("flipped", "damaged"), ("gone", "is gone")]
 )
-def test_a_bad_checkpoint_is_refused_and_nothing_is_overwritten(
-    what: str, words: str, stopped: Path, tmp_path: Path
+def test_a_bad_checkpoint_falls_back_to_the_one_before_bitwise(
+    what: str, words: str, stopped: Path, long: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "r"
     shutil.copytree(stopped, folder)
     damage(what, folder / "checkpoints/last.ckpt")
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.log"}
+    newest, before = sorted(folder.glob("checkpoints/step*.ckpt"), reverse=True)
+    damage(what, newest)
+    done = run(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stderr
+    assert result(folder)["resumed_at"] == [int(before.stem.removeprefix("step"))]
+    assert computed(folder) == computed(long)
+    assert same_weights(folder, long)
+
+
+def kept(path: Path) -> bool:
+    """Whether a refused launch must leave the file as it was."""
+    return path.name != "run.log" and not path.name.startswith(".lock")
+
+
+@pytest.mark.parametrize(("what", "words"), [("truncated", "not a whole checkpoint"), ("flipped", "damaged")])
+def test_bad_checkpoints_only_are_refused_and_nothing_is_overwritten(
+    what: str, words: str, stopped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(stopped, folder)
+    for path in folder.glob("checkpoints/*.ckpt"):
+        damage(what, path)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and kept(p)}
     done = run(f"resume={folder}", cwd=tmp_path)
     assert done.returncode == 2
-    assert len(error_lines(done)) == 1
     assert words in done.stderr
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.log"} == before
+    assert "no whole checkpoint is left" in done.stderr
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and kept(p)} == before
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(stopped: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(stopped, folder)
+    shutil.rmtree(folder / "checkpoints")
+    done = run(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is gone" in done.stderr
+
+
+def test_a_hostile_checkpoint_runs_nothing_and_falls_back(stopped: Path, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    folder = tmp_path / "r"
+    shutil.copytree(stopped, folder)
+    for path in [folder / "checkpoints/last.ckpt", max(folder.glob("checkpoints/step*.ckpt"))]:
+        torch.save({"reslab": Hostile()}, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.with_name(f"{path.name}.sha256").write_text(f"{digest}  {path.name}\n")
+    done = run(f"resume={folder}", "trainer.max_steps=12", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be loaded" in done.stderr
+    assert "FALLING BACK" in done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 def test_other_data_and_another_model_are_refused_on_resume(stopped: Path, tmp_path: Path) -> None:

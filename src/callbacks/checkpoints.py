@@ -1,13 +1,15 @@
-"""Checkpoints: `last.ckpt` and `best.ckpt`, written whole or not at all.
+"""Checkpoints: `step<n>.ckpt`, the last few of them, under the second names `last.ckpt` and `best.ckpt`.
 
-A checkpoint is written beside its place, forced to disk and renamed; it holds tensors and plain values
-only, and loads with `weights_only=True`. `last.ckpt` is where a run goes on; `best.ckpt` is the lowest
-validation loss so far.
+A checkpoint is written beside its place, forced to disk and renamed; its SHA-256 stands beside it, in the format of
+sha256sum. It holds tensors and plain values only, and loads with `weights_only=True` once every byte is checked.
+`last.ckpt` is the newest; `best.ckpt` the one of the lowest validation loss.
 """
 
+import contextlib
+import logging
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,20 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from src.artefacts import fsync_folder
+from src.artefacts import fsync_folder, sha256_file, write_atomic
+from src.callbacks.guard import Guard
 from src.callbacks.record import RunRecord
+from src.mistakes import one_line
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; those before it are whole."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint file, renamed into place after it is safe on the disk."""
+    """Lightning's checkpoint file, renamed into place after it and its hash are safe on the disk."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -29,16 +39,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _write_hash(target, sha256_file(part))
+            part.replace(target)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            if isinstance(error, OSError | RuntimeError):  # torch's writer turns the first into the second
+                raise CheckpointError(f"{target} cannot be written: {one_line(error)}") from error
+            raise
         fsync_folder(target.parent)
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., object] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Tensors and plain values on the CPU, of a file that is whole; nothing else is ever loaded."""
+        return read_checkpoint(Path(path))
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _write_hash(path: Path, sha256: str) -> None:
+    write_atomic(_hash_file(path), f"{sha256}  {path.name}\n")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, after checking every byte of it against the archive's sums.
+    """A checkpoint on the CPU, after checking every byte of it against its hash and the archive's own sums.
 
     Raises:
         ValueError: missing, truncated, damaged, or holding more than tensors and plain values.
@@ -51,6 +86,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"{path}: damaged at record {damaged}; {way_out}")
+        _check_hash(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except zipfile.BadZipFile:
         size = path.stat().st_size
@@ -64,23 +100,95 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def _check_hash(path: Path) -> None:
+    """Compare with the hash beside the file, where there is one.
+
+    A second name is given before its hash is written, so until then it answers to the hash of its first name.
+    """
+    if not _hash_file(path).exists():
+        return
+    actual = sha256_file(path)
+    if not any(hashed.read_text().startswith(actual) for hashed in path.parent.glob("*.ckpt.sha256")):
+        raise ValueError(
+            f"{path}: damaged, its SHA-256 is not the one in {_hash_file(path).name}; "
+            "give another checkpoint or start a new run"
+        )
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints that a run can go on from, in the order in which to try them."""
+    steps = sorted(folder.glob("step*.ckpt"), reverse=True)
+    last = folder / "last.ckpt"
+    if not last.exists():
+        if steps:
+            log.warning("checkpoint refused: %s is gone", last)
+        return steps
+    if not steps or last.stat().st_mtime >= steps[0].stat().st_mtime:
+        return [last, *(path for path in steps if not path.samefile(last))]
+    return [*steps, last]
+
+
+def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, and what it holds; None where the folder has none at all.
+
+    Raises:
+        ValueError: there are some, and all are damaged.
+    """
+    refused: list[str] = []
+    for path in newest_first(folder):
+        try:
+            found = read_checkpoint(path)
+        except ValueError as error:
+            refused.append(str(error))
+            log.warning("checkpoint refused: %s", error)
+            continue
+        if refused:
+            log.warning("FALLING BACK to %s, step %s", path, found.get("reslab", {}).get("step"))
+        return path, found
+    if refused:  # a fresh start would throw the run away
+        raise ValueError(f"no whole checkpoint is left in {folder}: {refused[0]}")
+    return None
+
+
+def forget_after(folder: Path, step: int, good: Path) -> None:
+    """Set aside what lies beyond `step` (it was refused), and give `good` its second name again."""
+    for path in folder.glob("step*.ckpt"):
+        if int(path.stem.removeprefix("step")) > step:
+            path.rename(path.with_name(f"{path.name}.refused"))
+            _hash_file(path).unlink(missing_ok=True)
+    last = folder / "last.ckpt"
+    if not (last.exists() and last.samefile(good)):
+        link_over(good, last)
+
+
 class Checkpoints(L.Callback):
-    """Saves every so many steps, at the end, and when training stops early; keeps the best.
+    """Saves every so many steps, at the end, when training stops early, and at the best validation so far.
 
     Args:
         folder: where they go.
-        every_steps: optimizer steps between two saves of `last.ckpt`.
+        every_steps: optimizer steps between two saves.
+        keep: saves that are kept.
         identity: plain values saved along, that say which run the checkpoint belongs to.
         record: its rows are forced to disk before each save.
+        guard: lets only sound weights through.
     """
 
     def __init__(
-        self, folder: Path, *, every_steps: int, identity: Mapping[str, object], record: RunRecord
+        self,
+        folder: Path,
+        *,
+        every_steps: int,
+        keep: int,
+        identity: Mapping[str, object],
+        record: RunRecord,
+        guard: Guard,
     ) -> None:
         self.folder = folder
         self.every_steps = every_steps
+        self.keep = keep
         self.identity = dict(identity)
         self.record = record
+        self.guard = guard
         self.best_loss = float("inf")
         self.best_step = 0
 
@@ -89,18 +197,27 @@ class Checkpoints(L.Callback):
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         step = trainer.global_step
         best = self.best_step == step
         due = step % self.every_steps == 0 or step == trainer.max_steps or trainer.should_stop
         if not (best or due):
             return
+        self.guard.check_weights(step, pl_module)
         self.record.sync()
-        name = "last.ckpt" if due else "best.ckpt"
-        trainer.save_checkpoint(self.folder / name)
+        path = self.folder / f"step{step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            link_over(path, self.folder / "last.ckpt")
+            if best:
+                link_over(path, self.folder / "best.ckpt")
+            self._drop_old()
         self.record.update(steps=step, seconds=self.record.seconds())
-        if best and due and trainer.is_global_zero:
-            link_over(self.folder / "last.ckpt", self.folder / "best.ckpt")
+
+    def _drop_old(self) -> None:
+        for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
+            old.unlink()
+            _hash_file(old).unlink(missing_ok=True)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -122,3 +239,5 @@ def link_over(source: Path, target: Path) -> None:
     part.unlink(missing_ok=True)
     part.hardlink_to(source)
     part.replace(target)
+    if _hash_file(source).exists():
+        _write_hash(target, _hash_file(source).read_text().split()[0])

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from src.callbacks.soft import Soft
 from src.callbacks.training_log import TrainingLog
 from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, gpt2_encoding
 from src.models.gpt import GPT
@@ -48,23 +49,28 @@ class Dashboard(L.Callback):
         samples: prompt and length.
         every_steps: optimizer steps between samples, as between validations.
         log: has the pause taken out of its speed.
+        soft: lets TensorBoard's failures pass.
     """
 
-    def __init__(self, samples: SampleKeys, *, every_steps: int, log: TrainingLog) -> None:
+    def __init__(self, samples: SampleKeys, *, every_steps: int, log: TrainingLog, soft: Soft) -> None:
+        self.soft = soft
         self.samples = samples
         self.every_steps = every_steps
         self.train_log = log
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for writer in _writers(trainer):
-            writer.add_custom_scalars(LAYOUT)
+        with self.soft.attempt("TensorBoardLogger"):
+            for writer in _writers(trainer):
+                writer.add_custom_scalars(LAYOUT)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         step = trainer.global_step
         if step % self.every_steps and step != trainer.max_steps:
             return
         assert isinstance(pl_module, LanguageModel)  # tasks/train.py builds nothing else
-        writers = _writers(trainer)
+        writers: list[SummaryWriter] = []
+        with self.soft.attempt("TensorBoardLogger"):
+            writers = _writers(trainer)
         if not writers or self.samples.tokens == 0 or pl_module.gpt.config.vocab_size < N_VOCAB:
             return
         began = time.monotonic()
@@ -72,8 +78,9 @@ class Dashboard(L.Callback):
         with trainer.precision_plugin.forward_context():
             text = continuation(pl_module.gpt, self.samples.prompt, self.samples.tokens)
         pl_module.train()
-        for writer in writers:
-            writer.add_text("sample", f"{self.samples.prompt}**{text}**", step)
+        with self.soft.attempt("TensorBoardLogger"):
+            for writer in writers:
+                writer.add_text("sample", f"{self.samples.prompt}**{text}**", step)
         self.train_log.pause(time.monotonic() - began)
 
 

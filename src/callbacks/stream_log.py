@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from src.artefacts import write_atomic
+from src.callbacks.soft import Soft
 from src.callbacks.training_log import TrainingLog
 from src.datamodules.fineweb import FineWebDataModule
 from src.models.gpt import GPT
@@ -37,9 +38,13 @@ class StreamLog(L.Callback):
         every_steps: optimizer steps between looks, those of the validations.
         log_rows: has the pause taken out of its speed.
         share: of the run's time that drawing may take before the end.
+        soft: lets failures to write and to draw pass.
     """
 
-    def __init__(self, folder: Path, *, every_steps: int, log_rows: TrainingLog, share: float) -> None:
+    def __init__(
+        self, folder: Path, *, every_steps: int, log_rows: TrainingLog, share: float, soft: Soft
+    ) -> None:
+        self.soft = soft
         self.folder, self.every_steps, self.train_log, self.share = folder, every_steps, log_rows, share
         self._tokens_T: Tensor | None = None
         self._began = time.monotonic()
@@ -48,7 +53,8 @@ class StreamLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.monotonic()
         if trainer.is_global_zero:
-            self._keep_until(trainer.global_step)
+            with self.soft.attempt("stream.jsonl"):
+                self._keep_until(trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         step = trainer.global_step
@@ -61,11 +67,13 @@ class StreamLog(L.Callback):
         with trainer.precision_plugin.forward_context():
             stream = look(pl_module.gpt, tokens_1T[:, :-1], tokens_1T[:, 1:])
         scalars = learned(pl_module.gpt)
-        self._write(step, stream, scalars)
+        with self.soft.attempt("stream.jsonl"):
+            self._write(step, stream, scalars)
         for logger in trainer.loggers:
             logger.log_metrics(_summary(stream), step=step)
         if last or self._drawing < self.share * (time.monotonic() - self._began):
-            self._draw(trainer, pl_module.gpt, step, stream, scalars)
+            with self.soft.attempt("figures of the stream"):
+                self._draw(trainer, pl_module.gpt, step, stream, scalars)
         self.train_log.pause(time.monotonic() - began)
 
     def _probe(self, trainer: L.Trainer) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from src.callbacks.checkpoints import Checkpoints
+from src.callbacks.guard import Guard
 from src.callbacks.record import RunRecord
 from src.callbacks.training_log import TrainingLog
 from src.datamodules.fineweb import FineWebDataModule
@@ -26,20 +27,29 @@ class Validation(L.Callback):
         every_steps: optimizer steps between validations.
         log: has the pause taken out of its speed.
         checkpoints: is told the loss, to keep the best.
+        guard: lets only sound weights through.
     """
 
     def __init__(
-        self, record: RunRecord, *, every_steps: int, log: TrainingLog, checkpoints: Checkpoints
+        self,
+        record: RunRecord,
+        *,
+        every_steps: int,
+        log: TrainingLog,
+        checkpoints: Checkpoints,
+        guard: Guard,
     ) -> None:
         self.record = record
         self.every_steps = every_steps
         self.train_log = log
         self.checkpoints = checkpoints
+        self.guard = guard
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         step = trainer.global_step
         if step % self.every_steps and step != trainer.max_steps:
             return
+        self.guard.check_weights(step, pl_module)
         began = time.monotonic()
         loss = validation_loss(trainer, pl_module, between_batches=lambda: None)
         self.train_log.pause(time.monotonic() - began)

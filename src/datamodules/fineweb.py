@@ -160,12 +160,16 @@ class FineWebDataModule(L.LightningDataModule):
 
     # ---- training
 
+    #: (step, n): from that step on, the batches of n further steps are passed over.
+    skipped: tuple[tuple[int, int], ...] = ()
+
     def train_batch(self, step: int, rank: int, world_size: int) -> Tensor:
         """The sequences of optimizer step `step` (0-based) that `rank` of `world_size` takes, [A, M, T + 1]."""
         micro = self.micro_batch_size
         n_micro = accumulation(micro, self.global_batch_size, world_size)
         share = n_micro * micro
-        first = step * self.global_batch_size + rank * share
+        skipped = sum(n for since, n in self.skipped if step >= since)
+        first = (step + skipped) * self.global_batch_size + rank * share
         tokens = self.train_windows.read(self._order(first, first + share))
         return torch.from_numpy(tokens).view(n_micro, micro, -1)
 

@@ -63,11 +63,7 @@ class LanguageModel(L.LightningModule):
         self.gpt.residual.on_step(step, self.schedule.max_steps)
 
     def training_step(self, batch_AMT: Tensor, batch_idx: int) -> dict[str, StepResult]:
-        """One optimizer step on token ids [A, M, T + 1].
-
-        Raises:
-            DivergedError: on every rank alike, with the weights still those of the step before.
-        """
+        """One optimizer step on token ids [A, M, T + 1]."""
         step = self.global_step
         self.follow_schedule(step)
         if self.gpt.config.dropout:

@@ -21,10 +21,6 @@ from src.models.gpt import GPT
 from src.residual.base import ParamGroup
 
 
-class DivergedError(RuntimeError):
-    """A loss or gradient that is not finite."""
-
-
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The keys of `optimizer`, with nothing left open.
@@ -112,10 +108,13 @@ def build_optimizer(gpt: GPT, config: OptimizerConfig) -> torch.optim.AdamW:
         for group in parameter_groups(gpt)
         if group.params
     ]
-    device = next(gpt.parameters()).device.type
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda")
+    device = next(gpt.parameters()).device
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device.type in ("cpu", "cuda")
     )
+    # What AdamW's fused step reads: at 1 it changes nothing. A tensor, so that the host need not wait for it.
+    optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]  # as GradScaler sets it
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -129,13 +128,15 @@ def apply_gradients(
 ) -> Tensor:
     """Clip to the global norm, step, clear; returns the norm before clipping, 0-dim.
 
-    Raises:
-        DivergedError: where `loss` or the norm is not finite; the weights have not taken it in.
+    From the first loss or norm on that is not finite, `optimizer.found_inf` stays 1 and no weight changes; nothing
+    is read back to the host.
     """
     owners = [p for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in owners])
-    if not torch.isfinite(torch.stack((loss.detach(), norm))).all():
-        raise DivergedError(f"loss {loss.item():g}, gradient norm {norm.item():g}")
+    stopped = getattr(optimizer, "found_inf", None)
+    if stopped is not None:
+        finite = torch.isfinite(torch.stack((loss.detach(), norm))).all()
+        torch.maximum(stopped, (~finite).float(), out=stopped)
     nn.utils.clip_grads_with_norm_(owners, grad_clip, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -13,9 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
 from src.artefacts import write_atomic
-from src.callbacks.checkpoints import read_checkpoint
+from src.callbacks.checkpoints import forget_after, newest_good
 from src.callbacks.final_evaluation import headline
-from src.callbacks.record import RunRecord, read_metrics
+from src.callbacks.record import Row, RunRecord, read_metrics
+from src.callbacks.soft import Soft
 from src.datamodules.fineweb import FineWebDataModule
 from src.launch import Job
 from src.mistakes import UserError
@@ -27,7 +28,7 @@ from src.tasks.settings import Settings
 log = logging.getLogger(__name__)
 
 #: Keys that say where and how a run goes, not what it computes.
-PLACE = ("name", "resume", "task", "check", "logger", "samples")
+PLACE = ("name", "resume", "task", "check", "logger", "samples", "safety", "trusted_targets")
 #: What a checkpoint's weights are made for; these cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "seed")
 
@@ -47,17 +48,18 @@ def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any])
     """
     if not job.resumes:
         return None
-    path = job.folder / "checkpoints" / "last.ckpt"
-    if not path.exists():
+    folder = job.folder / "checkpoints"
+    found = newest_good(folder)
+    if found is None:
         rows = read_metrics(job.folder)
         if rows and rows[-1]["step"] > settings.trainer.checkpoint_every_steps:
             raise UserError(
-                f"{path} is gone, though the run had passed step {rows[-1]['step']}; "
+                f"{folder / 'last.ckpt'} is gone, though the run had passed step {rows[-1]['step']}; "
                 "put it back or start a new run"
             )
         log.warning("no checkpoint in %s yet: starting again at step 0", job.folder)
         return None
-    stored = read_checkpoint(path).get("reslab")
+    path, stored = found[0], found[1].get("reslab")
     if stored is None:
         raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
     _refuse_other_model(stored["config"], settings.config)
@@ -67,7 +69,7 @@ def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any])
             f"{stored['data_hash'][:12]} then; restore the shards or start a new run"
         )
     for key, (then, now) in _differences(stored["config"], settings.config).items():
-        if key.partition(".")[0] not in ("name", "resume", "task"):
+        if key.partition(".")[0] not in PLACE:
             log.warning("changed on resume: %s %s -> %s", key, then, now)
     log.info("going on from step %d", stored["step"])
     return Resume(path, int(stored["step"]))
@@ -99,6 +101,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def config_hash(config: dict[str, Any]) -> str:
     """Identifies what is computed: the configuration without its name and its place."""
     kept = {key: value for key, value in config.items() if key not in PLACE}
+    kept["trainer"] = {key: value for key, value in kept.get("trainer", {}).items() if key != "max_time"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -121,6 +124,8 @@ def open_record(
         torch.cuda.reset_peak_memory_stats()  # the jobs of a sweep share the process
     step = resume.step if resume else 0
     record.keep_until(step)
+    if resume:
+        forget_after(job.folder / "checkpoints", step, resume.path)
     config = {**settings.config, "resume": None}
     write_atomic(job.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     keys = settings.trainer
@@ -176,26 +181,32 @@ def note_progress(record: RunRecord, trainer: L.Trainer, tokens_per_step: int) -
     )
 
 
-def close_record(job: Job, record: RunRecord) -> float:
+def close_record(job: Job, record: RunRecord, soft: Soft) -> float:
     """State the final loss, draw the curve, fill the dashboard, print the table; returns the final loss."""
     assert job.rank == 0  # the others have nothing to state
     rows = read_metrics(job.folder)
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
     speeds = sorted(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
     record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speeds[len(speeds) // 2])
-    figure = loss_curves({record.result["name"]: rows}, job.folder / "figures" / "loss.png")
-    config = OmegaConf.to_container(OmegaConf.load(job.folder / "config.yaml"))
-    assert isinstance(config, dict)  # written by open_record
-    board = TensorBoardLogger(job.folder, name="", version="tensorboard", default_hp_metric=False)
-    scores = {"val_loss": losses[-1], **headline(record.result)}
-    board.log_hyperparams(flat({str(k): v for k, v in config.items()}), scores)
-    board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
-    board.experiment.add_figure("loss", figure)
-    board.finalize("success")
+    with soft.attempt("the loss curve and TensorBoard's summary"):
+        _show_end(job, record, rows, losses[-1])
     record.finish("completed", None)
     log.info("%s", table(record.result))
     log.info("curve: %s", job.folder / "figures" / "loss.png")
     return losses[-1]
+
+
+def _show_end(job: Job, record: RunRecord, rows: list[Row], loss: float) -> None:
+    figure = loss_curves({record.result["name"]: rows}, job.folder / "figures" / "loss.png")
+    config = OmegaConf.to_container(OmegaConf.load(job.folder / "config.yaml"))
+    assert isinstance(config, dict)  # written by open_record
+    board = TensorBoardLogger(job.folder, name="", version="tensorboard", default_hp_metric=False)
+    board.log_hyperparams(
+        flat({str(k): v for k, v in config.items()}), {"val_loss": loss, **headline(record.result)}
+    )
+    board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
+    board.experiment.add_figure("loss", figure)
+    board.finalize("success")
 
 
 def table(result: dict[str, Any]) -> str:

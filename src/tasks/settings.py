@@ -4,19 +4,21 @@ Errors are collected over all sections and told together.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.callbacks.dashboard import SampleKeys
+from src.callbacks.guard import GuardKeys
 from src.mistakes import UserError
 from src.models.config import GPTConfig
 from src.models.optimizer import OptimizerConfig, Schedule
 from src.overrides import explain, unknown_key
+from src.tasks.machine import TrainerKeys, TrainerSettings, settle_trainer
+from src.tasks.safety import SafetyKeys
 from src.tasks.schema import read_component, read_section
 
 T = TypeVar("T")
@@ -24,7 +26,7 @@ Factory = Callable[..., Any]  # Hydra's partials are untyped
 
 #: Sections that name a class (`_target_`), and the keys that stand alone.
 COMPONENTS = ("residual", "norm", "embedding", "data", "evaluation")
-LOOSE = {"name": str, "seed": int, "resume": str, "init_from": str, "check": str}
+LOOSE = {"trusted_targets": ListConfig, "name": str, "seed": int, "resume": str, "init_from": str, "check": str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,54 +52,6 @@ class OptimizerKeys:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainerKeys:
-    """`trainer` as written: auto asks for what the machine has."""
-
-    max_steps: int
-    log_every_steps: int
-    val_every_steps: int
-    checkpoint_every_steps: int
-    stream_pictures: bool
-    accelerator: str
-    devices: int | str
-    strategy: str
-    precision: str
-    compile: bool | str
-    threads: int | str
-
-    def __post_init__(self) -> None:
-        for key in ("max_steps", "log_every_steps", "val_every_steps", "checkpoint_every_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"trainer.{key} must be at least 1, got {getattr(self, key)}")
-        _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
-        _one_of("trainer.strategy", self.strategy, ("auto", "ddp"))
-        _one_of("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed"))
-        for key in ("devices", "threads"):
-            value = getattr(self, key)
-            if value != "auto" and not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"trainer.{key} must be auto or at least 1, got {value!r}")
-        if self.compile not in (True, False, "auto"):
-            raise ValueError(f"trainer.compile must be auto, true or false, got {self.compile!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainerSettings:
-    """`trainer` with nothing left open."""
-
-    max_steps: int
-    log_every_steps: int
-    val_every_steps: int
-    checkpoint_every_steps: int
-    stream_pictures: bool
-    accelerator: str
-    devices: int
-    strategy: str
-    precision: str
-    compile: bool
-    threads: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything a run is made of."""
 
@@ -114,6 +68,8 @@ class Settings:
     evaluation: Any
     loggers: list[Factory]
     samples: SampleKeys
+    safety: SafetyKeys
+    guard: GuardKeys
     config: dict[str, Any]
 
 
@@ -136,7 +92,19 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
             mistakes.append(explain(root_cause(error)))
         return None
 
-    known = {*COMPONENTS, *LOOSE, *own_keys, "task", "model", "optimizer", "trainer", "samples", "logger"}
+    known = {
+        *COMPONENTS,
+        *LOOSE,
+        *own_keys,
+        "task",
+        "model",
+        "optimizer",
+        "trainer",
+        "samples",
+        "safety",
+        "guard",
+        "logger",
+    }
     mistakes.extend(unknown_key(str(key)) for key in config if key not in known)
     for key, kind in LOOSE.items():
         attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
@@ -145,6 +113,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     written = attempt(lambda: read_section("optimizer", config.optimizer, OptimizerKeys))
     parts = {name: attempt(lambda name=name: read_component(name, config[name])) for name in COMPONENTS}  # type: ignore[misc]  # lambda defaults
     samples = attempt(lambda: read_section("samples", config.samples, SampleKeys))
+    safety = attempt(lambda: read_section("safety", config.safety, SafetyKeys))
+    guard = attempt(lambda: read_section("guard", config.guard, GuardKeys))
     loggers = [
         attempt(lambda name=name: read_component(f"logger.{name}", config.logger[name]))  # type: ignore[misc]  # lambda default
         for name in map(str, config.logger)
@@ -163,6 +133,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     assert schedule is not None
     assert trainer is not None
     assert samples is not None
+    assert safety is not None
+    assert guard is not None
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a mapping in, a mapping out
     resolved["optimizer"] = {**dataclasses.asdict(optimizer), "betas": list(optimizer.betas)}
     resolved["trainer"] = dataclasses.asdict(trainer)
@@ -180,6 +152,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         evaluation=parts["evaluation"],
         loggers=cast(list[Factory], loggers),
         samples=samples,
+        safety=safety,
+        guard=guard,
         config=resolved,
     )
 
@@ -202,45 +176,3 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
-    """Settle `auto` by what this machine has.
-
-    Raises:
-        ValueError: more devices than there are, or a precision that the device lacks.
-    """
-    import torch
-
-    n_gpu = torch.cuda.device_count()
-    accelerator = keys.accelerator
-    if accelerator == "auto":
-        accelerator = "gpu" if n_gpu else "cpu"
-    if accelerator == "gpu" and not n_gpu:
-        raise ValueError("trainer.accelerator=gpu, but torch sees no GPU here; use trainer=cpu")
-    on_gpu = accelerator == "gpu"
-    devices = (n_gpu if on_gpu else 1) if keys.devices == "auto" else int(keys.devices)
-    if on_gpu and devices > n_gpu:
-        raise ValueError(f"trainer.devices must be at most {n_gpu}, the GPUs here, got {devices}")
-    precision = keys.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    cores = len(os.sched_getaffinity(0))
-    return TrainerSettings(
-        keys.max_steps,
-        keys.log_every_steps,
-        keys.val_every_steps,
-        keys.checkpoint_every_steps,
-        keys.stream_pictures,
-        accelerator,
-        devices,
-        "ddp" if devices > 1 or keys.strategy == "ddp" else "auto",
-        precision,
-        on_gpu if keys.compile == "auto" else bool(keys.compile),
-        max(1, cores // devices) if keys.threads == "auto" else int(keys.threads),
-    )
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value}")

@@ -5,19 +5,13 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.loggers import Logger
 
-from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
-from src.callbacks.dashboard import Dashboard
-from src.callbacks.final_evaluation import FinalEvaluation
-from src.callbacks.record import RunRecord, read_result
-from src.callbacks.stop import StopOnSignal, StopRequest
-from src.callbacks.stream_log import StreamLog
-from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
-from src.callbacks.validation import Validation
+from src.callbacks.guard import DivergedError
+from src.callbacks.record import RunRecord, Status, read_result
+from src.callbacks.soft import Soft
+from src.callbacks.stop import StopRequest
 from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation
 from src.datamodules.shards import ShardError
 from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
@@ -25,13 +19,14 @@ from src.mistakes import Interrupted, UserError, one_line
 from src.models.gpt import GPT
 from src.models.huggingface import load_gpt2
 from src.models.language_model import LanguageModel
-from src.models.optimizer import DivergedError
 from src.ranks import other_ranks
-from src.tasks import run_files
+from src.tasks import rollback, run_files
 from src.tasks.check import quick
 from src.tasks.loggers import RunPlace
+from src.tasks.place import check_place
 from src.tasks.settings import Settings, read_settings
 from src.tasks.sweeps import left_to_do
+from src.tasks.trainer import TrainerParts, build_trainer
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +41,11 @@ def run(job: Job) -> TaskEnd:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # they print by themselves; run.log takes what they say
         logging.getLogger(name).propagate = True
-    request = StopRequest()
+    request = StopRequest(grace_s=60.0)
     with request.installed():
         with user_mistakes():
             settings = read_settings(job.config)
+            request.grace_s = settings.safety.grace_s
             left = left_to_do(job, settings)
             if isinstance(left, TaskEnd):
                 return left
@@ -62,6 +58,12 @@ def run(job: Job) -> TaskEnd:
             session = Session(job, settings, request)
             if settings.config["check"] == "quick" and job.rank == 0 and not job.resumes:
                 quick(settings)
+            if job.rank == 0:
+                check_place(
+                    job.folder,
+                    n_params=sum(p.numel() for p in session.gpt.parameters()),
+                    keep=settings.safety.keep_checkpoints,
+                )
         return session.run()
 
 
@@ -86,14 +88,23 @@ class Session:
             torch.set_float32_matmul_precision("high")
         self.data = self._build_data()
         settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
-        self.gpt = build_gpt(settings)
+        self.gpt = self._initial()
         self.resume = run_files.checkpoint_to_resume(job, settings, self.data.identity())
-        if self.resume is None and job.config.init_from is not None:
-            load_gpt2(self.gpt, Path(job.config.init_from))
         place = RunPlace(job.folder, settings.name, self.resume.step if self.resume else 0)
-        self.loggers: list[Logger] = [make(place) for make in settings.loggers] if job.rank == 0 else []
+        self.soft = Soft()
+        self.loggers: list[Logger] = []
+        if job.rank == 0:
+            self.loggers = [self.soft.softened(make(place)) for make in settings.loggers]
         self.record = RunRecord(job.folder, writes=job.rank == 0)
         self.tokens_per_step = self.data.global_batch_size * settings.model.block_size
+        self.rollbacks: list[rollback.Event] = self.record.result.get("rollbacks", []) if job.resumes else []
+        self.data.skipped = rollback.skips(self.rollbacks)
+
+    def _initial(self) -> GPT:
+        gpt = build_gpt(self.settings)
+        if self.job.config.init_from is not None:
+            load_gpt2(gpt, Path(self.job.config.init_from))
+        return gpt
 
     def _build_data(self) -> FineWebDataModule:
         settings = self.settings
@@ -111,32 +122,64 @@ class Session:
         run_files.open_record(self.job, self.settings, self.record, self.data, self.gpt, self.resume)
         n_ranks = self.settings.trainer.devices
         resumes = self.resume is not None
-        lost = self._on_lost
         try:
-            with other_ranks(self.job.folder, n_ranks, resumes=resumes, on_lost=lost):
-                self._fit()
+            with other_ranks(
+                self.job.folder,
+                n_ranks,
+                resumes=resumes,
+                timeout_s=self.settings.safety.rank_timeout_s,
+                on_lost=self._on_lost,
+                on_interrupted=self.request.pass_on,
+            ):
+                self._fit_guarded()
         except DivergedError as error:
-            reason = f"{one_line(error)}; the weights before it are in checkpoints/, if any was due"
-            self.record.finish("diverged", reason)
+            reason = f"{one_line(error)}; checkpoints/ holds weights from before it, if any were due"
+            self.record.update(steps=error.began - 1, tokens=(error.began - 1) * self.tokens_per_step)
+            self._state("diverged", reason)
             log.error("diverged: %s", reason)
             return TaskEnd(DIVERGED, f"diverged: {reason}")
         except Interrupted as stop:
-            self.record.finish("interrupted", str(stop))
+            self._state("interrupted", str(stop))
             raise
         except ShardError as error:
-            self.record.finish("failed", one_line(error))
+            self._state("failed", one_line(error))
             raise UserError(one_line(error)) from error
         except Exception as error:
-            self.record.finish("failed", f"{type(error).__name__}: {one_line(error)}")
+            if self.request.signum:  # another rank left on it, and this one missed it in the middle of a step
+                self._state("interrupted", f"{self.request.reason}; {one_line(error)}")
+                raise Interrupted(self.request.signum) from error
+            self._state("failed", f"{type(error).__name__}: {one_line(error)}")
             raise
         if self.job.rank:
             return TaskEnd(COMPLETED, "completed")
-        value = run_files.close_record(self.job, self.record)
+        value = run_files.close_record(self.job, self.record, self.soft)
         return TaskEnd(COMPLETED, f"completed, val_loss {value:.4f}", value)
+
+    def _state(self, status: Status, reason: str) -> None:
+        """State a bad end; where that cannot be written, what led to it is still the news."""
+        try:
+            self.record.finish(status, reason)
+        except OSError as error:
+            log.error("result.json could not be written: %s", one_line(error))
 
     def _on_lost(self, reason: str) -> None:
         log.error("failed: %s", reason)
-        self.record.finish("failed", reason)
+        self._state("failed", reason)
+
+    def _fit_guarded(self) -> None:
+        """Train; on divergence go back and skip what led there, as often as `guard.rollbacks` says."""
+        while True:
+            try:
+                self._fit()
+                return
+            except DivergedError as error:
+                if len(self.rollbacks) >= self.settings.guard.rollbacks:
+                    raise
+                back = rollback.go_back(self.job, self.record, self.rollbacks, error)
+                self.rollbacks = back.events
+                self.data.skipped = rollback.skips(self.rollbacks)
+                self.resume = back.resume
+                self.gpt = self._initial()
 
     def _fit(self) -> None:
         module = LanguageModel(
@@ -146,79 +189,32 @@ class Session:
             compile_trunk=self.settings.trainer.compile,
             seed=self.settings.seed,
         )
-        trainer = self._trainer()
+        trainer = build_trainer(
+            TrainerParts(
+                self.job,
+                self.settings,
+                self.request,
+                self.record,
+                self.loggers,
+                self.soft,
+                self.tokens_per_step,
+                self.data.identity(),
+                self.resume.step if self.resume else 0,
+            )
+        )
         try:
             path = self.resume.path if self.resume else None
             trainer.fit(module, datamodule=self.data, ckpt_path=path, weights_only=True)
-        except DivergedError as error:
-            raise DivergedError(f"step {trainer.global_step + 1}: {error}") from error
         finally:
-            run_files.note_progress(self.record, trainer, self.tokens_per_step)
-        if self.request.signum:
-            raise Interrupted(self.request.signum)
+            with contextlib.suppress(
+                OSError
+            ):  # it would hide what ended the training; its own end writes again
+                run_files.note_progress(self.record, trainer, self.tokens_per_step)
+        self.request.check()
         if trainer.global_step < self.settings.trainer.max_steps:
             raise RuntimeError(
                 f"training ended at step {trainer.global_step} of {self.settings.trainer.max_steps}, unasked"
             )
-
-    def _trainer(self) -> L.Trainer:
-        keys = self.settings.trainer
-        return L.Trainer(
-            accelerator=keys.accelerator,
-            devices=keys.devices,
-            strategy=_strategy(keys.strategy),
-            precision=keys.precision,  # type: ignore[arg-type]  # settings allow Lightning's names only
-            max_steps=keys.max_steps,
-            max_epochs=1,  # the loader is one epoch of max_steps batches
-            limit_val_batches=0,  # the Validation callback validates
-            num_sanity_val_steps=0,
-            logger=self._loggers(),
-            callbacks=self._callbacks(),
-            plugins=[AtomicCheckpointIO()],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            log_every_n_steps=1,
-            default_root_dir=self.job.folder,
-        )
-
-    def _callbacks(self) -> list[L.Callback]:
-        keys, record = self.settings.trainer, self.record
-        log_rows = TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=self.tokens_per_step)
-        checkpoints = Checkpoints(
-            self.job.folder / "checkpoints",
-            every_steps=keys.checkpoint_every_steps,
-            identity=run_files.checkpoint_identity(self.settings, self.data.identity()),
-            record=record,
-        )
-        looks: list[L.Callback] = []
-        if keys.stream_pictures:
-            looks = [
-                StreamLog(self.job.folder, every_steps=keys.val_every_steps, log_rows=log_rows, share=0.01)
-            ]
-        return [  # in this order within a step: note, validate, write the row, sample, agree to stop, save
-            log_rows,
-            Validation(record, every_steps=keys.val_every_steps, log=log_rows, checkpoints=checkpoints),
-            *looks,
-            RowWriter(record),
-            Dashboard(self.settings.samples, every_steps=keys.val_every_steps, log=log_rows),
-            StopOnSignal(self.request),
-            checkpoints,
-            ProgressBar(tokens_per_step=self.tokens_per_step, every_s=0.5),
-            FinalEvaluation(self.settings.evaluation, record, between_batches=self.request.check),
-        ]
-
-    def _loggers(self) -> list[Logger]:
-        if self.job.rank:
-            return []
-        step = self.resume.step if self.resume else 0
-        board = TensorBoardLogger(
-            self.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1
-        )
-        for logger in self.loggers:
-            logger.log_hyperparams(run_files.flat(self.settings.config))
-        return [board, *self.loggers]
 
 
 def build_gpt(settings: Settings) -> GPT:
@@ -230,10 +226,3 @@ def build_gpt(settings: Settings) -> GPT:
         embedding=settings.embedding,
         seed=settings.seed,
     )
-
-
-def _strategy(name: str) -> str | Strategy:
-    if name != "ddp":
-        return name
-    # Every parameter has a gradient in every step (a contract test), and no buffer changes in a forward.
-    return DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)

@@ -11,14 +11,14 @@ from src.mistakes import Interrupted
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_outside_a_step_leaves_at_once(signum: signal.Signals) -> None:
-    request = StopRequest()
+    request = StopRequest(grace_s=60.0)
     with request.installed(), pytest.raises(Interrupted) as stop:
         os.kill(os.getpid(), signum)
     assert stop.value.signum == signum
 
 
 def test_a_signal_inside_a_step_is_noted(tmp_path: object) -> None:
-    request = StopRequest()
+    request = StopRequest(grace_s=60.0)
     with request.installed():
         request.deferred = True
         os.kill(os.getpid(), signal.SIGTERM)
@@ -29,6 +29,6 @@ def test_a_signal_inside_a_step_is_noted(tmp_path: object) -> None:
 
 def test_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with StopRequest().installed():
+    with StopRequest(grace_s=60.0).installed():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
