@@ -6,6 +6,7 @@ checkpoint, by SIGINT and by SIGTERM, SIGUSR1 or `trainer.max_time`; 1 anything 
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.lock import FolderInUseError, folder_lock
 from src.mistakes import Interrupted, UserError, exit_code, one_line
-from src.overrides import explain, resume_arguments
+from src.overrides import arguments_of_a_stored_run, explain
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def enter(main: Callable[[], Any]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
     OUTCOMES.clear()
     try:
-        sys.argv[1:] = resume_arguments(sys.argv[1:])
+        sys.argv[1:] = arguments_of_a_stored_run(sys.argv[1:])
         if outer_rank() and not any(a.startswith("resume=") for a in sys.argv):
             # Rank 0 has the run folder; Hydra makes one for each process all the same.
             with tempfile.TemporaryDirectory() as folder:
@@ -104,6 +105,8 @@ def _tell_sweep() -> None:
 def run_job(config: DictConfig) -> float | None:
     """Run one Hydra job: open its folder, run its task, note how it ended."""
     hydra = HydraConfig.get()
+    if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
+        raise UserError("trusted_targets counts on the command line only: a file cannot say that it is trusted")
     sweep = hydra.mode == RunMode.MULTIRUN
     folder = Path(hydra.runtime.output_dir).resolve()
     resumes = config.get("resume") is not None
@@ -147,6 +150,8 @@ def _run_logged(job: Job, said: str = "") -> tuple[int, str, float | None]:
     try:
         if not job.resumes and job.rank == 0:
             write_hydra_folder(job)
+        if not re.fullmatch(r"src\.tasks\.\w+\.run", str(job.config.task._target_)):
+            raise UserError(f"task._target_={job.config.task._target_} is no task of this project; see --help")
         task = cast(Callable[[Job], "TaskEnd"], get_method(job.config.task._target_))
         end = task(job)
     except (UserError, HydraException, OmegaConfBaseException) as error:

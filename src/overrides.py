@@ -5,53 +5,107 @@ import re
 from functools import cache
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.mistakes import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
+#: Where a run goes; conf/config.yaml says the same, which a stored configuration does not hold.
+RUN_DIR = "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}-${name}"
 
-def resume_arguments(arguments: list[str]) -> list[str]:
-    """Arguments that make Hydra compose a stored run's own configuration, in its own folder.
 
-    Without a `resume=<folder>` among them, the arguments as they are. Further `key=value` overrides change
-    single values; the parts a run is made of (residual, data, ...) stay its own.
+def arguments_of_a_stored_run(arguments: list[str]) -> list[str]:
+    """Arguments that make Hydra compose a stored run's own configuration.
+
+    With `resume=<folder>` the run goes on in its folder, with `from_run=<folder>` it is run again in another; with
+    neither, the arguments as they are. Further `key=value` overrides change single values; the parts that a run is
+    made of (residual, data, ...) stay its own. Whom to trust is never read from the file.
 
     Raises:
         UserError: the folder is no run, or an override would make another run of it.
     """
-    given = [a for a in arguments if a.lstrip("+").startswith("resume=")]
-    value = given[-1].partition("=")[2].strip("'\"") if given else "null"
-    if value in ("null", ""):
+    arguments = resume_auto(arguments)
+    resume, again = (_value(arguments, key) for key in ("resume", "from_run"))
+    if (resume is None and again is None) or _value(arguments, "hydra.run.dir") == resume is not None:
         return arguments
+    key, value = ("resume", resume) if resume is not None else ("from_run", again)
+    assert value is not None  # one of them is
+    if resume is not None and again is not None:
+        raise UserError("give resume=<folder> (go on with a run) or from_run=<folder> (run it again), not both")
     if {"-m", "--multirun"} & set(arguments):
-        raise UserError("resume continues one run and cannot be part of a sweep; leave out -m")
+        raise UserError(f"{key} takes one run and cannot be part of a sweep; leave out -m")
     folder = Path(value).resolve()
     if not (folder / "config.yaml").is_file():
         raise UserError(
-            f"resume={value} is no run folder (it has no config.yaml); "
+            f"{key}={value} is no run folder (it has no config.yaml); "
             "give one that holds config.yaml and checkpoints/, as under multirun/"
         )
-    rest = [a for a in arguments if a not in given]
+    _refuse_plumbing(folder / "config.yaml")
+    rest = [a for a in arguments if _key(a) != key]
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for argument in rest:
-        key = argument.lstrip("+~").partition("=")[0]
-        if key in groups:
-            raise UserError(f"{argument}: a resumed run keeps its own {key}; leave it out or start a new run")
+        if _key(argument) in groups:
+            what = "a resumed run keeps its" if key == "resume" else "a run that is run again has its"
+            raise UserError(f"{argument}: {what} own {_key(argument)}; leave it out or start a new run")
     place = _quoted(folder)
+    own = [f"hydra.run.dir={place if key == 'resume' else RUN_DIR}", f"++{key}={place}"]
     return [
         "--config-path",
         str(folder),
         "--config-name",
         "config",
-        f"hydra.run.dir={place}",
         "hydra.output_subdir=null",
         "hydra/job_logging=none",
-        f"resume={place}",
+        "++trusted_targets=[]",
+        *own,
         *rest,
     ]
+
+
+def resume_auto(arguments: list[str]) -> list[str]:
+    """`resume=auto`: the run in `hydra.run.dir`, or the newest one of this `name` under multirun/; else a new one.
+
+    The configuration stays that of the command line, so one line serves to start a run and to go on with it.
+
+    Raises:
+        UserError: neither name nor folder is given.
+    """
+    if _value(arguments, "resume") != "auto":
+        return arguments
+    rest = [a for a in arguments if _key(a) != "resume"]
+    place, name = _value(rest, "hydra.run.dir"), _value(rest, "name")
+    if place is not None:
+        return [*rest, f"resume={_quoted(Path(place))}"] if (Path(place) / "config.yaml").is_file() else rest
+    if name is None:
+        raise UserError("resume=auto needs name=<name> or hydra.run.dir=<folder>, to know the run by")
+    found = [p for p in Path("multirun").rglob("config.yaml") if p.parent.name != ".hydra" and _named(p, name)]
+    if not found:
+        return rest
+    newest = _quoted(max(found, key=lambda path: path.stat().st_mtime).parent)
+    return [*rest, f"hydra.run.dir={newest}", f"resume={newest}"]
+
+
+def _named(path: Path, name: str) -> bool:
+    stored = OmegaConf.load(path)
+    return isinstance(stored, DictConfig) and str(stored.get("name")) == name
+
+
+def _refuse_plumbing(path: Path) -> None:
+    stored = OmegaConf.to_container(OmegaConf.load(path))
+    wrong = sorted({"hydra", "defaults"} & set(stored if isinstance(stored, dict) else ()))
+    if wrong:
+        raise UserError(f"{path} holds {wrong[0]}, which no run writes there; it is not used")
+
+
+def _key(argument: str) -> str:
+    return argument.lstrip("+~").partition("=")[0]
+
+
+def _value(arguments: list[str], key: str) -> str | None:
+    given = [a.partition("=")[2].strip("'\"") for a in arguments if _key(a) == key and "=" in a]
+    return given[-1] if given and given[-1] not in ("null", "") else None
 
 
 def _quoted(path: Path) -> str:

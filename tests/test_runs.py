@@ -330,6 +330,7 @@ def test_a_strategy_of_ones_own_needs_no_edit_here(shards: Path, tmp_path: Path)
             *SMALL,
             f"data.path={shards}",
             "residual._target_=mystrategies.halved.Halved",
+            "trusted_targets=[mystrategies]",
             "+residual.scale=0.5",
             "name=halved",
             "hydra.run.dir=r",

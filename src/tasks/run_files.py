@@ -28,7 +28,7 @@ from src.tasks.settings import Settings
 log = logging.getLogger(__name__)
 
 #: Keys that say where and how a run goes, not what it computes.
-PLACE = ("name", "resume", "task", "check", "logger", "samples", "safety", "trusted_targets")
+PLACE = ("name", "resume", "from_run", "task", "check", "logger", "samples", "safety", "trusted_targets")
 #: What a checkpoint's weights are made for; these cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "seed")
 
@@ -126,7 +126,7 @@ def open_record(
     record.keep_until(step)
     if resume:
         forget_after(job.folder / "checkpoints", step, resume.path)
-    config = {**settings.config, "resume": None}
+    config = {**settings.config, "resume": None, "from_run": None}
     write_atomic(job.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     keys = settings.trainer
     record.update(

@@ -7,16 +7,36 @@ keyword-only arguments.
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin
 
+import lightning as L
+import torch
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from src.mistakes import one_line
 from src.overrides import unknown_key
 
 T = TypeVar("T")
+
+#: What a section may say to Hydra.
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
+ROOMS = tuple(
+    f"src.{room}" for room in ("residual", "norm", "embedding", "recurrence", "datamodules", "evaluation")
+)
+
+#: Packages besides `src` that a `_target_` may name a class of, and the kinds of class: no function runs.
+OTHERS = ("torch", "lightning")
+OTHERS_CLASSES = (
+    nn.Module,
+    torch.optim.Optimizer,
+    L.Callback,
+    L.LightningDataModule,
+    Logger,
+)
 
 
 def read_section(name: str, section: DictConfig, schema: type[T]) -> T:
@@ -72,17 +92,60 @@ def _fit(value: object, kind: Any) -> tuple[bool, object]:  # see _typed
     return isinstance(value, origin), value
 
 
-def read_component(name: str, section: DictConfig) -> Any:  # whatever the section names
-    """What a section with a `_target_` makes, its keys checked against the constructor's."""
+def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> Any:  # whatever the section names
+    """What a section with a `_target_` makes, its keys checked against the constructor's.
+
+    Raises:
+        ValueError: it names what is not this project's, torch's, Lightning's or of a `trusted` package.
+    """
     if not isinstance(section, DictConfig) or "_target_" not in section:
         raise ValueError(
             f"{name} must name an option (see --help) or a class with {name}._target_, got {section}"
         )
+    refuse_strangers(name, section, trusted)
     target = _imported(name, str(section._target_))
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
     _checked(name, section, schema)
     return instantiate(section)
+
+
+def refuse_strangers(name: str, section: object, trusted: Sequence[str]) -> None:
+    """Look through a section for every `_target_`, before anything of it is imported.
+
+    Raises:
+        ValueError: one that a configuration file may not name.
+    """
+    if OmegaConf.is_config(section):
+        section = OmegaConf.to_container(section, resolve=True)
+    if isinstance(section, list):
+        for number, item in enumerate(section):
+            refuse_strangers(f"{name}.{number}", item, trusted)
+    if not isinstance(section, dict):
+        return
+    for key, value in section.items():
+        if str(key).startswith("_") and key not in HYDRA_KEYS:
+            raise ValueError(f"{name}.{key} is not used here; name the arguments")
+        if key == "_target_":
+            _refuse_stranger(name, str(value), trusted)
+        else:
+            refuse_strangers(f"{name}.{key}", value, trusted)
+
+
+def _refuse_stranger(name: str, path: str, trusted: Sequence[str]) -> None:
+    if any(path.startswith(f"{package}.") for package in trusted) or path.startswith("src.tasks.loggers."):
+        return
+    package = path.partition(".")[0]
+    if not any(path.startswith(f"{known}.") for known in (*ROOMS, *OTHERS)):
+        raise ValueError(
+            f"{name}._target_={path} is no component of this project, of torch or of lightning; "
+            f"if you trust it, say so on the command line: trusted_targets=[{package}]"
+        )
+    found = _imported(name, path)
+    if not inspect.isclass(found) or (package in OTHERS and not issubclass(found, OTHERS_CLASSES)):
+        raise ValueError(
+            f"{name}._target_={path} is no class of a component; a configuration may name no other code"
+        )
 
 
 def _imported(name: str, path: str) -> Any:  # whatever the path names

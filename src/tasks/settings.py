@@ -4,6 +4,7 @@ Errors are collected over all sections and told together.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -26,7 +27,15 @@ Factory = Callable[..., Any]  # Hydra's partials are untyped
 
 #: Sections that name a class (`_target_`), and the keys that stand alone.
 COMPONENTS = ("residual", "norm", "embedding", "data", "evaluation")
-LOOSE = {"trusted_targets": ListConfig, "name": str, "seed": int, "resume": str, "init_from": str, "check": str}
+LOOSE = {
+    "trusted_targets": ListConfig,
+    "name": str,
+    "seed": int,
+    "resume": str,
+    "from_run": str,
+    "init_from": str,
+    "check": str,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +120,14 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     model = attempt(lambda: read_section("model", config.model, GPTConfig))
     keys = attempt(lambda: read_section("trainer", config.trainer, TrainerKeys))
     written = attempt(lambda: read_section("optimizer", config.optimizer, OptimizerKeys))
-    parts = {name: attempt(lambda name=name: read_component(name, config[name])) for name in COMPONENTS}  # type: ignore[misc]  # lambda defaults
+    trusted = [str(package) for package in config.get("trusted_targets") or []]
+    component = functools.partial(read_component, trusted=trusted)
+    parts = {name: attempt(functools.partial(component, name, config[name])) for name in COMPONENTS}
     samples = attempt(lambda: read_section("samples", config.samples, SampleKeys))
     safety = attempt(lambda: read_section("safety", config.safety, SafetyKeys))
     guard = attempt(lambda: read_section("guard", config.guard, GuardKeys))
     loggers = [
-        attempt(lambda name=name: read_component(f"logger.{name}", config.logger[name]))  # type: ignore[misc]  # lambda default
+        attempt(functools.partial(component, f"logger.{name}", config.logger[name]))
         for name in map(str, config.logger)
     ]
     trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
@@ -160,7 +171,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
 
 def _loose(config: DictConfig, key: str, kind: type) -> None:
     value = config.get(key)
-    optional = key in ("resume", "init_from")
+    optional = key in ("resume", "from_run", "init_from")
     if key == "check":
         if value not in ("quick", "off"):
             raise ValueError(f"check must be quick or off, got {value!r}")

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from src.mistakes import UserError
 from src.models.gpt import GPT
-from src.overrides import resume_arguments
+from src.overrides import arguments_of_a_stored_run
 from src.tasks.settings import Settings, read_settings
 from tests.support import ROOT, option, options, tokens
 
@@ -184,12 +184,12 @@ def run_folder(tmp_path: Path) -> Path:
 
 def test_arguments_without_resume_are_left_alone() -> None:
     for arguments in (["residual=vanilla"], ["resume=null"], ["--help"]):
-        assert resume_arguments(arguments) == arguments
+        assert arguments_of_a_stored_run(arguments) == arguments
 
 
 def test_a_resumed_run_composes_its_own_configuration_in_its_own_folder(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
-    arguments = resume_arguments([f"resume={folder}", "trainer.max_steps=9"])
+    arguments = arguments_of_a_stored_run([f"resume={folder}", "trainer.max_steps=9"])
     assert arguments[:4] == ["--config-path", str(folder), "--config-name", "config"]
     assert arguments[-1] == "trainer.max_steps=9"
 
@@ -204,12 +204,12 @@ def test_a_resumed_run_composes_its_own_configuration_in_its_own_folder(tmp_path
 )
 def test_what_would_make_another_run_is_refused(rest: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        resume_arguments([f"resume={run_folder(tmp_path)}", *rest])
+        arguments_of_a_stored_run([f"resume={run_folder(tmp_path)}", *rest])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no run folder \(it has no config\.yaml\)"):
-        resume_arguments([f"resume={tmp_path}"])
+        arguments_of_a_stored_run([f"resume={tmp_path}"])
 
 
 def keys_of(node: Any) -> set[str]:

@@ -1,0 +1,37 @@
+"""A file system with faults, for a process that has this folder on its PYTHONPATH.
+
+FAULT_FILES: a regular expression; opening what it matches for writing fails with FAULT_ERRNO, from the
+FAULT_AFTER-th time on. FAULT_FREE: bytes that every file system seems to have free.
+"""
+
+import builtins
+import errno
+import io
+import os
+import re
+from typing import Any
+
+_open, _statvfs = io.open, os.statvfs
+_seen = 0
+
+
+def _faulty_open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+    global _seen
+    pattern = os.environ.get("FAULT_FILES")
+    if pattern and set(mode) & set("wax+") and re.search(pattern, str(file)):
+        _seen += 1
+        if _seen > int(os.environ.get("FAULT_AFTER", "0")):
+            code = getattr(errno, os.environ.get("FAULT_ERRNO", "ENOSPC"))
+            raise OSError(code, os.strerror(code), str(file))
+    return _open(file, mode, *args, **kwargs)
+
+
+class _Full:
+    def __init__(self, real: os.statvfs_result) -> None:
+        self.f_frsize, self.f_blocks = real.f_frsize, real.f_blocks
+        self.f_bfree = self.f_bavail = int(os.environ["FAULT_FREE"]) // real.f_frsize
+
+
+builtins.open = io.open = _faulty_open
+if "FAULT_FREE" in os.environ:
+    os.statvfs = lambda path: _Full(_statvfs(path))  # type: ignore[assignment,return-value]
