@@ -96,7 +96,7 @@ class StreamLog(L.Callback):
         self, trainer: L.Trainer, gpt: GPT, step: int, stream: Stream, scalars: dict[str, Tensor]
     ) -> None:
         began = time.monotonic()
-        labels = [f"{site.kind} {site.block}" for site in gpt.sites]
+        labels = [f"{site.kind} {site.block}" for site in gpt.active_sites]
         how = (
             f"measured; explain at least {stream.explained_K.min():.1%} of any input"
             if stream.measured

@@ -103,7 +103,8 @@ def factory(name: str) -> Callable[..., Any]:
 
 def build(settings: Settings, residual: Callable[..., Any], config: GPTConfig, seed: int) -> GPT:
     """The configured model under another strategy and other sizes."""
-    return GPT(config, residual=residual, norm=settings.norm, embedding=settings.embedding, seed=seed)
+    parts = {"norm": settings.norm, "embedding": settings.embedding, "recurrence": settings.recurrence}
+    return GPT(config, residual=residual, seed=seed, **parts)
 
 
 def count(residual: Callable[..., Any], settings: Settings) -> Cost:

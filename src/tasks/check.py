@@ -82,7 +82,11 @@ def quick(settings: Settings) -> None:
 def subject_of(settings: Settings) -> Subject:
     """The configured parts, buildable at any size."""
     make = functools.partial(
-        build, residual=settings.residual, norm=settings.norm, embedding=settings.embedding
+        build,
+        residual=settings.residual,
+        norm=settings.norm,
+        embedding=settings.embedding,
+        recurrence=settings.recurrence,
     )
     return Subject(make, settings.model)
 

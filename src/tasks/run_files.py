@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 #: Keys that say where and how a run goes, not what it computes.
 PLACE = ("name", "resume", "task", "check", "logger", "samples")
 #: What a checkpoint's weights are made for; these cannot change on resume.
-ARCHITECTURE = ("model", "residual", "norm", "embedding", "seed")
+ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")
 
 
 class Resume(NamedTuple):

@@ -228,6 +228,7 @@ def build_gpt(settings: Settings) -> GPT:
         residual=settings.residual,
         norm=settings.norm,
         embedding=settings.embedding,
+        recurrence=settings.recurrence,
         seed=settings.seed,
     )
 
