@@ -1,5 +1,6 @@
 """Batches: the same global batch for every world size, every window once, a fixed validation set."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation
 from src.datamodules.hub import fetch_from_hub
 from src.datamodules.loader import TrainLoader
 from src.datamodules.shards import ShardError
-from src.datamodules.tokenizer import gpt2_encoding
+from src.datamodules.tokenizer import RANKS, gpt2_encoding
 from tests.runs import make_shards, write_bin
 
 
@@ -203,3 +204,13 @@ def test_the_tokenizer_is_gpt2s(embedded: EmbeddedTextDataModule) -> None:
     assert encoding.encode("<|endoftext|>", allowed_special="all") == [50256]
     text = "It's  27 o'clock\n\n\tin naïve Zürich; we'll\u3000see 🎉 "
     assert encoding.decode(encoding.encode(text)) == text
+
+
+def test_the_tokenizer_does_not_trust_the_machines_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    (tmp_path / hashlib.sha1(str(RANKS).encode()).hexdigest()).write_bytes(b"IQ== 0\n")
+    gpt2_encoding.cache_clear()
+    assert gpt2_encoding().encode("Hello world") == [15496, 995]
+    assert len(list(tmp_path.iterdir())) == 1
