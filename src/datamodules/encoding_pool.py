@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 
 import numpy as np
+from numpy.typing import NDArray
 
 from src.datamodules.documents import NOT_UTF8, Chunk
-from src.datamodules.shards import Tokens
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.mistakes import UserError
+
+#: Chunks under way beyond three a process: work for the time that a shard takes to be forced to disk.
+SLACK = 16
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Encoded:
         bad: row and reason of each that has no text.
     """
 
-    tokens: Tokens
+    tokens: NDArray[np.uint16]
     counts: list[int]
     names: list[str]
     bad: dict[int, str]
@@ -44,7 +47,7 @@ class Encoded:
 def encode(chunk: Chunk) -> Encoded:
     """Tokenize one chunk."""
     encoding = gpt2_encoding()
-    parts: list[Tokens] = []
+    parts: list[NDArray[np.uint16]] = []
     names: list[str] = []
     bad: dict[int, str] = {}
     for i, row in enumerate(chunk.rows):
@@ -108,7 +111,7 @@ def encoded(chunks: Iterable[Chunk], processes: int) -> Generator[tuple[Chunk, E
     try:
         for chunk in chunks:
             under_way.append((chunk, pool.submit(encode, chunk)))
-            while len(under_way) > 3 * processes or (under_way and under_way[0][1].done()):
+            while len(under_way) > 3 * processes + SLACK or (under_way and under_way[0][1].done()):
                 done, future = under_way.popleft()
                 yield done, future.result()
         for done, future in under_way:

@@ -23,6 +23,7 @@ class ShardEntry:
     tokens: int
     bytes: int
     sha256: str
+    sampled: str  # `TokenShard.fingerprint`, to tell a replaced file without reading all of it
     first_document: str
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from src.artefacts import fsync_folder, sha256_file, write_atomic
 from src.datamodules.manifest import NAME, ShardEntry
-from src.datamodules.shards import HEADER_BYTES, HEADER_INTS, MAGIC, VERSION, Tokens
+from src.datamodules.shards import HEADER_BYTES, HEADER_INTS, MAGIC, VERSION, Tokens, TokenShard
 from src.mistakes import UserError
 
 JOURNAL, BAD = ".prepare.json", "bad_documents.jsonl"
@@ -103,9 +103,9 @@ class ShardFile:
         self._part.replace(self.path)
         fsync_folder(self.path.parent)
         split = "val" if "_val_" in self.path.name else "train"
-        return ShardEntry(
-            self.path.name, split, self.tokens, HEADER_BYTES + 2 * self.tokens, sha256, self.first_document
-        )
+        sampled = TokenShard.open(self.path).fingerprint()
+        size = HEADER_BYTES + 2 * self.tokens
+        return ShardEntry(self.path.name, split, self.tokens, size, sha256, sampled, self.first_document)
 
     def abandon(self) -> None:
         """Leave nothing behind."""

@@ -1,0 +1,208 @@
+"""A size-limited folder of fetched shards that the processes of a machine share.
+
+    <folder>/remote/<hash of address>/<name>               a whole, verified shard
+    <folder>/remote/<hash of address>/<name>.<size>.part   one on its way; goes on where it broke
+    <folder>/remote/<hash of address>/<name>.lock          held exclusively to fetch, shared to read
+
+Locks are the kernel's (flock), so a killed process holds none. A shard is used by touching it; where room is
+needed the least recently used goes, unless somebody holds it.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.artefacts import sha256_file
+from src.datamodules.remote import CHUNK_BYTES, RemoteFile, Store
+from src.datamodules.shards import ShardError
+
+log = logging.getLogger(__name__)
+
+#: Fetches of a file whose content stays wrong.
+CONTENT_ATTEMPTS = 3
+#: How long to wait for other ranks to let go of a shard.
+PATIENCE_S, POLL_S = 300.0, 0.2
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where fetched shards are kept, and how many bytes of them."""
+
+    folder: Path
+    limit: int
+
+    def of(self, store: Store) -> Path:
+        """The folder of one store's shards."""
+        key = hashlib.sha256(store.address.encode()).hexdigest()[:16]
+        return self.folder / "remote" / key
+
+
+class Held:
+    """A fetched shard, kept from being removed until let go."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path, self._handle = path, handle
+
+    def let_go(self) -> None:
+        """Allow its removal."""
+        os.close(self._handle)
+
+
+class NoRoomError(Exception):
+    """Everything in the cache is in use."""
+
+
+class Shelf:
+    """One store's shards in the cache.
+
+    Args:
+        cache: the folder and its limit.
+        store: what they are fetched from.
+    """
+
+    def __init__(self, cache: Cache, store: Store) -> None:
+        self.cache, self.store = cache, store
+        self.folder = cache.of(store)
+        self._verified: set[str] = set()
+
+    def hold(self, file: RemoteFile) -> Held:
+        """The shard, fetched unless it is here; one process fetches, the others wait for it.
+
+        Raises:
+            ShardError: it cannot be fetched, stays other than it should be, or the cache is too small.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._held(file)
+            except NoRoomError as error:
+                if time.monotonic() > deadline:
+                    raise ShardError(
+                        f"data.cache_gib={self.cache.limit / 2**30:g} is too small: every shard in "
+                        f"{self.cache.folder} is in use and {file.name} ({file.size} bytes) finds no room; raise it"
+                    ) from error
+                time.sleep(POLL_S)
+
+    def fetch(self, file: RemoteFile) -> bool:
+        """Have the shard here if there is room for it; whether it is."""
+        try:
+            self._held(file).let_go()
+        except NoRoomError:
+            return False
+        return True
+
+    def _held(self, file: RemoteFile) -> Held:
+        path = self.folder / file.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder / f"{file.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            while True:
+                fcntl.flock(handle, fcntl.LOCK_SH)
+                if self._whole(path, file):
+                    os.utime(path)
+                    return Held(path, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)  # lets go first, so look again whether it is here now
+                if not self._whole(path, file):
+                    self._fetch(path, file)
+        except OSError as error:
+            os.close(handle)
+            raise ShardError(
+                f"data.cache={self.cache.folder}: {file.name} cannot be kept there ({error.strerror}); make room, "
+                "or give another folder or a smaller data.cache_gib"
+            ) from error
+        except BaseException:
+            os.close(handle)
+            raise
+
+    def _whole(self, path: Path, file: RemoteFile) -> bool:
+        """Whether the shard is here; its content is read again by each process that first uses it."""
+        if not path.exists() or path.stat().st_size != file.size:
+            return False
+        if file.sha256 is None or file.name in self._verified:
+            return True
+        if sha256_file(path) != file.sha256:
+            log.warning("%s was damaged in the cache; fetching it again", path)
+            return False
+        self._verified.add(file.name)
+        return True
+
+    def _fetch(self, path: Path, file: RemoteFile) -> None:
+        part = path.with_name(f"{file.name}.{file.size}.part")
+        for _ in range(CONTENT_ATTEMPTS):
+            path.unlink(missing_ok=True)
+            self._make_room(file)
+            with part.open("ab") as out:
+                while (at := out.tell()) < file.size:
+                    out.write(self.store.read(file, at, min(file.size, at + CHUNK_BYTES)))
+                    out.flush()
+            found = sha256_file(part)
+            if file.sha256 in (None, found) and part.stat().st_size == file.size:
+                part.replace(path)
+                self._verified.add(file.name)
+                return
+            part.unlink()
+            log.warning("%s/%s came with other content; fetching it again", self.store.address, file.name)
+        raise ShardError(
+            f"{self.store.address}/{file.name}: {file.size} bytes came with sha256 {found[:12]}, expected "
+            f"{str(file.sha256)[:12]}, {CONTENT_ATTEMPTS} times in a row; the store's copy is damaged or not the "
+            "manifest's"
+        )
+
+    def _make_room(self, file: RemoteFile) -> None:
+        """Remove what was used longest ago until `file` fits.
+
+        Raises:
+            NoRoomError: the rest is in use.
+        """
+        root = self.cache.folder / "remote"
+        with _locked(root / ".lock"):
+            shards = [p for p in root.glob("*/*") if p.suffix not in (".lock", ".part")]
+            own = f"{file.name}.{file.size}.part"
+            parts = [p for p in root.glob("*/*.part") if (p.parent, p.name) != (self.folder, own)]
+            used = sum(p.stat().st_size for p in shards) + sum(int(p.name.split(".")[-2]) for p in parts)
+            (self.folder / own).touch()  # counts from now on
+            for path in sorted(shards, key=lambda p: p.stat().st_mtime_ns):
+                if used + file.size <= self.cache.limit:
+                    return
+                size = path.stat().st_size
+                if _removed(path):
+                    used -= size
+            for path in parts:
+                if used + file.size <= self.cache.limit:
+                    return
+                if _removed(path, lock=path.with_name(path.name.rsplit(".", 2)[0] + ".lock")):
+                    used -= int(path.name.split(".")[-2])
+            if used + file.size > self.cache.limit:
+                if (self.folder / own).stat().st_size == 0:
+                    (self.folder / own).unlink()
+                raise NoRoomError
+
+
+def _removed(path: Path, lock: Path | None = None) -> bool:
+    """Remove a shard unless somebody holds it."""
+    handle = os.open(lock or path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
