@@ -2,7 +2,8 @@
 
     <folder>/remote/<hash of address>/<name>               a whole, verified shard
     <folder>/remote/<hash of address>/<name>.<size>.part   one on its way; goes on where it broke
-    <folder>/remote/<hash of address>/<name>.lock          held exclusively to fetch, shared to read
+    <folder>/remote/<hash of address>/<name>.fetch         locked by the process that fetches it
+    <folder>/remote/<hash of address>/<name>.lock          locked, shared, by those who read it
 
 Locks are the kernel's (flock), so a killed process holds none. A shard is used by touching it; where room is
 needed the least recently used goes, unless somebody holds it.
@@ -99,35 +100,34 @@ class Shelf:
 
     def _held(self, file: RemoteFile) -> Held:
         path = self.folder / file.name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / f"{file.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            while True:
-                fcntl.flock(handle, fcntl.LOCK_SH)
-                if self._whole(path, file):
-                    os.utime(path)
-                    return Held(path, handle)
-                fcntl.flock(handle, fcntl.LOCK_EX)  # lets go first, so look again whether it is here now
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = Held(path, _lock(_beside(path, "lock"), fcntl.LOCK_SH))
+            try:
                 if not self._whole(path, file):
-                    self._fetch(path, file)
+                    with _locked(_beside(path, "fetch")):
+                        if not self._whole(path, file):  # nobody else fetched it meanwhile
+                            self._fetch(path, file)
+                os.utime(path)
+            except BaseException:
+                held.let_go()
+                raise
         except OSError as error:
-            os.close(handle)
             raise ShardError(
                 f"data.cache={self.cache.folder}: {file.name} cannot be kept there ({error.strerror}); make room, "
                 "or give another folder or a smaller data.cache_gib"
             ) from error
-        except BaseException:
-            os.close(handle)
-            raise
+        return held
 
     def _whole(self, path: Path, file: RemoteFile) -> bool:
-        """Whether the shard is here; its content is read again by each process that first uses it."""
+        """Whether the shard is here, by its size and, in each process once, by its hash."""
         if not path.exists() or path.stat().st_size != file.size:
             return False
         if file.sha256 is None or file.name in self._verified:
             return True
         if sha256_file(path) != file.sha256:
             log.warning("%s was damaged in the cache; fetching it again", path)
+            path.unlink(missing_ok=True)  # whoever has it mapped keeps what he has
             return False
         self._verified.add(file.name)
         return True
@@ -135,7 +135,6 @@ class Shelf:
     def _fetch(self, path: Path, file: RemoteFile) -> None:
         part = path.with_name(f"{file.name}.{file.size}.part")
         for _ in range(CONTENT_ATTEMPTS):
-            path.unlink(missing_ok=True)
             self._make_room(file)
             with part.open("ab") as out:
                 while (at := out.tell()) < file.size:
@@ -162,47 +161,57 @@ class Shelf:
         """
         root = self.cache.folder / "remote"
         with _locked(root / ".lock"):
-            shards = [p for p in root.glob("*/*") if p.suffix not in (".lock", ".part")]
-            own = f"{file.name}.{file.size}.part"
-            parts = [p for p in root.glob("*/*.part") if (p.parent, p.name) != (self.folder, own)]
-            used = sum(p.stat().st_size for p in shards) + sum(int(p.name.split(".")[-2]) for p in parts)
-            (self.folder / own).touch()  # counts from now on
-            for path in sorted(shards, key=lambda p: p.stat().st_mtime_ns):
-                if used + file.size <= self.cache.limit:
+            shards = [p for p in root.glob("*/*") if p.suffix not in (".lock", ".fetch", ".part")]
+            own = self.folder / f"{file.name}.{file.size}.part"
+            parts = [p for p in root.glob("*/*.part") if p != own]
+            sizes = {
+                p: int(p.name.split(".")[-2]) if p in parts else p.stat().st_size for p in (*shards, *parts)
+            }
+            own.touch()  # counts from now on
+            for path in (*sorted(shards, key=lambda p: p.stat().st_mtime_ns), *parts):
+                if sum(sizes.values()) + file.size <= self.cache.limit:
                     return
-                size = path.stat().st_size
                 if _removed(path):
-                    used -= size
-            for path in parts:
-                if used + file.size <= self.cache.limit:
-                    return
-                if _removed(path, lock=path.with_name(path.name.rsplit(".", 2)[0] + ".lock")):
-                    used -= int(path.name.split(".")[-2])
-            if used + file.size > self.cache.limit:
-                if (self.folder / own).stat().st_size == 0:
-                    (self.folder / own).unlink()
+                    del sizes[path]
+            if sum(sizes.values()) + file.size > self.cache.limit:
+                if not own.stat().st_size:
+                    own.unlink()
                 raise NoRoomError
 
 
-def _removed(path: Path, lock: Path | None = None) -> bool:
-    """Remove a shard unless somebody holds it."""
-    handle = os.open(lock or path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+def _beside(path: Path, lock: str) -> Path:
+    """The file whose lock speaks for a shard, or for one on its way."""
+    name = path.name.rsplit(".", 2)[0] if path.suffix == ".part" else path.name
+    return path.with_name(f"{name}.{lock}")
+
+
+def _removed(path: Path) -> bool:
+    """Remove a shard, or a part of one, unless somebody holds it."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        handle = _lock(
+            _beside(path, "fetch" if path.suffix == ".part" else "lock"), fcntl.LOCK_EX | fcntl.LOCK_NB
+        )
+    except BlockingIOError:
         return False
-    else:
-        path.unlink(missing_ok=True)
-        return True
-    finally:
+    path.unlink(missing_ok=True)
+    os.close(handle)
+    return True
+
+
+def _lock(path: Path, how: int) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, how)
+    except BaseException:
         os.close(handle)
+        raise
+    return handle
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = _lock(path, fcntl.LOCK_EX)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

@@ -120,6 +120,12 @@ class FineWebDataModule(L.LightningDataModule):
         self._refuse_more_epochs(stream)
         self.stream = stream
 
+    def teardown(self, stage: str | None = None) -> None:
+        """Let go of fetched shards; a later read takes them up again."""
+        for place in getattr(self, "places", {}).values():
+            for slot in (*place.val, *place.train):
+                slot.close()
+
     def _stream(self, name: str, place: Shards) -> WindowStream:
         """The training windows of one source, the ids of its first tokens checked."""
         length, vocab_size = self.spec.block_size + 1, self.spec.vocab_size

@@ -13,7 +13,16 @@ import numpy as np
 from src.datamodules.cache import Cache, Held, Shelf
 from src.datamodules.places import HEADERLESS, NAMES, Shards, by_number, in_splits, refuse_gaps, split_of
 from src.datamodules.remote import RemoteFile, Store
-from src.datamodules.shards import BLOCK_BYTES, FORMATS, HEADER_BYTES, NANOGPT, Format, ShardError, TokenShard
+from src.datamodules.shards import (
+    BLOCK_BYTES,
+    FORMATS,
+    HEADER_BYTES,
+    MAGIC,
+    NANOGPT,
+    Format,
+    ShardError,
+    TokenShard,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +68,7 @@ def open_remote(address: str, cache: Cache, *, streamed: bool) -> Shards:
             + f"; raise it to {needed / 2**30 + 0.01:.2f}"
         )
     desk = Desk(Shelf(cache, store), headerless, MAPPED if streamed else len(files))
-    form = NANOGPT if headerless else _format(store, files[0])
+    form = NANOGPT if headerless else FORMATS[MAGIC] if manifest else _format(store, files[0])
     slots = [RemoteShard(desk, file, form) for file in files]
     return in_splits(store.address.rpartition("/")[2], slots, manifest.hash() if manifest and listed else None)
 
@@ -133,11 +142,25 @@ class Desk:
                 self._thread.start()
             self._wake.notify()
 
+    def close(self) -> None:
+        """Let go of everything and end the thread; a later use begins again."""
+        if self._pid != os.getpid():
+            return
+        with self._wake:
+            thread, self._thread, self._wanted = self._thread, None, []
+            self._wake.notify()
+        if thread is not None:
+            thread.join()
+        while self._open:
+            self._open.popitem()[1][0].let_go()
+
     def _fetch(self) -> None:
         while True:
             with self._wake:
-                while not self._wanted:
+                while not self._wanted and self._thread is threading.current_thread():
                     self._wake.wait()
+                if self._thread is not threading.current_thread():
+                    return
                 file = self._wanted.pop(0)
             try:
                 here = self.shelf.fetch(file)
@@ -174,6 +197,10 @@ class RemoteShard:
     def expect(self, order: int) -> None:
         """See `Desk.expect`."""
         self.desk.expect(self.file, order)
+
+    def close(self) -> None:
+        """See `Desk.close`."""
+        self.desk.close()
 
     def stamp(self) -> dict[str, str | int]:
         """By the hash that the store tells, or else by blocks of content, read from afar."""

@@ -98,6 +98,9 @@ class TokenShard:
     def expect(self, order: int) -> None:
         """Nothing to do: it is here."""
 
+    def close(self) -> None:
+        """Nothing to let go."""
+
     def byte_of(self, token: int) -> int:
         """Where a token lies in the file."""
         return self.format.header_bytes + token * self.tokens.itemsize

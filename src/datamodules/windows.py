@@ -32,6 +32,9 @@ class ShardSlot(Protocol):
     def expect(self, order: int) -> None:
         """It will be asked for, after `order` others."""
 
+    def close(self) -> None:
+        """Let go of what can be had again."""
+
 
 class Windows:
     """Disjoint windows, one after the other in each shard; a shard's last few tokens fill none.
