@@ -3,10 +3,11 @@
     <folder>/remote/<hash of address>/<name>               a whole, verified shard
     <folder>/remote/<hash of address>/<name>.<size>.part   one on its way; goes on where it broke
     <folder>/remote/<hash of address>/<name>.fetch         locked by the process that fetches it
-    <folder>/remote/<hash of address>/<name>.lock          locked, shared, by those who read it
+    <folder>/remote/<hash of address>/<name>.lock          locked, shared, by those who read it; touched by use
+    <folder>/remote/<hash of address>/<name>.ok            hash, size, time of a file whose content was verified
 
-Locks are the kernel's (flock), so a killed process holds none. A shard is used by touching it; where room is
-needed the least recently used goes, unless somebody holds it.
+Locks are the kernel's (flock), so a killed process holds none. Where room is needed the least recently used
+shard goes, unless somebody holds it.
 """
 
 import fcntl
@@ -19,12 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.artefacts import sha256_file
+from src.artefacts import sha256_file, write_atomic
 from src.datamodules.remote import CHUNK_BYTES, RemoteFile, Store
 from src.datamodules.shards import ShardError
 
 log = logging.getLogger(__name__)
 
+#: Suffixes of what lies beside the shards.
+BESIDE = (".lock", ".fetch", ".ok", ".part")
 #: Fetches of a file whose content stays wrong.
 CONTENT_ATTEMPTS = 3
 #: How long to wait for other ranks to let go of a shard.
@@ -70,7 +73,6 @@ class Shelf:
     def __init__(self, cache: Cache, store: Store) -> None:
         self.cache, self.store = cache, store
         self.folder = cache.of(store)
-        self._verified: set[str] = set()
 
     def hold(self, file: RemoteFile) -> Held:
         """The shard, fetched unless it is here; one process fetches, the others wait for it.
@@ -104,11 +106,11 @@ class Shelf:
             self.folder.mkdir(parents=True, exist_ok=True)
             held = Held(path, _lock(_beside(path, "lock"), fcntl.LOCK_SH))
             try:
-                if not self._whole(path, file):
-                    with _locked(_beside(path, "fetch")):
-                        if not self._whole(path, file):  # nobody else fetched it meanwhile
+                if not self._known(path, file):
+                    with _locked(_beside(path, "fetch")):  # others wait here while one fetches
+                        if not self._known(path, file) and not self._verified(path, file):
                             self._fetch(path, file)
-                os.utime(path)
+                os.utime(_beside(path, "lock"))
             except BaseException:
                 held.let_go()
                 raise
@@ -119,21 +121,33 @@ class Shelf:
             ) from error
         return held
 
-    def _whole(self, path: Path, file: RemoteFile) -> bool:
-        """Whether the shard is here, by its size and, in each process once, by its hash."""
-        if not path.exists() or path.stat().st_size != file.size:
+    def _known(self, path: Path, file: RemoteFile) -> bool:
+        """Whether the shard is here and nobody wrote it since its content was verified."""
+        try:
+            whole = path.stat().st_size == file.size
+            return whole and _beside(path, "ok").read_text() == self._stamp(path, file)
+        except FileNotFoundError:
             return False
-        if file.sha256 is None or file.name in self._verified:
-            return True
-        if sha256_file(path) != file.sha256:
+
+    def _verified(self, path: Path, file: RemoteFile) -> bool:
+        """Whether the shard is here and its content right; one that is not is removed."""
+        if not path.exists():
+            return False
+        if path.stat().st_size != file.size or file.sha256 not in (None, sha256_file(path)):
             log.warning("%s was damaged in the cache; fetching it again", path)
-            path.unlink(missing_ok=True)  # whoever has it mapped keeps what he has
+            path.unlink()  # whoever has it mapped keeps what he has
             return False
-        self._verified.add(file.name)
+        write_atomic(_beside(path, "ok"), self._stamp(path, file))
         return True
+
+    def _stamp(self, path: Path, file: RemoteFile) -> str:
+        """What a verified file's state is told by."""
+        state = path.stat()
+        return f"{file.sha256} {state.st_size} {state.st_mtime_ns} {state.st_ino}"
 
     def _fetch(self, path: Path, file: RemoteFile) -> None:
         part = path.with_name(f"{file.name}.{file.size}.part")
+        log.info("fetching %s/%s (%d MB)", self.store.address, file.name, file.size // 10**6)
         for _ in range(CONTENT_ATTEMPTS):
             self._make_room(file)
             with part.open("ab") as out:
@@ -143,7 +157,7 @@ class Shelf:
             found = sha256_file(part)
             if file.sha256 in (None, found) and part.stat().st_size == file.size:
                 part.replace(path)
-                self._verified.add(file.name)
+                write_atomic(_beside(path, "ok"), self._stamp(path, file))
                 return
             part.unlink()
             log.warning("%s/%s came with other content; fetching it again", self.store.address, file.name)
@@ -161,14 +175,14 @@ class Shelf:
         """
         root = self.cache.folder / "remote"
         with _locked(root / ".lock"):
-            shards = [p for p in root.glob("*/*") if p.suffix not in (".lock", ".fetch", ".part")]
+            shards = [p for p in root.glob("*/*") if p.suffix not in BESIDE]
             own = self.folder / f"{file.name}.{file.size}.part"
             parts = [p for p in root.glob("*/*.part") if p != own]
             sizes = {
                 p: int(p.name.split(".")[-2]) if p in parts else p.stat().st_size for p in (*shards, *parts)
             }
             own.touch()  # counts from now on
-            for path in (*sorted(shards, key=lambda p: p.stat().st_mtime_ns), *parts):
+            for path in (*sorted(shards, key=lambda p: _beside(p, "lock").stat().st_mtime_ns), *parts):
                 if sum(sizes.values()) + file.size <= self.cache.limit:
                     return
                 if _removed(path):

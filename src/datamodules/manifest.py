@@ -12,6 +12,8 @@ from typing import Any
 from src.datamodules.shards import ShardError
 
 NAME = "manifest.json"
+#: Stands in a folder whose preparation is not finished.
+JOURNAL = ".prepare.json"
 
 
 @dataclass(frozen=True)

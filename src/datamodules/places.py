@@ -82,6 +82,10 @@ def open_local(address: str) -> Shards:
     if path.is_dir():
         if (path / manifest.NAME).is_file() and not headerless:
             return _as_the_manifest_says(path)
+        if (path / manifest.JOURNAL).exists():
+            raise ShardError(
+                f"data.path={address}: its preparation is not finished; run task=prepare again to go on"
+            )
         names = sorted((p.name for p in path.glob("*.bin")), key=by_number)
         strays = [name for name in names if split_of(name, f"{path}/{name}") is None]
         if strays:

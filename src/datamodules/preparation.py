@@ -20,8 +20,8 @@ import numpy as np
 from src.artefacts import write_atomic
 from src.datamodules.documents import Chunk
 from src.datamodules.encoding_pool import Encoded, encoded
-from src.datamodules.manifest import NAME, Manifest, ShardEntry
-from src.datamodules.shard_writer import BAD, JOURNAL, Journal, ShardFile, held, refuse_strangers, shard_name
+from src.datamodules.manifest import JOURNAL, NAME, Manifest, ShardEntry
+from src.datamodules.shard_writer import BAD, Journal, ShardFile, held, refuse_strangers, shard_name
 from src.datamodules.sources import Source, open_source
 from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, RANKS_SHA256
 from src.mistakes import UserError

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from src.artefacts import fsync_folder, sha256_file, write_atomic
-from src.datamodules.manifest import NAME, ShardEntry
+from src.datamodules.manifest import JOURNAL, NAME, ShardEntry
 from src.datamodules.shards import HEADER_BYTES, HEADER_INTS, MAGIC, VERSION, Tokens, TokenShard
 from src.mistakes import UserError
 
-JOURNAL, BAD = ".prepare.json", "bad_documents.jsonl"
+BAD = "bad_documents.jsonl"
 
 
 @dataclass

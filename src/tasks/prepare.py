@@ -35,7 +35,10 @@ def run(job: Job) -> TaskEnd:
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error
     with StopRequest().installed():
-        manifest = prepare(keys)
+        try:
+            manifest = prepare(keys)
+        except OSError as error:
+            raise UserError(f"prepare.source={keys.source}: {one_line(error)}; make it readable") from error
     bad = ", ".join(f"{n:,} {reason}" for reason, n in manifest.bad_documents.items())
     line = (
         f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in {len(manifest.shards)} shards in "

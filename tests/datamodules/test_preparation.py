@@ -17,8 +17,9 @@ from pyarrow import parquet
 from src.datamodules import documents, shard_writer
 from src.datamodules.encoding_pool import encode
 from src.datamodules.manifest import Manifest
+from src.datamodules.places import open_local
 from src.datamodules.preparation import PrepareKeys, prepare
-from src.datamodules.shards import TokenShard
+from src.datamodules.shards import ShardError, TokenShard
 from src.datamodules.sources import HubSource, open_source
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.mistakes import UserError
@@ -284,6 +285,8 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
             UserError, match="the disk is full; the whole shards are kept, make room and run again"
         ):
             prepared(source, tmp_path / "out")
+    with pytest.raises(ShardError, match="its preparation is not finished; run task=prepare again"):
+        open_local(str(tmp_path / "out"))
     kept = contents(tmp_path / "out")
     assert kept["fineweb_val_000000.bin"] == contents(whole)["fineweb_val_000000.bin"]
     assert not [name for name in kept if name.endswith(".part")]

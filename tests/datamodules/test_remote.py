@@ -127,6 +127,17 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(
     assert batches(module(server.address, tmp_path)) == want
 
 
+def test_a_verified_copy_is_not_hashed_again(
+    server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches(module(server.address, tmp_path), 2)
+    MADE[0].teardown()
+    hashed = []
+    monkeypatch.setattr(cache_module, "sha256_file", lambda path: hashed.append(path.name) or "")
+    module(server.address, tmp_path)
+    assert hashed == []
+
+
 def test_nothing_is_fetched_twice(server: BadServer, prepared: Path, tmp_path: Path) -> None:
     for _ in range(2):
         data = module(server.address, tmp_path)
