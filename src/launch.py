@@ -32,13 +32,17 @@ COMPLETED, FAILED, MISTAKE, DIVERGED = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Job:
-    """One job of this invocation: its folder, its configuration, and whether it goes on from a checkpoint."""
+    """One job of this invocation: its folder, its configuration, and whether it goes on from a checkpoint.
+
+    `sweep` is the folder of the sweep that the job is part of.
+    """
 
     folder: Path
     config: DictConfig
     resumes: bool
     overrides: tuple[str, ...] = ()
     rank: int = 0
+    sweep: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def run_job(config: DictConfig) -> float | None:
     sweep = hydra.mode == RunMode.MULTIRUN
     folder = Path(hydra.runtime.output_dir).resolve()
     resumes = config.get("resume") is not None
-    job = Job(folder, config, resumes, tuple(hydra.overrides.task), rank=outer_rank())
+    root = Path(hydra.sweep.dir).resolve() if sweep else None
+    job = Job(folder, config, resumes, tuple(hydra.overrides.task), rank=outer_rank(), sweep=root)
     number = int(hydra.job.num) if sweep else 0
     began = time.monotonic()
     code, line, value = run_task(job)
@@ -116,7 +121,7 @@ def run_job(config: DictConfig) -> float | None:
 
 def run_task(job: Job) -> tuple[int, str, float | None]:
     """Run the job's task inside its folder; returns exit code, one line on how it went, and its value."""
-    if job.rank == 0 and not job.resumes and (job.folder / "result.json").exists():
+    if job.rank == 0 and not job.resumes and not job.sweep and (job.folder / "result.json").exists():
         line = f"{job.folder} holds a run already; resume={job.folder} goes on with it"
         print(f"error: {line}", file=sys.stderr)
         return MISTAKE, line, None

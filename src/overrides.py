@@ -96,7 +96,7 @@ def keys() -> list[str]:
     known: set[str] = set()
     for path in CONF.rglob("*.yaml"):
         group = path.parent.relative_to(CONF).as_posix()
-        prefix = "" if group in (".", "task", "experiment") else f"{group}."
+        prefix = "" if group in (".", "task", "experiment", "scale") else f"{group}."
         known.update(prefix + key for key in _dotted(OmegaConf.to_container(OmegaConf.load(path)), ""))
         if group != ".":
             known.add(group)

@@ -22,6 +22,8 @@ SIZES: dict[str, Any] = {
     "bias": False,
     "dropout": 0.0,
     "gelu_approximate": "none",
+    "norm_placement": "pre",
+    "positions": "learned",
 }
 
 

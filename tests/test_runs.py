@@ -1,5 +1,6 @@
 """The main job from outside: what a run leaves, stopping and going on, ranks, sweeps, exit codes."""
 
+import json
 import os
 import shutil
 import signal
@@ -56,6 +57,26 @@ def test_metrics_are_a_row_a_step_with_their_fields(whole: Path) -> None:
     assert [row["step"] for row in rows if "val/loss" in row] == [6, 12]
     assert rows[-1]["lr"] == pytest.approx(1e-4)
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_the_stream_is_looked_at_when_it_is_validated(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "stream.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [6, 12]
+    for row in rows:
+        assert len(row["mixing_KJ"]) == len(row["mixing_KJ"][0]) == len(row["explained_K"]) == 5
+        assert len(row["branch_rms_S"]) == len(row["gradient_rms_S"]) == 4
+    for name in ("mixing", "sizes"):
+        assert (whole / f"figures/stream_{name}.png").stat().st_size > 1000
+
+
+def test_looking_changes_no_number_of_the_run(whole: Path, shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "blind"
+    done = run(
+        *SMALL, f"data.path={shards}", "hydra.run.dir=blind", "trainer.stream_pictures=false", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert computed(folder) == computed(whole)
+    assert not (folder / "stream.jsonl").exists()
 
 
 def test_checkpoints_hold_tensors_and_plain_values_only(whole: Path) -> None:

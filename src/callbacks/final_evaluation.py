@@ -42,7 +42,7 @@ class FinalEvaluation(L.Callback):
             scores: dict[str, Any] = self.suite.run(pl_module.gpt, self.between_batches)
         pl_module.train()
         self.record.update(**scores)
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if headline(scores) else []:
             logger.log_metrics(headline(scores), step=trainer.max_steps)
 
 

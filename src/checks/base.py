@@ -5,7 +5,7 @@ mend it; no fault means that it holds. A check may also leave figures for the ta
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,16 +50,13 @@ class Subject:
     def sizes(self, **changes: Any) -> GPTConfig:
         """The small sizes, some changed."""
         values = {
-            "n_layer": self.config.n_layer,
             "n_head": HEADS,
             "n_embd": WIDTH,
             "block_size": CONTEXT,
             "vocab_size": VOCABULARY,
-            "bias": self.config.bias,
             "dropout": 0.0,
-            "gelu_approximate": self.config.gelu_approximate,
         }
-        return GPTConfig(**{**values, **changes})
+        return replace(self.config, **{**values, **changes})
 
 
 @dataclass

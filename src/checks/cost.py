@@ -5,7 +5,6 @@ are packed; nothing is computed.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,15 +66,9 @@ def cost(
 def depth_profile(subject: Subject, idx_BT: Tensor) -> tuple[list[str], Figures]:
     """RMS of each sublayer's input-side gradient and output by depth; a fault where they explode or vanish."""
     gpt = subject.small(jittered=False)
-    outputs: list[Tensor] = []
-    hooks: list[Any] = []
-    for site in gpt.sites:
-        if site.visit == 0:
-            module = gpt.h[site.layer].get_submodule(site.kind)
-            hooks.append(module.register_forward_hook(lambda _m, _a, out: outputs.append(out)))
-    loss = gpt.loss(idx_BT, idx_BT.roll(-1, 1))
-    for hook in hooks:
-        hook.remove()
+    x_BTD, trace = gpt.trace(idx_BT)
+    outputs = list(trace.y_BTD)
+    loss = gpt.head_loss(x_BTD, idx_BT.roll(-1, 1))
     grads = torch.autograd.grad(loss, outputs, allow_unused=True)
     out_rms = [float(y.detach().square().mean().sqrt()) for y in outputs]
     grad_rms = [0.0 if g is None else float(g.square().mean().sqrt()) for g in grads]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from src.checks.base import Subject, tokens
 from src.models.gpt import GPT
+
+#: How long a rank waits for the other in one exchange, once both have started.
+PATIENCE_S = 60
 
 
 class _Loss(nn.Module):
@@ -30,7 +34,9 @@ def main() -> int:
     file, rank = Path(sys.argv[1]), int(sys.argv[2])
     subject = cast(Subject, pickle.loads(file.read_bytes()))  # written by the check a moment ago
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    distributed.init_process_group("gloo", f"file://{file}.meet", rank=rank, world_size=2)
+    meeting = f"file://{file}.meet"
+    patience = timedelta(seconds=PATIENCE_S)
+    distributed.init_process_group("gloo", meeting, timeout=patience, rank=rank, world_size=2)
     gpt = subject.small(jittered=False, dtype=torch.float32)
     wrapped = DistributedDataParallel(_Loss(gpt), find_unused_parameters=False, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-3)

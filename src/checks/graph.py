@@ -16,7 +16,7 @@ from src.mistakes import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 N_STEPS = 6
-DDP_TIMEOUT_S = 120.0
+DDP_TIMEOUT_S = 600.0  # for two processes to start on a busy machine, too
 
 
 def one_graph(subject: Subject) -> list[str]:

@@ -1,5 +1,7 @@
 """Tied embedding: x0 = wte[idx] + wpe[position], and the head is wte.
 
+Without learned positions x0 = wte[idx].
+
 Source: GPT-2 (Radford et al. 2019); Press, Wolf, "Using the Output Embedding" (arXiv 1608.05859).
 Shape letters: B batch, T tokens, D n_embd, V vocab_size.
 """
@@ -16,16 +18,18 @@ class TiedEmbedding(TokenEmbedding):
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__()
         self.wte = nn.Embedding(spec.vocab_size, spec.n_embd)
-        self.wpe = nn.Embedding(spec.block_size, spec.n_embd)
+        self.wpe = nn.Embedding(spec.block_size, spec.n_embd) if spec.learned_positions else None
         self.drop = nn.Dropout(spec.dropout)
 
     def forward(self, idx_BT: Tensor) -> Tensor:
-        pos_T = torch.arange(idx_BT.shape[1], device=idx_BT.device)
-        x0_BTD: Tensor = self.drop(self.wte(idx_BT) + self.wpe(pos_T))
-        return x0_BTD
+        x0_BTD = self.wte(idx_BT)
+        if self.wpe is not None:
+            x0_BTD = x0_BTD + self.wpe(torch.arange(idx_BT.shape[1], device=idx_BT.device))
+        dropped_BTD: Tensor = self.drop(x0_BTD)
+        return dropped_BTD
 
     def get_lm_head_weight(self) -> Tensor:
         return self.wte.weight
 
     def get_num_pos_params(self) -> int:
-        return self.wpe.weight.numel()
+        return 0 if self.wpe is None else self.wpe.weight.numel()

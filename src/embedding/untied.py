@@ -23,3 +23,6 @@ class UntiedEmbedding(TiedEmbedding):
 
     def get_lm_head_weight(self) -> Tensor:
         return self.lm_head.weight
+
+    def get_num_lookup_params(self) -> int:
+        return self.wte.weight.numel()

@@ -1,18 +1,25 @@
-"""Perplexity of a token stream, in the benchmark's protocol.
+"""Perplexity of a token stream x_0 .. x_n-1: which tokens are predicted, and after which others.
 
-The text is one stream of tokens, cut into windows of block_size inputs whose targets are the next tokens;
-windows do not overlap, no context is carried over, and the tail that does not fill a window is dropped:
+    ppl = exp(total cross-entropy / tokens predicted),  T = block_size
 
-    ppl = exp(mean cross-entropy over all predicted tokens)
+windows  Inputs x[kT : kT+T], all their next tokens predicted; no context is carried over, and the tail that
+         does not fill a window is dropped. The benchmark's protocol. Source: MLS-Bench llm-pretrain tasks.
+sliding  Windows begin every `stride` tokens; each predicts what no window before it has, so every token
+         after the first counts once, after T - stride tokens at least (where so many precede it). Source:
+         Hugging Face, "Perplexity of fixed-length models".
+rolling  End of text, then the stream: every token counts once, in disjoint windows; the last window is moved
+         to the left until it is full. What word and byte level rest on. Source: lm-evaluation-harness 0.4.13,
+         get_rolling_token_windows with make_disjoint_window.
 
-Source: MLS-Bench llm-pretrain tasks. For LAMBADA this is the perplexity of the whole passages, not of
-their last words. The stream's preparation is part of the metric, so its hash is part of the result.
+A stream's preparation is part of the metric, so its hash is part of the result.
+
+Shape letters: B windows of a forward, T tokens of a window.
 """
 
 import hashlib
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,56 +28,113 @@ from torch import distributed
 
 from src.models.gpt import GPT
 
-PROTOCOL = "non-overlapping windows of block_size, token level"
+Tokens = NDArray[np.uint16]
+
+
+class Window(NamedTuple):
+    """Inputs x[start : start + length]; the targets after the first `seen` are predicted."""
+
+    start: int
+    length: int
+    seen: int
+
+
+def disjoint_windows(n_tokens: int, size: int, limit_tokens: int | None) -> list[Window]:
+    """Of protocol `windows`; a limit is rounded down to whole windows."""
+    n_windows = (n_tokens - 1) // size
+    if limit_tokens is not None:
+        n_windows = min(n_windows, limit_tokens // size)
+    if n_windows < 1:
+        raise ValueError(f"a stream of {n_tokens} tokens (limit {limit_tokens}) fills no window of {size}")
+    return [Window(k * size, size, 0) for k in range(n_windows)]
+
+
+def sliding_windows(n_tokens: int, size: int, stride: int) -> list[Window]:
+    """Of protocol `sliding`.
+
+    Raises:
+        ValueError: a stride that would leave tokens out, or nothing to predict.
+    """
+    if not 1 <= stride <= size:
+        raise ValueError(f"stride must be between 1 and model.block_size, {size}, got {stride}")
+    if n_tokens < 2:
+        raise ValueError(f"a stream of {n_tokens} tokens has none to predict")
+    windows = [Window(0, min(size, n_tokens - 1), 0)]
+    while windows[-1].start + windows[-1].length < n_tokens - 1:
+        start, done = windows[-1].start + stride, windows[-1].start + windows[-1].length
+        windows.append(Window(start, min(size, n_tokens - 1 - start), done - start))
+    return windows
+
+
+def rolling_windows(n_tokens: int, size: int) -> list[Window]:
+    """Of protocol `rolling`, over a stream that begins with its prefix."""
+    windows = sliding_windows(n_tokens, size, size)
+    start, length, _ = windows[-1]
+    shift = min(start, size - length)
+    windows[-1] = Window(start - shift, length + shift, shift)
+    return windows
 
 
 @torch.no_grad()
-def token_stream_perplexity(
+def total_loss(
     model: GPT,
-    tokens: NDArray[np.uint16],
+    tokens: Tokens,
+    windows: Sequence[Window],
     *,
-    limit_tokens: int | None,
     batch_size: int,
     between_batches: Callable[[], None],
-) -> dict[str, Any]:
-    """Score a stream; under torch.distributed the windows are shared out and every rank gets the result.
+) -> float:
+    """Cross-entropy in nats over all predicted tokens; ranks share the windows and all get the sum.
 
     Args:
         model: in evaluation mode, under whatever autocast is active.
-        tokens: the stream, at least block_size + 1 of them.
-        limit_tokens: predict only the first so many tokens (rounded down to windows); None predicts all.
+        tokens: the stream.
+        windows: what to predict.
         batch_size: windows of a forward.
         between_batches: called after each forward.
     """
-    T = model.config.block_size
-    whole = (len(tokens) - 1) // T
-    n_windows = whole if limit_tokens is None else min(whole, limit_tokens // T)
-    if n_windows < 1:
-        raise ValueError(f"a stream of {len(tokens)} tokens (limit {limit_tokens}) fills no window of {T}")
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if _shared() else (0, 1)
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64)
-    mine = range(rank, n_windows, world)
+    mine = windows[rank::world]
     for at in range(0, len(mine), batch_size):
-        rows = [tokens[i * T : i * T + T + 1].astype(np.int64) for i in mine[at : at + batch_size]]
-        batch_BT = torch.from_numpy(np.stack(rows)).to(device)
-        total += model.token_losses(batch_BT[:, :-1], batch_BT[:, 1:]).double().sum().cpu()
+        batch = mine[at : at + batch_size]
+        T = max(window.length for window in batch)
+        rows_BT = np.zeros(
+            (len(batch), T + 1), dtype=np.int64
+        )  # padded on the right: a causal model is blind to it
+        counts_BT = np.zeros((len(batch), T), dtype=bool)
+        for b, (start, length, seen) in enumerate(batch):
+            rows_BT[b, : length + 1] = tokens[start : start + length + 1]
+            counts_BT[b, seen:length] = True
+        batch_BT = torch.from_numpy(rows_BT).to(device)
+        losses_BT = model.token_losses(batch_BT[:, :-1], batch_BT[:, 1:])
+        total += losses_BT.double().cpu().where(torch.from_numpy(counts_BT), 0.0).sum()
         between_batches()
     if world > 1:
         everyone = total.to(device)
         distributed.all_reduce(everyone)
         total = everyone.cpu()
-    loss = float(total) / (n_windows * T)
+    return float(total)
+
+
+def entry(loss: float, tokens: Tokens, windows: Sequence[Window], size: int, protocol: str) -> dict[str, Any]:
+    """What every stream protocol states; `loss` is the total."""
+    predicted = sum(window.length - window.seen for window in windows)
     return {
-        "ppl": math.exp(loss) if loss < 700 else math.inf,
-        "loss": loss,
-        "tokens": n_windows * T,
-        "windows": n_windows,
-        "block_size": T,
-        "protocol": PROTOCOL,
+        "ppl": bounded_exp(loss / predicted),
+        "loss": loss / predicted,
+        "tokens": predicted,
+        "windows": len(windows),
+        "block_size": size,
+        "protocol": protocol,
         "sha256": hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest(),
-        "limited": None if n_windows == whole else f"first {n_windows * T} of {whole * T} tokens",
     }
+
+
+def bounded_exp(loss: float) -> float:
+    """exp, infinite where a float ends."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _shared() -> bool:

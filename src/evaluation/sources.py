@@ -9,6 +9,7 @@ from typing import IO
 
 EMBEDDED = Path(__file__).parent / "embedded"
 PREFIX = "embedded:"
+PROTOCOL_NAMES = ("windows", "sliding", "words", "bytes", "last_word")
 
 
 def resolve_path(key: str, path: str) -> Path:
@@ -63,6 +64,8 @@ class TextSet:
         field: the rows' field that holds the text.
         join: what stands between two rows in the stream.
         limit_tokens: score only the first so many tokens, and say so; null scores all.
+        protocol: one of `PROTOCOL_NAMES`; src/evaluation/protocols.py says what they are.
+        stride: tokens between the windows of protocol sliding; null for the others.
     """
 
     path: str | None
@@ -70,11 +73,30 @@ class TextSet:
     field: str
     join: str
     limit_tokens: int | None
+    protocol: str
+    stride: int | None
 
-    def text(self, key: str) -> str | None:
-        """The stream, or None where neither file nor hub was named."""
+    def check(self, key: str, block_size: int) -> None:
+        """Refuse, naming `key`, a protocol or a stride that cannot be.
+
+        Raises:
+            ValueError: likewise.
+        """
+        if self.protocol not in PROTOCOL_NAMES:
+            names = ", ".join(PROTOCOL_NAMES)
+            raise ValueError(f"{key}.protocol must be one of {names}, got {self.protocol}")
+        if (self.protocol == "sliding") != (self.stride is not None):
+            raise ValueError(f"{key}.stride goes with {key}.protocol=sliding and must be null for the others")
+        if self.stride is not None and not 1 <= self.stride <= block_size:
+            raise ValueError(
+                f"{key}.stride must be between 1 and model.block_size, {block_size}, got {self.stride}; "
+                "a larger one would leave tokens out"
+            )
+
+    def rows(self, key: str) -> list[str] | None:
+        """The documents, or None where neither file nor hub was named."""
         if self.path is not None:
-            return self.join.join(read_texts(resolve_path(f"{key}.path", self.path), self.field))
+            return read_texts(resolve_path(f"{key}.path", self.path), self.field)
         if self.hub is None:
             return None
         from datasets import load_dataset
@@ -87,4 +109,4 @@ class TextSet:
                 f"{key}.hub={name} could not be fetched ({type(error).__name__}); check the network, "
                 f"give {key}.path=<file>, or {key}.hub=null to leave it out"
             ) from error
-        return self.join.join(rows[self.field])
+        return list(rows[self.field])

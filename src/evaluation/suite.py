@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from src.datamodules.tokenizer import N_VOCAB, gpt2_encoding
-from src.evaluation.perplexity import token_stream_perplexity
+from src.datamodules.tokenizer import N_VOCAB
+from src.evaluation.protocols import PROTOCOLS, Scorer
 from src.evaluation.sources import TextSet, resolve_path
 from src.models.gpt import GPT
 
@@ -52,12 +50,12 @@ class EvaluationSuite:
         self.tasks = _made(TaskSet, "evaluation.lm_eval", lm_eval)
         self.batch_size = batch_size
 
-    def check(self, vocab_size: int) -> None:
+    def check(self, vocab_size: int, block_size: int) -> None:
         """Refuse, before anything is trained, what could only fail afterwards; fetch what is on the hub.
 
         Raises:
-            ValueError: a file or hub set that cannot be read, a task that lm-eval does not have, or a
-                vocabulary too small for GPT-2's tokenizer.
+            ValueError: a file or hub set that cannot be read, an unknown protocol, a task that lm-eval does
+                not have, or a vocabulary too small for GPT-2's tokenizer.
         """
         if (self.texts or self.tasks.tasks) and vocab_size < N_VOCAB:
             raise ValueError(
@@ -65,7 +63,8 @@ class EvaluationSuite:
                 f"give model.vocab_size=50304 or evaluation=none"
             )
         for name, text in self.texts.items():
-            text.text(f"evaluation.perplexity.{name}")
+            text.check(f"evaluation.perplexity.{name}", block_size)
+            text.rows(f"evaluation.perplexity.{name}")
         files = self._files()
         remote = [name for name in self.tasks.tasks if name not in files]
         if remote:
@@ -88,19 +87,12 @@ class EvaluationSuite:
         self, name: str, text: TextSet, model: GPT, between_batches: Callable[[], None]
     ) -> dict[str, Any]:
         key = f"evaluation.perplexity.{name}"
-        stream = text.text(key)
-        if stream is None:
+        rows = text.rows(key)
+        if rows is None:
             reason = f"not in the repository; give {key}.path=<file> or evaluation=full"
             log.warning("evaluation: %s left out: %s", name, reason)
             return {"skipped": reason}
-        tokens = np.array(gpt2_encoding().encode_ordinary(stream), dtype=np.uint16)
-        return token_stream_perplexity(
-            model,
-            tokens,
-            limit_tokens=text.limit_tokens,
-            batch_size=self.batch_size,
-            between_batches=between_batches,
-        )
+        return PROTOCOLS[text.protocol](Scorer(model, self.batch_size, between_batches), rows, text)
 
     def _files(self) -> dict[str, Path]:
         return {

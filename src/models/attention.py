@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.models.config import GPTConfig
+from src.models.rotary import rotated
 from src.residual.base import QKV
 
-TapKV = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+TapQKV = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class CausalSelfAttention(nn.Module):
@@ -24,15 +25,20 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
+        self.rotates = config.positions == "rope"
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor | QKV, tap: TapKV | None = None) -> Tensor:
-        """[B, T, D] (or three views of it) -> [B, T, D]; `tap` may replace keys and values [B, H, T, K]."""
-        q_BHTK, k_BHTK, v_BHTK = self._project(x)
+    def forward(
+        self, x: Tensor | QKV, tap: TapQKV | None = None, value_addition_BTD: Tensor | None = None
+    ) -> Tensor:
+        """[B, T, D] (or three views of it) -> [B, T, D]; `tap` may replace q, k, v [B, H, T, K]."""
+        q_BHTK, k_BHTK, v_BHTK = self._project(x, value_addition_BTD)
         if tap is not None:
-            k_BHTK, v_BHTK = tap(k_BHTK, v_BHTK)
+            q_BHTK, k_BHTK, v_BHTK = tap(q_BHTK, k_BHTK, v_BHTK)
+        if self.rotates:
+            q_BHTK, k_BHTK = rotated(q_BHTK), rotated(k_BHTK)
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BHTK, v_BHTK, dropout_p=self.dropout if self.training else 0.0, is_causal=True
         )
@@ -40,13 +46,15 @@ class CausalSelfAttention(nn.Module):
         y_BTD: Tensor = self.resid_dropout(self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * K)))
         return y_BTD
 
-    def _project(self, x: Tensor | QKV) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor | QKV, value_addition_BTD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         if isinstance(x, QKV):
             weights = self.c_attn.weight.chunk(3)
             biases = (None,) * 3 if self.c_attn.bias is None else self.c_attn.bias.chunk(3)
             parts = [F.linear(x_BTD, w, b) for x_BTD, w, b in zip(x, weights, biases, strict=True)]
         else:
             parts = list(self.c_attn(x).chunk(3, dim=-1))
+        if value_addition_BTD is not None:
+            parts[2] = parts[2] + value_addition_BTD.to(parts[2].dtype)
         B, T, D = parts[0].shape
         q, k, v = (p.view(B, T, self.n_head, D // self.n_head).transpose(1, 2) for p in parts)
         return q, k, v

@@ -1,6 +1,11 @@
-"""The size of a GPT, checked."""
+"""The size and the shape of a GPT, checked."""
 
 from dataclasses import dataclass
+
+#: Where a branch has norms: on its input, on its output.
+NORM_PLACEMENTS = {"pre": (True, False), "sandwich": (True, True), "output": (False, True)}
+#: What tells positions apart: a learned table in the embedding, rotations in attention, the causal mask alone.
+POSITIONS = ("learned", "rope", "none")
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class GPTConfig:
     bias: bool
     dropout: float
     gelu_approximate: str
+    norm_placement: str
+    positions: str
 
     def __post_init__(self) -> None:
         for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -36,4 +43,12 @@ class GPTConfig:
             raise ValueError(
                 f"model.gelu_approximate must be none (exact) or tanh (OpenAI's GPT-2), "
                 f"got {self.gelu_approximate}"
+            )
+        for key, allowed in (("norm_placement", NORM_PLACEMENTS), ("positions", POSITIONS)):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"model.{key} must be one of {', '.join(allowed)}, got {getattr(self, key)}")
+        if self.positions == "rope" and self.n_embd // self.n_head % 2:
+            raise ValueError(
+                f"model.positions=rope turns pairs of channels, so model.n_embd / model.n_head must be even, "
+                f"got {self.n_embd} / {self.n_head}; the nearest is model.n_embd={self.n_embd + self.n_head}"
             )

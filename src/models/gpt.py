@@ -17,43 +17,33 @@ Shape letters: B batch, T tokens, D n_embd, V vocab_size, N = B * T rows.
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from src.embedding.base import EmbeddingSpec, TokenEmbedding
-from src.models.attention import CausalSelfAttention, TapKV
+from src.embedding.base import EmbeddingSpec, fitted
+from src.models.block import Block, BranchNorms, branch_norms, plus
 from src.models.config import GPTConfig
 from src.models.loss import linear_cross_entropy, token_losses
-from src.models.mlp import MLP
 from src.norm.base import NormSpec
-from src.residual.base import QKV, Kind, ResidualStrategy, Site, StreamSpec
+from src.residual.base import QKV, ResidualStrategy, Site, StreamSpec, sites_in_order
 
 INIT_STD = 0.02
+EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bias", "dropout")
 
 NormFactory = Callable[[NormSpec], nn.Module]
-EmbeddingFactory = Callable[[EmbeddingSpec], TokenEmbedding]
+EmbeddingFactory = Callable[[EmbeddingSpec], nn.Module]  # ours, or one written for the benchmark
 StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]  # a state is the strategy's own business
 
 
-class Block(nn.Module):
-    """A layer's two sublayers, each with its input norm unless the strategy owns that."""
+class Trace(NamedTuple):
+    """What flowed through one forward: the embedding, each site's input and output, the strategy's end."""
 
-    def __init__(self, config: GPTConfig, ln_1: nn.Module | None, ln_2: nn.Module | None) -> None:
-        super().__init__()
-        self.ln_1 = ln_1
-        self.attn = CausalSelfAttention(config)
-        self.ln_2 = ln_2
-        self.mlp = MLP(config)
-
-    def branch(self, site: Site, x: Tensor | QKV, tap: TapKV | None) -> Tensor:
-        """F(N(x)) of one sublayer, [B, T, D] -> [B, T, D]."""
-        if site.kind == "attn":
-            y_BTD: Tensor = self.attn(_normed(self.ln_1, x), tap)
-        else:
-            y_BTD = self.mlp(_normed(self.ln_2, x))
-        return y_BTD
+    x0_BTD: Tensor
+    read: tuple[Tensor | QKV, ...]
+    y_BTD: tuple[Tensor, ...]
+    end_BTD: Tensor
 
 
 class GPT(nn.Module):
@@ -62,7 +52,7 @@ class GPT(nn.Module):
     Args:
         config: sizes.
         residual, norm, embedding: factories that take their room's spec.
-        seed: all initial weights follow from it; the trunk's do not depend on the strategy.
+        seed: all initial weights follow from it; the trunk's do not depend on strategy or embedding.
     """
 
     def __init__(
@@ -76,34 +66,39 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.sites = sites_in_order(config.n_layer)
 
         def make_norm(width: int) -> nn.Module:
             return norm(NormSpec(width, config.bias))
 
-        spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, self.sites, make_norm)
+        sites = sites_in_order(config.n_layer)
+        spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, sites, make_norm)
         with torch.random.fork_rng(devices=[]):  # torch's modules draw default values, which reset() replaces
+            torch.manual_seed(seed)  # an embedding written for the benchmark may draw what reset() leaves
             strategy = residual(spec)
 
-            def norm_of(site: Site | None) -> nn.Module | None:
-                return None if strategy.owns_norm(site) else spec.norm()
+            def norms_of(site: Site) -> BranchNorms:
+                return branch_norms(config, strategy, site, spec.norm)
 
-            pairs = zip(self.sites[::2], self.sites[1::2], strict=True)
-            self.h = nn.ModuleList(Block(config, norm_of(a), norm_of(m)) for a, m in pairs)
-            self.ln_f = norm_of(None)
-            self.residual = strategy
-            self.embedding = embedding(
-                EmbeddingSpec(
-                    config.vocab_size, config.n_embd, config.block_size, config.n_layer, config.dropout
-                )
+            self.sites = strategy.visits(sites)
+            first = {(site.layer, site.kind): site for site in reversed(self.sites)}
+            self.h = nn.ModuleList(
+                Block(config, norms_of(first[layer, "attn"]), norms_of(first[layer, "mlp"]))
+                for layer in range(config.n_layer)
             )
+            self.ln_f = None if strategy.owns_norm(None) else spec.norm()
+            self.residual = strategy
+            shape = EmbeddingSpec(
+                **{key: getattr(config, key) for key in EMBEDDING_KEYS},
+                learned_positions=config.positions == "learned",
+            )
+            self.embedding = fitted(embedding(shape), shape)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Draw all initial weights: first embedding and trunk, then the strategy's own."""
+        """Draw all initial weights: first the trunk's, then the embedding's, last the strategy's own."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for name, module in [*self.embedding.named_modules(), *self.h.named_modules()]:
+            for name, module in [*self.h.named_modules(), *self.embedding.named_modules()]:
                 if isinstance(module, nn.Linear | nn.Embedding):
                     adds_to_stream = name.endswith("c_proj")
                     nn.init.normal_(module.weight, std=self._proj_std if adds_to_stream else INIT_STD)
@@ -111,13 +106,23 @@ class GPT(nn.Module):
                         nn.init.zeros_(module.bias)
             self.embedding.reset()
             self.residual.reset()
-        for site in self.sites:
-            if site.visit == 0:
-                with torch.no_grad():
-                    self.residual.init_sublayer_(site, self._block(site).get_submodule(site.kind))
+            with torch.no_grad():
+                for site in self.sites:
+                    if site.visit == 0:
+                        self.residual.init_sublayer_(site, self._sublayer(site))
 
     def hidden(self, idx_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> what the head is given, [B, T, D]."""
+        return self._normed_end(self._flow(idx_BT, None))
+
+    def trace(self, idx_BT: Tensor) -> tuple[Tensor, Trace]:
+        """`hidden`, and what flowed on the way."""
+        seen: list[tuple[Tensor | QKV, Tensor]] = []
+        end_BTD = self._flow(idx_BT, seen)
+        read, y_BTD = zip(*seen, strict=True)
+        return self._normed_end(end_BTD), Trace(y_BTD[0], read[1:], y_BTD[1:], end_BTD)
+
+    def _flow(self, idx_BT: Tensor, seen: list[tuple[Tensor | QKV, Tensor]] | None) -> Tensor:
         device = idx_BT.device.type
         sublayers = partial(
             torch.autocast,
@@ -126,19 +131,41 @@ class GPT(nn.Module):
             enabled=torch.is_autocast_enabled(device),
         )
         with torch.autocast(device, enabled=False):
-            state = self.residual.begin(self.embedding(idx_BT))
+            x0_BTD = self.embedding(idx_BT)
+            found = self.embedding.lookup(idx_BT)
+            if seen is not None:
+                seen.append((x0_BTD, x0_BTD))
+            state = self.residual.begin(x0_BTD)
             for site in self.sites:
+                addition_BTD = value_BTD = None
+                if site.opens_block:
+                    addition_BTD = self.embedding.stream_addition(found, site.layer)
+                if addition_BTD is not None:
+                    state, addition_BTD = self.residual.inject(state, site, addition_BTD)
                 x, state = self.residual.read(state, site)
+                x = plus(x, addition_BTD)
+                if site.kind == "attn":
+                    value_BTD = self.embedding.value_addition(found, site.layer)
                 tap: _Tap | None = None
-                if self.residual.taps_kv and site.kind == "attn":
+                if self.residual.taps_qkv and site.kind == "attn":
                     tap = _Tap(self.residual, site, state)
                 with sublayers():
-                    y_BTD = self._block(site).branch(site, x, tap)
+                    y_BTD = self._block(site).branch(site, x, tap, value_BTD)
                 if tap is not None:
                     state = tap.state
+                if addition_BTD is not None:
+                    y_BTD = y_BTD + addition_BTD
+                if seen is not None:
+                    seen.append((x, y_BTD))
                 state = self.residual.write(state, site, y_BTD)
-            x_BTD = self.residual.end(state)
-            return x_BTD if self.ln_f is None else self.ln_f(x_BTD)
+            return self.residual.end(state)
+
+    def _normed_end(self, x_BTD: Tensor) -> Tensor:
+        if self.ln_f is None:
+            return x_BTD
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            normed_BTD: Tensor = self.ln_f(x_BTD)
+        return normed_BTD
 
     @property
     def _proj_std(self) -> float:
@@ -148,6 +175,9 @@ class GPT(nn.Module):
         block = self.h[site.layer]
         assert isinstance(block, Block)  # only blocks go into h
         return block
+
+    def _sublayer(self, site: Site) -> nn.Module:
+        return self._block(site).get_submodule(site.kind)
 
     def forward(self, idx_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> logits [B, T, V]."""
@@ -175,9 +205,15 @@ class GPT(nn.Module):
         return total if positions else total - self.embedding.get_num_pos_params()
 
     def flops_per_token(self) -> int:
-        """Training FLOPs of one token: 6 * parameters + 12 * attention sites * D * T (PaLM, appendix B)."""
+        """Training FLOPs of one token: 6 * parameters + 12 * attention sites * D * T (PaLM, appendix B).
+
+        A sublayer's parameters count once for every visit; what is only looked up (positions, tables besides
+        the head's) multiplies nothing.
+        """
         attention = sum(site.kind == "attn" for site in self.sites)
-        matmul = 6 * self.n_params(positions=False)
+        again = [self._sublayer(site) for site in self.sites if site.visit > 0]
+        visited = self.n_params(positions=False) + sum(p.numel() for m in again for p in m.parameters())
+        matmul = 6 * (visited - self.embedding.get_num_lookup_params())
         return matmul + 12 * attention * self.config.n_embd * self.config.block_size
 
     def load_nanogpt_state_dict(self, weights: Mapping[str, Tensor]) -> None:
@@ -191,27 +227,13 @@ class GPT(nn.Module):
 
 
 class _Tap:
-    """Carries the state through attention for a strategy that taps keys and values."""
+    """Carries the state through attention for a strategy that taps queries, keys and values."""
 
     def __init__(self, residual: ResidualStrategy[Any], site: Site, state: object) -> None:
         self.residual, self.site, self.state = residual, site, state
 
-    def __call__(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        k_BHTK, v_BHTK, self.state = self.residual.tap_kv(self.state, self.site, k_BHTK, v_BHTK)
-        return k_BHTK, v_BHTK
-
-
-def _normed(norm: nn.Module | None, x: Tensor | QKV) -> Tensor | QKV:
-    if norm is None:
-        return x
-    return QKV(*map(norm, x)) if isinstance(x, QKV) else norm(x)
-
-
-def sites_in_order(n_layer: int) -> tuple[Site, ...]:
-    """Attention then MLP of each layer, layers in order."""
-    kinds: tuple[Kind, Kind] = ("attn", "mlp")
-    return tuple(
-        Site(2 * layer + i, layer, kind, 0, opens_block=i == 0, closes_block=i == 1)
-        for layer in range(n_layer)
-        for i, kind in enumerate(kinds)
-    )
+    def __call__(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(q_BHTK.device.type, enabled=False):
+            *qkv, self.state = self.residual.tap_qkv(self.state, self.site, q_BHTK, k_BHTK, v_BHTK)
+        q_BHTK, k_BHTK, v_BHTK = qkv
+        return q_BHTK, k_BHTK, v_BHTK

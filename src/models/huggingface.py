@@ -1,9 +1,10 @@
 """Weights to and from Hugging Face's GPT-2 folders (`config.json` and `model.safetensors`).
 
 Only a model that *is* GPT-2 has such a folder: one stream with Pre-LN, LayerNorm, a tied head and learned
-positions. Hugging Face keeps the projections transposed (Conv1D), and always with biases.
+positions. Hugging Face keeps the blocks' projections transposed (Conv1D), and always with biases.
 
-Source: Hugging Face transformers, GPT2Config and GPT2LMHeadModel.
+Source: Hugging Face transformers, GPT2Config (whose defaults stand for keys that a config.json leaves out)
+and GPT2LMHeadModel.
 """
 
 import json
@@ -14,16 +15,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from src.artefacts import atomic_folder
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
+from src.models.gpt2 import GPT2_KEYS, gpt2_shapes, other_than_gpt2
 
-PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-NORMS = ("ln_1", "ln_2")
 END_OF_TEXT = 50256
-ACTIVATIONS = {"none": "gelu", "tanh": "gelu_new"}
+#: This project's size keys, and Hugging Face's.
 SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
@@ -31,159 +30,189 @@ SIZES = {
     "block_size": "n_positions",
     "vocab_size": "vocab_size",
 }
+GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+ACTIVATIONS = {"none": "gelu", "tanh": "gelu_new"}
+#: Switches of GPT2Config that change the function, at the only value which has an equal here.
+FIXED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+#: What else a folder of an older transformers may hold: the causal mask, as buffers.
+MASKS = (".attn.bias", ".attn.masked_bias")
 
 
 def export_gpt2(gpt: GPT, folder: Path) -> None:
     """Write `gpt` as a folder that `GPT2LMHeadModel.from_pretrained` loads with the same logits.
 
     Raises:
-        ValueError: the model is not GPT-2, or the folder exists.
+        ValueError: the model is not GPT-2, or the folder is not empty.
     """
-    weights = _to_hub(gpt)
+    other = other_than_gpt2(gpt)
+    if other is not None:
+        raise ValueError(f"Hugging Face's GPT-2 format holds {GPT2_KEYS} only; this model differs in {other}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"output={folder} exists already; name a folder that does not")
-    sizes = {theirs: getattr(gpt.config, ours) for ours, theirs in SIZES.items()}
+    own = gpt.state_dict()
+    weights = {}
+    for key, shape in gpt2_shapes(gpt.config).items():
+        value = own[key].detach().cpu().float() if key in own else torch.zeros(shape)
+        weights[f"transformer.{_hub_name(key)}"] = (value.T if _is_conv1d(key) else value).contiguous()
+    with atomic_folder(folder) as part:
+        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
+        (part / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
+        text = json.dumps(_hub_config(gpt), indent=2) + "\n"
+        (part / "config.json").write_text(text, encoding="utf-8")
+
+
+def _hub_config(gpt: GPT) -> dict[str, Any]:  # a config.json
     special = END_OF_TEXT if gpt.config.vocab_size > END_OF_TEXT else None
-    config = {
+    return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": ACTIVATIONS[gpt.config.gelu_approximate],
-        "layer_norm_epsilon": _eps(gpt),
-        "tie_word_embeddings": True,
+        "layer_norm_epsilon": gpt.get_submodule("ln_f").eps,
+        **FIXED,
         "bos_token_id": special,
         "eos_token_id": special,
         "resid_pdrop": gpt.config.dropout,
         "embd_pdrop": gpt.config.dropout,
         "attn_pdrop": gpt.config.dropout,
-        **sizes,
+        **{theirs: getattr(gpt.config, ours) for ours, theirs in SIZES.items()},
     }
-    with atomic_folder(folder) as part:
-        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The fields of a `GPTConfig`, and the weights in this project's names, of a Hugging Face GPT-2 folder.
+
+    `bias` says whether any bias differs from zero; the weights hold biases only then. `dropout` is
+    `resid_pdrop`. The norm's eps is no field of a `GPTConfig`; `load_gpt2` compares it.
+
+    Raises:
+        ValueError: no such folder, or a model that has no equal here.
+    """
+    config = _read_config(folder)
+    fields = _fields(config, folder)
+    weights = _read_weights(folder, GPTConfig(**fields))
+    fields["bias"] = _set_bias(weights) is not None
+    kept = {key: value for key, value in weights.items() if fields["bias"] or not key.endswith(".bias")}
+    return fields, kept
 
 
 def load_gpt2(gpt: GPT, folder: Path) -> None:
-    """Give `gpt` the weights of a Hugging Face GPT-2 folder.
+    """Give `gpt` the weights of a Hugging Face GPT-2 folder, after which both have the same logits.
 
     Raises:
         ValueError: no such folder, other sizes, or a part that the other side lacks.
     """
+    other = other_than_gpt2(gpt)
+    if other is not None:
+        raise ValueError(f"init_from={folder} is for {GPT2_KEYS} only; this model differs in {other}")
+    config = _read_config(folder)
+    fields = _fields(config, folder)
+    ours: dict[str, object] = {f"model.{key}": getattr(gpt.config, key) for key in (*SIZES, "gelu_approximate")}
+    ours["norm.eps"] = gpt.get_submodule("ln_f").eps
+    theirs = {f"model.{key}": value for key, value in fields.items()}
+    theirs["norm.eps"] = config.get("layer_norm_epsilon", 1e-5)
+    for key, value in ours.items():
+        if theirs[key] != value:
+            raise ValueError(
+                f"init_from={folder} has {key}={theirs[key]}, this model {value}; give {key}={theirs[key]}"
+            )
+    weights = _read_weights(folder, gpt.config)
+    bias = _set_bias(weights)
+    if bias is not None and not gpt.config.bias:
+        raise ValueError(
+            f"init_from={folder} has biases that are not zero ({bias}), this model has none; "
+            "give model.bias=true"
+        )
+    gpt.load_state_dict({key: weights[key] for key in gpt.state_dict()}, strict=True)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:  # a config.json
+    if not folder.is_dir():
+        raise ValueError(f"init_from={folder} is not a folder; give a Hugging Face GPT-2 folder")
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise ValueError(f"init_from={folder} has no {name}; give a Hugging Face GPT-2 folder")
+            raise ValueError(f"init_from={folder} has no {name}; give a Hugging Face GPT-2 folder with one")
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"init_from={folder} cannot be read: {error}") from error
-    _require_same_model(gpt.config, config, folder)
-    own = _from_hub(gpt, weights, folder)
-    gpt.load_state_dict(own, strict=True)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise ValueError(f"init_from={folder} has a config.json that cannot be read: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "gpt2":
+        raise ValueError(f"init_from={folder} holds a model of type {kind}; only gpt2 can be taken over")
+    return dict(config)
 
 
-def _require_same_model(ours: GPTConfig, theirs: dict[str, Any], folder: Path) -> None:
-    if theirs.get("model_type") != "gpt2":
-        raise ValueError(f"init_from={folder} holds a {theirs.get('model_type')} model, not gpt2")
-    for own, other in SIZES.items():
-        if theirs[other] != getattr(ours, own):
+def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A GPTConfig's fields, biases taken for granted."""
+    for key, value in {**FIXED, "n_inner": None}.items():
+        given = config.get(key, value)
+        if given != value and not (key == "n_inner" and given == 4 * config.get("n_embd", 0)):
+            raise ValueError(f"init_from={folder} has {key}={given}, which has no equal here")
+    fields: dict[str, Any] = {}
+    for ours, theirs in SIZES.items():
+        size = config.get(theirs)
+        if not isinstance(size, int) or size < 1:
             raise ValueError(
-                f"init_from={folder} has model.{own}={theirs[other]}, this model {getattr(ours, own)}; "
-                f"give model.{own}={theirs[other]}"
+                f"init_from={folder} has {theirs}={size} in its config.json, which must be at least 1"
             )
-    activation = theirs.get("activation_function", "gelu_new")
-    if activation != ACTIVATIONS[ours.gelu_approximate]:
-        known = {theirs_is: ours_is for ours_is, theirs_is in ACTIVATIONS.items()}
-        way_out = (
-            f"give model.gelu_approximate={known[activation]}"
-            if activation in known
-            else "it has no equal here"
-        )
-        raise ValueError(f"init_from={folder} has activation_function={activation}; {way_out}")
-
-
-def _names(gpt: GPT) -> dict[str, str]:
-    """Hugging Face's name of each of this model's tensors, biases included."""
-    names = {"embedding.wte.weight": "transformer.wte.weight", "embedding.wpe.weight": "transformer.wpe.weight"}
-    stems = [f"h.{i}.{part}" for i in range(gpt.config.n_layer) for part in (*NORMS, *PROJECTIONS)]
-    for stem in (*stems, "ln_f"):
-        for kind in ("weight", "bias"):
-            names[f"{stem}.{kind}"] = f"transformer.{stem}.{kind}"
-    return names
-
-
-def _is_projection(name: str) -> bool:
-    return name.endswith(tuple(f"{p}.weight" for p in PROJECTIONS))
-
-
-def _to_hub(gpt: GPT) -> dict[str, Tensor]:
-    own = gpt.state_dict()
-    names = _names(gpt)
-    odd = [key for key in own if key not in names]
-    odd += [key for key in names if key.endswith("weight") and key not in own]
-    if odd or not _is_plain_stream(gpt) or not _has_layer_norms(gpt):
+        fields[ours] = size
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in GELUS:
         raise ValueError(
-            "Hugging Face's GPT-2 format holds residual=vanilla, norm=layernorm, embedding=tied only; "
-            f"this model differs{f' in {odd[0]}' if odd else ''}"
+            f"init_from={folder} has activation_function={activation}, which has no equal here; "
+            f"there are {', '.join(GELUS)}"
         )
+    return {
+        **fields,
+        "bias": True,
+        "dropout": config.get("resid_pdrop", 0.1),
+        "gelu_approximate": GELUS[activation],
+        "norm_placement": "pre",
+        "positions": "learned",
+    }
+
+
+def _hub_name(key: str) -> str:
+    """Hugging Face's name, without the `transformer.` that some folders leave out."""
+    return key.removeprefix("embedding.")
+
+
+def _is_conv1d(key: str) -> bool:
+    return key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+
+
+def _read_weights(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
+    """All of GPT-2's tensors in this project's names and layout, biases included, in float32."""
+    try:
+        stored = load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"init_from={folder} has a model.safetensors that cannot be read: {error}") from error
+    theirs = {key.removeprefix("transformer."): value for key, value in stored.items()}
+    head = theirs.pop("lm_head.weight", None)
     weights = {}
-    for key, name in names.items():
-        if key in own:
-            value = own[key].detach().cpu().float()
-            weights[name] = (value.T if _is_projection(key) else value).contiguous()
-        else:
-            width = own[key.replace("bias", "weight")].shape[0]
-            weights[name] = torch.zeros(width)
+    for key, shape in gpt2_shapes(config).items():
+        name = _hub_name(key)
+        if name not in theirs:
+            raise ValueError(f"init_from={folder} has no tensor {name} in its model.safetensors")
+        value = theirs.pop(name)
+        value = (value.T if _is_conv1d(key) else value).float()
+        if value.shape != shape:
+            raise ValueError(
+                f"init_from={folder} has {key} of shape {list(value.shape)}; by its config.json it is {list(shape)}"
+            )
+        weights[key] = value.contiguous()
+    odd = [name for name in theirs if not name.endswith(MASKS)]
+    if head is not None and not torch.equal(head.float(), weights["embedding.wte.weight"]):
+        odd.append("lm_head.weight, which is not tied")
+    if odd:
+        raise ValueError(f"init_from={folder} has a tensor {odd[0]}, which has no equal here")
     return weights
 
 
-@torch.no_grad()
-def _is_plain_stream(gpt: GPT) -> bool:
-    """Whether every site reads, and the end gives, x0 plus all outputs so far; tried on random tensors."""
-    device = next(gpt.parameters()).device
-    x_BTD = torch.randn(1, 2, gpt.config.n_embd, device=device)
-    state = gpt.residual.begin(x_BTD)
-    for site in gpt.sites:
-        read, state = gpt.residual.read(state, site)
-        if not (isinstance(read, Tensor) and torch.allclose(read, x_BTD)):
-            return False
-        y_BTD = torch.randn_like(x_BTD)
-        x_BTD = x_BTD + y_BTD
-        state = gpt.residual.write(state, site, y_BTD)
-    return torch.allclose(gpt.residual.end(state), x_BTD)
-
-
-@torch.no_grad()
-def _has_layer_norms(gpt: GPT) -> bool:
-    """Whether the final norm is a layer norm; all norms of a model are of one kind."""
-    norm = gpt.get_submodule("ln_f")
-    weight, bias = (dict(norm.named_parameters()).get(name) for name in ("weight", "bias"))
-    x = torch.randn(2, gpt.config.n_embd, device=next(gpt.parameters()).device)
-    plain = F.layer_norm(x, x.shape[-1:], weight, bias, _eps(gpt))
-    return torch.allclose(norm(x), plain, atol=1e-6)
-
-
-def _eps(gpt: GPT) -> float:
-    return float(getattr(gpt.get_submodule("ln_f"), "eps", 1e-5))
-
-
-def _from_hub(gpt: GPT, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    theirs = {key.removeprefix("transformer."): value for key, value in weights.items()}
-    expected = gpt.state_dict().keys()
-    own = {}
-    for key, name in _names(gpt).items():
-        value = theirs.get(name.removeprefix("transformer."))
-        if key in expected:
-            if value is None:
-                raise ValueError(f"init_from={folder} has no tensor {name}")
-            own[key] = value.T if _is_projection(key) else value
-        elif value is not None and value.abs().max() > 0:
-            raise ValueError(
-                f"init_from={folder} has a bias {name} that this model lacks; give model.bias=true"
-            )
-    extra = [key for key in expected if key not in own]
-    if extra:
-        raise ValueError(
-            f"init_from={folder} has no weights for {extra[0]}; GPT-2 is residual=vanilla, norm=layernorm, "
-            "embedding=tied"
-        )
-    return own
+def _set_bias(weights: dict[str, Tensor]) -> str | None:
+    """The first bias that is not zero throughout."""
+    return next((key for key, value in weights.items() if key.endswith(".bias") and value.any()), None)

@@ -80,6 +80,8 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> T
 
     Matrix products run in the autocast type where autocast is on, log-sum-exp in float32 at least.
     """
+    if not torch.is_grad_enabled():  # autograd asks a Function for gradients all the same
+        return token_losses(x_ND, weight_VD, target_N).mean()
     device = x_ND.device.type
     on = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if on else x_ND.dtype

@@ -7,14 +7,14 @@ RMSNorm_k has a learned gain, which folds into the query; there is no 1/sqrt(D).
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 3.1.
 At init (w = 0): the uniform mean of all sources; not vanilla.
-Shape letters: Q queries (sites 1..S-1, and the end).
+Shape letters: Q queries (sites 1..S-1, and the end); of `mixing`, K readers and J sources.
 """
 
 import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, attend, emit, open_sources
+from src.residual.depth_attention import Sources, attend, emit, open_sources, shares
 
 
 class AttentionResiduals(ResidualStrategy[Sources]):
@@ -42,3 +42,12 @@ class AttentionResiduals(ResidualStrategy[Sources]):
 
     def end(self, state: Sources) -> Tensor:
         return attend(state)
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        state = self.begin(x0_BTD)
+        weight_KJ = x0_BTD.new_zeros(len(y_BTD) + 1, len(y_BTD) + 1)
+        weight_KJ[0, :1] = shares(state)
+        for k, output_BTD in enumerate(y_BTD, start=1):
+            state = emit(state, output_BTD, self.eps)
+            weight_KJ[k, : k + 1] = shares(state)
+        return weight_KJ

@@ -9,7 +9,7 @@ Block here means P consecutive sublayers, not a layer of the trunk. An empty sum
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), equations 5-6, figure 2.
 At init (w = 0): the uniform mean of the sources; not vanilla.
-Shape letters: Q queries (sites 1..S-1, and the end).
+Shape letters: Q queries (sites 1..S-1, and the end); of `mixing`, K readers and J sources.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
         if n_block < 1:
             raise ValueError(f"residual.n_block must be at least 1, got {n_block}; the paper uses 8")
         self.block_sites = -(-spec.n_site // n_block)
-        self.eps = eps
+        self.eps, self.sites = eps, spec.sites
         self.query_QD = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd))
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
 
@@ -64,9 +64,23 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
     def end(self, state: BlockSources) -> Tensor:
         return self._attend(state, len(self.query_QD) - 1)
 
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        state = self.begin(x0_BTD)
+        weight_KJ = x0_BTD.new_zeros(len(y_BTD) + 1, len(y_BTD) + 1)
+        weight_KJ[0, 0] = 1.0
+        for k, (site, output_BTD) in enumerate(zip(self.sites, y_BTD, strict=True), start=1):
+            state = self.write(state, site, output_BTD)
+            share_J = self._logits(state, k - 1).softmax(-1).mean((0, 1))
+            block = torch.arange(k) // self.block_sites
+            weight_KJ[k, : k + 1] = torch.cat((share_J[:1], share_J[1 + block]))
+        return weight_KJ
+
     def _attend(self, state: BlockSources, query: int) -> Tensor:
+        return mixture((*state.blocks.v_BTD, *state.partial_BTD), self._logits(state, query))
+
+    def _logits(self, state: BlockSources, query: int) -> Tensor:
         logit_BTJ = logits(state.blocks, query)
         for p_BTD in state.partial_BTD:
             own_BT1 = scores(p_BTD, state.blocks.key_QD[query : query + 1], self.eps)
             logit_BTJ = torch.cat((logit_BTJ, own_BT1), dim=-1)
-        return mixture((*state.blocks.v_BTD, *state.partial_BTD), logit_BTJ)
+        return logit_BTJ

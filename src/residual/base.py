@@ -21,7 +21,7 @@ Shape letters: B batch, T tokens, D n_embd, H heads, K head size, L n_layer, S s
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -34,16 +34,28 @@ class Site:
     """One visit to one sublayer.
 
     `index` names the visit for good (0..S-1, in visiting order): per-site parameters are rows `index`
-    of one packed tensor. `visit` counts the visits to the same sublayer (0 unless layers recur).
+    of one packed tensor. `block` counts the visits to layers in the same way (it equals `layer` unless
+    layers recur). `visit` counts the visits to the same sublayer (0 unless layers recur).
     `opens_block` and `closes_block` mark the first and last sublayer of a visit to a layer.
     """
 
     index: int
+    block: int
     layer: int
     kind: Kind
     visit: int
     opens_block: bool
     closes_block: bool
+
+
+def sites_in_order(n_layer: int) -> tuple[Site, ...]:
+    """Attention then MLP of each layer, layers in order."""
+    kinds: tuple[Kind, Kind] = ("attn", "mlp")
+    return tuple(
+        Site(2 * layer + i, layer, layer, kind, 0, opens_block=i == 0, closes_block=i == 1)
+        for layer in range(n_layer)
+        for i, kind in enumerate(kinds)
+    )
 
 
 class QKV(NamedTuple):
@@ -72,6 +84,11 @@ class StreamSpec:
         """S, the number of visits to sublayers."""
         return len(self.sites)
 
+    @property
+    def n_block(self) -> int:
+        """The number of visits to layers; n_layer unless layers recur."""
+        return self.sites[-1].block + 1
+
     def norm(self) -> nn.Module:
         """One norm over the stream's width."""
         return self.make_norm(self.n_embd)
@@ -92,8 +109,8 @@ class ParamGroup:
 class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     """What flows between sublayers. Subclasses take `(spec, *, <the keys of their YAML>)`."""
 
-    #: Set to True by strategies that implement `tap_kv`.
-    taps_kv: ClassVar[bool] = False
+    #: Set to True by strategies that implement `tap_qkv`.
+    taps_qkv: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, x0_BTD: Tensor) -> StateT:
@@ -111,6 +128,15 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def end(self, state: StateT) -> Tensor:
         """Close the stream: what the final norm is given, [B, T, D]."""
 
+    # ---- the order of visits
+
+    def visits(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+        """The sites that the trunk visits, in order; by default those of `spec`, which are given.
+
+        A strategy that visits a sublayer again returns more of them, indexed anew.
+        """
+        return sites
+
     # ---- norms: by default every branch has its input norm and the trunk its final norm
 
     def owns_norm(self, site: Site | None) -> bool:
@@ -120,6 +146,19 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         own from `spec.norm()`.
         """
         return False
+
+    # ---- additions to the stream from outside
+
+    def inject(self, state: StateT, site: Site, e_BTD: Tensor) -> tuple[StateT, Tensor | None]:
+        """Take an embedding's addition [B, T, D] into the stream, before `site`, which opens a layer, reads it.
+
+        Returns the state, and what it did not take (None: nothing): the trunk then gives `site` its input
+        plus that, and writes its output plus that. On a stream that reads and writes with weight 1 both
+        ways are the same. By default a state that is one tensor takes all, any other state nothing.
+        """
+        if isinstance(state, Tensor):
+            return cast(StateT, state + e_BTD), None
+        return state, e_BTD
 
     # ---- weights and the optimizer
 
@@ -150,8 +189,19 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
 
     # ---- inside attention
 
-    def tap_kv(
-        self, state: StateT, site: Site, k_BHTK: Tensor, v_BHTK: Tensor
-    ) -> tuple[Tensor, Tensor, StateT]:
-        """Replace keys and values between their projection and any rotation; needs `taps_kv = True`."""
+    def tap_qkv(
+        self, state: StateT, site: Site, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, StateT]:
+        """Replace queries, keys and values between their projection and any rotation; needs `taps_qkv`."""
         raise NotImplementedError
+
+    # ---- what a picture shows
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor | None:
+        """The weights with which each site reads each earlier output, where the strategy has such.
+
+        Given the embedding and the outputs of all sites on some batch, returns [S + 1, S + 1]: row k what
+        site k is given (the last row: what `end` returns), column 0 the weight of x0 and column j + 1 that
+        of site j's output, the mean over tokens. None: the weights are to be measured from outside.
+        """
+        return None

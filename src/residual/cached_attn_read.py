@@ -46,6 +46,10 @@ class CachedAttentionRead(ResidualStrategy[CachedState]):
     def begin(self, x0_BTD: Tensor) -> CachedState:
         return CachedState(x0_BTD, x0_BTD)
 
+    def inject(self, state: CachedState, site: Site, e_BTD: Tensor) -> tuple[CachedState, None]:
+        x_BTD = state.x_BTD + e_BTD
+        return CachedState(x_BTD, x_BTD if site.layer <= self.first_late else state.attn_BTD), None
+
     def read(self, state: CachedState, site: Site) -> tuple[Tensor, CachedState]:
         return state.attn_BTD if site.kind == "attn" else state.x_BTD, state
 

@@ -38,6 +38,9 @@ class ChannelDense(ResidualStrategy[DenseState]):
     def begin(self, x0_BTD: Tensor) -> DenseState:
         return DenseState((), x0_BTD, x0_BTD)
 
+    def inject(self, state: DenseState, site: Site, e_BTD: Tensor) -> tuple[DenseState, None]:
+        return state._replace(outer_BTD=state.outer_BTD + e_BTD), None
+
     def read(self, state: DenseState, site: Site) -> tuple[Tensor, DenseState]:
         if site.opens_block:
             h_BTD = (*state.h_BTD, state.outer_BTD)

@@ -77,10 +77,22 @@ def scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> Tensor:
 
 def mixture(values: Sequence[Tensor], logit_BTJ: Tensor) -> Tensor:
     """sum_j softmax_j(logit_BTJ) values[j], [B, T, D]."""
-    weight_BTJ = logit_BTJ.softmax(-1)
+    return weighted_sum(logit_BTJ.softmax(-1), values)
+
+
+def weighted_sum(weight_BTJ: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """sum_j weight_BTJ[..., j] values[j], [B, T, D]."""
     if torch.compiler.is_compiling():
         return _weighted_sum(weight_BTJ, values)
     return cast(Tensor, _Mixture.apply(weight_BTJ, *values))  # type: ignore[no-untyped-call]  # torch's
+
+
+def shares(state: Sources) -> Tensor:
+    """The next query's softmax weights over all sources so far, the mean over tokens: [J]."""
+    n = len(state.v_BTD)
+    if n == 1:
+        return state.key_QD.new_ones(1)
+    return logits(state, n - 2).softmax(-1).mean((0, 1))
 
 
 def _rrms(v_BTD: Tensor, eps: float) -> Tensor:

@@ -12,9 +12,10 @@ compiler is given the plain form, which it differentiates and fuses itself.
 Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2 and algorithm 2.
 The paper sums the streams at the end; the mean is the same model up to the final norm's eps, and exactly
 vanilla at init.
-Shape letters: N streams, M columns of a weight.
+Shape letters: N streams, M columns of a weight, J sources (the embedding, then each site's output).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,6 +29,13 @@ class Streams(NamedTuple):
 
     h_BTND: Tensor
     b: Tensor  # [N] static, [B, T, N] dynamic
+
+
+class SiteWeights(NamedTuple):
+    """A site's weights: A [N, N + 1] and B [N], static or by token with [B, T] in front."""
+
+    a: Tensor
+    b: Tensor
 
 
 def require_streams(n_stream: int) -> None:
@@ -71,6 +79,39 @@ def write_streams(state: Streams, y_BTD: Tensor) -> Streams:
     return state._replace(h_BTND=_Write.apply(*state, y_BTD))  # type: ignore[no-untyped-call]  # torch's
 
 
+def stream_mixing(
+    x0_BTD: Tensor,
+    y_BTD: tuple[Tensor, ...],
+    n_stream: int,
+    weights: Callable[[int, Tensor], SiteWeights],
+    end: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """`ResidualStrategy.mixing` for streams, from each site's weights and those [N] or [B, T, N] of the end.
+
+    Every stream is followed as a sum of sources, token by token; the means are taken last.
+    """
+    n_source = len(y_BTD) + 1
+    h_BTND = x0_BTD.unsqueeze(2).expand(-1, -1, n_stream, -1)
+    share_BTNJ = x0_BTD.new_zeros(*h_BTND.shape[:3], n_source)
+    share_BTNJ[..., 0] = 1.0
+    rows = []
+    for k, output_BTD in enumerate(y_BTD):
+        a, b = weights(k, h_BTND)
+        read_BTJ, share_BTNJ = split_blend(a, share_BTNJ)
+        rows.append(read_BTJ.mean((0, 1)))
+        share_BTNJ[..., k + 1] += b
+        h_BTND = _written(split_blend(a, h_BTND)[1], b, output_BTD.to(h_BTND.dtype))
+    out_BTJ = blend(end(h_BTND).unsqueeze(-1), share_BTNJ).squeeze(2)
+    return torch.stack([*rows, out_BTJ.mean((0, 1))])
+
+
+def blended(weight: Tensor, h_BTND: Tensor) -> Tensor:
+    """sum_i weight[..., i, :] H_i under weights [..., N, M]: [B, T, M, D]; keeps both for the backward."""
+    if torch.compiler.is_compiling():
+        return blend(weight, h_BTND)
+    return cast(Tensor, _Blend.apply(weight, h_BTND))  # type: ignore[no-untyped-call]  # torch's
+
+
 def blend(weight: Tensor, h_BTND: Tensor) -> Tensor:
     """sum_i weight[..., i, :] H_i under weights [..., N, M]: [B, T, M, D], in one tensor."""
     first, *others = weight.unsqueeze(-1).unbind(-3)
@@ -95,6 +136,23 @@ def blend_backward(a: Tensor, h_BTND: Tensor, du_BTD: Tensor, dh_BTND: Tensor) -
 def dots(x_BTD: Tensor, h_BTND: Tensor) -> Tensor:
     """<x, H_i> for every stream, [B, T, N]."""
     return (x_BTD.unsqueeze(2) @ h_BTND.transpose(2, 3)).squeeze(2)
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        weight: Tensor,
+        h_BTND: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, h_BTND)
+        return blend(weight, h_BTND)
+
+    @staticmethod
+    def backward(ctx: Any, dout_BTMD: Tensor) -> tuple[Tensor, Tensor]:
+        weight, h_BTND = ctx.saved_tensors
+        dweight_BTNM = h_BTND @ dout_BTMD.transpose(2, 3)
+        return dweight_BTNM.sum_to_size(weight.shape), blend(weight.transpose(-1, -2), dout_BTMD)
 
 
 class _Mix(torch.autograd.Function):

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 from src.residual.hyper_streams import (
+    SiteWeights,
     Streams,
     require_streams,
     scale_output_,
     static_mixing,
+    stream_mixing,
     widen,
     write_streams,
 )
-from src.residual.hyperconn_read import Weights, read_dynamic
+from src.residual.hyperconn_read import Weights, dynamic_weights, read_dynamic
 
 
 class HyperConnections(ResidualStrategy[Streams]):
@@ -57,11 +59,22 @@ class HyperConnections(ResidualStrategy[Streams]):
         return widen(x0_BTD, self.n_stream, self.b_SN[0])
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        packed = (self.w_SDC, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2, self.a_SNM, self.b_SN)
-        return read_dynamic(state.h_BTND, Weights(*(tensor[site.index] for tensor in packed)))
+        return read_dynamic(state.h_BTND, self._site(site.index))
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
         return write_streams(state, y_BTD)
 
     def end(self, state: Streams) -> Tensor:
         return state.h_BTND.mean(2)
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        end_N = x0_BTD.new_full((self.n_stream,), 1 / self.n_stream)
+        return stream_mixing(x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
+
+    def _site(self, k: int) -> Weights:
+        packed = (self.w_SDC, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2, self.a_SNM, self.b_SN)
+        return Weights(*(tensor[k] for tensor in packed))
+
+    def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+        dynamic = dynamic_weights(h_BTND, self._site(k))
+        return SiteWeights(dynamic.a_BTNM, dynamic.b_BTN)

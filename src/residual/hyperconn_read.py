@@ -47,7 +47,7 @@ class Dynamic(NamedTuple):
 def read_dynamic(h_BTND: Tensor, weights: Weights) -> tuple[Tensor, Streams]:
     """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
     if torch.compiler.is_compiling():
-        dynamic = _dynamic(h_BTND, weights)
+        dynamic = dynamic_weights(h_BTND, weights)
         u_BTD, h_BTND = split_blend(dynamic.a_BTNM, h_BTND)
         return u_BTD, Streams(h_BTND, dynamic.b_BTN)
     out = _Read.apply(h_BTND, *weights)  # type: ignore[no-untyped-call]  # torch's
@@ -55,7 +55,8 @@ def read_dynamic(h_BTND: Tensor, weights: Weights) -> tuple[Tensor, Streams]:
     return u_BTD, Streams(h_BTND, b_BTN)
 
 
-def _dynamic(h_BTND: Tensor, weights: Weights) -> Dynamic:
+def dynamic_weights(h_BTND: Tensor, weights: Weights) -> Dynamic:
+    """The weights of every token, for any number of columns of A (C is one more)."""
     gained_CD = weights.w_DC.t() * weights.gain_D
     centred_CD = gained_CD - gained_CD.mean(1, keepdim=True)
     w_PD = torch.cat((centred_CD, torch.full_like(centred_CD[:1], 1 / centred_CD.shape[1])))
@@ -76,14 +77,14 @@ class _Read(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(h_BTND, *weights)
-        dynamic = _dynamic(h_BTND, Weights(*weights))
+        dynamic = dynamic_weights(h_BTND, Weights(*weights))
         return *split_blend(dynamic.a_BTNM, h_BTND), dynamic.b_BTN
 
     @staticmethod
     def backward(ctx: Any, du_BTD: Tensor, dh_BTND: Tensor, db_BTN: Tensor) -> tuple[Tensor, ...]:
         h_BTND, *saved = ctx.saved_tensors
         weights = Weights(*saved)
-        w_PD, pm_BTNP, r_BTN1, z_BTNC, a_BTNM, _ = _dynamic(h_BTND, weights)
+        w_PD, pm_BTNP, r_BTN1, z_BTNC, a_BTNM, _ = dynamic_weights(h_BTND, weights)
         da_BTNM, through_BTND = blend_backward(a_BTNM, h_BTND, du_BTD, dh_BTND)
         dab_BTNC = torch.cat((da_BTNM, db_BTN.unsqueeze(-1)), dim=-1)
         dstatic_NC, dscale_C = dab_BTNC.sum((0, 1)), (dab_BTNC * z_BTNC).sum((0, 1, 2))

@@ -9,10 +9,11 @@ At init (small gates): nearly the identity; not vanilla.
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.base import Site, StreamSpec
+from src.residual.one_stream import OneStream
 
 
-class LayerScale(ResidualStrategy[Tensor]):
+class LayerScale(OneStream):
     """D parameters a site, lr x 1, no weight decay.
 
     Args:
@@ -26,17 +27,8 @@ class LayerScale(ResidualStrategy[Tensor]):
         value = _gate_by_depth(spec.n_layer) if gate_init is None else gate_init
         self.gate_SD = nn.Parameter(torch.full((spec.n_site, spec.n_embd), value))
 
-    def begin(self, x0_BTD: Tensor) -> Tensor:
-        return x0_BTD
-
-    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        return state, state
-
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return torch.addcmul(state, self.gate_SD[site.index], y_BTD)
-
-    def end(self, state: Tensor) -> Tensor:
-        return state
 
 
 def _gate_by_depth(n_layer: int) -> float:

@@ -35,15 +35,18 @@ class LearnedScaling(ResidualStrategy[ScaledState]):
 
     def __init__(self, spec: StreamSpec, *, carry_init: float, blend_init: float) -> None:
         super().__init__()
-        self.carry_L = nn.Parameter(torch.full((spec.n_layer,), carry_init))
-        self.blend_L = nn.Parameter(torch.full((spec.n_layer,), blend_init))
+        self.carry_L = nn.Parameter(torch.full((spec.n_block,), carry_init))
+        self.blend_L = nn.Parameter(torch.full((spec.n_block,), blend_init))
 
     def begin(self, x0_BTD: Tensor) -> ScaledState:
         return ScaledState(x0_BTD, x0_BTD, x0_BTD)
 
+    def inject(self, state: ScaledState, site: Site, e_BTD: Tensor) -> tuple[ScaledState, None]:
+        return state._replace(inner_BTD=state.inner_BTD + e_BTD), None
+
     def read(self, state: ScaledState, site: Site) -> tuple[Tensor, ScaledState]:
         if site.opens_block:
-            carry_BTD = self.carry_L[site.layer] * state.inner_BTD + self.blend_L[site.layer] * state.x0_BTD
+            carry_BTD = self.carry_L[site.block] * state.inner_BTD + self.blend_L[site.block] * state.x0_BTD
             state = state._replace(carry_BTD=carry_BTD)
         return state.inner_BTD, state
 

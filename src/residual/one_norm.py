@@ -32,6 +32,9 @@ class OneNormPerLayer(ResidualStrategy[NormedState]):
     def begin(self, x0_BTD: Tensor) -> NormedState:
         return NormedState(x0_BTD, x0_BTD)
 
+    def inject(self, state: NormedState, site: Site, e_BTD: Tensor) -> tuple[NormedState, None]:
+        return state._replace(x_BTD=state.x_BTD + e_BTD), None
+
     def read(self, state: NormedState, site: Site) -> tuple[Tensor, NormedState]:
         if site.opens_block:
             state = state._replace(h_BTD=self.norms[site.layer](state.x_BTD))

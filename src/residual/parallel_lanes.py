@@ -6,8 +6,8 @@
 
 Source: KellerJordan/modded-nanogpt, pull request 230 (carry sqrt(1.1), attention writes 1.5 to the MLP's
 lane); openai/parameter-golf, pull request 1204 (carry sqrt(1.1), all writes 1).
-At init with equal writes: one stream whose carry is `carry_init` in the upper layers, so vanilla where that
-is 1; as shipped, not.
+At init: not vanilla as shipped; with equal writes, one stream whose carry is `carry_init` in the upper layers,
+so vanilla where that is 1.
 Shape letters: A sites from the first of `start_layer` on.
 """
 
@@ -73,6 +73,9 @@ class ParallelLanes(ResidualStrategy[Lanes]):
 
     def begin(self, x0_BTD: Tensor) -> Lanes:
         return Lanes(x0_BTD, x0_BTD)
+
+    def inject(self, state: Lanes, site: Site, e_BTD: Tensor) -> tuple[Lanes, None]:
+        return Lanes(*(x_BTD + e_BTD for x_BTD in state)), None
 
     def read(self, state: Lanes, site: Site) -> tuple[Tensor, Lanes]:
         return state.attn_BTD if site.kind == "attn" else state.mlp_BTD, state

@@ -29,6 +29,9 @@ class ParallelTwoNorms(ResidualStrategy[OpenedState]):
     def begin(self, x0_BTD: Tensor) -> OpenedState:
         return OpenedState(x0_BTD, x0_BTD)
 
+    def inject(self, state: OpenedState, site: Site, e_BTD: Tensor) -> tuple[OpenedState, None]:
+        return state._replace(x_BTD=state.x_BTD + e_BTD), None
+
     def read(self, state: OpenedState, site: Site) -> tuple[Tensor, OpenedState]:
         if site.opens_block:
             state = state._replace(opened_BTD=state.x_BTD)

@@ -18,6 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from src.residual.base import ResidualStrategy, StateT, StreamSpec
+
 #: (t, one-based layer numbers as floats) -> alpha
 Schedule = Callable[[float, Tensor], Tensor]
 
@@ -81,3 +83,44 @@ SCHEDULES: dict[str, Schedule] = {
     "fix_sqrt_L": partial(_fix, _floor_sqrt_L),
     "fix_sqrt_l": partial(_fix, _floor_sqrt_l),
 }
+
+
+class WarmedUp(ResidualStrategy[StateT]):
+    """No parameters; a buffer of one factor a layer, filled once an optimizer step, 1 where none was taken.
+
+    Args:
+        spec: the trunk.
+        schedule: a name in `SCHEDULES`.
+        warmup_fraction: of the run, until the last layer is whole.
+        warmup_steps: the same in optimizer steps; exactly one of the two is None.
+
+    Raises:
+        ValueError: an unknown name, or a warm-up that is not one positive length.
+    """
+
+    alpha_L: Tensor
+
+    def __init__(
+        self, spec: StreamSpec, schedule: str, warmup_fraction: float | None, warmup_steps: int | None
+    ) -> None:
+        super().__init__()
+        if schedule not in SCHEDULES:
+            raise ValueError(f"residual.schedule must be one of {', '.join(SCHEDULES)}, got {schedule}")
+        if (warmup_fraction is None) == (warmup_steps is None):
+            raise ValueError(
+                f"exactly one of residual.warmup_fraction and residual.warmup_steps must be null, got "
+                f"{warmup_fraction} and {warmup_steps}"
+            )
+        for key, value in (("warmup_fraction", warmup_fraction), ("warmup_steps", warmup_steps)):
+            if value is not None and value <= 0:
+                raise ValueError(
+                    f"residual.{key} must be positive, got {value}; for no warm-up use residual=vanilla"
+                )
+        self.schedule = SCHEDULES[schedule]
+        self.warmup_fraction, self.warmup_steps = warmup_fraction, warmup_steps
+        self.register_buffer("alpha_L", torch.ones(spec.n_block), persistent=False)
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        warmup = self.warmup_steps or (self.warmup_fraction or 0.0) * max_steps
+        layer_L = torch.arange(1.0, len(self.alpha_L) + 1, dtype=torch.float64)
+        self.alpha_L.copy_(self.schedule(step / warmup, layer_L))

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.base import ParamGroup, Site, StreamSpec
+from src.residual.one_stream import OneStream
 
 
-class ReZero(ResidualStrategy[Tensor]):
+class ReZero(OneStream):
     """One gate a site: S parameters, no weight decay.
 
     Args:
@@ -34,14 +35,5 @@ class ReZero(ResidualStrategy[Tensor]):
     def param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup((self.gate_S,), self.lr_scale)
 
-    def begin(self, x0_BTD: Tensor) -> Tensor:
-        return x0_BTD
-
-    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        return state, state
-
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return torch.addcmul(state, self.gate_S[site.index], y_BTD)
-
-    def end(self, state: Tensor) -> Tensor:
-        return state

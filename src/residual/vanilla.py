@@ -8,23 +8,15 @@ At init: this is the baseline that the other strategies are compared with.
 
 from torch import Tensor
 
-from src.residual.base import ResidualStrategy, Site
+from src.residual.base import Site
+from src.residual.one_stream import OneStream
 
 
-class Vanilla(ResidualStrategy[Tensor]):
+class Vanilla(OneStream):
     """One stream to which every sublayer adds; no parameters."""
 
     def __init__(self, spec: object) -> None:
         super().__init__()
 
-    def begin(self, x0_BTD: Tensor) -> Tensor:
-        return x0_BTD
-
-    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        return state, state
-
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return state + y_BTD
-
-    def end(self, state: Tensor) -> Tensor:
-        return state

@@ -28,7 +28,7 @@ class X0Blend(ResidualStrategy[X0State]):
     """One learned (keep, blend) pair a block: 2 * n_layer parameters, no weight decay.
 
     Args:
-        spec: the trunk; only `n_layer` is used.
+        spec: the trunk.
         keep_init: initial weight of the running stream (1.0 in the sources).
         blend_init: initial weight of x0 (0.0 in the sources).
         keep_lr_scale: learning rate of keep over the schedule's.
@@ -45,8 +45,8 @@ class X0Blend(ResidualStrategy[X0State]):
         blend_lr_scale: float,
     ) -> None:
         super().__init__()
-        self.keep_L = nn.Parameter(torch.full((spec.n_layer,), keep_init))
-        self.blend_L = nn.Parameter(torch.full((spec.n_layer,), blend_init))
+        self.keep_L = nn.Parameter(torch.full((spec.n_block,), keep_init))
+        self.blend_L = nn.Parameter(torch.full((spec.n_block,), blend_init))
         self.lr_scales = keep_lr_scale, blend_lr_scale
 
     def param_groups(self) -> Iterator[ParamGroup]:
@@ -56,9 +56,12 @@ class X0Blend(ResidualStrategy[X0State]):
     def begin(self, x0_BTD: Tensor) -> X0State:
         return X0State(x_BTD=x0_BTD, x0_BTD=x0_BTD)
 
+    def inject(self, state: X0State, site: Site, e_BTD: Tensor) -> tuple[X0State, None]:
+        return state._replace(x_BTD=state.x_BTD + e_BTD), None
+
     def read(self, state: X0State, site: Site) -> tuple[Tensor, X0State]:
         if site.opens_block:
-            x_BTD = self.keep_L[site.layer] * state.x_BTD + self.blend_L[site.layer] * state.x0_BTD
+            x_BTD = self.keep_L[site.block] * state.x_BTD + self.blend_L[site.block] * state.x0_BTD
             state = state._replace(x_BTD=x_BTD)
         return state.x_BTD, state
 

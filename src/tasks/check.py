@@ -106,7 +106,9 @@ def all_checks(subject: Subject, settings: Settings, gpu_gib: float) -> dict[str
     vanilla = instantiate(OmegaConf.load(CONF / "residual" / "vanilla.yaml"))
     plain = dataclasses.replace(subject, make=functools.partial(subject.make, residual=vanilla))  # type: ignore[call-arg]  # a partial's keyword
     medium_file = OmegaConf.load(CONF / "model" / "gpt2_medium.yaml")
-    medium = GPTConfig(**OmegaConf.to_container(medium_file))  # type: ignore[arg-type]  # the shipped sizes
+    shape = {key: getattr(settings.model, key) for key in ("norm_placement", "positions")}
+    sizes: Any = OmegaConf.to_container(medium_file)  # a mapping, as shipped
+    medium = GPTConfig(**{**sizes, **shape})
     micro = int(settings.config["data"]["micro_batch_size"])
     return {
         **{name: plainly(check) for name, check in QUICK.items()},

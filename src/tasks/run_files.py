@@ -1,12 +1,9 @@
 """What a training run leaves in its folder, and how it finds its way back in."""
 
 import hashlib
-import importlib.metadata
 import json
 import logging
-import platform
 import resource
-import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +20,14 @@ from src.datamodules.fineweb import FineWebDataModule
 from src.launch import Job
 from src.mistakes import UserError
 from src.models.gpt import GPT
-from src.overrides import ROOT
 from src.reporting.figures import loss_curves
+from src.tasks.provenance import device_name, git_commit, versions
 from src.tasks.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
+#: Keys that say where and how a run goes, not what it computes.
+PLACE = ("name", "resume", "task", "check", "logger", "samples")
 #: What a checkpoint's weights are made for; these cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "seed")
 
@@ -103,7 +101,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def config_hash(config: dict[str, Any]) -> str:
     """Identifies what is computed: the configuration without its name and its place."""
-    kept = {key: value for key, value in config.items() if key not in ("name", "resume", "task", "check")}
+    kept = {key: value for key, value in config.items() if key not in PLACE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -122,6 +120,8 @@ def open_record(
     """Write config.yaml and the first result.json; cut the metrics back to where the run goes on."""
     if job.rank:
         return
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # the jobs of a sweep share the process
     step = resume.step if resume else 0
     record.keep_until(step)
     config = {**settings.config, "resume": None}
@@ -137,6 +137,7 @@ def open_record(
         tokens=step * data.global_batch_size * settings.model.block_size,
         n_params=gpt.n_params(positions=True),
         n_params_without_positions=gpt.n_params(positions=False),
+        n_params_looked_up=gpt.embedding.get_num_lookup_params(),
         n_params_residual=sum(p.numel() for p in gpt.residual.parameters()),
         flops_per_token=gpt.flops_per_token(),
         config_hash=config_hash(config),
@@ -148,7 +149,7 @@ def open_record(
         compile=keys.compile,
         threads=keys.threads,
         resumed_at=[*record.result.get("resumed_at", []), *([step] if job.resumes else [])],
-        versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        versions=versions(),
         git=git_commit(),
     )
     log.info(
@@ -205,36 +206,20 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"  {'validation loss':28}{result['val_loss']:10.4f} nats   after {result['tokens']:,} tokens",
     ]
+    lines += score_lines(result)
+    lines.append(f"  {'speed':28}{result['tokens_per_s']:10,.0f} tokens/s, {result['seconds']:.0f} s in all")
+    return "\n".join([f"{result['name']} completed", *lines])
+
+
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """Perplexities and lm-eval scores as lines of text."""
+    lines = []
     for section, key, unit in (("perplexity", "ppl", ""), ("lm_eval", "score", " %")):
-        for name, entry in (result.get(section) or {}).items():
+        for name, entry in (scores.get(section) or {}).items():
             label = f"{name} {'perplexity' if key == 'ppl' else entry.get('metric', '')}"
             if "skipped" in entry:
                 lines.append(f"  {label:28}{'-':>10}        left out: {entry['skipped']}")
             else:
                 limit = f"   limited: {entry['limited']}" if entry.get("limited") else ""
                 lines.append(f"  {label:28}{entry[key]:10.2f}{unit:5}{limit}")
-    lines.append(f"  {'speed':28}{result['tokens_per_s']:10,.0f} tokens/s, {result['seconds']:.0f} s in all")
-    return "\n".join([f"{result['name']} completed", *lines])
-
-
-def device_name(accelerator: str) -> str:
-    """What the run computes on."""
-    if accelerator == "gpu":
-        return torch.cuda.get_device_name()
-    return platform.processor() or platform.machine()
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, marked where the tree differs from it; None outside git."""
-    try:
-        text = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return text.strip()
+    return lines

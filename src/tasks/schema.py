@@ -47,7 +47,8 @@ def _typed(key: str, value: object, annotation: Any) -> Any:  # annotations are 
         fits, fitted = _fit(value, kind)
         if fits:
             return fitted
-    wanted = " or ".join(getattr(k, "__name__", str(k)).replace("NoneType", "null") for k in kinds)
+    names = (str(k) if get_origin(k) else getattr(k, "__name__", str(k)) for k in kinds)
+    wanted = " or ".join(names).replace("NoneType", "null")
     raise ValueError(f"{key} must be {wanted}, got {value!r} ({type(value).__name__})")
 
 
@@ -59,6 +60,9 @@ def _fit(value: object, kind: Any) -> tuple[bool, object]:  # see _typed
             return False, None
         fits = [_fit(item, k) for item, k in zip(value, wanted, strict=True)]
         return all(ok for ok, _ in fits), tuple(item for _, item in fits)
+    if origin is list and isinstance(value, list):
+        fits = [_fit(item, k) for item in value for k in get_args(kind)]
+        return all(ok for ok, _ in fits), [item for _, item in fits]
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return True, float(value)
     if origin is int and isinstance(value, bool):

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.callbacks.dashboard import SampleKeys
 from src.mistakes import UserError
 from src.models.config import GPTConfig
 from src.models.optimizer import OptimizerConfig, Schedule
@@ -56,6 +57,7 @@ class TrainerKeys:
     log_every_steps: int
     val_every_steps: int
     checkpoint_every_steps: int
+    stream_pictures: bool
     accelerator: str
     devices: int | str
     strategy: str
@@ -86,6 +88,7 @@ class TrainerSettings:
     log_every_steps: int
     val_every_steps: int
     checkpoint_every_steps: int
+    stream_pictures: bool
     accelerator: str
     devices: int
     strategy: str
@@ -109,6 +112,8 @@ class Settings:
     embedding: Factory
     data: Factory
     evaluation: Any
+    loggers: list[Factory]
+    samples: SampleKeys
     config: dict[str, Any]
 
 
@@ -131,7 +136,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
             mistakes.append(explain(root_cause(error)))
         return None
 
-    known = {*COMPONENTS, *LOOSE, *own_keys, "task", "model", "optimizer", "trainer"}
+    known = {*COMPONENTS, *LOOSE, *own_keys, "task", "model", "optimizer", "trainer", "samples", "logger"}
     mistakes.extend(unknown_key(str(key)) for key in config if key not in known)
     for key, kind in LOOSE.items():
         attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
@@ -139,6 +144,11 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     keys = attempt(lambda: read_section("trainer", config.trainer, TrainerKeys))
     written = attempt(lambda: read_section("optimizer", config.optimizer, OptimizerKeys))
     parts = {name: attempt(lambda name=name: read_component(name, config[name])) for name in COMPONENTS}  # type: ignore[misc]  # lambda defaults
+    samples = attempt(lambda: read_section("samples", config.samples, SampleKeys))
+    loggers = [
+        attempt(lambda name=name: read_component(f"logger.{name}", config.logger[name]))  # type: ignore[misc]  # lambda default
+        for name in map(str, config.logger)
+    ]
     trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
     optimizer = schedule = None
     if written is not None:
@@ -152,6 +162,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     assert optimizer is not None
     assert schedule is not None
     assert trainer is not None
+    assert samples is not None
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a mapping in, a mapping out
     resolved["optimizer"] = {**dataclasses.asdict(optimizer), "betas": list(optimizer.betas)}
     resolved["trainer"] = dataclasses.asdict(trainer)
@@ -167,6 +178,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         embedding=cast(Factory, parts["embedding"]),
         data=cast(Factory, parts["data"]),
         evaluation=parts["evaluation"],
+        loggers=cast(list[Factory], loggers),
+        samples=samples,
         config=resolved,
     )
 
@@ -218,6 +231,7 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
         keys.log_every_steps,
         keys.val_every_steps,
         keys.checkpoint_every_steps,
+        keys.stream_pictures,
         accelerator,
         devices,
         "ddp" if devices > 1 or keys.strategy == "ddp" else "auto",

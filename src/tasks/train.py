@@ -7,13 +7,15 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.record import RunRecord, read_result
 from src.callbacks.stop import StopOnSignal, StopRequest
+from src.callbacks.stream_log import StreamLog
 from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
 from src.callbacks.validation import Validation
 from src.datamodules.batches import BatchSpec, accumulation
@@ -28,7 +30,9 @@ from src.models.optimizer import DivergedError
 from src.ranks import other_ranks
 from src.tasks import run_files
 from src.tasks.check import quick
+from src.tasks.loggers import RunPlace
 from src.tasks.settings import Settings, read_settings
+from src.tasks.sweeps import left_to_do
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,10 @@ def run(job: Job) -> TaskEnd:
     with request.installed():
         with user_mistakes():
             settings = read_settings(job.config)
+            left = left_to_do(job, settings)
+            if isinstance(left, TaskEnd):
+                return left
+            job = left
             earlier = read_result(job.folder) or {}
             done = earlier.get("status") == "completed" and earlier["steps"] >= settings.trainer.max_steps
             if job.resumes and done:
@@ -78,11 +86,13 @@ class Session:
         if settings.trainer.accelerator == "gpu":
             torch.set_float32_matmul_precision("high")
         self.data = self._build_data()
-        settings.evaluation.check(settings.model.vocab_size)
+        settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
         self.gpt = build_gpt(settings)
         self.resume = run_files.checkpoint_to_resume(job, settings, self.data.identity())
         if self.resume is None and job.config.init_from is not None:
             load_gpt2(self.gpt, Path(job.config.init_from))
+        place = RunPlace(job.folder, settings.name, self.resume.step if self.resume else 0)
+        self.loggers: list[Logger] = [make(place) for make in settings.loggers] if job.rank == 0 else []
         self.record = RunRecord(job.folder, writes=job.rank == 0)
         self.tokens_per_step = self.data.global_batch_size * settings.model.block_size
 
@@ -183,25 +193,33 @@ class Session:
             identity=run_files.checkpoint_identity(self.settings, self.data.identity()),
             record=record,
         )
-        return [  # in this order within a step: note, validate, write the row, agree to stop, save
+        looks: list[L.Callback] = []
+        if keys.stream_pictures:
+            looks = [
+                StreamLog(self.job.folder, every_steps=keys.val_every_steps, log_rows=log_rows, share=0.01)
+            ]
+        return [  # in this order within a step: note, validate, write the row, sample, agree to stop, save
             log_rows,
             Validation(record, every_steps=keys.val_every_steps, log=log_rows, checkpoints=checkpoints),
+            *looks,
             RowWriter(record),
+            Dashboard(self.settings.samples, every_steps=keys.val_every_steps, log=log_rows),
             StopOnSignal(self.request),
             checkpoints,
             ProgressBar(tokens_per_step=self.tokens_per_step, every_s=0.5),
             FinalEvaluation(self.settings.evaluation, record, between_batches=self.request.check),
         ]
 
-    def _loggers(self) -> list[TensorBoardLogger]:
+    def _loggers(self) -> list[Logger]:
         if self.job.rank:
             return []
         step = self.resume.step if self.resume else 0
-        return [
-            TensorBoardLogger(
-                self.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1
-            )
-        ]
+        board = TensorBoardLogger(
+            self.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step + 1
+        )
+        for logger in self.loggers:
+            logger.log_hyperparams(run_files.flat(self.settings.config))
+        return [board, *self.loggers]
 
 
 def build_gpt(settings: Settings) -> GPT:

@@ -14,7 +14,7 @@ from src.tasks.check import build, judged, table
 from tests.checks import planted
 from tests.support import ROOT, component, option
 
-CONFIG = GPTConfig(4, 2, 32, 16, 64, False, 0.0, "none")
+CONFIG = GPTConfig(4, 2, 32, 16, 64, False, 0.0, "none", "pre", "learned")
 
 
 def subject(strategy: Any) -> Subject:
@@ -118,12 +118,10 @@ def test_a_leak_too_good_to_be_an_idea_is_named() -> None:
     vanilla = [6.0, 5.0, *[4.0] * 10]
     assert "too good to be an idea" in learning.judged([6.0, 5.0, *[3.0] * 10], vanilla)[0]
     assert "does not fall" in learning.judged([6.0, *[5.9] * 11], vanilla)[0]
-    assert (
-        "jumps by 2.00 nats over vanilla"
-        in learning.judged([6.0, 5.0, *[4.0] * 5, 6.0, *[4.0] * 4], vanilla)[0]
-    )
+    assert "jumps by 2.00 nats over vanilla" in learning.judged([6.0, 5.0, *[3.0] * 5, *[5.0] * 5], vanilla)[0]
     noisy = [6.0, 4.0, 6.0, *[4.0] * 9]
     assert learning.judged(noisy, noisy) == []
+    assert learning.judged([6.0, 5.0, *[3.0] * 5, 6.0, 5.0, *[3.0] * 3], vanilla) == []  # a step or two
     assert learning.judged([6.0, 5.0, *[3.9] * 10], vanilla) == []
 
 

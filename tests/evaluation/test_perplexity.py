@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from src.evaluation.perplexity import token_stream_perplexity
+from src.evaluation.protocols import Scorer, token_windows
 from src.evaluation.sources import TextSet, read_texts, resolve_path
 from src.evaluation.suite import EvaluationSuite
 from src.models.gpt import GPT
@@ -23,8 +23,9 @@ STREAM = np.random.default_rng(0).integers(0, 64, 12 * 20 + 7).astype(np.uint16)
 
 
 def score(gpt: GPT, **keys: Any) -> dict[str, Any]:
-    values = {"limit_tokens": None, "batch_size": 4, "between_batches": lambda: None, **keys}
-    return token_stream_perplexity(gpt.eval(), STREAM, **values)
+    values = {"batch_size": 4, "between_batches": lambda: None, **keys}
+    limit_tokens = values.pop("limit_tokens", None)
+    return token_windows(Scorer(gpt.eval(), **values), STREAM, limit_tokens)
 
 
 def test_it_equals_a_plain_computation_on_transformers(tmp_path: Path) -> None:
@@ -98,10 +99,11 @@ def texts(tmp_path: Path) -> Path:
 
 
 def test_rows_and_plain_text_make_the_same_stream(texts: Path) -> None:
-    keys = {"hub": None, "field": "text", "join": "\n\n", "limit_tokens": None}
-    streams = {TextSet(path=str(texts / name), **keys).text("k") for name in ("t.jsonl.xz", "t.txt")}
-    assert streams == {"one\n\ntwo\nlines"}
-    assert TextSet(path=None, **keys).text("k") is None
+    keys: dict[str, Any] = {"hub": None, "field": "text", "join": "\n\n", "limit_tokens": None}
+    keys |= {"protocol": "windows", "stride": None}
+    rows = [TextSet(path=str(texts / name), **keys).rows("k") for name in ("t.jsonl.xz", "t.txt")]
+    assert ["\n\n".join(found or []) for found in rows] == ["one\n\ntwo\nlines"] * 2
+    assert TextSet(path=None, **keys).rows("k") is None
 
 
 def test_a_row_without_text_and_a_missing_file_are_named(texts: Path) -> None:
@@ -120,16 +122,16 @@ def test_the_hub_is_asked_where_no_file_is_given(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     suite = component("evaluation", "full")
-    assert suite.texts["wikitext2"].text("k") == "a\n\nb"
+    assert suite.texts["wikitext2"].rows("k") == ["a", "b"]
     assert asked == [(("Salesforce/wikitext", "wikitext-2-raw-v1"), {"split": "test"})]
 
 
 def test_the_shipped_suites_check_their_files_and_none_is_empty() -> None:
     for name in ("limited", "none"):
-        component("evaluation", name).check(50304)
+        component("evaluation", name).check(50304, 128)
     assert component("evaluation", "none").run(tiny_gpt(), lambda: None) == {"perplexity": {}, "lm_eval": {}}
     with pytest.raises(ValueError, match=r"model\.vocab_size is 512; give model\.vocab_size=50304"):
-        component("evaluation", "limited").check(512)
+        component("evaluation", "limited").check(512, 128)
 
 
 def test_what_the_hub_does_not_give_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +142,7 @@ def test_what_the_hub_does_not_give_is_refused_before_the_run(monkeypatch: pytes
 
     monkeypatch.setattr("datasets.load_dataset", offline)
     with pytest.raises(ValueError, match=r"wikitext2\.hub=Salesforce/wikitext could not be fetched .*hub=null"):
-        component("evaluation", "full").check(50304)
+        component("evaluation", "full").check(50304, 128)
     monkeypatch.setattr(harness, "TaskManager", lambda: SimpleNamespace(_index={"arc_easy": 1}, load=offline))
     with pytest.raises(ValueError, match="has no task arc_hard"):
         harness.fetch(["arc_easy", "arc_hard"])

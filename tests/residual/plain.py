@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.models.gpt import sites_in_order
-from src.residual.base import StreamSpec
+from src.residual.base import StreamSpec, sites_in_order
 
 Sublayers = list[Callable[[Tensor], Tensor]]
 

@@ -1,5 +1,7 @@
 """LayerScale against its equation."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -24,3 +26,26 @@ def test_the_initial_gate_follows_the_depth(n_layer: int, gate: float) -> None:
 
 def test_a_given_gate_holds_at_any_depth() -> None:
     assert LayerScale(stream_spec(24), gate_init=0.5).gate_SD.eq(0.5).all()
+
+
+def test_it_is_the_published_packages_with_the_same_gates() -> None:
+    package = pytest.importorskip(
+        "x_transformers.x_transformers", reason="optional: pip install x-transformers"
+    )
+    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+    strategy = jittered(LayerScale(spec, gate_init=0.1))
+    x = x0
+    for k, branch in enumerate(branches):
+        theirs = package.LayerScale(_Function(branch), 6).double()
+        theirs.load_state_dict({"gamma": strategy.gate_SD[k]})
+        x = x + theirs(x)
+    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-13)
+
+
+class _Function(torch.nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)

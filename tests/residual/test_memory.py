@@ -19,10 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from src.models.gpt import sites_in_order
 from src.norm.base import NormSpec
 from src.norm.layernorm import LayerNorm
-from src.residual.base import StreamSpec
+from src.residual.base import QKV, StreamSpec, sites_in_order
 from tests.residual.plain import flow
 from tests.support import component
 
@@ -38,6 +37,13 @@ BARS = {
     "attnres_stream_block": 10,
     "tdar": 60,
     "hyperconn": 250,
+    "denseformer": 26,
+    "mhc": 300,
+    "ihc": 300,
+    "frac_connections": 160,
+    "delta_attnres": 100,
+    "muddformer": 77,
+    "muddformer_prepost": 160,
 }
 
 
@@ -63,6 +69,10 @@ class Storages(TorchDispatchMode):
         return sum(alive) / (4 * B * T * D)
 
 
+def halved(x: Tensor | QKV) -> Tensor:
+    return x / 2 if isinstance(x, Tensor) else (x.q_BTD + x.k_BTD + x.v_BTD) / 6
+
+
 def hidden_states_kept(name: str) -> float:
     def make_norm(width: int) -> LayerNorm:
         return LayerNorm(NormSpec(width, False), eps=1e-5)
@@ -71,7 +81,7 @@ def hidden_states_kept(name: str) -> float:
     strategy = component("residual", name)(spec)
     leaf = torch.randn(B, T, D, requires_grad=True)
     with Storages() as made:
-        out = flow(strategy, spec, leaf * 1.0, [lambda x: x / 2] * spec.n_site)
+        out = flow(strategy, spec, leaf * 1.0, [halved] * spec.n_site)
     return made.kept(but=[out, *strategy.parameters(), *strategy.buffers()])
 
 

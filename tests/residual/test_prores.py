@@ -1,4 +1,4 @@
-"""ProRes against its schedules as published, by the numbers, and its two forms."""
+"""ProRes against its schedules as published, by the numbers, and its equation."""
 
 from typing import Any
 
@@ -14,8 +14,6 @@ KEYS: dict[str, Any] = {
     "schedule": "linear",
     "warmup_fraction": None,
     "warmup_steps": 400,
-    "scaled": "sublayer",
-    "whole_in_eval": False,
 }
 
 
@@ -73,29 +71,15 @@ def test_before_any_step_all_is_whole_and_the_buffer_is_not_saved() -> None:
     assert strategy.state_dict() == {}
 
 
-@pytest.mark.parametrize("scaled", ["sublayer", "block"])
-def test_alpha_scales_each_output_or_the_whole_layer(scaled: str) -> None:
+def test_alpha_scales_each_output() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = ProRes(spec, **{**KEYS, "scaled": scaled}).double()
+    strategy = ProRes(spec, **KEYS).double()
     strategy.on_step(150, 1000)
     x = x0
-    for i, a in enumerate(strategy.alpha_L):
-        if scaled == "sublayer":
-            x = x + a * branches[2 * i](x)
-            x = x + a * branches[2 * i + 1](x)
-        else:
-            h = x + branches[2 * i](x)
-            x = x + a * (h + branches[2 * i + 1](h) - x)
-    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-12)
-
-
-def test_the_benchmarks_form_is_whole_in_evaluation() -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = ProRes(spec, **{**KEYS, "scaled": "block", "whole_in_eval": True}).double()
-    whole = flow(strategy, spec, x0, branches)
-    strategy.on_step(0, 1000)
-    assert torch.equal(flow(strategy, spec, x0, branches), x0)
-    assert torch.equal(flow(strategy.eval(), spec, x0, branches), whole)
+    for k, branch in enumerate(branches):
+        x = x + strategy.alpha_L[k // 2] * branch(x)
+    for mode in (strategy.train(), strategy.eval()):
+        assert torch.allclose(flow(mode, spec, x0, branches), x, rtol=0, atol=1e-12)
 
 
 def test_one_compiled_graph_serves_all_steps() -> None:
@@ -114,7 +98,6 @@ def test_one_compiled_graph_serves_all_steps() -> None:
     ("changes", "message"),
     [
         ({"schedule": "cubic"}, r"schedule must be one of linear, .*, got cubic"),
-        ({"scaled": "layer"}, r"scaled must be sublayer or block, got layer"),
         ({"warmup_fraction": 0.2}, r"exactly one of .* must be null, got 0.2 and 400"),
         ({"warmup_steps": None}, r"exactly one of .* must be null, got None and None"),
         ({"warmup_steps": 0}, r"warmup_steps must be positive, got 0"),

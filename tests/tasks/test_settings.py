@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 
 from src.datamodules.batches import BatchSpec
 from src.mistakes import UserError
+from src.models.gpt import GPT
 from src.overrides import resume_arguments
 from src.tasks.settings import Settings, read_settings
-from tests.support import ROOT, options
+from tests.support import ROOT, option, options, tokens
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -89,6 +90,12 @@ def test_the_reference_protocol_is_the_published_one() -> None:
         ),
         (["seed=one"], "seed must be int, got 'one'"),
         (["evaluation.lm_eval.limit=0"], "evaluation.lm_eval.limit must be null or at least 1, got 0"),
+        (
+            ["embedding=value_embed", "embedding.layers=[1,two]"],
+            "embedding.layers must be list[int], got [1, 'two']",
+        ),
+        (["model.positions=sinus"], "model.positions must be one of learned, rope, none, got sinus"),
+        (["model.norm_placement=post"], "model.norm_placement must be one of pre, sandwich, output, got post"),
         (["model.vocab_size=null"], "model.vocab_size must be int, got None"),
     ],
 )
@@ -115,6 +122,55 @@ def test_every_shipped_option_composes_and_is_valid(group: str) -> None:
 def test_every_shipped_experiment_is_valid() -> None:
     for name in options("experiment"):
         settled(f"experiment={name}", "evaluation=none", "trainer=cpu")
+
+
+ROWS = {
+    "embedding_untied": ("untied", "layernorm", "vanilla", "pre"),
+    "embedding_bigram_hash": ("bigram_hash", "layernorm", "vanilla", "pre"),
+    "embedding_value_embed": ("value_embed", "layernorm", "vanilla", "pre"),
+    "embedding_value_embed_attention": ("value_embed_attention", "layernorm", "vanilla", "pre"),
+    "norm_rmsnorm": ("tied", "rmsnorm", "vanilla", "pre"),
+    "norm_rmsnorm_post": ("tied", "rmsnorm", "vanilla", "sandwich"),
+    "norm_rmsnorm_parallel": ("tied", "rmsnorm", "parallel", "pre"),
+}
+
+
+def modules(settings: Settings) -> tuple[str, ...]:
+    """What an experiment is made of: embedding, norm, residual, placement."""
+    parts = (settings.config[key]["_target_"].split(".")[-2] for key in ("embedding", "norm", "residual"))
+    return (*parts, settings.model.norm_placement)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_the_sister_tasks_differs_from_their_protocol_in_its_parts_alone(row: str) -> None:
+    settings = settled(f"experiment={row}", "evaluation=none", "trainer=cpu")
+    protocol = settled("experiment=embedding_reference", "evaluation=none", "trainer=cpu")
+    assert modules(settings) == ROWS[row]
+    assert option("experiment", row).name == row.partition("_")[2]
+    for key in ("optimizer", "trainer", "data", "seed"):
+        assert settings.config[key] == protocol.config[key]
+    sizes = {**settings.config["model"], "norm_placement": "pre"}
+    assert sizes == protocol.config["model"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_scaled_down_keeps_its_parts_and_trains_on_a_cpu(row: str) -> None:
+    settings = settled(
+        f"experiment=[{row},scaled_down]", "trainer=cpu", "model.n_layer=3", "model.vocab_size=64"
+    )
+    assert modules(settings) == ROWS[row]
+    assert (settings.model.n_embd, settings.trainer.max_steps) == (128, 80)
+    assert settings.config["data"]["_target_"].endswith("EmbeddedTextDataModule")
+    assert settings.optimizer.warmup_steps == round(0.04 * settings.trainer.max_steps)
+    gpt = GPT(
+        settings.model,
+        residual=settings.residual,
+        norm=settings.norm,
+        embedding=settings.embedding,
+        seed=settings.seed,
+    )
+    gpt.loss(tokens(), tokens(seed=1)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in gpt.parameters())
 
 
 # ---- resume on the command line

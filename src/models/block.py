@@ -1,0 +1,76 @@
+"""A layer's two sublayers and what surrounds them in the trunk: norms, and what an embedding adds.
+
+    pre  F(N(x))        sandwich  N'(F(N(x)))        output  N'(F(x))
+
+Source: GPT-2 (Radford et al. 2019), section 2.3 (pre); Gemma 2 (arXiv 2408.00118), section 2, and MLS-Bench
+llm-pretrain-normalization, baseline `rmsnorm_post` (sandwich); OLMo 2 (arXiv 2501.00656), section 3.1 (output).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from src.models.attention import CausalSelfAttention, TapQKV
+from src.models.config import NORM_PLACEMENTS, GPTConfig
+from src.models.mlp import MLP
+from src.residual.base import QKV, ResidualStrategy, Site
+
+BranchNorms = tuple[nn.Module | None, nn.Module | None]  # of a branch's input, of its output
+
+
+class Block(nn.Module):
+    """A layer's two sublayers, each with the norms that the placement and the strategy leave to the trunk."""
+
+    def __init__(self, config: GPTConfig, attn_norms: BranchNorms, mlp_norms: BranchNorms) -> None:
+        super().__init__()
+        self.ln_1, self.ln_1_out = attn_norms
+        self.attn = CausalSelfAttention(config)
+        self.ln_2, self.ln_2_out = mlp_norms
+        self.mlp = MLP(config)
+
+    def branch(
+        self, site: Site, x: Tensor | QKV, tap: TapQKV | None, value_addition_BTD: Tensor | None
+    ) -> Tensor:
+        """F(N(x)), N(F(N(x))) or N(F(x)) of one sublayer, [B, T, D] -> [B, T, D]."""
+        y_BTD: Tensor
+        if site.kind == "attn":
+            norm_out, y_BTD = self.ln_1_out, self.attn(normed(self.ln_1, x), tap, value_addition_BTD)
+        else:
+            norm_out, y_BTD = self.ln_2_out, self.mlp(normed(self.ln_2, x))
+        if norm_out is not None:
+            y_BTD = norm_out(y_BTD)
+        return y_BTD
+
+
+def branch_norms(
+    config: GPTConfig, strategy: ResidualStrategy[Any], site: Site, make: Callable[[], nn.Module]
+) -> BranchNorms:
+    """The norms that the trunk places around one sublayer.
+
+    Raises:
+        ValueError: another placement than pre, where the strategy places norms itself.
+    """
+    before, after = NORM_PLACEMENTS[config.norm_placement]
+    if strategy.owns_norm(site):
+        if after:
+            raise ValueError(
+                f"model.norm_placement must be pre with {type(strategy).__name__}, which places the norms of its "
+                f"branches itself, got {config.norm_placement}; give model.norm_placement=pre or another residual"
+            )
+        return None, None
+    return make() if before else None, make() if after else None
+
+
+def normed(norm: nn.Module | None, x: Tensor | QKV) -> Tensor | QKV:
+    """What a sublayer is given behind its input norm, each view by itself."""
+    if norm is None:
+        return x
+    return QKV(*map(norm, x)) if isinstance(x, QKV) else norm(x)
+
+
+def plus(x: Tensor | QKV, addition_BTD: Tensor | None) -> Tensor | QKV:
+    """A sublayer's input and an addition to each of its views."""
+    if addition_BTD is None:
+        return x
+    return QKV(*(part + addition_BTD for part in x)) if isinstance(x, QKV) else x + addition_BTD

@@ -1,0 +1,102 @@
+"""What GPT-2 is among the models that this trunk can be: its tensors, and whether a model is one.
+
+Which strategy, norm or embedding a model was built from is not asked: its tensors are compared by name and
+shape, and what the rest computes is tried on random tensors.
+
+Source: GPT-2 (Radford et al. 2019), section 2.3.
+Shape letters: B batch, T tokens, D n_embd, V vocab_size.
+"""
+
+import copy
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.embedding.base import TokenEmbedding
+from src.models.config import GPTConfig
+from src.models.gpt import GPT
+from src.residual.base import sites_in_order
+
+#: What a user gives for a GPT-2.
+GPT2_KEYS = "residual=vanilla, norm=layernorm, embedding=tied"
+
+
+def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """GPT-2's tensors in this project's names, biases included."""
+    D = config.n_embd
+    block = {
+        "ln_1": (D,),
+        "attn.c_attn": (3 * D, D),
+        "attn.c_proj": (D, D),
+        "ln_2": (D,),
+        "mlp.c_fc": (4 * D, D),
+        "mlp.c_proj": (D, 4 * D),
+    }
+    stems = {f"h.{i}.{part}": shape for i in range(config.n_layer) for part, shape in block.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embedding.wte.weight": (config.vocab_size, D),
+        "embedding.wpe.weight": (config.block_size, D),
+    }
+    for stem, shape in {**stems, "ln_f": (D,)}.items():
+        shapes |= {f"{stem}.weight": shape, f"{stem}.bias": shape[:1]}
+    return shapes
+
+
+def other_than_gpt2(gpt: GPT) -> str | None:
+    """The first thing in which a model is not GPT-2, None where it is one."""
+    own, shapes = gpt.state_dict(), gpt2_shapes(gpt.config)
+    for key in (*own, *shapes):
+        optional = key.endswith(".bias") and not gpt.config.bias
+        if (key not in own and not optional) or (key in own and shapes.get(key) != own[key].shape):
+            return key
+    if not _is_plain_stream(gpt):
+        return "its residual stream"
+    if not _is_plain_embedding(gpt.embedding, gpt.config.n_layer):
+        return "its embedding"
+    return None if _is_layer_norm(gpt.get_submodule("ln_f")) else "its norm"  # all norms are of one kind
+
+
+@torch.no_grad()
+def _is_plain_stream(gpt: GPT) -> bool:
+    """Whether, in evaluation, every site reads, and the end gives, x0 plus all outputs so far."""
+    if gpt.sites != sites_in_order(gpt.config.n_layer) or gpt.residual.taps_qkv:
+        return False
+    residual = copy.deepcopy(gpt.residual).cpu().float().eval()
+    generator = torch.Generator().manual_seed(0)
+    x_BTD = torch.randn(1, 2, gpt.config.n_embd, generator=generator)
+    state = residual.begin(x_BTD)
+    for site in gpt.sites:
+        read, state = residual.read(state, site)
+        if not (isinstance(read, Tensor) and torch.allclose(read, x_BTD)):
+            return False
+        y_BTD = torch.randn(x_BTD.shape, generator=generator)
+        x_BTD = x_BTD + y_BTD
+        state = residual.write(state, site, y_BTD)
+    return torch.allclose(residual.end(state), x_BTD)
+
+
+@torch.no_grad()
+def _is_plain_embedding(embedding: TokenEmbedding, n_layer: int) -> bool:
+    """Whether, in evaluation, x0 is the rows of the two tables, the head the first of them, and that is all."""
+    wte_VD, wpe_TD = (embedding.get_parameter(f"{name}.weight") for name in ("wte", "wpe"))
+    idx_BT = torch.zeros(1, 1, dtype=torch.long, device=wte_VD.device)
+    mode = embedding.training
+    x0_BTD = embedding.eval()(idx_BT)
+    embedding.train(mode)
+    found = embedding.lookup(idx_BT)
+    for layer, addition in product(range(n_layer), (embedding.stream_addition, embedding.value_addition)):
+        if addition(found, layer) is not None:
+            return False
+    return embedding.get_lm_head_weight() is wte_VD and torch.allclose(x0_BTD, wte_VD[idx_BT] + wpe_TD[:1])
+
+
+@torch.no_grad()
+def _is_layer_norm(norm: nn.Module) -> bool:
+    """Whether a norm is its equation with its own weight, bias and eps, on an input small enough to show eps."""
+    eps, weight, bias = (getattr(norm, name, None) for name in ("eps", "weight", "bias"))
+    if not isinstance(eps, float) or not isinstance(weight, Tensor):
+        return False
+    x = 1e-2 * torch.randn(2, weight.shape[0], generator=torch.Generator().manual_seed(0)).to(weight)
+    return torch.allclose(norm(x), F.layer_norm(x, x.shape[-1:], weight, bias, eps), atol=1e-6)

@@ -1,0 +1,27 @@
+"""Rotary positions: queries and keys are turned by an angle that grows with the position.
+
+    (a, b) <- (a cos - b sin, b cos + a sin),   angle of pair i at position t = t / 10000^(2 i / K)
+
+A pair is channels i and i + K/2. Only differences of positions enter attention.
+
+Source: Su et al., "RoFormer" (arXiv 2104.09864), section 3.2.2; pairs as in GPT-NeoX.
+Shape letters: B batch, H heads, T tokens, K head size, P = K / 2 pairs.
+"""
+
+import torch
+from torch import Tensor
+
+BASE = 10000.0
+
+
+def rotated(x_BHTK: Tensor) -> Tensor:
+    """Queries or keys [B, H, T, K], turned; the angles are float32 at least, the type stays."""
+    T, K = x_BHTK.shape[-2:]
+    wide = torch.promote_types(x_BHTK.dtype, torch.float32)
+    pair_P = torch.arange(0, K, 2, device=x_BHTK.device, dtype=wide)
+    pos_T = torch.arange(T, device=x_BHTK.device, dtype=wide)
+    angle_TP = torch.outer(pos_T, BASE ** (-pair_P / K))
+    a_BHTP, b_BHTP = x_BHTK.to(wide).chunk(2, dim=-1)
+    cos_TP, sin_TP = angle_TP.cos(), angle_TP.sin()
+    turned = (a_BHTP * cos_TP - b_BHTP * sin_TP, b_BHTP * cos_TP + a_BHTP * sin_TP)
+    return torch.cat(turned, dim=-1).to(x_BHTK.dtype)

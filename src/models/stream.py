@@ -1,0 +1,101 @@
+"""What flows in a residual stream, measured on a few sequences: who reads what, and how large all is.
+
+Mixing weights are the strategy's own (`mixing`) where it has them. Elsewhere they are measured: what a site is
+given is fitted, over the tokens and channels of the batch, by a sum of the embedding and all earlier
+outputs. The fit is exact for every strategy whose weights are constants, and the best constant weights for
+the others; `explained` says how much of the site's input it accounts for.
+
+Shape letters: S sites, J = S + 1 sources (the embedding, then each site's output), K = S + 1 readers (each
+site, then the end), E fitted elements (tokens by channels).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.models.gpt import GPT, Trace
+from src.residual.base import QKV
+
+#: Tokens that a fit looks at; every one gives n_embd equations for at most S + 1 unknowns.
+FIT_TOKENS = 64
+#: Entries of a parameter's row that are shown one by one.
+MAX_COLUMNS = 4
+
+
+class Stream(NamedTuple):
+    """One look at a stream; float32 tensors on the CPU."""
+
+    mixing_KJ: Tensor
+    explained_K: Tensor  # share of each reader's input (its sum of squares) that the weights account for
+    measured: bool  # whether the weights were fitted
+    read_rms_K: Tensor
+    branch_rms_S: Tensor
+    gradient_rms_S: Tensor  # of the loss by each site's output
+
+
+def look(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> Stream:
+    """Run one forward and backward on token ids [B, T]; no gradient is accumulated, no random state moves."""
+    with torch.random.fork_rng(devices=[idx_BT.device] if idx_BT.is_cuda else []), torch.enable_grad():
+        x_BTD, trace = gpt.trace(idx_BT)
+        loss = gpt.head_loss(x_BTD, targets_BT)
+        gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
+    with torch.no_grad():
+        reads = [*map(_view, trace.read), trace.end_BTD]
+        weights = gpt.residual.mixing(trace.x0_BTD, trace.y_BTD)
+        mixing, explained = _fit(trace, reads, weights)
+        return Stream(
+            mixing_KJ=mixing,
+            explained_K=explained,
+            measured=weights is None,
+            read_rms_K=_rms(reads),
+            branch_rms_S=_rms(trace.y_BTD),
+            gradient_rms_S=_rms([torch.zeros(1) if g is None else g for g in gradients]),
+        )
+
+
+def _view(read: Tensor | QKV) -> Tensor:
+    """What a site is given; the mean of the three views where there are three."""
+    return read if isinstance(read, Tensor) else (read.q_BTD + read.k_BTD + read.v_BTD) / 3
+
+
+def _fit(trace: Trace, reads: list[Tensor], given_KJ: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights [K, J] (zero for what is yet to come) and the share of each reader's input they account for."""
+    source_EJ = torch.stack([_some(x) for x in (trace.x0_BTD, *trace.y_BTD)], dim=1)
+    read_EK = torch.stack([_some(x) for x in reads], dim=1)
+    scale_J = source_EJ.square().mean(0).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    q_EJ, r_JJ = torch.linalg.qr(source_EJ / scale_J)
+    r_JJ, target_JK = r_JJ.cpu(), (q_EJ.T @ read_EK).cpu()
+    mixing_KJ = torch.zeros(len(reads), source_EJ.shape[1], dtype=torch.float64)
+    for k in range(len(reads)):
+        n = k + 1  # the leading block of R is the factor of the sources that exist
+        block = (r_JJ[:n, :n], target_JK[:n, k : k + 1])
+        mixing_KJ[k, :n] = torch.linalg.lstsq(*block, driver="gelsd").solution[:, 0]
+    mixing_KJ /= scale_J.cpu()
+    if given_KJ is not None:
+        mixing_KJ = given_KJ.double().cpu()
+    left_K = (read_EK - source_EJ @ mixing_KJ.T.to(source_EJ.device)).square().sum(0)
+    explained_K = 1 - left_K / read_EK.square().sum(0).clamp_min(torch.finfo(torch.float32).tiny)
+    return mixing_KJ.float(), explained_K.float().cpu()
+
+
+def _some(x_BTD: Tensor) -> Tensor:
+    """The elements of evenly spread tokens, [E]."""
+    x_ND = x_BTD.detach().flatten(0, 1)
+    return x_ND[:: -(-len(x_ND) // FIT_TOKENS)].double().flatten()
+
+
+def _rms(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([x.detach().float().square().mean().sqrt().cpu() for x in tensors])
+
+
+def learned(gpt: GPT) -> dict[str, Tensor]:
+    """The strategy's parameters by name, [rows, columns] on the CPU; wide rows are one column, their mean."""
+    tables = {}
+    for name, p in gpt.residual.named_parameters():
+        if "norm" not in name:
+            table = (
+                p.detach().float().cpu().flatten(1) if p.dim() > 1 else p.detach().float().cpu().unsqueeze(1)
+            )
+            tables[name] = table if table.shape[1] <= MAX_COLUMNS else table.mean(1, keepdim=True)
+    return tables

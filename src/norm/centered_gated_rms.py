@@ -1,0 +1,32 @@
+"""Centered RMSNorm with a gate: a learned share of the centred input, added before the root mean square.
+
+    m = x + gate * (x - mean x);   y = m / sqrt(mean(m^2) + eps) * weight + bias
+
+Source: a submission to MLS-Bench llm-pretrain-normalization.
+At init (gate 0.5): neither LayerNorm nor RMSNorm; gate 0 is RMSNorm.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.norm.affine import AffineNorm
+from src.norm.base import NormSpec
+
+
+class CenteredGatedRMS(AffineNorm):
+    """One gate a channel; adds 2 * width parameters (3 * width where the model has biases).
+
+    Args:
+        spec: width and bias.
+        eps: added to the mean square (1e-5 in the benchmark).
+        gate_init: initial gate of every channel (0.5 in the source).
+    """
+
+    def __init__(self, spec: NormSpec, *, eps: float, gate_init: float) -> None:
+        super().__init__(spec, eps=eps)
+        self.gate = nn.Parameter(torch.full((spec.width,), gate_init))
+
+    def normalized(self, x: Tensor) -> Tensor:
+        mixed = torch.addcmul(x, self.gate, x - x.mean(-1, keepdim=True))
+        return F.rms_norm(mixed, mixed.shape[-1:], eps=self.eps)

@@ -1,0 +1,172 @@
+"""A document of sections, written as Markdown and as one self-contained HTML file.
+
+The HTML file needs no network and no script: styles, vector figures and pictures are part of it.
+"""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: A number, alone or with a unit, a spread or a second number behind it.
+NUMBER = re.compile(r"[-+<]?\d[\d.,e+]*( .*)?")
+STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1d21; margin: 0 auto; padding: 1rem; max-width: 78rem; }
+h1 { font-size: 1.6rem; margin: 0.4rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 0.4rem; }
+p, li { max-width: 48rem; overflow-wrap: anywhere; }
+ul { padding-left: 1.2rem; }
+.table { overflow-x: auto; border: 1px solid #d8dce1; border-radius: 4px; margin: 0.6rem 0; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: 0.3rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef1; }
+th { background: #f3f5f7; font-weight: 600; vertical-align: bottom; }
+tr:last-child td { border-bottom: 0; }
+th:first-child, td:first-child { position: sticky; left: 0; text-align: left; }
+td:first-child { background: #fff; } tr.marked td { background: #eef4fb; }
+td.text, th.text, th.long { text-align: left; }
+td.long { white-space: normal; min-width: 16rem; text-align: left; overflow-wrap: anywhere; }
+.warning { border-left: 4px solid #b3541e; background: #fdf3ec; padding: 0.4rem 0.8rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
+figure { margin: 0; max-width: 46rem; } figcaption { font-size: 0.85rem; color: #4a5058; }
+svg, img { width: 100%; height: auto; }
+footer { margin-top: 2rem; font-size: 0.85rem; color: #4a5058; }
+@media (max-width: 40rem) {
+  body { font-size: 15px; padding: 0.6rem; }
+  td:first-child, th:first-child { min-width: 6.5rem; max-width: 10rem; white-space: normal; overflow-wrap: break-word; }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells that are already text; `marked` names the row that others are compared with."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    marked: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: an SVG element, or a picture file that is taken into the page."""
+
+    caption: str
+    svg: str | None = None
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it, in this order."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    points: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+@dataclass(frozen=True)
+class Document:
+    """The whole page."""
+
+    title: str
+    sections: Sequence[Section]
+    footer: Sequence[str] = field(default=())
+
+
+# ---- Markdown
+
+
+def to_markdown(document: Document) -> str:
+    """GitHub's Markdown; figures are in the HTML page only."""
+    blocks = [f"# {document.title}"]
+    for section in document.sections:
+        blocks.append(f"## {section.title}")
+        blocks += section.paragraphs
+        blocks += [f"> **Warning:** {text}" for text in section.warnings]
+        if section.points:
+            blocks.append("\n".join(f"- {point}" for point in section.points))
+        blocks += [_markdown_table(table) for table in section.tables]
+        if section.pictures:
+            blocks.append("\n".join(f"- figure in report.html: {p.caption}" for p in section.pictures))
+    blocks += document.footer
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    ruler = ["---" if _kind(cells) else "---:" for cells in zip(*table.rows, strict=True)]
+    lines = [table.columns, ruler, *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+# ---- HTML
+
+
+def to_html(document: Document) -> str:
+    """One file for any browser, wide or narrow; what runs and users named is escaped."""
+    title = html.escape(document.title)
+    body = "\n".join(_section(section) for section in document.sections)
+    footer = "".join(f"<p>{html.escape(text)}</p>" for text in document.footer)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        f"{body}\n<footer>{footer}</footer>\n</body>\n</html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f"<section>\n<h2>{html.escape(section.title)}</h2>"]
+    parts += [f"<p>{html.escape(text)}</p>" for text in section.paragraphs]
+    parts += [f'<p class="warning">{html.escape(text)}</p>' for text in section.warnings]
+    if section.points:
+        points = "".join(f"<li>{html.escape(point)}</li>" for point in section.points)
+        parts.append(f"<ul>{points}</ul>")
+    parts += [_html_table(table) for table in section.tables]
+    if section.pictures:
+        parts.append(f'<div class="figures">{"".join(_figure(p) for p in section.pictures)}</div>')
+    return "\n".join([*parts, "</section>"])
+
+
+def _html_table(table: Table) -> str:
+    kinds = [_kind([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    head = "".join(
+        f'<th scope="col"{kind}>{html.escape(column)}</th>'
+        for column, kind in zip(table.columns, kinds, strict=True)
+    )
+    rows = []
+    for row in table.rows:
+        marked = ' class="marked"' if table.marked is not None and row[0] == table.marked else ""
+        cells = "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
+        rows.append(f"<tr{marked}>{cells}</tr>")
+    return (
+        f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cell(text: str) -> str:
+    """Names may break after an underscore."""
+    return html.escape(text).replace("_", "_<wbr>")
+
+
+def _kind(cells: Sequence[str]) -> str:
+    """Numbers stand on the right, words on the left, sentences in wide cells that wrap."""
+    if any(len(cell) > 40 for cell in cells):
+        return ' class="long"'
+    return "" if all(cell == "-" or NUMBER.fullmatch(cell) for cell in cells) else ' class="text"'
+
+
+def _figure(picture: Picture) -> str:
+    caption = html.escape(picture.caption)
+    if picture.file is not None:
+        data = base64.b64encode(picture.file.read_bytes()).decode()
+        drawn = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    else:
+        drawn = (picture.svg or "").replace("<svg ", f'<svg role="img" aria-label="{caption}" ', 1)
+    return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"

@@ -1,0 +1,73 @@
+"""What a report says, before it is written: runs read, grouped and compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from src.reporting.leaderboard import comparison, leaderboard, scores_frame
+from src.reporting.runs import find_runs
+from src.reporting.statistics import Difference, sentence
+from src.reporting.systems import Sorted, System, Unfair, sort_runs, unfair
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report says, before it is written."""
+
+    found: Sorted
+    baseline: System | None
+    frame: pd.DataFrame
+    compared: pd.DataFrame
+    board: pd.DataFrame
+    unfair: list[Unfair]
+
+    def sentences(self) -> list[str]:
+        """The differences in validation loss, in words, best system first."""
+        if self.baseline is None:
+            return []
+        losses = self.compared[self.compared["metric"] == "val loss"].set_index("system")
+        said = []
+        for label in self.board["system"]:
+            row = losses.loc[label].astype(object).where(losses.loc[label].notna(), None)
+            if label != self.baseline.label:
+                d = Difference(
+                    row["difference"],
+                    row["low"],
+                    row["high"],
+                    row["p"],
+                    row["test"],
+                    int(row["pairs"]),
+                    row["sd of difference"],
+                )
+                said.append(sentence(label, self.baseline.label, d, row["p (Holm)"]))
+        return said
+
+
+def make_report(folders: list[Path], baseline: str | None, axis: list[str]) -> Report:
+    """Read, group and compare the runs below `folders`.
+
+    Raises:
+        ValueError: no runs, or no system of the baseline's name.
+    """
+    found = sort_runs(find_runs(folders))
+    reference = None if baseline is None else _baseline(found, baseline)
+    frame = scores_frame(found.systems)
+    compared = comparison(frame, found.systems, reference)
+    board = leaderboard(compared, reference)
+    against = reference or (found.systems[0] if found.systems else None)
+    flagged = unfair(found.systems, against, axis) if against else []
+    return Report(found, reference, frame, compared, board, flagged)
+
+
+def _baseline(found: Sorted, baseline: str) -> System | None:
+    if not found.systems:
+        return None  # a page of failures
+    exact = [system for system in found.systems if system.label == baseline]
+    named = exact or [system for system in found.systems if system.name == baseline]
+    if len(named) == 1:
+        return named[0]
+    labels = ", ".join(sorted(f"'{system.label}'" for system in named or found.systems))
+    if named:
+        raise ValueError(f"baseline={baseline} fits several systems; give one of {labels}, in quotes")
+    raise ValueError(f"baseline={baseline} has no completed run; give one of {labels}, or baseline=null")

@@ -1,0 +1,187 @@
+"""Run folders as a report sees them: what was asked, how it ended, the curve, the scores.
+
+A run folder holds `config.yaml`, `result.json` and `metrics.jsonl`; evaluations made later lie in
+`evaluations/*.json`. Time on a curve is time spent in training steps: the logged speeds added up, without
+validations, evaluations and pauses between sessions.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+#: What a completed run must state before its numbers can be compared.
+NEEDED = ("name", "seed", "steps", "tokens", "val_loss", "tokens_per_s", "flops_per_token")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of merit, and what it rests on (token file, protocol, items)."""
+
+    value: float
+    identity: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Omitted:
+    """A score that is not whole, and why."""
+
+    metric: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    rows: pd.DataFrame
+    evaluations: tuple[dict[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        """The run's name, as its user gave it."""
+        return str(self.result.get("name", self.folder.name))
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.result["seed"])
+
+    def failure(self) -> str | None:
+        """Why this run's numbers cannot be compared; None where they can."""
+        status = self.result.get("status")
+        if status != "completed":
+            return f"{status}: {self.result.get('reason') or 'no reason was recorded'}"
+        missing = [key for key in NEEDED if self.result.get(key) is None]
+        if missing:
+            return f"its result.json lacks {', '.join(missing)}"
+        if not math.isfinite(self.result["val_loss"]):
+            return f"completed with a validation loss of {self.result['val_loss']}"
+        return None
+
+
+def find_runs(folders: list[Path]) -> list[Run]:
+    """Every run at or below `folders`, in the order of their paths, each once.
+
+    Raises:
+        ValueError: a folder that is not there or holds no run, or a record that cannot be read.
+    """
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"runs={folder}: no such folder; give one or more that hold run folders")
+        places = sorted(path.parent for path in folder.rglob("result.json"))
+        runs = [place.resolve() for place in places if (place / "config.yaml").is_file()]
+        if not runs:
+            raise ValueError(
+                f"runs={folder} holds no run (no result.json with a config.yaml); give the folder of a run or sweep"
+            )
+        found.update((place, read_run(place)) for place in runs if place not in found)
+    return [found[place] for place in sorted(found)]
+
+
+def read_run(folder: Path) -> Run:
+    """The record of one run folder.
+
+    Raises:
+        ValueError: a file of the record is not what this project writes.
+    """
+    result = _object(folder / "result.json")
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.yaml'} is no mapping; restore it or leave the folder out")
+    evaluations = tuple(_object(path) for path in sorted((folder / "evaluations").glob("*.json")))
+    rows = _rows(folder / "metrics.jsonl")
+    return Run(
+        folder, flat({str(k): v for k, v in config.items()}), result, _clocked(rows, result), evaluations
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no JSON object; restore it or leave the folder out")
+    return found
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):  # the last line of a running or killed run may be torn
+                raise ValueError(f"{path}, line {number}: not a JSON object") from None
+    columns = ["step", "tokens", "train/loss", "val/loss", "tokens_per_s"]
+    return pd.DataFrame(rows, columns=columns, dtype=float)
+
+
+def _clocked(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
+    """The rows with `seconds` of training and `flops` behind them."""
+    logged = rows[rows["tokens_per_s"].notna()]
+    tokens = np.concatenate(([0.0], logged["tokens"]))
+    seconds = np.concatenate(([0.0], np.cumsum(np.diff(tokens) / logged["tokens_per_s"].to_numpy())))
+    flops = rows["tokens"] * float(result.get("flops_per_token") or math.nan)
+    return rows.assign(seconds=np.interp(rows["tokens"], tokens, seconds), flops=flops)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
+
+
+# ---- scores
+
+
+def final_scores(run: Run) -> tuple[dict[str, Score], list[Omitted]]:
+    """The run's whole scores at its last step by column name, and those that are limited or left out.
+
+    Where the run's own evaluation was limited, a whole one made later on the same step's weights stands in.
+    """
+    scores = {"val loss": Score(float(run.result["val_loss"]), ())}
+    omitted: dict[str, Omitted] = {}
+    later = [e["scores"] for e in run.evaluations if e.get("step") == run.result["steps"]]
+    for tree in (run.result, *later):
+        for metric, entry in entries(tree):
+            reason = entry.get("limited") or entry.get("skipped")
+            if reason:
+                omitted.setdefault(metric, Omitted(metric, str(reason)))
+            else:
+                for column, score in read_scores(metric, entry).items():
+                    scores.setdefault(column, score)
+    left = [o for metric, o in omitted.items() if not any(c.startswith(f"{metric} ") for c in scores)]
+    return scores, left
+
+
+def entries(tree: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The score entries of a result or an evaluation, by the set's name."""
+    return [(name, e) for part in ("perplexity", "lm_eval") for name, e in (tree.get(part) or {}).items()]
+
+
+def read_scores(metric: str, entry: dict[str, Any]) -> dict[str, Score]:
+    """The columns that one entry fills."""
+    known = ("sha256", "protocol", "block_size", "stride", "metric", "num_fewshot", "task_version", "items")
+    identity = tuple((key, str(entry[key])) for key in known if entry.get(key) is not None)
+    if "score" in entry:
+        return {f"{metric} {entry['metric']}": Score(float(entry["score"]), identity)}
+    found = {f"{metric} ppl": Score(float(entry["ppl"]), identity)}
+    if "bits_per_byte" in entry:
+        found[f"{metric} bits/byte"] = Score(float(entry["bits_per_byte"]), identity)
+    if "acc" in entry:
+        found[f"{metric} acc"] = Score(100 * float(entry["acc"]), identity)
+    return found

@@ -1,0 +1,87 @@
+"""Pictures of a residual stream: who reads what, how large all is, what the strategy has learned."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+matplotlib.use("Agg")
+
+Matrix = Sequence[Sequence[float]]
+
+
+def mixing_map(weights: Matrix, labels: Sequence[str], title: str) -> Figure:
+    """Heat map of the weight with which each reader (row) takes each source (column).
+
+    White is 0 where all weights are shares, between 0 and 1, and else 1, the weight of a vanilla stream.
+    `labels` names the sites; the embedding and the end are added.
+    """
+    grid = np.asarray(weights, dtype=float)
+    n = len(grid)
+    shown = np.ma.masked_where(np.triu(np.ones((n, n), dtype=bool), 1), grid)
+    shares = float(shown.min()) >= -1e-6 and float(shown[-1].sum()) < 1.5
+    centre = 0.0 if shares else 1.0
+    reach = max(float(np.abs(shown - centre).max()), 0.01)
+    size = min(4 + 0.16 * n, 12)
+    figure = Figure(figsize=(size + 1, size), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    low = 0.0 if shares else centre - reach
+    image = axes.imshow(
+        shown, cmap="Blues" if shares else "RdBu_r", vmin=low, vmax=centre + reach, interpolation="nearest"
+    )
+    every = max(1, -(-n // 26))
+    ticks = range(0, n, every)
+    axes.set_xticks(ticks, [["x0", *labels][i] for i in ticks], rotation=90, fontsize=7)
+    axes.set_yticks(ticks, [[*labels, "end"][i] for i in ticks], fontsize=7)
+    axes.set_xlabel("source: the embedding and the sites' outputs")
+    axes.set_ylabel("reader")
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="weight")
+    if n <= 14:
+        for k in range(n):
+            for j in range(k + 1):
+                dark = abs(grid[k, j] - centre) > 0.6 * reach
+                axes.text(
+                    j, k, f"{grid[k, j]:.2f}", ha="center", va="center", fontsize=6, color="w" if dark else "k"
+                )
+    return figure
+
+
+def sizes(lines: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """RMS by site on a logarithmic axis, a line a quantity."""
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for name, values in lines.items():
+        axes.plot(range(len(values)), values, marker="o", ms=3, lw=1.2, label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("site (attention and MLP in turn; the last point of the stream is its end)")
+    axes.set_ylabel("RMS")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def scalars_by_depth(tables: Mapping[str, Matrix], title: str) -> Figure:
+    """The strategy's parameters, a panel each, by row (a site, a layer or a query), a line a column."""
+    n = len(tables)
+    columns = min(n, 2)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(4.5 * columns + 0.5, 2.4 * rows + 0.6), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, table) in zip(panels, tables.items(), strict=False):
+        for column, values in enumerate(zip(*table, strict=True)):
+            axes.plot(range(len(values)), values, marker="o", ms=3, lw=1.2, label=f"[{column}]")
+        if len(table[0]) > 1:
+            axes.legend(fontsize=7)
+        axes.set_title(name, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=7)
+    for axes in figure.axes[n:]:
+        axes.set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    return figure

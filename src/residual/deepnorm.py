@@ -1,0 +1,43 @@
+"""DeepNorm: Post-LN whose stream weighs more than its branches, which start small.
+
+    x <- N_k(alpha x + F_k(x)),   alpha = (2 L)^(1/4)
+
+The values, the output projections and both MLP matrices start as Xavier normal with gain (8 L)^(-1/4),
+queries and keys with gain 1 (decoder-only model of L layers).
+
+Source: Wang et al., "DeepNet" (arXiv 2203.00555), table "DeepNorm" and figure 2; microsoft/torchscale.
+At init: not vanilla.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import Site, StreamSpec
+from src.residual.postln import PostLN
+
+
+class DeepNorm(PostLN):
+    """No parameters besides one norm a site, in place of the trunk's (which has one more).
+
+    Args:
+        spec: the trunk.
+    """
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__(spec)
+        self.alpha = (2 * spec.n_block) ** 0.25
+        self.beta = (8 * spec.n_block) ** -0.25
+
+    def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
+        if site.kind == "attn":
+            query, key, value = sublayer.get_parameter("c_attn.weight").chunk(3)
+            nn.init.xavier_normal_(query)
+            nn.init.xavier_normal_(key)
+            nn.init.xavier_normal_(value, gain=self.beta)
+        else:
+            nn.init.xavier_normal_(sublayer.get_parameter("c_fc.weight"), gain=self.beta)
+        nn.init.xavier_normal_(sublayer.get_parameter("c_proj.weight"), gain=self.beta)
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        x_BTD: Tensor = self.norms[site.index](torch.add(y_BTD, state, alpha=self.alpha))
+        return x_BTD

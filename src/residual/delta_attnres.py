@@ -1,0 +1,69 @@
+"""Delta attention residuals: a plain stream, on which each sublayer's input adds attention over depth.
+
+    v_0 = x0,  v_i = y of the i-th sublayer
+    input_k = x + gate[k] * sum_i softmax_i( w_k . RMSNorm_k(v_i) ) v_i    over v_0..v_k;    x <- x + y
+
+What is routed are the stream's deltas, not its states. RMSNorm_k has a learned gain, which folds into the
+query.
+
+Source: "Delta Attention Residuals"; wdlctc/hyper-connection-factory, with its zero-initialised gate.
+At init (gate 0): vanilla.
+Shape letters: Q queries (all sites but the first, which has one source); of `mixing`, K readers, J
+sources.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.depth_attention import Sources, attend, emit, open_sources, shares
+
+
+class RoutedDeltas(NamedTuple):
+    """The stream, and the outputs that made it."""
+
+    x_BTD: Tensor
+    sources: Sources
+
+
+class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
+    """2 * D + 1 parameters a site (1 at the first); lr x 1, no weight decay.
+
+    Args:
+        spec: the trunk.
+        gate_init: initial gate (0 in the source).
+        eps: of the key norm.
+    """
+
+    def __init__(self, spec: StreamSpec, *, gate_init: float, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gate_S = nn.Parameter(torch.full((spec.n_site,), gate_init))
+        self.query_QD = nn.Parameter(torch.zeros(spec.n_site - 1, spec.n_embd))
+        self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site - 1, spec.n_embd))
+
+    def begin(self, x0_BTD: Tensor) -> RoutedDeltas:
+        return RoutedDeltas(x0_BTD, open_sources(x0_BTD, self.query_QD * self.key_gain_QD, self.eps))
+
+    def read(self, state: RoutedDeltas, site: Site) -> tuple[Tensor, RoutedDeltas]:
+        return torch.addcmul(state.x_BTD, self.gate_S[site.index], attend(state.sources)), state
+
+    def write(self, state: RoutedDeltas, site: Site, y_BTD: Tensor) -> RoutedDeltas:
+        x_BTD = state.x_BTD + y_BTD
+        if site.index == len(self.gate_S) - 1:
+            return state._replace(x_BTD=x_BTD)
+        return RoutedDeltas(x_BTD, emit(state.sources, y_BTD, self.eps))
+
+    def end(self, state: RoutedDeltas) -> Tensor:
+        return state.x_BTD
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        sources = self.begin(x0_BTD).sources
+        weight_KJ = x0_BTD.new_ones(len(y_BTD) + 1, len(y_BTD) + 1).tril()
+        for k, output_BTD in enumerate(y_BTD):
+            weight_KJ[k, : k + 1] += self.gate_S[k] * shares(sources)
+            if k < len(y_BTD) - 1:
+                sources = emit(sources, output_BTD, self.eps)
+        return weight_KJ

@@ -1,0 +1,47 @@
+"""Dual path: half the MLP beside attention, half after it; the same MLP, visited twice.
+
+    h = N1_l(x);   x <- x + Attn(h) + MLP(h) / 2;   x <- x + MLP(N2_l(x)) / 2
+
+Source: a submission to MLS-Bench llm-pretrain-normalization.
+At init: not vanilla.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import Site, StreamSpec
+from src.residual.one_norm import NormedState, OneNormPerLayer
+
+
+class DualPath(OneNormPerLayer):
+    """No parameters besides the norms, two a layer as the trunk would have; a third visit a layer.
+
+    Args:
+        spec: the trunk.
+    """
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__(spec)
+        self.after_norms = nn.ModuleList(spec.norm() for _ in range(spec.n_layer))
+
+    def visits(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+        visited: list[Site] = []
+        for site in sites:
+            if site.kind == "attn":
+                visited.append(replace(site, index=len(visited)))
+            else:
+                for half in (0, 1):
+                    visit, last = 2 * site.visit + half, half == 1
+                    visited.append(replace(site, index=len(visited), visit=visit, closes_block=last))
+        return tuple(visited)
+
+    def read(self, state: NormedState, site: Site) -> tuple[Tensor, NormedState]:
+        if site.closes_block:
+            state = state._replace(h_BTD=self.after_norms[site.layer](state.x_BTD))
+        return super().read(state, site)
+
+    def write(self, state: NormedState, site: Site, y_BTD: Tensor) -> NormedState:
+        share = 1.0 if site.kind == "attn" else 0.5
+        return state._replace(x_BTD=torch.add(state.x_BTD, y_BTD, alpha=share))

@@ -1,0 +1,71 @@
+"""Frac-connections (dynamic): the stream is cut into fractions that are read, mixed and written as
+hyper-connections are, without being widened.
+
+    H = x cut into M fractions;   H~ = LayerNorm(H) per fraction;   [Y | A_r | B] = static + scale * tanh(H~ W)
+    u = concat(Y^T H);   H <- A_r^T H + B * y cut likewise
+
+Source: Zhu et al., "Frac-Connections" (arXiv 2503.14125), section 3.
+At init (W = 0, Y = A_r = identity, B = 1): vanilla.
+Shape letters: N fractions, F = D / N their width, M = 2 * N columns of [Y | A_r], C = M + 1 columns of W.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.hyper_streams import Streams, blended
+from src.residual.hyperconn_read import Weights, dynamic_weights
+
+
+class FracConnections(ResidualStrategy[Streams]):
+    """N * (2 * N + 1) + F * (2 * N + 3) + 2 parameters a site; only W has weight decay.
+
+    Args:
+        spec: the trunk.
+        n_frac: fractions (4 in the source), a divisor of n_embd.
+        scale_init: initial factor of the dynamic part (0.01 in the source).
+
+    Raises:
+        ValueError: a number of fractions that does not divide the width, or one.
+    """
+
+    def __init__(self, spec: StreamSpec, *, n_frac: int, scale_init: float) -> None:
+        super().__init__()
+        if n_frac < 2 or spec.n_embd % n_frac:
+            raise ValueError(
+                f"residual.n_frac must be at least 2 and divide model.n_embd={spec.n_embd}, got {n_frac}; "
+                "for one fraction use residual=vanilla"
+            )
+        self.n_frac = n_frac
+        width = spec.n_embd // n_frac
+        self.a_SNM = nn.Parameter(torch.eye(n_frac).repeat(spec.n_site, 1, 2))
+        self.b_SN = nn.Parameter(torch.ones(spec.n_site, n_frac))
+        self.w_SFC = nn.Parameter(torch.zeros(spec.n_site, width, 2 * n_frac + 1))
+        self.norm_weight_SF = nn.Parameter(torch.ones(spec.n_site, width))
+        self.norm_bias_SF = nn.Parameter(torch.zeros(spec.n_site, width))
+        self.scale_S2 = nn.Parameter(torch.full((spec.n_site, 2), scale_init))  # of [Y | A_r], of B
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.w_SFC,), decay=True)
+        yield ParamGroup((self.a_SNM, self.b_SN, self.norm_weight_SF, self.norm_bias_SF, self.scale_S2))
+
+    def begin(self, x0_BTD: Tensor) -> Streams:
+        return Streams(self._cut(x0_BTD), self.b_SN[0])
+
+    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
+        packed = (self.w_SFC, self.norm_weight_SF, self.norm_bias_SF, self.scale_S2, self.a_SNM, self.b_SN)
+        dynamic = dynamic_weights(state.h_BTND, Weights(*(tensor[site.index] for tensor in packed)))
+        u_BTNF, h_BTNF = blended(dynamic.a_BTNM, state.h_BTND).chunk(2, dim=2)
+        return u_BTNF.flatten(2), Streams(h_BTNF, dynamic.b_BTN)
+
+    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
+        h_BTNF = torch.addcmul(state.h_BTND, state.b.unsqueeze(-1), self._cut(y_BTD))
+        return state._replace(h_BTND=h_BTNF)
+
+    def end(self, state: Streams) -> Tensor:
+        return state.h_BTND.flatten(2)
+
+    def _cut(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.view(*x_BTD.shape[:2], self.n_frac, -1)

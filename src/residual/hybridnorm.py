@@ -1,0 +1,54 @@
+"""HybridNorm: norms inside attention, and an MLP whose residual starts from a normed stream.
+
+    h = x + Attn(x)           with q, k, v of every head through an RMSNorm each
+    u = N_l(h);  x <- u + MLP(u)
+
+Source: Zhuo et al., "HybridNorm" (arXiv 2503.04598), section 3; BryceZhuo/HybridNorm (norms by head).
+At init: not vanilla.
+Shape letters: A attention sites.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.residual.base import Site, StreamSpec
+from src.residual.one_stream import OneStream
+
+
+class HybridNorm(OneStream):
+    """3 * K parameters an attention site and one norm an MLP site, in place of the trunk's; no weight decay.
+
+    Args:
+        spec: the trunk.
+        eps: of the norms inside attention.
+    """
+
+    taps_qkv: ClassVar[bool] = True
+
+    def __init__(self, spec: StreamSpec, *, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gain_A3K = nn.Parameter(torch.ones(spec.n_block, 3, spec.n_embd // spec.n_head))
+        self.norms = nn.ModuleList(spec.norm() for _ in range(spec.n_block))
+
+    def owns_norm(self, site: Site | None) -> bool:
+        return site is not None
+
+    def tap_qkv(
+        self, state: Tensor, site: Site, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, k, v = (
+            F.rms_norm(x.to(gain.dtype), gain.shape, gain, self.eps).to(x.dtype)
+            for x, gain in zip((q_BHTK, k_BHTK, v_BHTK), self.gain_A3K[site.block], strict=True)
+        )
+        return q, k, v, state
+
+    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        x_BTD = self.norms[site.block](state) if site.kind == "mlp" else state
+        return x_BTD, x_BTD
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return state + y_BTD

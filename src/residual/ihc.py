@@ -1,0 +1,97 @@
+"""Identity hyper-connections (iHC): n streams read and written with weights that depend on them, never mixed.
+
+    [pre | post] from vec(H), under sigmoid + eps and 2 sigmoid;   u = pre . H;   H <- H + post^T y
+    out = head . H,  head from the last H as `pre` is
+
+Source: Tencent HY V4, `hy_v4` in Hugging Face transformers; the ablation "identity H_res" of mHC
+(arXiv 2512.24880).
+At init: near vanilla (every read is nearly the streams' mean), not equal to it: the random phi tells the
+streams apart, which would stay alike without it.
+Shape letters: N streams, V = N * D.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.hyper_streams import (
+    SiteWeights,
+    Streams,
+    blended,
+    require_streams,
+    stream_mixing,
+    widen,
+    write_streams,
+)
+from src.residual.projected_streams import mixing_weights, project, project_read
+
+
+class IdentityHyperConnections(ResidualStrategy[Streams]):
+    """2 * N * (V + 1) + 2 parameters a site and N * (V + 1) + 1 at the end; only phi has weight decay.
+
+    Args:
+        spec: the trunk.
+        n_stream: streams (4 in the source).
+        scale_init: initial factor of the dynamic part (0.01 in the source).
+        phi_std: standard deviation of the initial phi (0.02 in the source).
+        eps: added to the mean square of vec(H), and to the weights of every read (1e-6 in the source).
+    """
+
+    def __init__(
+        self, spec: StreamSpec, *, n_stream: int, scale_init: float, phi_std: float, eps: float
+    ) -> None:
+        super().__init__()
+        require_streams(n_stream)
+        self.n_stream, self.phi_std, self.eps = n_stream, phi_std, eps
+        width = n_stream * spec.n_embd
+        mean_logit = -math.log(n_stream - 1)  # sigmoid gives 1 / n_stream
+        self.phi_SCV = nn.Parameter(torch.zeros(spec.n_site, 2 * n_stream, width))
+        self.head_phi_NV = nn.Parameter(torch.zeros(n_stream, width))
+        self.scale_S2 = nn.Parameter(torch.full((spec.n_site, 2), scale_init))  # of pre, of post
+        self.head_scale = nn.Parameter(torch.full((1,), scale_init))
+        bias_SC = torch.zeros(spec.n_site, 2 * n_stream)
+        bias_SC[:, :n_stream] = mean_logit
+        self.bias_SC = nn.Parameter(bias_SC)
+        self.head_bias_N = nn.Parameter(torch.full((n_stream,), mean_logit))
+
+    def reset(self) -> None:
+        nn.init.normal_(self.phi_SCV, std=self.phi_std)
+        nn.init.normal_(self.head_phi_NV, std=self.phi_std)
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.phi_SCV, self.head_phi_NV), decay=True)
+        yield ParamGroup((self.scale_S2, self.head_scale, self.bias_SC, self.head_bias_N))
+
+    def begin(self, x0_BTD: Tensor) -> Streams:
+        return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
+
+    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
+        pre_BTN, post_BTN = self._weights(site.index, state.h_BTND)
+        u_BTD = blended(pre_BTN.unsqueeze(-1), state.h_BTND).squeeze(2)
+        return u_BTD, state._replace(b=post_BTN)
+
+    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
+        return write_streams(state, y_BTD)
+
+    def end(self, state: Streams) -> Tensor:
+        return blended(self._head(state.h_BTND).unsqueeze(-1), state.h_BTND).squeeze(2)
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        same_NN = torch.eye(self.n_stream, dtype=x0_BTD.dtype, device=x0_BTD.device)
+
+        def weights(k: int, h_BTND: Tensor) -> SiteWeights:
+            pre_BTN, post_BTN = self._weights(k, h_BTND)
+            return SiteWeights(mixing_weights(pre_BTN, same_NN.expand(*pre_BTN.shape, -1)), post_BTN)
+
+        return stream_mixing(x0_BTD, y_BTD, self.n_stream, weights, self._head)
+
+    def _weights(self, k: int, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
+        weights = project(h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.eps)
+        return weights.pre_BTN + self.eps, weights.post_BTN
+
+    def _head(self, h_BTND: Tensor) -> Tensor:
+        read = project_read(h_BTND, self.head_phi_NV, self.head_scale, self.head_bias_N, self.eps)
+        return read + self.eps

@@ -1,0 +1,27 @@
+"""LAuReL-LR: each sum also takes a low-rank map of the stream.
+
+    x <- F_k(N_k(x)) + x + x A_k B_k
+
+Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.2, equation 3.
+At init (B = 0): vanilla.
+"""
+
+from torch import Tensor
+
+from src.residual.base import Site, StreamSpec
+from src.residual.low_rank import LowRankStream
+
+
+class LaurelLR(LowRankStream):
+    """2 * rank * D parameters a site, lr x 1, with weight decay.
+
+    Args:
+        spec: the trunk.
+        rank: of the map (4 in the source's 1B model, 64 in its 4B model).
+    """
+
+    def __init__(self, spec: StreamSpec, *, rank: int) -> None:
+        super().__init__(spec, rank)
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return self.augmented(state, site) + y_BTD

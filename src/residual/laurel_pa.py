@@ -1,0 +1,59 @@
+"""LAuReL-PA: each sum also takes the stream as it was before the last few sublayers.
+
+    x_{k+1} = F_k(N_k(x_k)) + x_k + sum_{j < n} gamma[k, j] x_{k-j}
+
+Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.3, equation 4, with h the identity.
+At init (gamma = 0): vanilla.
+Shape letters: P pairs of a site and a stream it takes, those of site 0 first, its newest first.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ResidualStrategy, Site, StreamSpec
+
+
+class RecentStreams(NamedTuple):
+    """The stream now and before the last few sublayers, newest first."""
+
+    x_BTD: tuple[Tensor, ...]
+
+
+class LaurelPA(ResidualStrategy[RecentStreams]):
+    """`n_previous` parameters a site (fewer at the first), lr x 1, no weight decay.
+
+    Args:
+        spec: the trunk.
+        n_previous: streams taken, the present one included.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+
+    def __init__(self, spec: StreamSpec, *, n_previous: int) -> None:
+        super().__init__()
+        if n_previous < 1:
+            raise ValueError(
+                f"residual.n_previous must be at least 1, got {n_previous}; for none use residual=vanilla"
+            )
+        self.n_streams = [min(site.index + 1, n_previous) for site in spec.sites]
+        self.gamma_P = nn.Parameter(torch.zeros(sum(self.n_streams)))
+
+    def begin(self, x0_BTD: Tensor) -> RecentStreams:
+        return RecentStreams((x0_BTD,))
+
+    def read(self, state: RecentStreams, site: Site) -> tuple[Tensor, RecentStreams]:
+        return state.x_BTD[0], state
+
+    def write(self, state: RecentStreams, site: Site, y_BTD: Tensor) -> RecentStreams:
+        gamma_J = torch.split(self.gamma_P, self.n_streams)[site.index]
+        x_BTD = state.x_BTD[0] + y_BTD
+        for gamma, old_BTD in zip(gamma_J, state.x_BTD, strict=True):
+            x_BTD = torch.addcmul(x_BTD, gamma, old_BTD)
+        kept = self.n_streams[min(site.index + 1, len(self.n_streams) - 1)]
+        return RecentStreams((x_BTD, *state.x_BTD)[:kept])
+
+    def end(self, state: RecentStreams) -> Tensor:
+        return state.x_BTD[0]

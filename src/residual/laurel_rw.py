@@ -1,0 +1,31 @@
+"""LAuReL-RW: each sum weighs the branch against the stream.
+
+    x <- a_k F_k(N_k(x)) + b_k x,   (a_k, b_k) = 2 softmax(w_k)
+
+The source wants the two weights bounded and leaves the map open; this one is 1 and 1 at w = 0.
+
+Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.1, equation 2.
+At init (w = 0): vanilla.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import Site, StreamSpec
+from src.residual.one_stream import OneStream
+
+
+class LaurelRW(OneStream):
+    """2 parameters a site, lr x 1, no weight decay.
+
+    Args:
+        spec: the trunk.
+    """
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__()
+        self.w_S2 = nn.Parameter(torch.zeros(spec.n_site, 2))
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        a, b = 2 * self.w_S2[site.index].softmax(0)
+        return torch.addcmul(b * state, a, y_BTD)

@@ -1,0 +1,36 @@
+"""LAuReL-RW+LR: weighed sums with a low-rank map of the stream, the form of the source's results.
+
+    x <- a_k F_k(N_k(x)) + b_k (x + x A_k B_k),   (a_k, b_k) = 2 softmax(w_k)
+
+Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.4, equation 5, table 2.
+At init (w = 0, B = 0): vanilla.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, Site, StreamSpec
+from src.residual.low_rank import LowRankStream
+
+
+class LaurelRWLR(LowRankStream):
+    """2 * rank * D + 2 parameters a site, lr x 1; weight decay on the matrices only.
+
+    Args:
+        spec: the trunk.
+        rank: of the map (4 in the source's 1B model).
+    """
+
+    def __init__(self, spec: StreamSpec, *, rank: int) -> None:
+        super().__init__(spec, rank)
+        self.w_S2 = nn.Parameter(torch.zeros(spec.n_site, 2))
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield from super().param_groups()
+        yield ParamGroup((self.w_S2,))
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        a, b = 2 * self.w_S2[site.index].softmax(0)
+        return torch.addcmul(b * self.augmented(state, site), a, y_BTD)

@@ -1,0 +1,88 @@
+"""LIMe: attention's keys and values are sums over the heads of all layers so far.
+
+    k_l[h] <- sum_{j <= l, g} R_l[h, j, g] k_j[g],   v_l likewise with the same R_l    in every layer but the first
+
+before any rotation; the first layer's are its own. x <- x + y.
+
+Source: Gerasimov et al., "Layer-Integrated Memory" (arXiv 2502.09245), section 3; corl-team/lime.
+At init (own layer: the identity; others: uniform, of variance 1 / fan-in): not vanilla.
+Shape letters: P all pairs of a layer and one it reads, layer by layer, the oldest first; E = T * K.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+
+
+class Memory(NamedTuple):
+    """The stream, and the keys and the values of the layers so far, as they were projected."""
+
+    x_BTD: Tensor
+    k_BHE: tuple[Tensor, ...]
+    v_BHE: tuple[Tensor, ...]
+
+
+class LIMe(ResidualStrategy[Memory]):
+    """n_head^2 * (l + 1) parameters in layer l = 1.., no weight decay.
+
+    Args:
+        spec: the trunk, of at least two layers.
+        lr_scale: learning rate over the schedule's (the source's is 0.01 absolute: 33 times 3e-4).
+
+    Raises:
+        ValueError: a model of one layer.
+    """
+
+    taps_qkv: ClassVar[bool] = True
+
+    def __init__(self, spec: StreamSpec, *, lr_scale: float) -> None:
+        super().__init__()
+        if spec.n_block < 2:
+            raise ValueError("residual=lime needs model.n_layer of at least 2, got 1")
+        self.lr_scale = lr_scale
+        self.n_sources = [block + 1 for block in range(1, spec.n_block)]
+        self.router_PHH = nn.Parameter(torch.zeros(sum(self.n_sources), spec.n_head, spec.n_head))
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            for r_JHH in torch.split(self.router_PHH, self.n_sources):
+                fan_in = r_JHH.shape[0] * r_JHH.shape[1]
+                nn.init.uniform_(r_JHH, -((3 / fan_in) ** 0.5), (3 / fan_in) ** 0.5)
+                nn.init.eye_(r_JHH[-1])
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.router_PHH,), self.lr_scale)
+
+    def begin(self, x0_BTD: Tensor) -> Memory:
+        return Memory(x0_BTD, (), ())
+
+    def read(self, state: Memory, site: Site) -> tuple[Tensor, Memory]:
+        return state.x_BTD, state
+
+    def tap_qkv(
+        self, state: Memory, site: Site, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Memory]:
+        k_BHE, v_BHE = (*state.k_BHE, k_BHTK.flatten(2)), (*state.v_BHE, v_BHTK.flatten(2))
+        state = state._replace(k_BHE=k_BHE, v_BHE=v_BHE)
+        if site.block == 0:
+            return q_BHTK, k_BHTK, v_BHTK, state
+        router_JHH = torch.split(self.router_PHH, self.n_sources)[site.block - 1].to(k_BHTK.dtype)
+        k, v = (_routed(router_JHH, sources).view(k_BHTK.shape) for sources in (k_BHE, v_BHE))
+        return q_BHTK, k, v, state
+
+    def write(self, state: Memory, site: Site, y_BTD: Tensor) -> Memory:
+        return state._replace(x_BTD=state.x_BTD + y_BTD)
+
+    def end(self, state: Memory) -> Tensor:
+        return state.x_BTD
+
+
+def _routed(router_JHH: Tensor, sources_BHE: tuple[Tensor, ...]) -> Tensor:
+    total_BHE = router_JHH[0] @ sources_BHE[0]
+    for r_HH, source_BHE in zip(router_JHH[1:], sources_BHE[1:], strict=True):
+        total_BHE = torch.baddbmm(total_BHE, r_HH.expand(len(source_BHE), -1, -1), source_BHE)
+    return total_BHE

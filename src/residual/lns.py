@@ -1,0 +1,44 @@
+"""LayerNorm scaling (LNS): what a branch is given shrinks with the square root of its depth.
+
+    x <- x + F_k( N_k(x) / sqrt(l) )    both sublayers of layer l = 1..L
+
+The scale stands after the norm; before it, the norm would undo it. The source asks for output projections
+that start unscaled, since the trunk's 1/sqrt(2 L) already does at init what LNS is for.
+
+Source: Sun et al., "The Curse of Depth in Large Language Models" (arXiv 2502.05795), section 4;
+lmsdss/LayerNorm-Scaling.
+At init: not vanilla.
+"""
+
+from torch import Tensor, nn
+
+from src.residual.base import Site, StreamSpec
+from src.residual.hyper_streams import scale_output_
+from src.residual.one_stream import OneStream
+
+
+class LayerNormScaling(OneStream):
+    """No parameters besides one norm a site, in place of the trunk's.
+
+    Args:
+        spec: the trunk.
+        output_init_scale: factor on the sublayers' initial output projections; None undoes the trunk's
+            1/sqrt(2 n_layer), as the source has it; 1 keeps it.
+    """
+
+    def __init__(self, spec: StreamSpec, *, output_init_scale: float | None) -> None:
+        super().__init__()
+        self.output_init_scale = (2 * spec.n_layer) ** 0.5 if output_init_scale is None else output_init_scale
+        self.norms = nn.ModuleList(spec.norm() for _ in spec.sites)
+
+    def owns_norm(self, site: Site | None) -> bool:
+        return site is not None
+
+    def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
+        scale_output_(sublayer, self.output_init_scale)
+
+    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        return self.norms[site.index](state) * (site.block + 1) ** -0.5, state
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        return state + y_BTD

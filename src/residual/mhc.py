@@ -1,0 +1,98 @@
+"""Manifold-constrained hyper-connections (mHC): n streams whose mixing is doubly stochastic.
+
+    [pre | post | res] from vec(H), under sigmoid, 2 sigmoid, Sinkhorn (`projected_streams`, `sinkhorn`)
+    u = pre . H;   H <- res H + post^T y;   out = mean_i H_i
+
+The paper gives only the scales' initial value; the biases here tell the streams apart (site k reads most of
+stream k mod N) and start the mixing at the identity nearly.
+
+Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.2, equations 14-19, table 5.
+At init: equal to vanilla up to the rounding of the read's weights, whose sum is 1 (about 1e-7).
+Shape letters: N streams, C = N * N + 2 * N columns of phi, V = N * D.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.hyper_streams import (
+    SiteWeights,
+    Streams,
+    mix,
+    require_streams,
+    stream_mixing,
+    widen,
+    write_streams,
+)
+from src.residual.projected_streams import mixing_weights, project
+from src.residual.sinkhorn import sinkhorn
+
+
+class ManifoldHyperConnections(ResidualStrategy[Streams]):
+    """(V + 1) * C + 3 parameters a site, lr x 1; only phi has weight decay.
+
+    Args:
+        spec: the trunk.
+        n_stream: streams (4 in the paper).
+        n_iteration: rounds of Sinkhorn-Knopp (20 in the paper).
+        scale_init: initial factor of the dynamic part (0.01 in the paper).
+        own_share: initial weight of stream k mod N in site k's read, the others share the rest.
+        res_logit: initial logit of the mixing's diagonal (0 elsewhere).
+        eps: added to the mean square of vec(H).
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        *,
+        n_stream: int,
+        n_iteration: int,
+        scale_init: float,
+        own_share: float,
+        res_logit: float,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        require_streams(n_stream)
+        if not 0 < own_share < 1:
+            raise ValueError(f"residual.own_share must be between 0 and 1, got {own_share}; 0.7 is customary")
+        self.n_stream, self.n_iteration, self.eps = n_stream, n_iteration, eps
+        n_column = n_stream * (n_stream + 2)
+        self.phi_SCV = nn.Parameter(torch.zeros(spec.n_site, n_column, n_stream * spec.n_embd))
+        self.scale_S3 = nn.Parameter(torch.full((spec.n_site, 3), scale_init))  # of pre, post, res
+        share_NN = torch.full((n_stream, n_stream), (1 - own_share) / (n_stream - 1)).fill_diagonal_(own_share)
+        bias_SC = torch.zeros(spec.n_site, n_column)
+        bias_SC[:, :n_stream] = share_NN.logit()[torch.arange(spec.n_site) % n_stream]
+        bias_SC[:, 2 * n_stream :] = res_logit * torch.eye(n_stream).flatten()
+        self.bias_SC = nn.Parameter(bias_SC)
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.phi_SCV,), decay=True)
+        yield ParamGroup((self.scale_S3, self.bias_SC))
+
+    def begin(self, x0_BTD: Tensor) -> Streams:
+        return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
+
+    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
+        a, b = self._weights(site.index, state.h_BTND)
+        u_BTD, h_BTND = mix(a, state.h_BTND)
+        return u_BTD, Streams(h_BTND, b)
+
+    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
+        return write_streams(state, y_BTD)
+
+    def end(self, state: Streams) -> Tensor:
+        return state.h_BTND.mean(2)
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        end_N = x0_BTD.new_full((self.n_stream,), 1 / self.n_stream)
+        return stream_mixing(x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
+
+    def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+        n = self.n_stream
+        weights = project(h_BTND, self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k], self.eps)
+        logit_BTR = weights.mixing_BTR
+        res = sinkhorn(logit_BTR.reshape(-1, n, n), self.n_iteration).view(*logit_BTR.shape[:2], n, n)
+        return SiteWeights(mixing_weights(weights.pre_BTN, res), weights.post_BTN)

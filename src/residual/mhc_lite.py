@@ -1,0 +1,104 @@
+"""mHC-lite: hyper-connections whose mixing is a blend of permutations, so exactly doubly stochastic.
+
+    v = gain * vec(H);   [pre | post | res] from v / rms, under sigmoid, 2 sigmoid, softmax
+    u = pre . H;   H <- (sum_r res_r P_r) H + post^T y;   out = sum_i H_i
+
+P_r are all N! permutations, the identity first. No Sinkhorn is needed.
+
+Source: "mHC-lite" (arXiv 2601.05732), section 3; FFTYYY/mhc-lite (initial biases).
+At init: not vanilla (site k leans on stream k mod N in read and write; the mixing is the identity nearly).
+Shape letters: N streams, C = N! + 2 * N columns of phi, V = N * D.
+"""
+
+from collections.abc import Iterator
+from itertools import permutations
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.hyper_streams import (
+    SiteWeights,
+    Streams,
+    mix,
+    require_streams,
+    stream_mixing,
+    widen,
+    write_streams,
+)
+from src.residual.projected_streams import mixing_weights, project
+
+MAX_STREAM = 5  # 120 permutations; 6 streams would have 720
+
+
+class ManifoldHyperConnectionsLite(ResidualStrategy[Streams]):
+    """(C + 1) * V + C + 3 parameters a site, lr x 1; only phi has weight decay.
+
+    Args:
+        spec: the trunk.
+        n_stream: streams, 2 to 5 (4 in the source).
+        scale_init: initial factor of the dynamic part (0.01 in the source).
+        gate_logit: initial logit of site k's own stream in read and write, its negative for the others (1).
+        res_logit: initial logit of all permutations but the identity (-8 in the source).
+        eps: added to the mean square of vec(H).
+    """
+
+    perm_RNN: Tensor
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        *,
+        n_stream: int,
+        scale_init: float,
+        gate_logit: float,
+        res_logit: float,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        require_streams(n_stream)
+        if n_stream > MAX_STREAM:
+            raise ValueError(
+                f"residual.n_stream must be at most {MAX_STREAM} for mhc_lite, which has n_stream! permutations, "
+                f"got {n_stream}; for more streams use residual=mhc"
+            )
+        self.n_stream, self.eps = n_stream, eps
+        orders = torch.tensor(list(permutations(range(n_stream))))
+        self.register_buffer("perm_RNN", nn.functional.one_hot(orders, n_stream).float(), persistent=False)
+        width, n_column = n_stream * spec.n_embd, len(orders) + 2 * n_stream
+        self.gain_SV = nn.Parameter(torch.ones(spec.n_site, width))
+        self.phi_SCV = nn.Parameter(torch.zeros(spec.n_site, n_column, width))
+        self.scale_S3 = nn.Parameter(torch.full((spec.n_site, 3), scale_init))  # of pre, post, res
+        gate_NN = torch.full((n_stream, n_stream), -gate_logit).fill_diagonal_(gate_logit)
+        bias_SC = torch.full((spec.n_site, n_column), res_logit)
+        bias_SC[:, : 2 * n_stream] = gate_NN.repeat(1, 2)[torch.arange(spec.n_site) % n_stream]
+        bias_SC[:, 2 * n_stream] = 0.0
+        self.bias_SC = nn.Parameter(bias_SC)
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.phi_SCV,), decay=True)
+        yield ParamGroup((self.gain_SV, self.scale_S3, self.bias_SC))
+
+    def begin(self, x0_BTD: Tensor) -> Streams:
+        return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
+
+    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
+        a, b = self._weights(site.index, state.h_BTND)
+        u_BTD, h_BTND = mix(a, state.h_BTND)
+        return u_BTD, Streams(h_BTND, b)
+
+    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
+        return write_streams(state, y_BTD)
+
+    def end(self, state: Streams) -> Tensor:
+        return state.h_BTND.sum(2)
+
+    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        end_N = x0_BTD.new_full((self.n_stream,), 1.0)
+        return stream_mixing(x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
+
+    def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+        phi_CV = self.phi_SCV[k] * self.gain_SV[k]
+        weights = project(h_BTND, phi_CV, self.scale_S3[k], self.bias_SC[k], self.eps)
+        res_BTNN = torch.tensordot(weights.mixing_BTR.softmax(-1), self.perm_RNN, dims=1)
+        return SiteWeights(mixing_weights(weights.pre_BTN, res_BTNN), weights.post_BTN)

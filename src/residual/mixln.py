@@ -1,0 +1,44 @@
+"""Mix-LN: Post-LN in the first layers, Pre-LN in the others.
+
+    x <- N_k(x + F_k(x))      in the first floor(fraction L) layers
+    x <- x + F_k(N_k(x))      in the others
+
+Source: Li et al., "Mix-LN" (arXiv 2412.13795), section 3; pixeli99/MixLN (fraction 0.25).
+At init: not vanilla (where the fraction takes in a layer).
+"""
+
+from torch import Tensor, nn
+
+from src.residual.base import Site, StreamSpec
+from src.residual.one_stream import OneStream
+
+
+class MixLN(OneStream):
+    """No parameters besides norms; as many as the trunk would have.
+
+    Args:
+        spec: the trunk.
+        post_fraction: share of the layers that are Post-LN, in (0, 1], rounded down to whole layers but to
+            one at least (0.25 in the source).
+
+    Raises:
+        ValueError: a share outside (0, 1].
+    """
+
+    def __init__(self, spec: StreamSpec, *, post_fraction: float) -> None:
+        super().__init__()
+        if not 0 < post_fraction <= 1:
+            raise ValueError(
+                f"residual.post_fraction must be in (0, 1], got {post_fraction}; for none use residual=vanilla"
+            )
+        self.n_post = max(int(post_fraction * spec.n_block), 1)
+        self.norms = nn.ModuleList(spec.norm() for site in spec.sites if site.block < self.n_post)
+
+    def owns_norm(self, site: Site | None) -> bool:
+        return site is not None and site.block < self.n_post
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        x_BTD = state + y_BTD
+        if site.block < self.n_post:
+            x_BTD = self.norms[site.index](x_BTD)
+        return x_BTD

@@ -1,0 +1,76 @@
+"""MUDDFormer with norms around the sums (PrePostDANorm), the form for deep models.
+
+    X_0 = x0,  X_{l+1} = the stream that layer l leaves,  n_j = RMSNorm_j(X_j)
+    s_c = X_{l+1} + sum_j w_l[c, j] n_j                 for c = q, k, v
+    s_r = X_{l+1} + RMSNorm_l(sum_j w_l[r, j] n_j)      whose gain starts at 0.001
+
+The weights are those of `muddformer` without a static start.
+
+Source: Xiao et al., "MUDDFormer" (arXiv 2502.12170), section 2.5, equation 10; Caiyun-AI/MUDDFormer.
+At init (W2 = 0, a = 0, so the sums are 0): vanilla.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.dense_weights import DenseWeights
+from src.residual.depth_attention import weighted_sum
+
+
+class NormedWays(NamedTuple):
+    """The residual, what the next attention reads, the normed streams so far."""
+
+    x_BTD: Tensor
+    attn: Tensor | QKV
+    normed_BTD: tuple[Tensor, ...]
+
+
+class MUDDFormerPrePost(ResidualStrategy[NormedWays]):
+    """The parameters of `muddformer` and two gains of D a layer and one for x0, without weight decay.
+
+    Args:
+        spec: the trunk.
+        post_gain_init: initial gain of the norm after the residual's sum (0.001 in the source).
+        eps: of all its norms.
+    """
+
+    def __init__(self, spec: StreamSpec, *, post_gain_init: float, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.dense = DenseWeights(spec, newest_init=0.0, eps=eps)
+        self.pre_gain_JD = nn.Parameter(torch.ones(spec.n_block + 1, spec.n_embd))
+        self.post_gain_LD = nn.Parameter(torch.full((spec.n_block, spec.n_embd), post_gain_init))
+
+    def reset(self) -> None:
+        self.dense.reset()
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield from self.dense.param_groups()
+        yield ParamGroup((self.pre_gain_JD, self.post_gain_LD))
+
+    def begin(self, x0_BTD: Tensor) -> NormedWays:
+        return NormedWays(x0_BTD, x0_BTD, (self._norm(x0_BTD, self.pre_gain_JD[0]),))
+
+    def read(self, state: NormedWays, site: Site) -> tuple[Tensor | QKV, NormedWays]:
+        return state.attn if site.kind == "attn" else state.x_BTD, state
+
+    def write(self, state: NormedWays, site: Site, y_BTD: Tensor) -> NormedWays:
+        x_BTD = state.x_BTD + y_BTD
+        if not site.closes_block:
+            return state._replace(x_BTD=x_BTD)
+        block = site.block
+        normed_BTD = (*state.normed_BTD, self._norm(x_BTD, self.pre_gain_JD[block + 1]))
+        *qkv, r = (weighted_sum(weight_BTJ, normed_BTD) for weight_BTJ in self.dense(x_BTD, block))
+        r_BTD = x_BTD + self._norm(r, self.post_gain_LD[block])
+        return NormedWays(r_BTD, QKV(*(x_BTD + s for s in qkv)) if qkv else r_BTD, normed_BTD)
+
+    def end(self, state: NormedWays) -> Tensor:
+        return state.x_BTD
+
+    def _norm(self, x_BTD: Tensor, gain_D: Tensor) -> Tensor:
+        return F.rms_norm(x_BTD, gain_D.shape, gain_D, self.eps)

@@ -1,0 +1,34 @@
+"""Post-LN: the stream itself is normed after every sum.
+
+    x <- N_k(x + F_k(x))
+
+No norm stands before a sublayer, and none before the head: the last sum has been normed. It needs a warm-up
+and a lower learning rate than Pre-LN (at 1e-3 it is known to stay at unigram loss).
+
+Source: Vaswani et al., "Attention is All You Need" (arXiv 1706.03762), section 3.1.
+At init: not vanilla.
+"""
+
+from torch import Tensor, nn
+
+from src.residual.base import Site, StreamSpec
+from src.residual.one_stream import OneStream
+
+
+class PostLN(OneStream):
+    """No parameters besides one norm a site, in place of the trunk's (which has one more).
+
+    Args:
+        spec: the trunk.
+    """
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(spec.norm() for _ in spec.sites)
+
+    def owns_norm(self, site: Site | None) -> bool:
+        return True
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+        x_BTD: Tensor = self.norms[site.index](state + y_BTD)
+        return x_BTD

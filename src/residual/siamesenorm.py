@@ -1,0 +1,54 @@
+"""SiameseNorm: a Post-LN and a Pre-LN stream side by side, read together, both written to.
+
+    x <- N_post_k(x);   z = F_k(N_k(x + N_pre_k(y)))        x = y = x0 at first
+    x <- x + z / sqrt(2 l);   y <- y + z                    in layer l = 1..L
+    out = N_a(x) + N_b(y)
+
+Source: Li et al., SiameseNorm (Qwen-Applications/SiameseNorm, the DeiT port; the scale acts on x alone).
+At init: not vanilla.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ResidualStrategy, Site, StreamSpec
+
+
+class Siamese(NamedTuple):
+    """The stream that is normed at every site, and the one that is not."""
+
+    post_BTD: Tensor
+    pre_BTD: Tensor
+
+
+class SiameseNorm(ResidualStrategy[Siamese]):
+    """No parameters besides norms: two a site and two at the end, on top of the trunk's.
+
+    Args:
+        spec: the trunk.
+    """
+
+    def __init__(self, spec: StreamSpec) -> None:
+        super().__init__()
+        self.post_norms = nn.ModuleList(spec.norm() for _ in range(spec.n_site + 1))
+        self.pre_norms = nn.ModuleList(spec.norm() for _ in range(spec.n_site + 1))
+
+    def begin(self, x0_BTD: Tensor) -> Siamese:
+        return Siamese(x0_BTD, x0_BTD)
+
+    def inject(self, state: Siamese, site: Site, e_BTD: Tensor) -> tuple[Siamese, None]:
+        return Siamese(*(x_BTD + e_BTD for x_BTD in state)), None
+
+    def read(self, state: Siamese, site: Site) -> tuple[Tensor, Siamese]:
+        post_BTD = self.post_norms[site.index](state.post_BTD)
+        return post_BTD + self.pre_norms[site.index](state.pre_BTD), state._replace(post_BTD=post_BTD)
+
+    def write(self, state: Siamese, site: Site, y_BTD: Tensor) -> Siamese:
+        scale = (2 * (site.block + 1)) ** -0.5
+        return Siamese(torch.add(state.post_BTD, y_BTD, alpha=scale), state.pre_BTD + y_BTD)
+
+    def end(self, state: Siamese) -> Tensor:
+        out_BTD: Tensor = self.post_norms[-1](state.post_BTD) + self.pre_norms[-1](state.pre_BTD)
+        return out_BTD

@@ -1,0 +1,62 @@
+"""U-Net skips: the layers of the second half take back what left the first, last come first.
+
+    S_i = x after layer i                       in the first half
+    x <- x + w_j S_{L/2-1-j} before layer L/2 + j,  j = 0..    in the second half;  x <- x + y always
+
+With an odd number of layers the last has no partner.
+
+Source: KellerJordan/modded-nanogpt, record 2024-11-10 ("U-net pattern skip connections").
+At init (w = 1): not vanilla; with `skip_init` 0 it is.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ResidualStrategy, Site, StreamSpec
+
+
+class UNetState(NamedTuple):
+    """The stream, and the kept streams of the first half that wait for their partners."""
+
+    x_BTD: Tensor
+    skip_BTD: tuple[Tensor, ...]
+
+
+class UNetSkips(ResidualStrategy[UNetState]):
+    """One weight a pair of layers: n_layer / 2 parameters, lr x 1, no weight decay.
+
+    Args:
+        spec: the trunk, of at least two layers.
+        skip_init: initial weight (1 in the source).
+
+    Raises:
+        ValueError: a model of one layer.
+    """
+
+    def __init__(self, spec: StreamSpec, *, skip_init: float) -> None:
+        super().__init__()
+        self.n_pair = spec.n_block // 2
+        if self.n_pair < 1:
+            raise ValueError("residual=unet_skips needs model.n_layer of at least 2, got 1")
+        self.w_L = nn.Parameter(torch.full((self.n_pair,), skip_init))
+
+    def begin(self, x0_BTD: Tensor) -> UNetState:
+        return UNetState(x0_BTD, ())
+
+    def read(self, state: UNetState, site: Site) -> tuple[Tensor, UNetState]:
+        if site.opens_block and site.block >= self.n_pair and state.skip_BTD:
+            *waiting, skip_BTD = state.skip_BTD
+            x_BTD = torch.addcmul(state.x_BTD, self.w_L[site.block - self.n_pair], skip_BTD)
+            state = UNetState(x_BTD, tuple(waiting))
+        return state.x_BTD, state
+
+    def write(self, state: UNetState, site: Site, y_BTD: Tensor) -> UNetState:
+        x_BTD = state.x_BTD + y_BTD
+        if site.closes_block and site.block < self.n_pair:
+            return UNetState(x_BTD, (*state.skip_BTD, x_BTD))
+        return state._replace(x_BTD=x_BTD)
+
+    def end(self, state: UNetState) -> Tensor:
+        return state.x_BTD

@@ -1,0 +1,56 @@
+"""task=report: compare runs; tables, figures and words.
+
+python run.py task=report runs=<folder> [baseline=vanilla] [axis=residual]
+python run.py task=report 'runs=[<folder>,<folder>]'
+"""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from src.launch import COMPLETED, Job, TaskEnd
+from src.mistakes import UserError, one_line
+from src.reporting.document import write_report
+from src.reporting.report import make_report
+
+log = logging.getLogger(__name__)
+
+
+def run(job: Job) -> TaskEnd:
+    """Write report.md, report.html, leaderboard.csv and comparison.csv into the job's folder.
+
+    Raises:
+        UserError: no runs there, or no such baseline.
+    """
+    folders = [Path(folder) for folder in _names(job.config, "runs")]
+    axis = _names(job.config, "axis")
+    baseline = job.config.baseline
+    try:
+        report = make_report(folders, None if baseline is None else str(baseline), axis)
+        page = write_report(report, job.folder)
+    except (ValueError, OSError) as error:
+        raise UserError(one_line(error)) from error
+    for line in report.sentences():
+        log.info("%s", line)
+    n_failed = len(report.found.failures)
+    if n_failed:
+        log.warning("%d runs are in no mean; the report's table of failures says why", n_failed)
+    line = f"{len(report.found.systems)} systems compared in {page}"
+    log.info("%s", line)
+    return TaskEnd(COMPLETED, line)
+
+
+def _names(config: DictConfig, key: str) -> list[str]:
+    """A name, or a list of them.
+
+    Raises:
+        UserError: it is missing or empty.
+    """
+    if OmegaConf.is_missing(config, key):
+        raise UserError(f"{key} is missing; give {key}=<folder> or '{key}=[<folder>,<folder>]'")
+    value = config[key]
+    names = [str(name) for name in value] if isinstance(value, ListConfig) else [str(value)]
+    if not names or value is None:
+        raise UserError(f"{key} must name at least one, got {value}")
+    return names

@@ -1,0 +1,86 @@
+"""Whole optimizer steps for timing: of a configured model, or of plain vanilla beside other implementations.
+
+`vanilla_step` follows the factory protocol of side-by-side step benchmarks: given a namespace with sizes, it
+returns (model, step_fn), where `step_fn(x, y)` does one whole optimizer step and returns its loss.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from src.embedding.tied import TiedEmbedding
+from src.models.config import GPTConfig
+from src.models.gpt import GPT
+from src.models.optimizer import OptimizerConfig, apply_gradients, build_optimizer, set_lr
+from src.norm.layernorm import LayerNorm
+from src.residual.vanilla import Vanilla
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+class StepSpec(Protocol):
+    """What a benchmark says of the step it wants."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    bias: bool
+    lr: float
+    weight_decay: float
+    grad_clip: float
+    seed: int
+    device: str
+    dtype: str
+    grad_accum: int
+
+
+def vanilla_step(spec: StepSpec) -> tuple[GPT, Step]:
+    """residual=vanilla, norm=layernorm, embedding=tied under AdamW, as `task=train` steps it.
+
+    `step_fn` takes token ids and targets [B, T], or [A, B, T] with `grad_accum` = A > 1.
+    """
+    sizes = GPTConfig(
+        spec.n_layer,
+        spec.n_head,
+        spec.n_embd,
+        spec.block_size,
+        spec.vocab_size,
+        spec.bias,
+        dropout=0.0,
+        gelu_approximate="none",
+        norm_placement="pre",
+        positions="learned",
+    )
+    norm = partial(LayerNorm, eps=1e-5)
+    gpt = GPT(sizes, residual=Vanilla, norm=norm, embedding=TiedEmbedding, seed=spec.seed).to(spec.device)
+    keys = OptimizerConfig(spec.lr, spec.lr, 0, spec.weight_decay, (0.9, 0.95), 1e-8, spec.grad_clip)
+    return gpt, optimizer_step(
+        gpt, keys, bf16=spec.dtype == "bfloat16", compiled=False, n_micro=spec.grad_accum
+    )
+
+
+def optimizer_step(gpt: GPT, keys: OptimizerConfig, *, bf16: bool, compiled: bool, n_micro: int) -> Step:
+    """A function of token ids and targets [B, T] (or [A, B, T]) that does one optimizer step at `keys.lr`."""
+    optimizer = build_optimizer(gpt, keys)
+    set_lr(optimizer, keys.lr)
+    device = next(gpt.parameters()).device
+    hidden = torch.compile(gpt.hidden, fullgraph=True, dynamic=False) if compiled else gpt.hidden
+    params = list(gpt.parameters())
+
+    def step_fn(x: Tensor, y: Tensor) -> Tensor:
+        pairs = zip(x.view(n_micro, -1, x.shape[-1]), y.view(n_micro, -1, y.shape[-1]), strict=True)
+        total = torch.zeros((), device=device)
+        for idx_BT, targets_BT in pairs:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = gpt.head_loss(hidden(idx_BT), targets_BT) / n_micro
+            torch.autograd.backward(loss)
+            total += loss.detach()
+        apply_gradients(optimizer, params, keys.grad_clip, total)
+        return total
+
+    return step_fn

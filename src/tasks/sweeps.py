@@ -1,0 +1,46 @@
+"""What is left to do of a job whose sweep has been here before.
+
+A job is known by the hash of its configuration. Below the sweep's folder, a completed record with the hash
+stands for the job; a stopped run of that hash in the job's own folder goes on; a diverged one would diverge again.
+"""
+
+import dataclasses
+import json
+import logging
+from typing import Any
+
+from src.callbacks.record import read_result
+from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
+from src.mistakes import UserError
+from src.tasks.run_files import config_hash
+from src.tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def left_to_do(job: Job, settings: Settings) -> Job | TaskEnd:
+    """The job as it is to be run, or how it ended when it ran.
+
+    Raises:
+        UserError: the job's folder holds another run.
+    """
+    if job.sweep is None or job.rank or job.resumes:
+        return job
+    wanted = config_hash({**settings.config, "resume": None})
+    for path in sorted(job.sweep.rglob("result.json")):
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if result.get("config_hash") == wanted and result.get("status") == "completed":
+            log.info("%s is completed with this configuration; the job is skipped", path.parent)
+            line = f"completed earlier in {path.parent}, val_loss {result['val_loss']:.4f}"
+            return TaskEnd(COMPLETED, line, result["val_loss"])
+    here = read_result(job.folder)
+    if here is None:
+        return job
+    if here.get("config_hash") != wanted:
+        raise UserError(
+            f"{job.folder} holds another run; give a new hydra.sweep.dir, or move that folder out of the sweep's"
+        )
+    if here["status"] == "diverged":
+        return TaskEnd(DIVERGED, f"diverged earlier: {here['reason']}")
+    log.info("%s was %s at step %s; going on", job.folder, here["status"], here["steps"])
+    return dataclasses.replace(job, resumes=True)

@@ -1,0 +1,51 @@
+"""Sizes that a model can have."""
+
+import math
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from src.models.config import GPTConfig
+from tests.support import SIZES, option, options
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "block_size", "vocab_size"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_size_is_at_least_one(key: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.{key} must be at least 1, got {value}$"):
+        GPTConfig(**{**SIZES, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("n_embd", 17, "multiple of model.n_head, got 17 and 2; the nearest is model.n_embd=16"),
+        ("n_embd", 1, "multiple of model.n_head, got 1 and 2; the nearest is model.n_embd=2"),
+        ("n_head", 3, "multiple of model.n_head, got 16 and 3; the nearest is model.n_embd=15"),
+        ("dropout", 1.0, r"model.dropout must be in \[0, 1\), got 1.0"),
+        ("dropout", -0.1, r"model.dropout must be in \[0, 1\), got -0.1"),
+        ("dropout", math.nan, r"model.dropout must be in \[0, 1\), got nan"),
+        ("gelu_approximate", "fast", r"must be none \(exact\) or tanh \(OpenAI's GPT-2\), got fast"),
+        ("norm_placement", "post", "model.norm_placement must be one of pre, sandwich, output, got post"),
+        ("positions", "sinus", "model.positions must be one of learned, rope, none, got sinus"),
+    ],
+)
+def test_what_no_model_can_have_is_refused_in_one_sentence(key: str, value: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        GPTConfig(**{**SIZES, key: value})
+    assert str(caught.value).startswith("model.")
+    assert "\n" not in str(caught.value)
+
+
+def test_rotations_need_pairs_of_channels() -> None:
+    words = r"model\.n_embd / model\.n_head must be even, got 18 / 6; the nearest is model\.n_embd=24$"
+    with pytest.raises(ValueError, match=words):
+        GPTConfig(**{**SIZES, "n_embd": 18, "n_head": 6, "positions": "rope"})
+    assert GPTConfig(**{**SIZES, "n_embd": 24, "n_head": 6, "positions": "rope"}).positions == "rope"
+
+
+def test_the_shipped_sizes_are_sizes() -> None:
+    for name in options("model"):
+        sizes: Any = OmegaConf.to_container(option("model", name))
+        assert GPTConfig(**sizes).n_layer >= 1

@@ -1,0 +1,52 @@
+"""Rotary positions: rotations, and nothing but differences of positions."""
+
+import pytest
+import torch
+
+from src.models.rotary import rotated
+from tests.plain_gpt import turned
+from tests.support import jitter, tiny_gpt, tokens
+
+
+def heads(T: int = 7) -> torch.Tensor:
+    return torch.randn(2, 3, T, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_pairs_are_turned_by_their_angle() -> None:
+    x = heads()
+    assert torch.allclose(rotated(x).flatten(0, 1), turned(x.flatten(0, 1)))
+    assert torch.equal(rotated(x)[:, :, 0], x[:, :, 0])
+
+
+def test_lengths_stay_and_scores_depend_on_the_distance_alone() -> None:
+    q, k = heads(), heads().roll(1, 0)
+    assert torch.allclose(rotated(q).norm(dim=-1), q.norm(dim=-1))
+    same_q, same_k = (x[:, :, :1].expand(-1, -1, 7, -1) for x in (q, k))
+    score = rotated(same_q) @ rotated(same_k).transpose(-1, -2)
+    for distance in range(-6, 7):
+        diagonal = score.diagonal(distance, -2, -1)
+        assert torch.allclose(diagonal, diagonal[..., :1].expand_as(diagonal))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_type_stays_and_the_angles_are_float32(dtype: torch.dtype) -> None:
+    x = heads(1000).to(dtype)
+    assert rotated(x).dtype == dtype
+    assert (rotated(x).double() - rotated(x.double())).abs().max() < (2e-2 if dtype == torch.bfloat16 else 1e-3)
+
+
+def test_without_positions_only_the_causal_mask_tells_orders_apart() -> None:
+    a, b = tokens(1).clone(), tokens(1).clone()
+    b[0, :2] = b[0, :2].flip(0)
+    assert a[0, 0] != a[0, 1]
+    one_layer = {
+        kind: jitter(tiny_gpt(positions=kind, n_layer=1)).double() for kind in ("none", "rope", "learned")
+    }
+    moved = {kind: (gpt(a)[:, 5:] - gpt(b)[:, 5:]).abs().max() for kind, gpt in one_layer.items()}
+    assert moved["none"] < 1e-12
+    assert min(moved["rope"], moved["learned"]) > 1e-6
+
+
+def test_learned_positions_are_the_only_ones_with_parameters() -> None:
+    counts = {kind: tiny_gpt(positions=kind).n_params(positions=True) for kind in ("learned", "rope", "none")}
+    assert counts["rope"] == counts["none"] == counts["learned"] - 12 * 16

@@ -1,0 +1,26 @@
+"""ProRes by whole layers against the benchmark's equation."""
+
+import torch
+
+from src.residual.prores_block import ProResBlock
+from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
+
+
+def test_alpha_scales_what_leaves_a_layer_in_training_alone() -> None:
+    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+    strategy = ProResBlock(spec, schedule="linear", warmup_fraction=None, warmup_steps=400).double()
+    whole = flow(strategy, spec, x0, branches)
+    strategy.on_step(150, 1000)
+    x = x0
+    for i, alpha in enumerate(strategy.alpha_L):
+        h = x + branches[2 * i](x)
+        x = x + alpha * (h + branches[2 * i + 1](h) - x)
+    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-12)
+    assert torch.equal(flow(strategy.eval(), spec, x0, branches), whole)
+
+
+def test_before_any_training_it_is_the_identity() -> None:
+    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+    strategy = ProResBlock(spec, schedule="linear", warmup_fraction=0.2, warmup_steps=None).double()
+    strategy.on_step(0, 1000)
+    assert torch.equal(flow(strategy, spec, x0, branches), x0)
