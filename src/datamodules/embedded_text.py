@@ -13,7 +13,6 @@ import shutil
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ class EmbeddedTextDataModule(FineWebDataModule):
         self,
         spec: BatchSpec,
         *,
-        path: str | list[Any] | None,
+        path: str | list[object] | None,
         order: str,
         epochs: int | None,
         val_tokens: int,

@@ -57,7 +57,7 @@ class FineWebDataModule(L.LightningDataModule):
         self,
         spec: BatchSpec,
         *,
-        path: str | list[Any] | None,
+        path: str | list[object] | None,
         order: str,
         epochs: int | None,
         val_tokens: int,

@@ -1,7 +1,6 @@
 """From `data.path` to shards that can be read, local or remote."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from src.datamodules.cache import Cache
 from src.datamodules.places import Shards, open_local, together
@@ -11,7 +10,7 @@ from src.datamodules.remote_shards import open_remote
 __all__ = ["Cache", "open_shards", "read_sources"]
 
 
-def read_sources(path: str | list[Any] | None) -> dict[str, tuple[list[str], float]]:
+def read_sources(path: str | list[object] | None) -> dict[str, tuple[list[str], float]]:
     """Addresses and weight of each source of `data.path`, by name.
 
     Raises:
