@@ -400,6 +400,7 @@ def test_other_data_and_another_model_are_refused_on_resume(stopped: Path, tmp_p
     done = run(f"resume={folder}", f"data.path={other}", cwd=tmp_path)
     assert done.returncode == 2
     assert "data.path holds other data than the run was trained on" in done.stderr
+    assert "give data.accept_changed=true" in done.stderr
     done = run(f"resume={folder}", "model.n_layer=3", cwd=tmp_path)
     assert done.returncode == 2
     assert "model.n_layer was 2, is 3" in done.stderr

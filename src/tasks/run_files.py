@@ -62,10 +62,13 @@ def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any])
         raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
     _refuse_other_model(stored["config"], settings.config)
     if stored["data_hash"] != identity["hash"]:
-        raise UserError(
+        line = (
             f"data.path holds other data than the run was trained on: {identity['hash'][:12]} now, "
-            f"{stored['data_hash'][:12]} then; restore the shards or start a new run"
+            f"{stored['data_hash'][:12]} then"
         )
+        if not settings.config["data"]["accept_changed"]:
+            raise UserError(f"{line}; restore the shards, start a new run or give data.accept_changed=true")
+        log.warning("%s; accepted", line)
     for key, (then, now) in _differences(stored["config"], settings.config).items():
         if key.partition(".")[0] not in ("name", "resume", "task"):
             log.warning("changed on resume: %s %s -> %s", key, then, now)

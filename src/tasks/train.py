@@ -18,7 +18,8 @@ from src.callbacks.stop import StopOnSignal, StopRequest
 from src.callbacks.stream_log import StreamLog
 from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
 from src.callbacks.validation import Validation
-from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation
+from src.datamodules.batches import BatchSpec, accumulation
+from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards import ShardError
 from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
 from src.mistakes import Interrupted, UserError, one_line
