@@ -55,3 +55,33 @@ def flops_per_token(gpt: Any) -> int:  # a GPT, which imports this file
     visited = sum(sizes[s.sublayer] // getattr(sublayers[s.sublayer], "n_copy", 1) for s in gpt.active_sites)
     attention = sum(site.kind == "attn" for site in gpt.active_sites)
     return int(6 * (others + visited) + 12 * attention * gpt.config.n_embd * gpt.config.block_size)
+
+
+def told(gpt: Any, max_steps: int) -> str | None:  # see flops_per_token
+    """The visits in one line, those after a layer's first in brackets; None where every layer is visited once."""
+    visits = gpt.recurrence.visits()
+    if [visit.layer for visit in visits if len(visit.kinds) == 2] == list(range(gpt.config.n_layer)):
+        return None
+    words, seen = [], set()
+    for visit in visits:
+        word = str(visit.layer) if len(visit.kinds) == 2 else f"{visit.layer} ({'+'.join(visit.kinds)} alone)"
+        words.append(f"[{word}]" if visit.layer in seen else word)
+        seen.add(visit.layer)
+    line = " ".join(words).replace("] [", " ")
+    if len(words) > len(seen):
+        line += f"; in brackets from step {gpt.recurrence.start_step(max_steps)} on"
+        line += ", with MLPs of their own" if gpt.recurrence.untied else ", with the same weights"
+    return line
+
+
+def mean_flops_per_token(gpt: Any, max_steps: int) -> float:  # see flops_per_token
+    """Training FLOPs of one token, the mean over a run whose repeated visits may begin in its course."""
+    if not gpt.recurrence.delayed:
+        return float(gpt.flops_per_token())
+    now, flops = gpt.recurs, {}
+    for recurs in (False, True):
+        gpt.recurs = recurs
+        flops[recurs] = gpt.flops_per_token()
+    gpt.recurs = now
+    share = min(gpt.recurrence.start_step(max_steps), max_steps) / max_steps
+    return float(share * flops[False] + (1 - share) * flops[True])

@@ -20,7 +20,8 @@ from src.datamodules.fineweb import FineWebDataModule
 from src.launch import Job
 from src.mistakes import UserError
 from src.models.gpt import GPT
-from src.reporting.figures import loss_curves
+from src.models.visits import mean_flops_per_token, told
+from src.reporting.figures import loss_curves, save, visit_order
 from src.tasks.provenance import device_name, git_commit, versions
 from src.tasks.settings import Settings
 
@@ -139,7 +140,7 @@ def open_record(
         n_params_without_positions=gpt.n_params(positions=False),
         n_params_looked_up=gpt.embedding.get_num_lookup_params(),
         n_params_residual=sum(p.numel() for p in gpt.residual.parameters()),
-        flops_per_token=gpt.flops_per_token(),
+        flops_per_token=mean_flops_per_token(gpt, keys.max_steps),
         config_hash=config_hash(config),
         data=data.identity(),
         accelerator=keys.accelerator,
@@ -163,6 +164,11 @@ def open_record(
         keys.precision,
         job.folder,
     )
+    visits = told(gpt, keys.max_steps)
+    if visits is not None:
+        log.info("visits to layers: %s", visits)
+        layers = [visit.layer for visit in gpt.recurrence.visits()]
+        save(visit_order(layers, visits), job.folder / "figures" / "visits.png")
 
 
 def note_progress(record: RunRecord, trainer: L.Trainer, tokens_per_step: int) -> None:
