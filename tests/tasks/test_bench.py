@@ -95,3 +95,9 @@ def test_a_strategy_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(error_lines(done)) == 1
     assert "there is no atnres" in done.stderr
+
+
+def test_the_readme_has_a_line_for_every_strategy() -> None:
+    lines = (CONF.parent / "README.md").read_text().splitlines()
+    named = {line.split("`")[1] for line in lines if line.startswith("| `")}
+    assert set(options("residual")) <= named
