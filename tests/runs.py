@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +31,9 @@ SMALL = [
     "trainer.threads=1",
     "evaluation=none",
 ]
+
+
+DDP = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
 
 
 def make_shards(folder: Path, *, vocab_size: int = 500, tokens: int = 20_000) -> Path:
@@ -102,3 +107,21 @@ def computed(folder: Path) -> list[dict[str, Any]]:
 def error_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     """What was said on standard error, without empty lines."""
     return [line for line in done.stderr.splitlines() if line.strip()]
+
+
+def kill_after(step: int, folder: Path, process: subprocess.Popen[str], signum: int) -> int:
+    """Send `signum` once the run has written the row of `step`; returns the exit code."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_text().count("\n") >= step:
+            process.send_signal(signum)
+            break
+        time.sleep(0.01)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (torch.load(p / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for p in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

@@ -48,9 +48,11 @@ def tiny_gpt(
     residual: str = "vanilla",
     norm: str = "layernorm",
     embedding: str = "tied",
+    recurrence: str = "none",
     *,
     seed: int = 0,
     strategy: dict[str, Any] | None = None,
+    visits: dict[str, Any] | None = None,
     **sizes: Any,
 ) -> GPT:
     """A model of three layers, 16 wide, from shipped options."""
@@ -59,6 +61,7 @@ def tiny_gpt(
         residual=component("residual", residual, **(strategy or {})),
         norm=component("norm", norm),
         embedding=component("embedding", embedding),
+        recurrence=component("recurrence", recurrence, **(visits or {})),
         seed=seed,
     )
 

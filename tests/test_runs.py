@@ -5,14 +5,26 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.runs import ROOT, SMALL, computed, error_lines, make_shards, metrics, result, run, start
+from tests.runs import (
+    DDP,
+    ROOT,
+    SMALL,
+    computed,
+    error_lines,
+    kill_after,
+    make_shards,
+    metrics,
+    result,
+    run,
+    same_weights,
+    start,
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +126,6 @@ def test_a_completed_run_goes_on_to_a_later_end(whole: Path, tmp_path: Path) -> 
     assert result(folder)["steps"] == 15
 
 
-def same_weights(a: Path, b: Path) -> bool:
-    first, second = (torch.load(p / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for p in (a, b))
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def kill_after(step: int, folder: Path, process: subprocess.Popen[str], signum: int) -> int:
-    """Send `signum` once the run has written the row of `step`; returns the exit code."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        path = folder / "metrics.jsonl"
-        if path.exists() and path.read_text().count("\n") >= step:
-            process.send_signal(signum)
-            break
-        time.sleep(0.01)
-    process.communicate(timeout=120)
-    return process.returncode
-
-
 SLOW = [*SMALL[:-6], "trainer.max_steps=60", *SMALL[-5:]]
 
 
@@ -188,9 +182,6 @@ def test_a_run_that_diverges_stops_there_and_says_so(shards: Path, tmp_path: Pat
     assert "step" in stated["reason"]
     assert stated["steps"] < 12
     assert "val_loss" not in stated
-
-
-DDP = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -452,6 +443,7 @@ def test_other_data_and_another_model_are_refused_on_resume(stopped: Path, tmp_p
     done = run(f"resume={folder}", f"data.path={other}", cwd=tmp_path)
     assert done.returncode == 2
     assert "data.path holds other data than the run was trained on" in done.stderr
+    assert "give data.accept_changed=true" in done.stderr
     done = run(f"resume={folder}", "model.n_layer=3", cwd=tmp_path)
     assert done.returncode == 2
     assert "model.n_layer was 2, is 3" in done.stderr

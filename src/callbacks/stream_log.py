@@ -22,6 +22,7 @@ from src.datamodules.fineweb import FineWebDataModule
 from src.models.gpt import GPT
 from src.models.language_model import LanguageModel
 from src.models.stream import Stream, learned, look
+from src.reporting.figures import save
 from src.reporting.stream_figures import mixing_map, scalars_by_depth, sizes
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class StreamLog(L.Callback):
         self, trainer: L.Trainer, gpt: GPT, step: int, stream: Stream, scalars: dict[str, Tensor]
     ) -> None:
         began = time.monotonic()
-        labels = [f"{site.kind} {site.block}" for site in gpt.sites]
+        labels = [f"{site.kind} {site.block}" for site in gpt.active_sites]
         how = (
             f"measured; explain at least {stream.explained_K.min():.1%} of any input"
             if stream.measured
@@ -127,11 +128,7 @@ class StreamLog(L.Callback):
         self._drawing += time.monotonic() - began
 
     def _show(self, trainer: L.Trainer, name: str, figure: Figure, step: int) -> None:
-        path = self.folder / "figures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{name}.part.png")
-        figure.savefig(part)
-        part.replace(path)
+        save(figure, self.folder / "figures" / f"{name}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(name.replace("_", "/", 1), figure, step)

@@ -38,7 +38,7 @@ class Subject:
         A fault behind a gate that starts at zero cannot be seen at the start.
         """
         gpt = self.make(self.sizes(), seed).to(dtype)
-        gpt.residual.on_step(50, 100)
+        gpt.follow(50, 100)
         if jittered:
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():

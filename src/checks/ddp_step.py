@@ -41,7 +41,7 @@ def main() -> int:
     wrapped = DistributedDataParallel(_Loss(gpt), find_unused_parameters=False, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-3)
     for step in range(3):
-        gpt.residual.on_step(step, 100)
+        gpt.follow(step, 100)
         wrapped(tokens(seed=2 * step + rank), tokens(seed=100 + rank)).backward()
         optimizer.step()
         optimizer.zero_grad()

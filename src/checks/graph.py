@@ -40,7 +40,7 @@ def one_graph(subject: Subject) -> list[str]:
     compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False, backend=count)
     try:
         for step in range(N_STEPS):
-            gpt.residual.on_step(step, 100)
+            gpt.follow(step, 100)
             compiled(tokens())
     except Exception as error:  # dynamo raises many kinds
         return [

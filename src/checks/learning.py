@@ -42,7 +42,7 @@ def train(gpt: GPT, batches: Iterator[tuple[Tensor, Tensor]], n_steps: int, lr: 
     schedule = Schedule(lr, lr / 10, 10, n_steps)
     losses: list[float] = []
     for step in range(n_steps):
-        gpt.residual.on_step(step, n_steps)
+        gpt.follow(step, n_steps)
         loss = gpt.loss(*next(batches))
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):

@@ -99,7 +99,7 @@ def gradients(subject: Subject) -> list[str]:
     faults = []
     for step in (0, 1000):
         gpt = subject.small(jittered=False)
-        gpt.residual.on_step(step, 10_000)
+        gpt.follow(step, 10_000)
         torch.autograd.backward(gpt.loss(tokens(), tokens(seed=1)))
         faults += [
             f"{name} gets no gradient in step {step + 1}, so DDP fails there: build only what is used "

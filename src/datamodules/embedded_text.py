@@ -8,74 +8,99 @@ import hashlib
 import json
 import logging
 import lzma
+import os
+import shutil
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from src.artefacts import atomic_folder, sha256_file
-from src.datamodules.fineweb import BatchSpec, FineWebDataModule
-from src.datamodules.shards import Tokens, write_shard
+from src.artefacts import atomic_folder, sha256_file, write_atomic
+from src.datamodules.batches import BatchSpec
+from src.datamodules.fineweb import FineWebDataModule
+from src.datamodules.shards import write_shard
 from src.datamodules.tokenizer import END_OF_TEXT, RANKS_SHA256, gpt2_encoding
 
 log = logging.getLogger(__name__)
 
 TEXT = Path(__file__).parent / "embedded" / "sotu_pddl.jsonl.xz"
 HELD_OUT_EVERY = 20
+#: Beside the shards: the hash of each as it was built.
+SUMS = "sha256.json"
 
 
 class EmbeddedTextDataModule(FineWebDataModule):
     """The embedded text, or the folder that `path` names.
 
     Args:
-        spec, path, val_tokens, micro_batch_size, global_batch_size, workers: as in `FineWebDataModule`;
-            with `path` null the embedded text is read.
-        cache: where its shards are kept.
+        spec and all keys: as in `FineWebDataModule`; with `path` null the embedded text is read, from shards
+            that are kept in `cache`.
     """
 
     def __init__(
         self,
         spec: BatchSpec,
         *,
-        path: str | None,
-        cache: str,
+        path: str | list[object] | None,
+        order: str,
+        epochs: int | None,
         val_tokens: int,
         micro_batch_size: int,
         global_batch_size: int,
         workers: int,
+        cache: str,
+        cache_gib: float,
+        accept_changed: bool,
     ) -> None:
         super().__init__(
             spec,
             path=path,
+            order=order,
+            epochs=epochs,
             val_tokens=val_tokens,
             micro_batch_size=micro_batch_size,
             global_batch_size=global_batch_size,
             workers=workers,
+            cache=cache,
+            cache_gib=cache_gib,
+            accept_changed=accept_changed,
         )
-        self.cache = Path(cache)
 
     def prepare_data(self) -> None:
         if self.path is None:
-            build_shards(self.folder())
-        else:
-            super().prepare_data()
+            build_shards(self.folder)
 
+    def sources(self) -> dict[str, tuple[list[str], float]]:
+        return super().sources() if self.path is not None else {"the data": ([str(self.folder)], 1.0)}
+
+    @cached_property
     def folder(self) -> Path:
-        if self.path is not None:
-            return super().folder()
+        """Where the embedded text's shards are."""
         key = f"{sha256_file(TEXT)} {RANKS_SHA256} {HELD_OUT_EVERY}"
-        return self.cache / f"embedded-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        return self.cache.folder / f"embedded-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def embedded_tokens() -> Tokens:
+def embedded_tokens() -> NDArray[np.uint16]:
     """All documents of the embedded text in one stream."""
     with lzma.open(TEXT, "rt", encoding="utf-8") as file:
         return _joined(gpt2_encoding().encode_ordinary_batch([json.loads(line)["text"] for line in file]))
 
 
 def build_shards(folder: Path) -> None:
-    """Tokenize the embedded text into `folder`, unless it is there; several processes may try at once."""
+    """Tokenize the embedded text into `folder`, unless it is there; several processes may try at once.
+
+    A folder is believed by its hashes, not because it exists; a damaged one is made again.
+    """
     if folder.is_dir():
-        return
+        if _as_built(folder):
+            return
+        log.warning("%s is damaged; making it again", folder)
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.damaged")
+        with suppress(FileNotFoundError):  # another process was faster
+            folder.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
     log.info("tokenizing the embedded text into %s", folder)
     with lzma.open(TEXT, "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
@@ -85,10 +110,20 @@ def build_shards(folder: Path) -> None:
             write_shard(part / "fineweb_val_000000.bin", _joined(documents[::HELD_OUT_EVERY]))
             rest = [d for i, d in enumerate(documents) if i % HELD_OUT_EVERY]
             write_shard(part / "fineweb_train_000001.bin", _joined(rest))
+            sums = {path.name: sha256_file(path) for path in sorted(part.glob("*.bin"))}
+            write_atomic(part / SUMS, json.dumps(sums))
     except FileExistsError:
         log.debug("%s was built by another process meanwhile", folder)
 
 
-def _joined(documents: list[list[int]]) -> Tokens:
+def _as_built(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+        return len(sums) == 2 and all(sha256_file(folder / name) == told for name, told in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _joined(documents: list[list[int]]) -> NDArray[np.uint16]:
     """Documents in one stream, an end-of-text token before each."""
     return np.array([t for document in documents for t in (END_OF_TEXT, *document)], dtype=np.uint16)

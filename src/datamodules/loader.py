@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from src.datamodules.shards import ShardError
+
 
 class TrainLoader:
     """Batches by optimizer step; its length is all steps, its iteration begins at `start`.
@@ -27,15 +29,17 @@ class TrainLoader:
         return self.max_steps
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(
-            DataLoader(
-                _Steps(self.batch_of),
-                sampler=range(self.start, self.max_steps),
-                batch_size=None,
-                num_workers=self.workers,
-                pin_memory=torch.cuda.is_available(),
-            )
+        loader = DataLoader(
+            _Steps(self.batch_of),
+            sampler=range(self.start, self.max_steps),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
         )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise ShardError(batch)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: tells Lightning that the loader can go on in the middle."""
@@ -45,9 +49,17 @@ class TrainLoader:
         """See `state_dict`."""
 
 
-class _Steps(Dataset[Tensor]):
+class _Steps(Dataset[Tensor | str]):
+    """Batches by step, or what was wrong with the data.
+
+    As an exception it would leave a worker process as a traceback in a sentence's place.
+    """
+
     def __init__(self, batch_of: Callable[[int], Tensor]) -> None:
         self.batch_of = batch_of
 
-    def __getitem__(self, step: int) -> Tensor:
-        return self.batch_of(step)
+    def __getitem__(self, step: int) -> Tensor | str:
+        try:
+            return self.batch_of(step)
+        except ShardError as error:
+            return str(error)

@@ -1,10 +1,16 @@
-"""The order in which windows are visited: a keyed permutation, evaluated at any position in O(1) memory.
+"""The orders in which windows are visited, each evaluated at any position in O(1) memory.
+
+    shuffled          position p visits window permutation[epoch = p // n](p mod n)
+    shard_shuffled    shard after shard in a shuffled order, inside each its windows in a shuffled order:
+                      for data that is streamed, since one shard is read at a time
+    sequential        p mod n, as modded-nanogpt reads
+
+The permutation is keyed:
 
     (a, b) -> (b, a ^ F_key(b))  four rounds over the halves of an index (a Feistel network), repeated
     until the result lies below n (cycle walking); the key follows from (seed, epoch)
 
-Position p of a run visits window permutation[epoch = p // n](p mod n). So the order does not depend on
-ranks, workers or where a run was stopped, and its state is one integer.
+So an order does not depend on ranks, workers or where a run was stopped, and its state is one integer.
 
 Source: Black, Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), section 4; round function:
 the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
@@ -24,6 +30,24 @@ def window_at(positions: NDArray[np.int64], n_windows: int, seed: int) -> NDArra
     for epoch in np.unique(epochs):
         here = epochs == epoch
         out[here] = permuted(positions[here] - epoch * n_windows, n_windows, seed, int(epoch))
+    return out
+
+
+def shard_window_at(positions: NDArray[np.int64], ends: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """As `window_at`, one shard at a time; `ends` are the windows up to each shard's end, [S]."""
+    out = np.empty_like(positions)
+    begins = np.concatenate([[0], ends[:-1]])
+    epochs, inside = positions // ends[-1], positions % ends[-1]
+    for epoch in np.unique(epochs):
+        visited = permuted(np.arange(len(ends)), len(ends), seed, int(epoch))
+        passed = np.cumsum((ends - begins)[visited])
+        turn_of = np.searchsorted(passed, inside, side="right")
+        for turn in np.unique(turn_of[epochs == epoch]):
+            here = (epochs == epoch) & (turn_of == turn)
+            shard = visited[turn]
+            size = int(ends[shard] - begins[shard])
+            local = inside[here] - (int(passed[turn]) - size)
+            out[here] = begins[shard] + permuted(local, size, seed + 1 + int(shard), int(epoch))
     return out
 
 

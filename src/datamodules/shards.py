@@ -1,44 +1,72 @@
-"""Token shards in the llm.c / modded-nanogpt `.bin` format.
+"""Token shards, memory-mapped.
 
-256 little-endian int32 of header ([0] 20240520, [1] version 1, [2] number of tokens), then uint16 tokens
-from byte 1024; the end-of-text token stands before each document.
+    format      header                                                  tokens, little-endian
+    llm.c       256 int32: [0] 20240520, [1] version 1, [2] n tokens    uint16 from byte 1024
+    Llama-3     256 int32: [0] 20240801, [1] version 7, [2] n tokens    uint32 from byte 1024
+    nanoGPT     none                                                    uint16 from byte 0
 
-Source: karpathy/llm.c, dev/data; KellerJordan/modded-nanogpt, data/.
+In the first two the end-of-text token (50256; 128000) stands before each document, in the last after it. A
+nanoGPT file has no mark of its own, so it is read only where it was declared to be one.
+
+Source: karpathy/llm.c, dev/data; KellerJordan/modded-nanogpt, data/; karpathy/nanoGPT, data/openwebtext.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.artefacts import write_atomic
 
-Tokens = NDArray[np.uint16]
+#: Ids as they lie in the file.
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 MAGIC, VERSION = 20240520, 1
 HEADER_INTS, HEADER_BYTES = 256, 1024
-#: Other formats' first word, to name what was given instead.
-KNOWN_MAGICS = {20240801: "a Llama-3 shard (uint32 tokens)"}
 BLOCK_BYTES, N_BLOCKS, WHOLE_BYTES = 4096, 64, 8 << 20
 
 
+class Format(NamedTuple):
+    """How a file of tokens is laid out."""
+
+    name: str
+    version: int
+    dtype: str
+    end_of_text: int
+    header_bytes: int
+    marks_before: bool  # the end-of-text token stands before its document
+
+
+FORMATS = {
+    MAGIC: Format("llm.c", VERSION, "<u2", 50256, HEADER_BYTES, True),
+    20240801: Format("Llama-3", 7, "<u4", 128000, HEADER_BYTES, True),
+}
+NANOGPT = Format("nanoGPT", 0, "<u2", 50256, 0, False)
+
+
 class ShardError(ValueError):
-    """A token file that cannot be read right; says which, where, what was found and what expected."""
+    """Data that cannot be read right; says which file, where, what was found and what expected."""
 
 
 @dataclass(frozen=True)
 class TokenShard:
-    """One shard, memory-mapped; `tokens` is the whole of it."""
+    """One shard, memory-mapped; `tokens` is the whole of it, `sha256` what a manifest says of the file."""
 
     path: Path
     tokens: Tokens
+    format: Format
+    sha256: str | None = None
 
     @classmethod
-    def open(cls, path: Path) -> "TokenShard":
+    def open(cls, path: Path, *, headerless: bool = False) -> "TokenShard":
         """Map a shard after checking header and size.
+
+        Args:
+            path: the file.
+            headerless: whether it was declared to be nanoGPT's.
 
         Raises:
             ShardError: not this format, truncated, longer than its header says, or unreadable.
@@ -47,28 +75,35 @@ class TokenShard:
             size = path.stat().st_size
             with path.open("rb") as file:
                 header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4", count=min(size, HEADER_BYTES) // 4)
+            form, count = (_headerless if headerless else _headed)(path, size, header)
+            tokens = np.memmap(path, dtype=form.dtype, mode="r", offset=form.header_bytes, shape=(count,))
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-        if size < HEADER_BYTES:
-            raise ShardError(f"{path}: {size} bytes, less than the header of {HEADER_BYTES}; make it again")
-        if header[0] != MAGIC:
-            what = KNOWN_MAGICS.get(int(header[0]), "perhaps a headerless file of nanoGPT")
-            raise ShardError(
-                f"{path}: byte 0 holds {header[0]}, expected the magic number {MAGIC} of a .bin shard "
-                f"({what}); make llm.c shards of it"
-            )
-        if header[1] != VERSION:
-            raise ShardError(f"{path}: byte 4 holds version {header[1]}, expected {VERSION}; make it again")
-        expected = HEADER_BYTES + 2 * int(header[2])
-        if size != expected:
-            how = "truncated" if size < expected else "longer than its header says"
-            raise ShardError(
-                f"{path}: {how}, {size} bytes where a header of {header[2]} tokens asks for {expected}; "
-                "fetch or make it again"
-            )
-        if header[2] <= 0:
-            raise ShardError(f"{path}: its header says {header[2]} tokens; make it again")
-        return cls(path, np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(int(header[2]),)))
+        return cls(path, tokens, form)
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def n_tokens(self) -> int:
+        """How many there are."""
+        return len(self.tokens)
+
+    def shard(self) -> "TokenShard":
+        """Itself: a local shard needs no fetching."""
+        return self
+
+    def expect(self, order: int) -> None:
+        """Nothing to do: it is here."""
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+    def byte_of(self, token: int) -> int:
+        """Where a token lies in the file."""
+        return self.format.header_bytes + token * self.tokens.itemsize
 
     def check_size(self) -> None:
         """Refuse a file that was cut since it was mapped (reading it would kill the process)."""
@@ -76,7 +111,7 @@ class TokenShard:
             size = self.path.stat().st_size
         except OSError as error:
             raise ShardError(f"{self.path}: gone while in use ({error.strerror})") from error
-        if size < HEADER_BYTES + 2 * len(self.tokens):
+        if size < self.byte_of(len(self.tokens)):
             raise ShardError(f"{self.path}: cut to {size} bytes while in use; restore it")
 
     def check_ids(self, start: int, tokens: Tokens, vocab_size: int) -> None:
@@ -84,10 +119,22 @@ class TokenShard:
         if tokens.size and int(tokens.max()) >= vocab_size:
             at = start + int(np.argmax(tokens >= vocab_size))
             raise ShardError(
-                f"{self.path}: token {at} (byte {HEADER_BYTES + 2 * at}) has id {self.tokens[at]}, "
+                f"{self.path}: token {at} (byte {self.byte_of(at)}) has id {self.tokens[at]}, "
                 f"model.vocab_size is {vocab_size}; "
                 "raise model.vocab_size or make the shards with its tokenizer"
             )
+
+    def document_starts(self) -> NDArray[np.int64]:
+        """Positions at which a document begins, from the file's end-of-text tokens."""
+        marks = np.flatnonzero(self.tokens == self.format.end_of_text)
+        if self.format.marks_before:
+            return marks
+        return np.concatenate([[0], marks[marks + 1 < len(self.tokens)] + 1])
+
+    def stamp(self) -> dict[str, str | int]:
+        """What identifies it, wherever it lies: the manifest's hash, or one of sampled content."""
+        known = {"sha256": self.sha256} if self.sha256 else {"sha256_sampled": self.fingerprint()}
+        return {"name": self.name, "tokens": self.n_tokens, **known}
 
     def fingerprint(self) -> str:
         """A hash of name, size and content; of a large file's content, header and 64 blocks spread evenly."""
@@ -103,63 +150,48 @@ class TokenShard:
         return digest.hexdigest()
 
 
-def write_shard(path: Path, tokens: Tokens) -> None:
-    """Write one shard, atomically."""
+def _headed(path: Path, size: int, header: NDArray[np.int32]) -> tuple[Format, int]:
+    if size < HEADER_BYTES:
+        raise ShardError(f"{path}: {size} bytes, less than the header of {HEADER_BYTES}; make it again")
+    form = FORMATS.get(int(header[0]))
+    if form is None:
+        raise ShardError(
+            f"{path}: byte 0 holds {header[0]}, expected a magic number of a .bin shard "
+            f"({', '.join(f'{magic} of {f.name}' for magic, f in FORMATS.items())}); "
+            "perhaps a headerless file of nanoGPT, to be declared by nanogpt: before its path"
+        )
+    if header[1] != form.version:
+        raise ShardError(f"{path}: byte 4 holds version {header[1]}, expected {form.version}; make it again")
+    count = int(header[2])
+    expected = HEADER_BYTES + np.dtype(form.dtype).itemsize * count
+    if size != expected:
+        how = "truncated" if size < expected else "longer than its header says"
+        raise ShardError(
+            f"{path}: {how}, {size} bytes where a header of {count} tokens asks for {expected}; "
+            "fetch or make it again"
+        )
+    if count <= 0:
+        raise ShardError(f"{path}: its header says {count} tokens; make it again")
+    return form, count
+
+
+def _headerless(path: Path, size: int, header: NDArray[np.int32]) -> tuple[Format, int]:
+    if len(header) and int(header[0]) in FORMATS:
+        raise ShardError(
+            f"{path}: byte 0 holds {header[0]}, the magic number of {FORMATS[int(header[0])].name}, but it was "
+            "declared headerless; leave out nanogpt: before its path"
+        )
+    if not size:
+        raise ShardError(f"{path}: 0 bytes; make it again")
+    if size % 2:
+        raise ShardError(
+            f"{path}: {size} bytes are no whole number of uint16 tokens, the last is cut; make it again"
+        )
+    return NANOGPT, size // 2
+
+
+def write_shard(path: Path, tokens: NDArray[np.uint16]) -> None:
+    """Write one llm.c shard, atomically."""
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:3] = MAGIC, VERSION, len(tokens)
     write_atomic(path, header.tobytes() + tokens.astype("<u2").tobytes())
-
-
-def find_shards(folder: Path) -> tuple[list[Path], list[Path]]:
-    """A folder's validation and training shards by name, each in order.
-
-    Raises:
-        ShardError: no such folder, or one of the two kinds is not there.
-    """
-    if not folder.is_dir():
-        raise ShardError(
-            f"data.path={folder} is no folder; give one that holds *val*.bin and *train*.bin shards"
-        )
-    files = sorted(folder.glob("*.bin"))
-    val = [path for path in files if "val" in path.name]
-    train = [path for path in files if "train" in path.name]
-    for name, found in (("val", val), ("train", train)):
-        if not found:
-            raise ShardError(
-                f"data.path={folder} holds no *{name}*.bin ({len(files)} .bin files in all); "
-                "published shards are named fineweb_val_000000.bin, fineweb_train_000001.bin, ..."
-            )
-    return val, train
-
-
-class Windows:
-    """Disjoint windows of a fixed length over a list of shards; a window never spans two shards.
-
-    Args:
-        shards: in order.
-        length: tokens of a window.
-        vocab_size: ids at or above it are refused when read.
-    """
-
-    def __init__(self, shards: Sequence[TokenShard], length: int, vocab_size: int) -> None:
-        self.shards = shards
-        self.length = length
-        self.vocab_size = vocab_size
-        self._ends = np.cumsum([len(shard.tokens) // length for shard in shards])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def read(self, windows: NDArray[np.int64]) -> Tokens:
-        """Windows by number, [n] -> tokens [n, length]."""
-        out = np.empty((len(windows), self.length), dtype=np.uint16)
-        shard_of = np.searchsorted(self._ends, windows, side="right")
-        for s in set(shard_of.tolist()):
-            self.shards[s].check_size()
-        for i, (window, s) in enumerate(zip(windows, shard_of, strict=True)):
-            shard = self.shards[s]
-            first = int(self._ends[s - 1]) if s else 0
-            start = (int(window) - first) * self.length
-            out[i] = shard.tokens[start : start + self.length]
-            shard.check_ids(start, out[i], self.vocab_size)
-        return out

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from src.models.attention import CausalSelfAttention, TapQKV
 from src.models.config import NORM_PLACEMENTS, GPTConfig
-from src.models.mlp import MLP
+from src.models.mlp import MLP, CopiedMLP
 from src.residual.base import QKV, ResidualStrategy, Site
 
 BranchNorms = tuple[nn.Module | None, nn.Module | None]  # of a branch's input, of its output
@@ -22,12 +22,15 @@ BranchNorms = tuple[nn.Module | None, nn.Module | None]  # of a branch's input, 
 class Block(nn.Module):
     """A layer's two sublayers, each with the norms that the placement and the strategy leave to the trunk."""
 
-    def __init__(self, config: GPTConfig, attn_norms: BranchNorms, mlp_norms: BranchNorms) -> None:
+    def __init__(
+        self, config: GPTConfig, attn_norms: BranchNorms | None, mlp_norms: BranchNorms, n_mlp: int
+    ) -> None:
         super().__init__()
-        self.ln_1, self.ln_1_out = attn_norms
-        self.attn = CausalSelfAttention(config)
+        if attn_norms is not None:  # None: no visit takes this layer's attention
+            self.ln_1, self.ln_1_out = attn_norms
+            self.attn = CausalSelfAttention(config)
         self.ln_2, self.ln_2_out = mlp_norms
-        self.mlp = MLP(config)
+        self.mlp = MLP(config) if n_mlp == 1 else CopiedMLP(config, n_mlp)
 
     def branch(
         self, site: Site, x: Tensor | QKV, tap: TapQKV | None, value_addition_BTD: Tensor | None
@@ -37,7 +40,7 @@ class Block(nn.Module):
         if site.kind == "attn":
             norm_out, y_BTD = self.ln_1_out, self.attn(normed(self.ln_1, x), tap, value_addition_BTD)
         else:
-            norm_out, y_BTD = self.ln_2_out, self.mlp(normed(self.ln_2, x))
+            norm_out, y_BTD = self.ln_2_out, self.mlp(normed(self.ln_2, x), site.visit)
         if norm_out is not None:
             y_BTD = norm_out(y_BTD)
         return y_BTD

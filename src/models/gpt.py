@@ -15,9 +15,10 @@ Shape letters: B batch, T tokens, D n_embd, V vocab_size, N = B * T rows.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,25 +26,21 @@ from torch import Tensor, nn
 from src.embedding.base import EmbeddingSpec, fitted
 from src.models.block import Block, BranchNorms, branch_norms, plus
 from src.models.config import GPTConfig
+from src.models.flow import Tap, Trace
 from src.models.loss import linear_cross_entropy, token_losses
+from src.models.mlp import CopiedLinear
+from src.models.visits import copy_first_, first_visits, flops_per_token, require_skipping
 from src.norm.base import NormSpec
-from src.residual.base import QKV, ResidualStrategy, Site, StreamSpec, sites_in_order
+from src.recurrence.base import Recurrence, RecurrenceSpec
+from src.residual.base import QKV, ResidualStrategy, Site, StreamSpec, sites_of
 
 INIT_STD = 0.02
 EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bias", "dropout")
 
 NormFactory = Callable[[NormSpec], nn.Module]
 EmbeddingFactory = Callable[[EmbeddingSpec], nn.Module]  # ours, or one written for the benchmark
+RecurrenceFactory = Callable[[RecurrenceSpec], Recurrence]
 StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]  # a state is the strategy's own business
-
-
-class Trace(NamedTuple):
-    """What flowed through one forward: the embedding, each site's input and output, the strategy's end."""
-
-    x0_BTD: Tensor
-    read: tuple[Tensor | QKV, ...]
-    y_BTD: tuple[Tensor, ...]
-    end_BTD: Tensor
 
 
 class GPT(nn.Module):
@@ -51,9 +48,11 @@ class GPT(nn.Module):
 
     Args:
         config: sizes.
-        residual, norm, embedding: factories that take their room's spec.
+        residual, norm, embedding, recurrence: factories that take their room's spec (None: no recurrence).
         seed: all initial weights follow from it; the trunk's do not depend on strategy or embedding.
     """
+
+    gain: Tensor  # of repeated visits' outputs
 
     def __init__(
         self,
@@ -63,6 +62,7 @@ class GPT(nn.Module):
         norm: NormFactory,
         embedding: EmbeddingFactory,
         seed: int,
+        recurrence: RecurrenceFactory | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -70,7 +70,8 @@ class GPT(nn.Module):
         def make_norm(width: int) -> nn.Module:
             return norm(NormSpec(width, config.bias))
 
-        sites = sites_in_order(config.n_layer)
+        self.recurrence = (recurrence or Recurrence)(RecurrenceSpec(config.n_layer))
+        sites = sites_of((visit.layer, visit.kinds) for visit in self.recurrence.visits())
         spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, sites, make_norm)
         with torch.random.fork_rng(devices=[]):  # torch's modules draw default values, which reset() replaces
             torch.manual_seed(seed)  # an embedding written for the benchmark may draw what reset() leaves
@@ -80,11 +81,22 @@ class GPT(nn.Module):
                 return branch_norms(config, strategy, site, spec.norm)
 
             self.sites = strategy.visits(sites)
+            self.early_sites = first_visits(self.sites)
+            require_skipping(self.recurrence, strategy)
             first = {(site.layer, site.kind): site for site in reversed(self.sites)}
+            n_mlp = Counter(site.layer for site in self.sites if site.kind == "mlp")
             self.h = nn.ModuleList(
-                Block(config, norms_of(first[layer, "attn"]), norms_of(first[layer, "mlp"]))
+                Block(
+                    config,
+                    norms_of(first[layer, "attn"]) if (layer, "attn") in first else None,
+                    norms_of(first[layer, "mlp"]),
+                    n_mlp[layer] if layer in self.recurrence.untied else 1,
+                )
                 for layer in range(config.n_layer)
             )
+            self.repeats = {s.block for s in self.sites} - {s.block for s in self.early_sites}
+            self.recurs = True
+            self.register_buffer("gain", torch.ones(()), persistent=False)
             self.ln_f = None if strategy.owns_norm(None) else spec.norm()
             self.residual = strategy
             shape = EmbeddingSpec(
@@ -99,17 +111,36 @@ class GPT(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name, module in [*self.h.named_modules(), *self.embedding.named_modules()]:
-                if isinstance(module, nn.Linear | nn.Embedding):
+                if isinstance(module, nn.Linear | nn.Embedding | CopiedLinear):
                     adds_to_stream = name.endswith("c_proj")
-                    nn.init.normal_(module.weight, std=self._proj_std if adds_to_stream else INIT_STD)
-                    if isinstance(module, nn.Linear) and module.bias is not None:
+                    weight = module.weight[:1] if isinstance(module, CopiedLinear) else module.weight
+                    nn.init.normal_(weight, std=self._proj_std if adds_to_stream else INIT_STD)
+                    if not isinstance(module, nn.Embedding) and module.bias is not None:
                         nn.init.zeros_(module.bias)
             self.embedding.reset()
             self.residual.reset()
             with torch.no_grad():
                 for site in self.sites:
                     if site.visit == 0:
-                        self.residual.init_sublayer_(site, self._sublayer(site))
+                        self.residual.init_sublayer_(site, self.sublayer(site))
+        for param in self.copied_params():
+            copy_first_(param.data)
+
+    @property
+    def active_sites(self) -> tuple[Site, ...]:
+        """The sites that a forward visits now."""
+        return self.sites if self.recurs else self.early_sites
+
+    def follow(self, step: int, max_steps: int) -> None:
+        """Stand where optimizer step `step` (0-based) of `max_steps` stands: schedules, and which visits there are."""
+        self.residual.on_step(step, max_steps)
+        if self.recurrence.delayed:
+            self.recurs = step >= self.recurrence.start_step(max_steps)
+            self.gain.fill_(self.recurrence.gain(step, max_steps))
+
+    def copied_params(self) -> list[nn.Parameter]:
+        """Those with a copy for each visit, in front; the others become the first's when the visits begin."""
+        return [p for m in self.h.modules() if isinstance(m, CopiedLinear) for p in m.parameters()]
 
     def hidden(self, idx_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> what the head is given, [B, T, D]."""
@@ -136,7 +167,7 @@ class GPT(nn.Module):
             if seen is not None:
                 seen.append((x0_BTD, x0_BTD))
             state = self.residual.begin(x0_BTD)
-            for site in self.sites:
+            for site in self.active_sites:
                 addition_BTD = value_BTD = None
                 if site.opens_block:
                     addition_BTD = self.embedding.stream_addition(found, site.layer)
@@ -146,13 +177,15 @@ class GPT(nn.Module):
                 x = plus(x, addition_BTD)
                 if site.kind == "attn":
                     value_BTD = self.embedding.value_addition(found, site.layer)
-                tap: _Tap | None = None
+                tap: Tap | None = None
                 if self.residual.taps_qkv and site.kind == "attn":
-                    tap = _Tap(self.residual, site, state)
+                    tap = Tap(self.residual, site, state)
                 with sublayers():
                     y_BTD = self._block(site).branch(site, x, tap, value_BTD)
                 if tap is not None:
                     state = tap.state
+                if self.recurrence.delayed and site.block in self.repeats:
+                    y_BTD = y_BTD * self.gain
                 if addition_BTD is not None:
                     y_BTD = y_BTD + addition_BTD
                 if seen is not None:
@@ -172,11 +205,10 @@ class GPT(nn.Module):
         return INIT_STD / math.sqrt(2 * self.config.n_layer)  # 2 * n_layer adds to the stream (GPT-2, 2.3)
 
     def _block(self, site: Site) -> Block:
-        block = self.h[site.layer]
-        assert isinstance(block, Block)  # only blocks go into h
-        return block
+        return cast(Block, self.h[site.layer])
 
-    def _sublayer(self, site: Site) -> nn.Module:
+    def sublayer(self, site: Site) -> nn.Module:
+        """The attention or MLP that a site visits."""
         return self._block(site).get_submodule(site.kind)
 
     def forward(self, idx_BT: Tensor) -> Tensor:
@@ -196,8 +228,8 @@ class GPT(nn.Module):
     def token_losses(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Next-token loss in nats of every token, [B, T]."""
         x_ND = self.hidden(idx_BT).flatten(0, 1)
-        loss_N = token_losses(x_ND, self.embedding.get_lm_head_weight(), targets_BT.flatten())
-        return loss_N.view(targets_BT.shape)
+        weight_VD = self.embedding.get_lm_head_weight()
+        return token_losses(x_ND, weight_VD, targets_BT.flatten()).view(targets_BT.shape)
 
     def n_params(self, *, positions: bool) -> int:
         """Parameters, shared ones once; nanoGPT's customary count leaves positions out."""
@@ -205,16 +237,8 @@ class GPT(nn.Module):
         return total if positions else total - self.embedding.get_num_pos_params()
 
     def flops_per_token(self) -> int:
-        """Training FLOPs of one token: 6 * parameters + 12 * attention sites * D * T (PaLM, appendix B).
-
-        A sublayer's parameters count once for every visit; what is only looked up (positions, tables besides
-        the head's) multiplies nothing.
-        """
-        attention = sum(site.kind == "attn" for site in self.sites)
-        again = [self._sublayer(site) for site in self.sites if site.visit > 0]
-        visited = self.n_params(positions=False) + sum(p.numel() for m in again for p in m.parameters())
-        matmul = 6 * (visited - self.embedding.get_num_lookup_params())
-        return matmul + 12 * attention * self.config.n_embd * self.config.block_size
+        """Training FLOPs of one token by a forward as it is now (`visits.flops_per_token`)."""
+        return flops_per_token(self)
 
     def load_nanogpt_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of a nanoGPT model of the same size (`transformer.wte.weight`, ...)."""
@@ -224,16 +248,3 @@ class GPT(nn.Module):
             if name != "lm_head.weight":  # tied: the same tensor as wte
                 own[f"embedding.{name}" if name.startswith(("wte", "wpe")) else name] = value
         self.load_state_dict(own, strict=True)
-
-
-class _Tap:
-    """Carries the state through attention for a strategy that taps queries, keys and values."""
-
-    def __init__(self, residual: ResidualStrategy[Any], site: Site, state: object) -> None:
-        self.residual, self.site, self.state = residual, site, state
-
-    def __call__(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(q_BHTK.device.type, enabled=False):
-            *qkv, self.state = self.residual.tap_qkv(self.state, self.site, q_BHTK, k_BHTK, v_BHTK)
-        q_BHTK, k_BHTK, v_BHTK = qkv
-        return q_BHTK, k_BHTK, v_BHTK

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from src.models.gpt import GPT
 from src.models.optimizer import OptimizerConfig, Schedule, apply_gradients, build_optimizer, set_lr
+from src.models.visits import begin_visits
 
 
 class StepResult(NamedTuple):
@@ -49,6 +50,7 @@ class LanguageModel(L.LightningModule):
         compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False) if compile_trunk else gpt.hidden
         self._train_hidden = compiled
         self._params = list(gpt.parameters())
+        self._compiled, self._warm = compile_trunk, False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; `training_step` sets its rate."""
@@ -60,12 +62,14 @@ class LanguageModel(L.LightningModule):
 
     def follow_schedule(self, step: int) -> None:
         """Fill the strategy's schedule-driven buffers for optimizer step `step` (0-based)."""
-        self.gpt.residual.on_step(step, self.schedule.max_steps)
+        self.gpt.follow(step, self.schedule.max_steps)
 
     def training_step(self, batch_AMT: Tensor, batch_idx: int) -> dict[str, StepResult]:
         """One optimizer step on token ids [A, M, T + 1]."""
         step = self.global_step
+        optimizer = cast(Any, self.optimizers())  # Lightning's wrapper: it counts the step
         self.follow_schedule(step)
+        self._begin_visits(step, optimizer, batch_AMT[0])
         if self.gpt.config.dropout:
             torch.manual_seed(hash((self.seed, step, self.global_rank)) & 0x7FFFFFFF)
         loss = self._accumulate(batch_AMT)
@@ -74,10 +78,24 @@ class LanguageModel(L.LightningModule):
             loss /= self.trainer.world_size
 
         lr = self.schedule.lr(step)
-        optimizer = cast(Any, self.optimizers())  # Lightning's wrapper: it counts the step
         set_lr(optimizer, lr)
         norm = apply_gradients(optimizer, self._params, self.optimizer_config.grad_clip, loss)
         return {"step": StepResult(loss, norm, lr)}
+
+    def _begin_visits(self, step: int, optimizer: Any, tokens_MT: Tensor) -> None:
+        """In the first step of a session compile what comes later; where repeated visits begin, copy."""
+        recurrence = self.gpt.recurrence
+        if not recurrence.delayed:
+            return
+        start = recurrence.start_step(self.schedule.max_steps)
+        if self._compiled and not self._warm and step < start:
+            self.gpt.recurs = True
+            loss = self._micro_loss(tokens_MT[:, :-1].long(), tokens_MT[:, 1:].long())
+            torch.autograd.grad(loss, self._params)  # no .grad, so that no rank waits for another
+            self.gpt.recurs = False
+        self._warm = True
+        if step == start:
+            begin_visits(optimizer, self.gpt.copied_params())
 
     def _accumulate(self, batch_AMT: Tensor) -> Tensor:
         """Backward through all micro-batches; returns this rank's mean loss, detached."""

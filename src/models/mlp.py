@@ -1,8 +1,9 @@
-"""The MLP sublayer: y = W_proj GELU(W_fc x), four times as wide inside.
+"""The MLP sublayer: y = W_proj GELU(W_fc x), four times as wide inside; one for all visits, or one for each.
 
 Source: GPT-2 (Radford et al. 2019); names as in nanoGPT.
 """
 
+import torch
 from torch import Tensor, nn
 
 from src.models.config import GPTConfig
@@ -18,7 +19,41 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def forward(self, x_BTD: Tensor, visit: int = 0) -> Tensor:
+        """[B, T, D] -> [B, T, D], the same at every visit."""
         y_BTD: Tensor = self.resid_dropout(self.c_proj(self.gelu(self.c_fc(x_BTD))))
+        return y_BTD
+
+
+class CopiedLinear(nn.Module):
+    """A linear map for each of several visits, packed: weight [copies, out, in], bias [copies, out].
+
+    Packed, so that all of it takes part in every step, whichever visits there are: what is not visited has a
+    gradient of zeros, and ranks need not agree on what is used.
+    """
+
+    def __init__(self, n_copy: int, n_in: int, n_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_copy, n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_copy, n_out)) if bias else None
+
+    def forward(self, x: Tensor, copy: int) -> Tensor:
+        """[..., in] -> [..., out] by one copy."""
+        return nn.functional.linear(x, self.weight[copy], None if self.bias is None else self.bias[copy])
+
+
+class CopiedMLP(nn.Module):
+    """An MLP with weights of its own for each visit: `n_copy` times the parameters of an `MLP`."""
+
+    def __init__(self, config: GPTConfig, n_copy: int) -> None:
+        super().__init__()
+        self.n_copy = n_copy
+        self.c_fc = CopiedLinear(n_copy, config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate=config.gelu_approximate)
+        self.c_proj = CopiedLinear(n_copy, 4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, visit: int = 0) -> Tensor:
+        """[B, T, D] -> [B, T, D] with the weights of a visit."""
+        y_BTD: Tensor = self.resid_dropout(self.c_proj(self.gelu(self.c_fc(x_BTD, visit)), visit))
         return y_BTD

@@ -86,8 +86,10 @@ def parameter_groups(gpt: GPT) -> Iterator[ParamGroup]:
     """Trunk tensors of two and more dimensions (decayed), the rest of the trunk, the strategy's own."""
     own = {id(p) for p in gpt.residual.parameters()}
     trunk = [p for p in gpt.parameters() if id(p) not in own]
-    yield ParamGroup(tuple(p for p in trunk if p.dim() >= 2), decay=True)
-    yield ParamGroup(tuple(p for p in trunk if p.dim() < 2))
+    copied = {id(p) for p in gpt.copied_params()}
+    matrices = {id(p) for p in trunk if p.dim() - (id(p) in copied) >= 2}
+    yield ParamGroup(tuple(p for p in trunk if id(p) in matrices), decay=True)
+    yield ParamGroup(tuple(p for p in trunk if id(p) not in matrices))
     grouped: set[int] = set()
     for group in gpt.residual.param_groups():
         grouped.update(map(id, group.params))

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.models.gpt import GPT, Trace
+from src.models.flow import Trace
+from src.models.gpt import GPT
 from src.residual.base import QKV
 
 #: Tokens that a fit looks at; every one gives n_embd equations for at most S + 1 unknowns.
@@ -42,7 +43,7 @@ def look(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> Stream:
         gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
     with torch.no_grad():
         reads = [*map(_view, trace.read), trace.end_BTD]
-        weights = gpt.residual.mixing(trace.x0_BTD, trace.y_BTD)
+        weights = gpt.residual.mixing(gpt.active_sites, trace.x0_BTD, trace.y_BTD)
         mixing, explained = _fit(trace, reads, weights)
         return Stream(
             mixing_KJ=mixing,

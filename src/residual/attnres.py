@@ -10,11 +10,13 @@ At init (w = 0): the uniform mean of all sources; not vanilla.
 Shape letters: Q queries (sites 1..S-1, and the end); of `mixing`, K readers and J sources.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, attend, emit, open_sources, shares
+from src.residual.depth_attention import Sources, append, attend, open_sources, shares
 
 
 class AttentionResiduals(ResidualStrategy[Sources]):
@@ -24,6 +26,8 @@ class AttentionResiduals(ResidualStrategy[Sources]):
         spec: the trunk. The first site has one source, hence no query.
         eps: of the key norm.
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, eps: float) -> None:
         super().__init__()
@@ -35,19 +39,19 @@ class AttentionResiduals(ResidualStrategy[Sources]):
         return open_sources(x0_BTD, self.query_QD * self.key_gain_QD, self.eps)
 
     def read(self, state: Sources, site: Site) -> tuple[Tensor, Sources]:
-        return attend(state), state
+        return attend(state, site.index - 1), state
 
     def write(self, state: Sources, site: Site, y_BTD: Tensor) -> Sources:
-        return emit(state, y_BTD, self.eps)
+        return append(state, y_BTD, site.index, self.eps)
 
     def end(self, state: Sources) -> Tensor:
-        return attend(state)
+        return attend(state, len(self.query_QD) - 1)
 
-    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         state = self.begin(x0_BTD)
         weight_KJ = x0_BTD.new_zeros(len(y_BTD) + 1, len(y_BTD) + 1)
-        weight_KJ[0, :1] = shares(state)
-        for k, output_BTD in enumerate(y_BTD, start=1):
-            state = emit(state, output_BTD, self.eps)
-            weight_KJ[k, : k + 1] = shares(state)
+        for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
+            weight_KJ[k, : k + 1] = shares(state, site.index - 1)
+            state = self.write(state, site, output_BTD)
+        weight_KJ[-1] = shares(state, len(self.query_QD) - 1)
         return weight_KJ

@@ -42,7 +42,7 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
         if n_block < 1:
             raise ValueError(f"residual.n_block must be at least 1, got {n_block}; the paper uses 8")
         self.block_sites = -(-spec.n_site // n_block)
-        self.eps, self.sites = eps, spec.sites
+        self.eps = eps
         self.query_QD = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd))
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
 
@@ -64,11 +64,11 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
     def end(self, state: BlockSources) -> Tensor:
         return self._attend(state, len(self.query_QD) - 1)
 
-    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         state = self.begin(x0_BTD)
         weight_KJ = x0_BTD.new_zeros(len(y_BTD) + 1, len(y_BTD) + 1)
         weight_KJ[0, 0] = 1.0
-        for k, (site, output_BTD) in enumerate(zip(self.sites, y_BTD, strict=True), start=1):
+        for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True), start=1):
             state = self.write(state, site, output_BTD)
             share_J = self._logits(state, k - 1).softmax(-1).mean((0, 1))
             block = torch.arange(k) // self.block_sites

@@ -53,4 +53,4 @@ class StreamBlockAttention(ResidualStrategy[StreamAndSources]):
 
     def _mix(self, state: StreamAndSources) -> StreamAndSources:
         sources = emit(state.sources, state.x_BTD, self.eps)
-        return StreamAndSources(attend(sources), sources)
+        return StreamAndSources(attend(sources, len(sources.v_BTD) - 2), sources)

@@ -8,7 +8,7 @@ Source: karpathy/nanochat, gpt.py (lambda 0.2, layer L // 2); KellerJordan/modde
 At init (lambda 0.2): not vanilla; with `backout_init` 0 it is.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Backout(ResidualStrategy[BackoutState]):
     Raises:
         ValueError: a layer that the model does not have.
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, backout_init: float, layer: int | None) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ Shape letters: B batch, T tokens, D n_embd, H heads, K head size, L n_layer, S s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
@@ -47,15 +47,28 @@ class Site:
     opens_block: bool
     closes_block: bool
 
+    @property
+    def sublayer(self) -> int:
+        """Which sublayer it visits, the same for every visit."""
+        return 2 * self.layer + (self.kind == "mlp")
+
+
+def sites_of(visits: Iterable[tuple[int, tuple[Kind, ...]]]) -> tuple[Site, ...]:
+    """The sites of visits to layers, each given by the layer and the sublayers it takes."""
+    sites: list[Site] = []
+    seen: dict[tuple[int, Kind], int] = {}
+    for block, (layer, kinds) in enumerate(visits):
+        for i, kind in enumerate(kinds):
+            visit = seen.get((layer, kind), 0)
+            seen[layer, kind] = visit + 1
+            opens, closes = i == 0, i == len(kinds) - 1
+            sites.append(Site(len(sites), block, layer, kind, visit, opens_block=opens, closes_block=closes))
+    return tuple(sites)
+
 
 def sites_in_order(n_layer: int) -> tuple[Site, ...]:
     """Attention then MLP of each layer, layers in order."""
-    kinds: tuple[Kind, Kind] = ("attn", "mlp")
-    return tuple(
-        Site(2 * layer + i, layer, layer, kind, 0, opens_block=i == 0, closes_block=i == 1)
-        for layer in range(n_layer)
-        for i, kind in enumerate(kinds)
-    )
+    return sites_of((layer, ("attn", "mlp")) for layer in range(n_layer))
 
 
 class QKV(NamedTuple):
@@ -85,6 +98,11 @@ class StreamSpec:
         return len(self.sites)
 
     @property
+    def rows(self) -> dict[int, int]:
+        """A row for every sublayer that is visited, however often, by `Site.sublayer`."""
+        return {sublayer: row for row, sublayer in enumerate(dict.fromkeys(s.sublayer for s in self.sites))}
+
+    @property
     def n_block(self) -> int:
         """The number of visits to layers; n_layer unless layers recur."""
         return self.sites[-1].block + 1
@@ -111,6 +129,8 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
 
     #: Set to True by strategies that implement `tap_qkv`.
     taps_qkv: ClassVar[bool] = False
+    #: Set to True by strategies that hold where visits to a layer after its first are left out for a while.
+    may_skip: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, x0_BTD: Tensor) -> StateT:
@@ -197,11 +217,12 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
 
     # ---- what a picture shows
 
-    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor | None:
+    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor | None:
         """The weights with which each site reads each earlier output, where the strategy has such.
 
-        Given the embedding and the outputs of all sites on some batch, returns [S + 1, S + 1]: row k what
-        site k is given (the last row: what `end` returns), column 0 the weight of x0 and column j + 1 that
-        of site j's output, the mean over tokens. None: the weights are to be measured from outside.
+        Given the sites that were visited, and the embedding and their outputs on some batch, returns
+        [S + 1, S + 1]: row k what the k-th of them is given (the last row: what `end` returns), column 0
+        the weight of x0 and column j + 1 that of the j-th output, the mean over tokens. None: the weights
+        are to be measured from outside.
         """
         return None

@@ -10,7 +10,7 @@ Source: KellerJordan/modded-nanogpt, pull request 241 (there together with `back
 At init: not vanilla, by what the late attention reads (with `late_layers` 1 it always is).
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -32,6 +32,8 @@ class CachedAttentionRead(ResidualStrategy[CachedState]):
         late_layers: layers whose attention reads the cache (3 of 11 in the source); None takes that share of
             the depth, at least 2.
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, late_layers: int | None) -> None:
         super().__init__()

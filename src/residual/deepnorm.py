@@ -35,9 +35,13 @@ class DeepNorm(PostLN):
             nn.init.xavier_normal_(key)
             nn.init.xavier_normal_(value, gain=self.beta)
         else:
-            nn.init.xavier_normal_(sublayer.get_parameter("c_fc.weight"), gain=self.beta)
-        nn.init.xavier_normal_(sublayer.get_parameter("c_proj.weight"), gain=self.beta)
+            self._xavier_(sublayer.get_parameter("c_fc.weight"))
+        self._xavier_(sublayer.get_parameter("c_proj.weight"))
+
+    def _xavier_(self, weight: Tensor) -> None:
+        for matrix in weight.unsqueeze(0).flatten(0, -3):  # an MLP with a copy for each visit has several
+            nn.init.xavier_normal_(matrix, gain=self.beta)
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
-        x_BTD: Tensor = self.norms[site.index](torch.add(y_BTD, state, alpha=self.alpha))
+        x_BTD: Tensor = self.norms[self.rows[site.sublayer]](torch.add(y_BTD, state, alpha=self.alpha))
         return x_BTD

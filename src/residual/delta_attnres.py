@@ -12,13 +12,13 @@ Shape letters: Q queries (all sites but the first, which has one source); of `mi
 sources.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, attend, emit, open_sources, shares
+from src.residual.depth_attention import Sources, append, attend, open_sources, shares
 
 
 class RoutedDeltas(NamedTuple):
@@ -37,6 +37,8 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
         eps: of the key norm.
     """
 
+    may_skip: ClassVar[bool] = True
+
     def __init__(self, spec: StreamSpec, *, gate_init: float, eps: float) -> None:
         super().__init__()
         self.eps = eps
@@ -48,22 +50,22 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
         return RoutedDeltas(x0_BTD, open_sources(x0_BTD, self.query_QD * self.key_gain_QD, self.eps))
 
     def read(self, state: RoutedDeltas, site: Site) -> tuple[Tensor, RoutedDeltas]:
-        return torch.addcmul(state.x_BTD, self.gate_S[site.index], attend(state.sources)), state
+        routed_BTD = attend(state.sources, site.index - 1)
+        return torch.addcmul(state.x_BTD, self.gate_S[site.index], routed_BTD), state
 
     def write(self, state: RoutedDeltas, site: Site, y_BTD: Tensor) -> RoutedDeltas:
         x_BTD = state.x_BTD + y_BTD
         if site.index == len(self.gate_S) - 1:
             return state._replace(x_BTD=x_BTD)
-        return RoutedDeltas(x_BTD, emit(state.sources, y_BTD, self.eps))
+        return RoutedDeltas(x_BTD, append(state.sources, y_BTD, site.index, self.eps))
 
     def end(self, state: RoutedDeltas) -> Tensor:
         return state.x_BTD
 
-    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
-        sources = self.begin(x0_BTD).sources
+    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+        state = self.begin(x0_BTD)
         weight_KJ = x0_BTD.new_ones(len(y_BTD) + 1, len(y_BTD) + 1).tril()
-        for k, output_BTD in enumerate(y_BTD):
-            weight_KJ[k, : k + 1] += self.gate_S[k] * shares(sources)
-            if k < len(y_BTD) - 1:
-                sources = emit(sources, output_BTD, self.eps)
+        for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
+            weight_KJ[k, : k + 1] += self.gate_S[site.index] * shares(state.sources, site.index - 1)
+            state = self.write(state, site, output_BTD)
         return weight_KJ

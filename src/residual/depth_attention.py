@@ -20,11 +20,7 @@ from torch.nn import functional as F
 
 
 class Sources(NamedTuple):
-    """All sources so far, each one's scores [B, T] for the queries to come (the last is the last query), the keys.
-
-    Where every new source is met by one new query, J sources are attended by query J - 2: one source alone
-    needs none.
-    """
+    """All sources so far, each one's scores [B, T] for the queries to come (the last is the last query), the keys."""
 
     v_BTD: tuple[Tensor, ...]
     score_BT: tuple[tuple[Tensor, ...], ...]
@@ -44,7 +40,7 @@ def open_sources(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
 
 
 def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
-    """One more source, for the next query and those after it."""
+    """One more source, where every new source is met by one new query: for that and those after it."""
     return append(state, v_BTD, len(state.v_BTD) - 1, eps)
 
 
@@ -55,11 +51,11 @@ def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float) -> Sourc
     return Sources((*state.v_BTD, v_BTD), (*state.score_BT, score_BT), state.key_QD)
 
 
-def attend(state: Sources) -> Tensor:
-    """The next query's mixture of all sources so far, [B, T, D]."""
+def attend(state: Sources, query: int) -> Tensor:
+    """One query's mixture of all sources so far, [B, T, D]; one source needs no query."""
     if len(state.v_BTD) == 1:
         return state.v_BTD[0]
-    return mixture(state.v_BTD, logits(state, len(state.v_BTD) - 2))
+    return mixture(state.v_BTD, logits(state, query))
 
 
 def logits(state: Sources, query: int) -> Tensor:
@@ -87,12 +83,11 @@ def weighted_sum(weight_BTJ: Tensor, values: Sequence[Tensor]) -> Tensor:
     return cast(Tensor, _Mixture.apply(weight_BTJ, *values))  # type: ignore[no-untyped-call]  # torch's
 
 
-def shares(state: Sources) -> Tensor:
-    """The next query's softmax weights over all sources so far, the mean over tokens: [J]."""
-    n = len(state.v_BTD)
-    if n == 1:
+def shares(state: Sources, query: int) -> Tensor:
+    """One query's softmax weights over all sources so far, the mean over tokens: [J]."""
+    if len(state.v_BTD) == 1:
         return state.key_QD.new_ones(1)
-    return logits(state, n - 2).softmax(-1).mean((0, 1))
+    return logits(state, query).softmax(-1).mean((0, 1))
 
 
 def _rrms(v_BTD: Tensor, eps: float) -> Tensor:

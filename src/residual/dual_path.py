@@ -34,7 +34,9 @@ class DualPath(OneNormPerLayer):
             else:
                 for half in (0, 1):
                     visit, last = 2 * site.visit + half, half == 1
-                    visited.append(replace(site, index=len(visited), visit=visit, closes_block=last))
+                    opens = site.opens_block and not last
+                    half_site = replace(site, index=len(visited), visit=visit)
+                    visited.append(replace(half_site, opens_block=opens, closes_block=last))
         return tuple(visited)
 
     def read(self, state: NormedState, site: Site) -> tuple[Tensor, NormedState]:

@@ -10,6 +10,7 @@ Shape letters: N fractions, F = D / N their width, M = 2 * N columns of [Y | A_r
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class FracConnections(ResidualStrategy[Streams]):
     Raises:
         ValueError: a number of fractions that does not divide the width, or one.
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, n_frac: int, scale_init: float) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class HybridNorm(OneStream):
         super().__init__()
         self.eps = eps
         self.gain_A3K = nn.Parameter(torch.ones(spec.n_block, 3, spec.n_embd // spec.n_head))
-        self.norms = nn.ModuleList(spec.norm() for _ in range(spec.n_block))
+        self.norms = nn.ModuleList(spec.norm() for _ in range(spec.n_layer))
 
     def owns_norm(self, site: Site | None) -> bool:
         return site is not None
@@ -47,7 +47,7 @@ class HybridNorm(OneStream):
         return q, k, v, state
 
     def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        x_BTD = self.norms[site.block](state) if site.kind == "mlp" else state
+        x_BTD = self.norms[site.layer](state) if site.kind == "mlp" else state
         return x_BTD, x_BTD
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:

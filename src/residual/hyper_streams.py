@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import StreamSpec
+from src.residual.base import Site, StreamSpec
 
 
 class Streams(NamedTuple):
@@ -80,6 +80,7 @@ def write_streams(state: Streams, y_BTD: Tensor) -> Streams:
 
 
 def stream_mixing(
+    sites: tuple[Site, ...],
     x0_BTD: Tensor,
     y_BTD: tuple[Tensor, ...],
     n_stream: int,
@@ -95,8 +96,8 @@ def stream_mixing(
     share_BTNJ = x0_BTD.new_zeros(*h_BTND.shape[:3], n_source)
     share_BTNJ[..., 0] = 1.0
     rows = []
-    for k, output_BTD in enumerate(y_BTD):
-        a, b = weights(k, h_BTND)
+    for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
+        a, b = weights(site.index, h_BTND)
         read_BTJ, share_BTNJ = split_blend(a, share_BTNJ)
         rows.append(read_BTJ.mean((0, 1)))
         share_BTNJ[..., k + 1] += b

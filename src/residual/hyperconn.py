@@ -9,6 +9,7 @@ Shape letters: N streams, C = N + 2 columns of W (A_m, A_r, B).
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class HyperConnections(ResidualStrategy[Streams]):
         output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, n_stream: int, scale_init: float, output_init_scale: float) -> None:
         super().__init__()
@@ -67,9 +70,9 @@ class HyperConnections(ResidualStrategy[Streams]):
     def end(self, state: Streams) -> Tensor:
         return state.h_BTND.mean(2)
 
-    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         end_N = x0_BTD.new_full((self.n_stream,), 1 / self.n_stream)
-        return stream_mixing(x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
+        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
 
     def _site(self, k: int) -> Weights:
         packed = (self.w_SDC, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2, self.a_SNM, self.b_SN)

@@ -7,6 +7,8 @@ At init: vanilla (all streams are equal; site k reads stream k mod n), with `out
 Shape letters: N streams.
 """
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
@@ -30,6 +32,8 @@ class StaticHyperConnections(ResidualStrategy[Streams]):
         output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, n_stream: int, output_init_scale: float) -> None:
         super().__init__()

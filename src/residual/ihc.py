@@ -12,6 +12,7 @@ Shape letters: N streams, V = N * D.
 
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
         phi_std: standard deviation of the initial phi (0.02 in the source).
         eps: added to the mean square of vec(H), and to the weights of every read (1e-6 in the source).
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(
         self, spec: StreamSpec, *, n_stream: int, scale_init: float, phi_std: float, eps: float
@@ -79,14 +82,14 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
     def end(self, state: Streams) -> Tensor:
         return blended(self._head(state.h_BTND).unsqueeze(-1), state.h_BTND).squeeze(2)
 
-    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         same_NN = torch.eye(self.n_stream, dtype=x0_BTD.dtype, device=x0_BTD.device)
 
         def weights(k: int, h_BTND: Tensor) -> SiteWeights:
             pre_BTN, post_BTN = self._weights(k, h_BTND)
             return SiteWeights(mixing_weights(pre_BTN, same_NN.expand(*pre_BTN.shape, -1)), post_BTN)
 
-        return stream_mixing(x0_BTD, y_BTD, self.n_stream, weights, self._head)
+        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, weights, self._head)
 
     def _weights(self, k: int, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
         weights = project(h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.eps)

@@ -8,7 +8,7 @@ Source: MLS-Bench llm-pretrain-residual, baseline `learned_scaling`.
 At init (carry 1, blend 0): vanilla.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class LearnedScaling(ResidualStrategy[ScaledState]):
         carry_init: initial weight of the stream (1.0 in the source).
         blend_init: initial weight of x0 (0.0 in the source).
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, carry_init: float, blend_init: float) -> None:
         super().__init__()

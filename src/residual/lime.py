@@ -44,7 +44,8 @@ class LIMe(ResidualStrategy[Memory]):
         if spec.n_block < 2:
             raise ValueError("residual=lime needs model.n_layer of at least 2, got 1")
         self.lr_scale = lr_scale
-        self.n_sources = [block + 1 for block in range(1, spec.n_block)]
+        n_attn = sum(site.kind == "attn" for site in spec.sites)
+        self.n_sources = list(range(2, n_attn + 1))
         self.router_PHH = nn.Parameter(torch.zeros(sum(self.n_sources), spec.n_head, spec.n_head))
 
     def reset(self) -> None:
@@ -68,9 +69,9 @@ class LIMe(ResidualStrategy[Memory]):
     ) -> tuple[Tensor, Tensor, Tensor, Memory]:
         k_BHE, v_BHE = (*state.k_BHE, k_BHTK.flatten(2)), (*state.v_BHE, v_BHTK.flatten(2))
         state = state._replace(k_BHE=k_BHE, v_BHE=v_BHE)
-        if site.block == 0:
+        if len(k_BHE) == 1:
             return q_BHTK, k_BHTK, v_BHTK, state
-        router_JHH = torch.split(self.router_PHH, self.n_sources)[site.block - 1].to(k_BHTK.dtype)
+        router_JHH = torch.split(self.router_PHH, self.n_sources)[len(k_BHE) - 2].to(k_BHTK.dtype)
         k, v = (_routed(router_JHH, sources).view(k_BHTK.shape) for sources in (k_BHE, v_BHE))
         return q_BHTK, k, v, state
 

@@ -29,7 +29,8 @@ class LayerNormScaling(OneStream):
     def __init__(self, spec: StreamSpec, *, output_init_scale: float | None) -> None:
         super().__init__()
         self.output_init_scale = (2 * spec.n_layer) ** 0.5 if output_init_scale is None else output_init_scale
-        self.norms = nn.ModuleList(spec.norm() for _ in spec.sites)
+        self.norms = nn.ModuleList(spec.norm() for _ in spec.rows)
+        self.rows = spec.rows
 
     def owns_norm(self, site: Site | None) -> bool:
         return site is not None
@@ -38,7 +39,7 @@ class LayerNormScaling(OneStream):
         scale_output_(sublayer, self.output_init_scale)
 
     def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        return self.norms[site.index](state) * (site.block + 1) ** -0.5, state
+        return self.norms[self.rows[site.sublayer]](state) * (site.block + 1) ** -0.5, state
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return state + y_BTD

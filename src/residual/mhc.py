@@ -12,6 +12,7 @@ Shape letters: N streams, C = N * N + 2 * N columns of phi, V = N * D.
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class ManifoldHyperConnections(ResidualStrategy[Streams]):
         res_logit: initial logit of the mixing's diagonal (0 elsewhere).
         eps: added to the mean square of vec(H).
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,9 +89,9 @@ class ManifoldHyperConnections(ResidualStrategy[Streams]):
     def end(self, state: Streams) -> Tensor:
         return state.h_BTND.mean(2)
 
-    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         end_N = x0_BTD.new_full((self.n_stream,), 1 / self.n_stream)
-        return stream_mixing(x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
+        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
 
     def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
         n = self.n_stream

@@ -12,6 +12,7 @@ Shape letters: N streams, C = N! + 2 * N columns of phi, V = N * D.
 
 from collections.abc import Iterator
 from itertools import permutations
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class ManifoldHyperConnectionsLite(ResidualStrategy[Streams]):
         res_logit: initial logit of all permutations but the identity (-8 in the source).
         eps: added to the mean square of vec(H).
     """
+
+    may_skip: ClassVar[bool] = True
 
     perm_RNN: Tensor
 
@@ -93,9 +96,9 @@ class ManifoldHyperConnectionsLite(ResidualStrategy[Streams]):
     def end(self, state: Streams) -> Tensor:
         return state.h_BTND.sum(2)
 
-    def mixing(self, x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
+    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         end_N = x0_BTD.new_full((self.n_stream,), 1.0)
-        return stream_mixing(x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
+        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
 
     def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
         phi_CV = self.phi_SCV[k] * self.gain_SV[k]

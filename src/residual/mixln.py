@@ -31,14 +31,16 @@ class MixLN(OneStream):
             raise ValueError(
                 f"residual.post_fraction must be in (0, 1], got {post_fraction}; for none use residual=vanilla"
             )
-        self.n_post = max(int(post_fraction * spec.n_block), 1)
-        self.norms = nn.ModuleList(spec.norm() for site in spec.sites if site.block < self.n_post)
+        self.n_post = max(int(post_fraction * spec.n_layer), 1)
+        post = {site.sublayer for site in spec.sites if site.layer < self.n_post}
+        self.norms = nn.ModuleList(spec.norm() for _ in post)
+        self.rows = spec.rows
 
     def owns_norm(self, site: Site | None) -> bool:
-        return site is not None and site.block < self.n_post
+        return site is not None and site.layer < self.n_post
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         x_BTD = state + y_BTD
-        if site.block < self.n_post:
-            x_BTD = self.norms[site.index](x_BTD)
+        if site.layer < self.n_post:
+            x_BTD = self.norms[self.rows[site.sublayer]](x_BTD)
         return x_BTD

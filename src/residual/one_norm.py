@@ -5,7 +5,7 @@
 Source: GPT-J (Wang and Komatsuzaki 2021); PaLM (Chowdhery et al. 2022), section 2.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ class NormedState(NamedTuple):
 
 class OneNormPerLayer(ResidualStrategy[NormedState]):
     """Places the norms of all branches, n_layer of them; subclasses say how an output is added."""
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()

@@ -3,6 +3,8 @@
 read: x       end: x       write: the strategy's own
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from src.residual.base import ResidualStrategy, Site
@@ -10,6 +12,8 @@ from src.residual.base import ResidualStrategy, Site
 
 class OneStream(ResidualStrategy[Tensor]):
     """The state is the stream [B, T, D]; subclasses say how an output enters it."""
+
+    may_skip: ClassVar[bool] = True
 
     def begin(self, x0_BTD: Tensor) -> Tensor:
         return x0_BTD

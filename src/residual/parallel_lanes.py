@@ -12,7 +12,7 @@ Shape letters: A sites from the first of `start_layer` on.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class ParallelLanes(ResidualStrategy[Lanes]):
         carry_lr_scale: learning rate of the carries over the schedule's (5 in the sources).
         write_lr_scale: the same for the writes (1 in the sources).
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(
         self,

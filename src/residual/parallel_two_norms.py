@@ -6,7 +6,7 @@ Source: GPT-NeoX (Black et al., arXiv 2204.06745), section 2.1; Pythia.
 At init: not vanilla (the MLP does not see its layer's attention).
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ class OpenedState(NamedTuple):
 
 class ParallelTwoNorms(ResidualStrategy[OpenedState]):
     """No parameters; the norms are the trunk's."""
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: object) -> None:
         super().__init__()

@@ -24,11 +24,12 @@ class PostLN(OneStream):
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(spec.norm() for _ in spec.sites)
+        self.norms = nn.ModuleList(spec.norm() for _ in spec.rows)
+        self.rows = spec.rows
 
     def owns_norm(self, site: Site | None) -> bool:
         return True
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
-        x_BTD: Tensor = self.norms[site.index](state + y_BTD)
+        x_BTD: Tensor = self.norms[self.rows[site.sublayer]](state + y_BTD)
         return x_BTD

@@ -14,6 +14,7 @@ Shape letters: L n_layer.
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -97,6 +98,8 @@ class WarmedUp(ResidualStrategy[StateT]):
     Raises:
         ValueError: an unknown name, or a warm-up that is not one positive length.
     """
+
+    may_skip: ClassVar[bool] = True
 
     alpha_L: Tensor
 

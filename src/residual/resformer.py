@@ -34,6 +34,8 @@ class ResFormer(ResidualStrategy[ValueState]):
         ValueError: a model of one layer.
     """
 
+    may_skip: ClassVar[bool] = True
+
     taps_qkv: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, first_init: float, own_init: float) -> None:

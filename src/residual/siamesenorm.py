@@ -8,7 +8,7 @@ Source: Li et al., SiameseNorm (Qwen-Applications/SiameseNorm, the DeiT port; th
 At init: not vanilla.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,19 @@ class Siamese(NamedTuple):
 
 
 class SiameseNorm(ResidualStrategy[Siamese]):
-    """No parameters besides norms: two a site and two at the end, on top of the trunk's.
+    """No parameters besides norms: two a sublayer and two at the end, on top of the trunk's.
 
     Args:
         spec: the trunk.
     """
 
+    may_skip: ClassVar[bool] = True
+
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()
-        self.post_norms = nn.ModuleList(spec.norm() for _ in range(spec.n_site + 1))
-        self.pre_norms = nn.ModuleList(spec.norm() for _ in range(spec.n_site + 1))
+        self.rows = spec.rows
+        self.post_norms = nn.ModuleList(spec.norm() for _ in range(len(spec.rows) + 1))
+        self.pre_norms = nn.ModuleList(spec.norm() for _ in range(len(spec.rows) + 1))
 
     def begin(self, x0_BTD: Tensor) -> Siamese:
         return Siamese(x0_BTD, x0_BTD)
@@ -42,8 +45,9 @@ class SiameseNorm(ResidualStrategy[Siamese]):
         return Siamese(*(x_BTD + e_BTD for x_BTD in state)), None
 
     def read(self, state: Siamese, site: Site) -> tuple[Tensor, Siamese]:
-        post_BTD = self.post_norms[site.index](state.post_BTD)
-        return post_BTD + self.pre_norms[site.index](state.pre_BTD), state._replace(post_BTD=post_BTD)
+        row = self.rows[site.sublayer]
+        post_BTD = self.post_norms[row](state.post_BTD)
+        return post_BTD + self.pre_norms[row](state.pre_BTD), state._replace(post_BTD=post_BTD)
 
     def write(self, state: Siamese, site: Site, y_BTD: Tensor) -> Siamese:
         scale = (2 * (site.block + 1)) ** -0.5

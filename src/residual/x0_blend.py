@@ -9,7 +9,7 @@ At init (keep 1, blend 0): vanilla. nanochat lets keep learn 100 times slower th
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class X0Blend(ResidualStrategy[X0State]):
         keep_lr_scale: learning rate of keep over the schedule's.
         blend_lr_scale: learning rate of blend over the schedule's (10 under one AdamW, by the sources' ratios).
     """
+
+    may_skip: ClassVar[bool] = True
 
     def __init__(
         self,

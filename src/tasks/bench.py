@@ -29,10 +29,11 @@ from src.mistakes import UserError
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.overrides import CONF
+from src.tasks.chip import matmul_speed, published_peak
 from src.tasks.schema import read_section
 from src.tasks.settings import Settings, read_settings
 from src.tasks.steps import Step, optimizer_step
-from src.tasks.strategy_table import MEDIUM_BATCH, Cost, Timing, table
+from src.tasks.strategy_table import MEDIUM_BATCH, Cost, Timing, speed_table, table
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,14 @@ def run(job: Job) -> TaskEnd:
         for name in some:
             low, middle, high = timings[name].quartiles()
             log.info("%s: %.3f [%.3f, %.3f] of %s's step", name, middle, low, high, keys.baseline)
+    ceiling, words = ceiling_of(settings)
     text = table(keys.baseline, costs, timings, describe(settings))
+    text += "\n" + speed_table(timings, ceiling, words)
     stated = {
         "baseline": keys.baseline,
         "measured": describe(settings),
+        "ceiling_flops": ceiling,
+        "ceiling": words,
         "config": settings.config,
         "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         "timings": {name: {**dataclasses.asdict(t), "ratio": t.quartiles()[1]} for name, t in timings.items()},
@@ -103,7 +108,8 @@ def factory(name: str) -> Callable[..., Any]:
 
 def build(settings: Settings, residual: Callable[..., Any], config: GPTConfig, seed: int) -> GPT:
     """The configured model under another strategy and other sizes."""
-    return GPT(config, residual=residual, norm=settings.norm, embedding=settings.embedding, seed=seed)
+    parts = {"norm": settings.norm, "embedding": settings.embedding, "recurrence": settings.recurrence}
+    return GPT(config, residual=residual, seed=seed, **parts)
 
 
 def count(residual: Callable[..., Any], settings: Settings) -> Cost:
@@ -122,8 +128,11 @@ def alternate(names: list[str], settings: Settings, rounds: int) -> dict[str, Ti
     device = "cuda" if settings.trainer.accelerator == "gpu" else "cpu"
     clock = clock_of(device)
     steps: dict[str, Step] = {}
+    flops: dict[str, int] = {}
+    memory: dict[str, int | None] = dict.fromkeys(names)
     for name in names:
         gpt = build(settings, factory(name), settings.model, settings.seed).to(device)
+        flops[name] = gpt.flops_per_token()
         steps[name] = optimizer_step(
             gpt,
             settings.optimizer,
@@ -138,13 +147,19 @@ def alternate(names: list[str], settings: Settings, rounds: int) -> dict[str, Ti
     for _ in range(rounds + 1):
         tokens_BT = torch.randint(settings.model.vocab_size, shape, generator=generator).to(device)
         for name in order.sample(names, len(names)):
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                found = torch.cuda.memory_allocated()
             seconds[name].append(timed(steps[name], tokens_BT, clock))
+            if device == "cuda":
+                memory[name] = torch.cuda.max_memory_allocated() - found
     timings = {}
     for name, values in seconds.items():
         first, *counted = values
         base = seconds[names[0]][1:]
         ratios = [ours / theirs for ours, theirs in zip(counted, base, strict=True)]
-        timings[name] = Timing(counted, ratios, first)
+        tokens = shape[0] * settings.model.block_size
+        timings[name] = Timing(counted, ratios, first, tokens, flops[name], memory[name])
     return timings
 
 
@@ -165,6 +180,17 @@ def timed(step: Step, tokens_BT: Tensor, clock: Callable[[], float]) -> float:
     began = clock()
     step(tokens_BT[:, :-1], tokens_BT[:, 1:])
     return clock() - began
+
+
+def ceiling_of(settings: Settings) -> tuple[float, str]:
+    """FLOP/s that a step is held against, and what they are: a chip's published peak, else a measured product's."""
+    bf16 = settings.trainer.precision == "bf16-mixed"
+    if settings.trainer.accelerator == "gpu":
+        peak = published_peak(torch.cuda.get_device_name()) if bf16 else None
+        if peak is not None:
+            return peak, f"{torch.cuda.get_device_name()}'s published bf16 peak"
+        return matmul_speed("cuda", torch.bfloat16 if bf16 else torch.float32), "a large matrix product's speed"
+    return matmul_speed("cpu", torch.float32), "a large float32 matrix product's speed in CPU time"
 
 
 def describe(settings: Settings) -> str:

@@ -2,6 +2,8 @@
 
 Every property is tried at init and again with all parameters moved: a leak behind a zero gate is invisible
 at init. Writes check.json; leaves with 0, or 1 where something does not hold.
+
+With `data=` or `data.path=` on the command line the data are checked instead.
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ from src.mistakes import UserError, one_line
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.overrides import CONF
+from src.tasks import check_data
 from src.tasks.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,9 @@ QUICK = {
 
 
 def run(job: Job) -> TaskEnd:
-    """All checks of the configured parts; a table, check.json, and an exit code."""
+    """All checks of the configured parts, or of data where they are named; a table, check.json, an exit code."""
+    if check_data.is_asked(job):
+        return check_data.run(job)
     settings = read_settings(job.config, own_keys=("gpu_gib",))
     gpu_gib = job.config.gpu_gib
     if not isinstance(gpu_gib, int | float) or gpu_gib <= 0:
@@ -82,7 +87,11 @@ def quick(settings: Settings) -> None:
 def subject_of(settings: Settings) -> Subject:
     """The configured parts, buildable at any size."""
     make = functools.partial(
-        build, residual=settings.residual, norm=settings.norm, embedding=settings.embedding
+        build,
+        residual=settings.residual,
+        norm=settings.norm,
+        embedding=settings.embedding,
+        recurrence=settings.recurrence,
     )
     return Subject(make, settings.model)
 

@@ -119,7 +119,7 @@ def _from_checkpoint(config: DictConfig, path: Path, folder: Path | None) -> Sub
     weights = {key.removeprefix("gpt."): value for key, value in stored["state_dict"].items()}
     gpt.load_state_dict(weights, strict=True)
     step = int(own["step"])
-    gpt.residual.on_step(max(step - 1, 0), settings.trainer.max_steps)  # as in the validation of that step
+    gpt.follow(max(step - 1, 0), settings.trainer.max_steps)  # as in the validation of that step
     identity = {
         "step": step,
         "checkpoint": {"file": str(path), "sha256": sha256},
@@ -178,6 +178,7 @@ def _from_hf(config: DictConfig, folder: Path) -> Subject:
         "residual": {"_target_": "src.residual.vanilla.Vanilla", "_partial_": True},
         "norm": {"_target_": "src.norm.layernorm.LayerNorm", "_partial_": True, "eps": eps},
         "embedding": {"_target_": "src.embedding.tied.TiedEmbedding", "_partial_": True},
+        "recurrence": {"_target_": "src.recurrence.none.NoRecurrence", "_partial_": True},
         "name": folder.name,
     }
     settings = read_settings(OmegaConf.create({**merged, **gpt2}), KEYS)

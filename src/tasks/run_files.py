@@ -21,7 +21,8 @@ from src.datamodules.fineweb import FineWebDataModule
 from src.launch import Job
 from src.mistakes import UserError
 from src.models.gpt import GPT
-from src.reporting.figures import loss_curves
+from src.models.visits import mean_flops_per_token, told
+from src.reporting.figures import loss_curves, save, visit_order
 from src.tasks.provenance import device_name, git_commit, versions
 from src.tasks.settings import Settings
 
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 #: Keys that say where and how a run goes, not what it computes.
 PLACE = ("name", "resume", "from_run", "task", "check", "logger", "samples", "safety", "trusted_targets")
 #: What a checkpoint's weights are made for; these cannot change on resume.
-ARCHITECTURE = ("model", "residual", "norm", "embedding", "seed")
+ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")
 
 
 class Resume(NamedTuple):
@@ -64,10 +65,13 @@ def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any])
         raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
     _refuse_other_model(stored["config"], settings.config)
     if stored["data_hash"] != identity["hash"]:
-        raise UserError(
+        line = (
             f"data.path holds other data than the run was trained on: {identity['hash'][:12]} now, "
-            f"{stored['data_hash'][:12]} then; restore the shards or start a new run"
+            f"{stored['data_hash'][:12]} then"
         )
+        if not settings.config["data"]["accept_changed"]:
+            raise UserError(f"{line}; restore the shards, start a new run or give data.accept_changed=true")
+        log.warning("%s; accepted", line)
     for key, (then, now) in _differences(stored["config"], settings.config).items():
         if key.partition(".")[0] not in PLACE:
             log.warning("changed on resume: %s %s -> %s", key, then, now)
@@ -115,7 +119,13 @@ def checkpoint_identity(settings: Settings, identity: dict[str, Any]) -> dict[st
 
 
 def open_record(
-    job: Job, settings: Settings, record: RunRecord, data: FineWebDataModule, gpt: GPT, resume: Resume | None
+    job: Job,
+    settings: Settings,
+    record: RunRecord,
+    data: FineWebDataModule,
+    gpt: GPT,
+    resume: Resume | None,
+    soft: Soft,
 ) -> None:
     """Write config.yaml and the first result.json; cut the metrics back to where the run goes on."""
     if job.rank:
@@ -141,7 +151,7 @@ def open_record(
         n_params_without_positions=gpt.n_params(positions=False),
         n_params_looked_up=gpt.embedding.get_num_lookup_params(),
         n_params_residual=sum(p.numel() for p in gpt.residual.parameters()),
-        flops_per_token=gpt.flops_per_token(),
+        flops_per_token=mean_flops_per_token(gpt, keys.max_steps),
         config_hash=config_hash(config),
         data=data.identity(),
         accelerator=keys.accelerator,
@@ -165,6 +175,12 @@ def open_record(
         keys.precision,
         job.folder,
     )
+    visits = told(gpt, keys.max_steps)
+    if visits is not None:
+        log.info("visits to layers: %s", visits)
+        layers = [visit.layer for visit in gpt.recurrence.visits()]
+        with soft.attempt("the picture of visits"):
+            save(visit_order(layers, visits), job.folder / "figures" / "visits.png")
 
 
 def note_progress(record: RunRecord, trainer: L.Trainer, tokens_per_step: int) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 Factory = Callable[..., Any]  # Hydra's partials are untyped
 
 #: Sections that name a class (`_target_`), and the keys that stand alone.
-COMPONENTS = ("residual", "norm", "embedding", "data", "evaluation")
+COMPONENTS = ("residual", "norm", "embedding", "recurrence", "data", "evaluation")
 LOOSE = {
     "trusted_targets": ListConfig,
     "name": str,
@@ -73,6 +73,7 @@ class Settings:
     residual: Factory
     norm: Factory
     embedding: Factory
+    recurrence: Factory
     data: Factory
     evaluation: Any
     loggers: list[Factory]
@@ -159,6 +160,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         residual=cast(Factory, parts["residual"]),
         norm=cast(Factory, parts["norm"]),
         embedding=cast(Factory, parts["embedding"]),
+        recurrence=cast(Factory, parts["recurrence"]),
         data=cast(Factory, parts["data"]),
         evaluation=parts["evaluation"],
         loggers=cast(list[Factory], loggers),

@@ -27,7 +27,10 @@ class Timing:
 
     seconds: list[float]
     ratios: list[float]
-    first_seconds: float
+    first_seconds: float  # of the first step, which compiles
+    tokens: int  # of a step
+    flops_per_token: int
+    step_bytes: int | None  # a step's memory over what it finds, on a GPU
 
     def quartiles(self) -> tuple[float, float, float]:
         """Of the ratios: lower, median, upper."""
@@ -82,3 +85,21 @@ def at_init(name: str) -> str:
         if words.startswith(said):
             return short
     return "-" if name == "vanilla" else "other"
+
+
+def speed_table(timings: Mapping[str, Timing], ceiling: float, ceiling_words: str) -> str:
+    """Throughput as Markdown; `ceiling` is in FLOP/s."""
+    lines = [
+        f"Share of {ceiling_words} ({ceiling / 1e12:.3g} TFLOP/s); FLOPs are 6 a visited parameter and 12 L D T.",
+        "",
+        "| residual | tokens/s | share | first step | step memory |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, timing in timings.items():
+        speed = timing.tokens / statistics.median(timing.seconds)
+        memory = "-" if timing.step_bytes is None else f"{timing.step_bytes / 2**30:.2f} GiB"
+        lines.append(
+            f"| {name} | {speed:,.0f} | {100 * speed * timing.flops_per_token / ceiling:.1f} % "
+            f"| {timing.first_seconds:.1f} s | {memory} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -12,7 +12,8 @@ from src.callbacks.guard import DivergedError
 from src.callbacks.record import RunRecord, Status, read_result
 from src.callbacks.soft import Soft
 from src.callbacks.stop import StopRequest
-from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation
+from src.datamodules.batches import BatchSpec, accumulation
+from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards import ShardError
 from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
 from src.mistakes import Interrupted, UserError, one_line
@@ -119,7 +120,7 @@ class Session:
 
     def run(self) -> TaskEnd:
         """Train and evaluate; states the outcome in the record."""
-        run_files.open_record(self.job, self.settings, self.record, self.data, self.gpt, self.resume)
+        run_files.open_record(self.job, self.settings, self.record, self.data, self.gpt, self.resume, self.soft)
         n_ranks = self.settings.trainer.devices
         resumes = self.resume is not None
         try:
@@ -224,5 +225,6 @@ def build_gpt(settings: Settings) -> GPT:
         residual=settings.residual,
         norm=settings.norm,
         embedding=settings.embedding,
+        recurrence=settings.recurrence,
         seed=settings.seed,
     )

@@ -1,5 +1,6 @@
 """Batches: the same global batch for every world size, every window once, a fixed validation set."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from src.datamodules.batches import BatchSpec, accumulation
 from src.datamodules.embedded_text import EmbeddedTextDataModule
-from src.datamodules.fineweb import BatchSpec, FineWebDataModule, accumulation
-from src.datamodules.hub import fetch_from_hub
+from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.loader import TrainLoader
 from src.datamodules.shards import ShardError
-from src.datamodules.tokenizer import gpt2_encoding
+from src.datamodules.tokenizer import RANKS, gpt2_encoding
+from tests.datamodules.support import DATA_KEYS
 from tests.runs import make_shards, write_bin
 
 
 def data(
     folder: Path, *, seed: int = 1, steps: int = 50, block_size: int = 16, **keys: Any
 ) -> FineWebDataModule:
-    values = {"val_tokens": 512, "micro_batch_size": 2, "global_batch_size": 8, "workers": 0, **keys}
-    module = FineWebDataModule(BatchSpec(block_size, 512, seed, steps), path=str(folder), **values)
+    values = {**DATA_KEYS, "path": str(folder), **keys}
+    module = FineWebDataModule(BatchSpec(block_size, 512, seed, steps), **values)
     module.setup()
     return module
 
@@ -43,9 +45,9 @@ def test_the_global_batch_is_the_same_for_every_number_of_ranks(shards: Path) ->
 
 def test_an_epoch_visits_every_window_once(shards: Path) -> None:
     module = data(shards, global_batch_size=2, micro_batch_size=2)
-    n = len(module.train_windows)
+    n = len(module.train_windows[0])
     seen = torch.cat([module.train_batch(k, 0, 1).flatten(0, 1) for k in range(-(-n // 2))])[:n].int()
-    expected = module.train_windows.read(np.arange(n))
+    expected = module.train_windows[0].read(np.arange(n))
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, expected.tolist()))
 
 
@@ -65,12 +67,38 @@ def test_worker_processes_change_nothing(shards: Path, workers: int) -> None:
         assert torch.equal(batch.int(), module.train_batch(step, 0, 1).int())
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_data_found_while_training_is_the_same_sentence_from_a_worker(workers: int, tmp_path: Path) -> None:
+    module = data(make_shards(tmp_path), workers=workers)
+    batches = iter(module.train_dataloader())
+    next(batches)
+    for path in tmp_path.glob("*train*"):
+        write_bin(path, np.full(300, 600))
+    with pytest.raises(ShardError, match=r"^\S+\.bin: cut to 1624 bytes while in use; restore it$"):
+        list(batches)
+
+
+def test_wide_ids_come_as_int32(tmp_path: Path) -> None:
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240801, 7, 2000
+    for split in ("val", "train"):
+        ids = np.arange(100_000, 102_000, dtype="<u4")
+        (tmp_path / f"a_{split}_000000.bin").write_bytes(header.tobytes() + ids.tobytes())
+    keys = {**DATA_KEYS, "path": str(tmp_path)}
+    module = FineWebDataModule(BatchSpec(16, 128256, 1, 5), **keys)
+    module.setup()
+    batch = module.train_batch(0, 0, 1)
+    assert batch.dtype == torch.int32
+    assert batch.min() >= 100_000
+    assert next(module.val_batches(0, 1)).dtype == torch.int32
+
+
 def test_validation_predicts_each_token_once_whatever_the_world_size(shards: Path) -> None:
     module = data(shards)
     for world in (1, 2, 3):
         rows = torch.cat([b for rank in range(world) for b in module.val_batches(rank, world)]).int()
         targets = sorted(map(tuple, rows[:, 1:].tolist()))
-        stream = torch.from_numpy(np.array(module.val_shards[0].tokens[:513])).int()
+        stream = torch.from_numpy(np.array(module.places["the data"].val[0].shard().tokens[:513])).int()
         assert targets == sorted(map(tuple, stream[1:].view(32, 16).tolist()))
 
 
@@ -79,7 +107,7 @@ def test_a_new_epoch_is_announced_once(shards: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level("INFO"):
         for _ in module.train_dataloader():
             pass
-    n = len(module.train_windows)
+    n = len(module.train_windows[0])
     lines = [r.getMessage() for r in caplog.records if "epoch" in r.getMessage()]
     assert lines == [f"epoch {e} of the data begins in step {(e - 1) * n // 8 + 1}" for e in (2, 3)]
 
@@ -121,75 +149,53 @@ def test_the_identity_follows_the_content_not_the_place(shards: Path, tmp_path: 
     assert here["train_tokens"] == 9000
 
 
-def test_hub_data_sets_are_fetched_by_name(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-
-    def snapshot_download(name: str, **keys: Any) -> str:
-        asked[name] = keys
-        return str(shards)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    module = FineWebDataModule(
-        BatchSpec(16, 512, 1, 5),
-        path="hf://datasets/kjj0/fineweb10B-gpt2",
-        val_tokens=512,
-        micro_batch_size=2,
-        global_batch_size=8,
-        workers=0,
-    )
-    module.prepare_data()
-    module.setup()
-    assert module.train_batch(0, 0, 1).shape == (4, 2, 17)
-    assert asked == {"kjj0/fineweb10B-gpt2": {"repo_type": "dataset", "allow_patterns": ["*.bin"]}}
-
-
-def test_a_hub_that_does_not_answer_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(name: str, **keys: Any) -> str:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(ShardError, match=r"could not be fetched \(ConnectionError\); check the name"):
-        fetch_from_hub("hf://datasets/a/b")
-    with pytest.raises(ShardError, match="must read hf://datasets/<owner>/<name>"):
-        fetch_from_hub("hf://datasets/a")
-
-
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedTextDataModule:
-    module = EmbeddedTextDataModule(
-        BatchSpec(128, 50304, 1, 5),
-        path=None,
-        cache=str(tmp_path_factory.mktemp("cache")),
-        val_tokens=16384,
-        micro_batch_size=4,
-        global_batch_size=8,
-        workers=0,
-    )
+    keys = {**DATA_KEYS, "path": None, "cache": str(tmp_path_factory.mktemp("cache")), "val_tokens": 16384}
+    module = EmbeddedTextDataModule(BatchSpec(128, 50304, 1, 5), **keys)
     module.prepare_data()
     module.setup()
     return module
 
 
 def test_the_embedded_text_is_real_and_whole(embedded: EmbeddedTextDataModule) -> None:
-    shards = [*embedded.val_shards, *embedded.train_shards]
+    place = embedded.places["the data"]
+    shards = [slot.shard() for slot in (*place.val, *place.train)]
     ends = sum(int((s.tokens == 50256).sum()) for s in shards)
     assert ends == 233
     assert sum(len(s.tokens) for s in shards) == 2_073_924 + 233
     assert all(s.tokens[0] == 50256 for s in shards)
-    text = gpt2_encoding().decode(embedded.train_shards[0].tokens[1:40].tolist())
+    text = gpt2_encoding().decode(shards[1].tokens[1:40].tolist())
     assert "Senate" in text
     assert "House of Representatives" in text
 
 
 def test_the_embedded_shards_are_built_once(embedded: EmbeddedTextDataModule) -> None:
-    before = {p: p.stat().st_mtime_ns for p in embedded.folder().iterdir()}
+    before = {p: p.stat().st_mtime_ns for p in embedded.folder.iterdir()}
     embedded.prepare_data()
-    assert {p: p.stat().st_mtime_ns for p in embedded.folder().iterdir()} == before
+    assert {p: p.stat().st_mtime_ns for p in embedded.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "no sums"])
+def test_damaged_embedded_shards_are_made_again(damage: str, embedded: EmbeddedTextDataModule) -> None:
+    before = {p.name: p.read_bytes() for p in embedded.folder.iterdir()}
+    path = embedded.folder / "fineweb_train_000001.bin"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif damage == "flip":
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    elif damage == "gone":
+        path.unlink()
+    else:
+        (embedded.folder / "sha256.json").unlink()
+    embedded.prepare_data()
+    assert {p.name: p.read_bytes() for p in embedded.folder.iterdir()} == before
+    assert len(list(embedded.folder.parent.iterdir())) == 1
 
 
 def test_a_path_of_the_users_is_read_in_place_of_the_embedded_text(shards: Path, tmp_path: Path) -> None:
-    keys = {"val_tokens": 512, "micro_batch_size": 2, "global_batch_size": 8, "workers": 0}
-    module = EmbeddedTextDataModule(BatchSpec(16, 512, 1, 5), path=str(shards), cache=str(tmp_path), **keys)
+    keys = {**DATA_KEYS, "path": str(shards), "cache": str(tmp_path)}
+    module = EmbeddedTextDataModule(BatchSpec(16, 512, 1, 5), **keys)
     module.prepare_data()
     module.setup()
     assert module.identity()["hash"] == data(shards).identity()["hash"]
@@ -203,3 +209,13 @@ def test_the_tokenizer_is_gpt2s(embedded: EmbeddedTextDataModule) -> None:
     assert encoding.encode("<|endoftext|>", allowed_special="all") == [50256]
     text = "It's  27 o'clock\n\n\tin naïve Zürich; we'll\u3000see 🎉 "
     assert encoding.decode(encoding.encode(text)) == text
+
+
+def test_the_tokenizer_does_not_trust_the_machines_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    (tmp_path / hashlib.sha1(str(RANKS).encode()).hexdigest()).write_bytes(b"IQ== 0\n")
+    gpt2_encoding.cache_clear()
+    assert gpt2_encoding().encode("Hello world") == [15496, 995]
+    assert len(list(tmp_path.iterdir())) == 1

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.datamodules.shards import ShardError, TokenShard, Windows, find_shards, write_shard
+from src.datamodules.shards import ShardError, TokenShard, write_shard
+from src.datamodules.windows import Windows
 from tests.runs import write_bin
 
 
@@ -35,8 +36,8 @@ def test_what_is_written_is_the_published_format(tmp_path: Path) -> None:
         (lambda raw: raw[:100], "100 bytes, less than the header of 1024"),
         (lambda raw: b"", "0 bytes, less than the header"),
         (lambda raw: raw + b"\0", "longer than its header says, 3025 bytes"),
-        (lambda raw: raw[1024:] * 4, "perhaps a headerless file of nanoGPT"),
-        (lambda raw: np.int32(20240801).tobytes() + raw[4:], "a Llama-3 shard"),
+        (lambda raw: raw[1024:] * 4, "perhaps a headerless file of nanoGPT, to be declared by nanogpt:"),
+        (lambda raw: np.int32(20240801).tobytes() + raw[4:], "byte 4 holds version 1, expected 7"),
         (lambda raw: raw[:4] + np.int32(9).tobytes() + raw[8:], "byte 4 holds version 9, expected 1"),
         (lambda raw: raw[:8] + np.int32(0).tobytes() + raw[12:1024], "its header says 0 tokens"),
         (lambda raw: raw[:8] + np.int32(-5).tobytes() + raw[12:], "header of -5 tokens"),
@@ -83,22 +84,6 @@ def test_windows_are_disjoint_and_stay_in_their_shard(tmp_path: Path) -> None:
     ]
 
 
-def test_shards_are_found_by_name_in_order(tmp_path: Path) -> None:
-    for name in ("fineweb_train_000002.bin", "fineweb_train_000001.bin", "fineweb_val_000000.bin", "other.txt"):
-        (tmp_path / name).touch()
-    val, train = find_shards(tmp_path)
-    assert [p.name for p in val] == ["fineweb_val_000000.bin"]
-    assert [p.name for p in train] == ["fineweb_train_000001.bin", "fineweb_train_000002.bin"]
-
-
-def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="is no folder"):
-        find_shards(tmp_path / "nowhere")
-    (tmp_path / "train.bin").touch()
-    with pytest.raises(ShardError, match=r"holds no \*val\*\.bin \(1 \.bin files"):
-        find_shards(tmp_path)
-
-
 def test_a_fingerprint_follows_the_content_wherever_it_lies(tmp_path: Path) -> None:
     paths = [tmp_path / f / "fineweb_train_000001.bin" for f in ("a", "b", "c")]
     for i, path in enumerate(paths):
@@ -106,3 +91,39 @@ def test_a_fingerprint_follows_the_content_wherever_it_lies(tmp_path: Path) -> N
         write_bin(path, (np.arange(6_000_000) + (i == 2)) % 500)
     first, second, third = (TokenShard.open(path).fingerprint() for path in paths)
     assert first == second != third
+
+
+def test_llama_3_shards_are_wide(tmp_path: Path) -> None:
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240801, 7, 6
+    tokens = np.array([128000, 5, 100_000, 128000, 7, 8], dtype="<u4")
+    path = tmp_path / "fineweb_train_000001.bin"
+    path.write_bytes(header.tobytes() + tokens.tobytes())
+    shard = TokenShard.open(path)
+    assert np.array_equal(shard.tokens, tokens)
+    assert shard.document_starts().tolist() == [0, 3]
+    read = Windows([shard], 3, 128256).read(np.array([1, 0]))
+    assert read.tolist() == [[128000, 7, 8], [128000, 5, 100_000]]
+    with pytest.raises(ShardError, match=r"token 2 \(byte 1032\) has id 100000, model.vocab_size is 128"):
+        TokenShard.open(path).check_ids(1, tokens[1:3], 128)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ShardError, match="truncated, 1046 bytes where a header of 6 tokens asks for 1048"):
+        TokenShard.open(path)
+
+
+def test_a_headerless_file_is_read_where_it_is_declared(tmp_path: Path) -> None:
+    path = tmp_path / "train.bin"
+    np.array([9, 8, 50256, 7, 50256], dtype="<u2").tofile(path)
+    shard = TokenShard.open(path, headerless=True)
+    assert shard.tokens.tolist() == [9, 8, 50256, 7, 50256]
+    assert shard.document_starts().tolist() == [0, 3]
+    with pytest.raises(ShardError, match="10 bytes, less than the header"):
+        TokenShard.open(path)
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ShardError, match="11 bytes are no whole number of uint16 tokens"):
+        TokenShard.open(path, headerless=True)
+    write_bin(path, np.arange(9))
+    with pytest.raises(
+        ShardError, match=r"the magic number of llm\.c, but it was declared headerless; leave out"
+    ):
+        TokenShard.open(path, headerless=True)

@@ -19,12 +19,6 @@ def saved_step(path: Path) -> int:
     return step
 
 
-def same_weights(a: Path, b: Path) -> bool:
-    """Whether two run folders ended with the same bits."""
-    first, second = (torch.load(p / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for p in (a, b))
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
 def wait_for_row(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
     """Return once the run has written the row of `step`, or has ended."""
     path = folder / "metrics.jsonl"
@@ -33,14 +27,6 @@ def wait_for_row(step: int, folder: Path, process: subprocess.Popen[str]) -> Non
         if path.exists() and path.read_text().count("\n") >= step:
             return
         time.sleep(0.005)
-
-
-def kill_after(step: int, folder: Path, process: subprocess.Popen[str], signum: int) -> int:
-    """Send `signum` once the run has written the row of `step`; returns the exit code."""
-    wait_for_row(step, folder, process)
-    process.send_signal(signum)
-    process.communicate(timeout=120)
-    return process.returncode
 
 
 def ranks_of(folder: Path) -> list[int]:

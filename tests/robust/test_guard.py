@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.faulty import faulty
-from tests.robust.support import LONGER, kill_after, same_weights, saved_step
-from tests.runs import computed, make_shards, metrics, result, run, start
+from tests.robust.support import LONGER, saved_step
+from tests.runs import computed, kill_after, make_shards, metrics, result, run, same_weights, start
 
 
 @pytest.fixture(scope="module")

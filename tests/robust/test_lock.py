@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.robust.support import LONGER, kill_after, wait_for_row
-from tests.runs import make_shards, result, run, start
+from tests.robust.support import LONGER, wait_for_row
+from tests.runs import kill_after, make_shards, result, run, start
 
 
 @pytest.fixture(scope="module")

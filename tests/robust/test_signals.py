@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.faulty import faulty
-from tests.robust.support import (
-    LONGER,
-    kill_after,
-    no_process_of,
-    rank_pid,
-    same_weights,
-    saved_step,
-    wait_for_row,
-)
-from tests.runs import computed, make_shards, result, run, start
+from tests.robust.support import LONGER, no_process_of, rank_pid, saved_step, wait_for_row
+from tests.runs import computed, kill_after, make_shards, result, run, same_weights, start
 
 TWO = ["trainer.devices=2", "safety.rank_timeout_s=60"]
 
@@ -41,9 +33,7 @@ def test_sigusr1_is_a_sigterm(shards: Path, tmp_path: Path) -> None:
     assert same_weights(tmp_path / "r", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("rank", "signum"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT)]
-)
+@pytest.mark.parametrize(("rank", "signum"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(
     rank: int, signum: signal.Signals, shards: Path, tmp_path: Path
 ) -> None:

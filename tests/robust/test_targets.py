@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.robust.support import LONGER, same_weights
-from tests.runs import SMALL, computed, make_shards, result, run
+from tests.robust.support import LONGER
+from tests.runs import SMALL, computed, make_shards, result, run, same_weights
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.overrides import CONF
 from src.tasks.bench import BenchKeys
-from src.tasks.strategy_table import Timing, at_init, idea
+from src.tasks.chip import matmul_speed, published_peak
+from src.tasks.strategy_table import Timing, at_init, idea, speed_table
 from tests.runs import SMALL, error_lines, run
 from tests.support import options
 
@@ -48,7 +50,8 @@ def test_every_strategy_is_timed_beside_the_baseline(folder: Path) -> None:
 
 
 def test_the_table_has_a_line_for_each(folder: Path) -> None:
-    lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| ")]
+    text = (folder / "table.md").read_text().split("Share of")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[1:]] == [
         "| vanilla",
         "| rezero",
@@ -58,8 +61,22 @@ def test_the_table_has_a_line_for_each(folder: Path) -> None:
 
 
 def test_quartiles_are_of_the_rounds_ratios() -> None:
-    assert Timing([1.0] * 5, [1.0, 1.1, 1.2, 1.3, 9.0], 1.0).quartiles() == (1.1, 1.2, 1.3)
-    assert Timing([1.0], [1.5], 1.0).quartiles() == (1.5, 1.5, 1.5)
+    rest = (1.0, 8, 6, None)
+    assert Timing([1.0] * 5, [1.0, 1.1, 1.2, 1.3, 9.0], *rest).quartiles() == (1.1, 1.2, 1.3)
+    assert Timing([1.0], [1.5], *rest).quartiles() == (1.5, 1.5, 1.5)
+
+
+def test_throughput_is_held_against_a_ceiling() -> None:
+    timing = Timing([2.0, 4.0, 3.0], [1.0] * 3, 60.0, tokens=300, flops_per_token=5_000, step_bytes=2**31)
+    line = speed_table({"vanilla": timing}, 1e6, "a chip's peak").splitlines()[-1]
+    assert line == "| vanilla | 100 | 50.0 % | 60.0 s | 2.00 GiB |"
+
+
+def test_a_chip_is_known_by_its_name() -> None:
+    assert published_peak("NVIDIA H200") == 989e12
+    assert published_peak("NVIDIA GB200 Superchip") == 2500e12
+    assert published_peak("Some Chip") is None
+    assert matmul_speed("cpu", torch.float32) > 1e9
 
 
 @pytest.mark.parametrize("name", options("residual"))
@@ -95,3 +112,9 @@ def test_a_strategy_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(error_lines(done)) == 1
     assert "there is no atnres" in done.stderr
+
+
+def test_the_readme_has_a_line_for_every_strategy() -> None:
+    lines = (CONF.parent / "README.md").read_text().splitlines()
+    named = {line.split("`")[1] for line in lines if line.startswith("| `")}
+    assert set(options("residual")) <= named

@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from src.datamodules.batches import BatchSpec
 from src.mistakes import UserError
 from src.models.gpt import GPT
 from src.overrides import arguments_of_a_stored_run
@@ -229,3 +230,11 @@ def test_the_fixed_public_keys_are_there() -> None:
     }.items():
         assert keys <= keys_of(config[section]), section
     assert {"name", "seed", "resume"} <= keys_of(config)
+
+
+def test_data_may_be_a_list_or_a_mixture() -> None:
+    spec = BatchSpec(16, 512, 1, 5)
+    listed = settled("trainer=cpu", "data=fineweb10b", "data.path=[a,b]", "data.cache_gib=1").data(spec)
+    assert listed.sources() == {"the data": (["a", "b"], 1.0)}
+    mixed = settled("trainer=cpu", "data.path=[{path:a,weight:3},{path:[b,c],weight:0.5}]").data(spec)
+    assert mixed.sources() == {"a": (["a"], 3.0), "['b', 'c']": (["b", "c"], 0.5)}

@@ -1,0 +1,98 @@
+"""Mini depth recurrence: a few consecutive layers are visited again, from some step on.
+
+    0 .. r_n, (r_1 .. r_n) `repeats` times, r_n + 1 .. L - 1        r_1 .. r_n = layers
+
+A repeated visit shares the layer's attention and norms; its MLP is shared too, or its own (untied), which
+starts as a copy of the layer's, moments of the optimizer included, when the visits begin. What a residual
+strategy holds by visit belongs to (layer, visit) throughout.
+
+Source: openai/parameter-golf, pull request 1204 (layers 4 and 5 of 11, once more from step 3,000 of 6,240,
+untied).
+"""
+
+from typing import Literal
+
+from src.recurrence.base import Recurrence, RecurrenceSpec, Visit
+
+
+class MiniRecurrence(Recurrence):
+    """8 * D^2 parameters a repeated visit with mlp=untied, none with mlp=shared.
+
+    Args:
+        spec: the trunk.
+        layers: consecutive layers, in order ([4, 5] of 11 in the source); None takes two in the middle.
+        repeats: visits to each after its first (1 in the source).
+        mlp: untied or shared (untied in the source).
+        start_fraction: of the run, when the repeated visits begin (3,000 of 6,240 steps in the source).
+        start_step: the same in optimizer steps; exactly one of the two is None. 0: from the beginning.
+        ramp_steps: steps over which the repeated visits' outputs grow from 0 to whole (0 in the source).
+
+    Raises:
+        ValueError: layers that are not there or not consecutive, or no single start.
+    """
+
+    def __init__(
+        self,
+        spec: RecurrenceSpec,
+        *,
+        layers: list[int] | None,
+        repeats: int,
+        mlp: Literal["untied", "shared"],
+        start_fraction: float | None,
+        start_step: int | None,
+        ramp_steps: int,
+    ) -> None:
+        super().__init__(spec)
+        self.layers = self._checked(layers)
+        for key, value, least in (("repeats", repeats, 1), ("ramp_steps", ramp_steps, 0)):
+            if value < least:
+                raise ValueError(f"recurrence.{key} must be at least {least}, got {value}")
+        if mlp not in ("untied", "shared"):
+            raise ValueError(f"recurrence.mlp must be untied or shared, got {mlp}")
+        if (start_fraction is None) == (start_step is None):
+            raise ValueError(
+                "exactly one of recurrence.start_fraction and recurrence.start_step must be null, got "
+                f"{start_fraction} and {start_step}"
+            )
+        if start_fraction is not None and not 0 <= start_fraction < 1:
+            raise ValueError(f"recurrence.start_fraction must be in [0, 1), got {start_fraction}")
+        if start_step is not None and start_step < 0:
+            raise ValueError(f"recurrence.start_step must be at least 0, got {start_step}")
+        self.repeats, self.mlp, self.ramp_steps = repeats, mlp, ramp_steps
+        self.start = start_fraction, start_step
+
+    def _checked(self, layers: list[int] | None) -> list[int]:
+        n_layer = self.spec.n_layer
+        if layers is None:
+            middle = max(0, (n_layer - 1) // 2 - 1 + n_layer % 2)
+            return [middle, middle + 1] if n_layer > 1 else [0]
+        consecutive = list(range(layers[0], layers[0] + len(layers))) if layers else []
+        if not layers or list(layers) != consecutive or layers[0] < 0 or layers[-1] >= n_layer:
+            raise ValueError(
+                f"recurrence.layers must be consecutive layers between 0 and {n_layer - 1}, got {list(layers)}; for "
+                "none use recurrence=none"
+            )
+        return list(layers)
+
+    def visits(self) -> tuple[Visit, ...]:
+        first, last = self.layers[0], self.layers[-1]
+        order = [*range(last + 1), *(self.layers * self.repeats), *range(last + 1, self.spec.n_layer)]
+        assert order[first] == first  # the first visits are in order
+        return tuple(map(Visit, order))
+
+    @property
+    def untied(self) -> frozenset[int]:
+        return frozenset(self.layers) if self.mlp == "untied" else frozenset()
+
+    @property
+    def delayed(self) -> bool:
+        fraction, step = self.start
+        return bool(fraction or step)
+
+    def start_step(self, max_steps: int) -> int:
+        fraction, step = self.start
+        return round(fraction * max_steps) if fraction is not None else step or 0
+
+    def gain(self, step: int, max_steps: int) -> float:
+        since = step - self.start_step(max_steps)
+        return min(1.0, max(0.0, since / self.ramp_steps)) if self.ramp_steps else 1.0

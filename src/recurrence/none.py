@@ -1,0 +1,10 @@
+"""No recurrence: every layer is visited once, in order.
+
+Source: GPT-2 (Radford et al. 2019).
+"""
+
+from src.recurrence.base import Recurrence
+
+
+class NoRecurrence(Recurrence):
+    """No parameters."""

@@ -1,0 +1,49 @@
+"""task=prepare: documents to a folder of token shards with its manifest; stops and goes on.
+
+    python run.py task=prepare prepare.output=<folder> [prepare.source=<files or data set>]
+
+Then `data=fineweb10b data.path=<folder>` trains on it.
+"""
+
+import logging
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.callbacks.stop import StopRequest
+from src.datamodules.preparation import PrepareKeys, prepare
+from src.launch import COMPLETED, Job, TaskEnd
+from src.mistakes import UserError, one_line
+from src.tasks.schema import read_section
+
+log = logging.getLogger(__name__)
+
+
+def run(job: Job) -> TaskEnd:
+    """Write the shards.
+
+    Raises:
+        UserError: keys, source or output; what was written before stays valid.
+        Interrupted: a signal; run again to go on.
+    """
+    for key in ("source", "output"):
+        if OmegaConf.is_missing(job.config.prepare, key):
+            raise UserError(f"prepare.{key} is missing; give prepare.{key}=<folder>")
+    try:
+        keys = read_section("prepare", job.config.prepare, PrepareKeys)
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from error
+    with StopRequest(grace_s=60.0).installed():
+        try:
+            manifest = prepare(keys)
+        except OSError as error:
+            raise UserError(f"prepare.source={keys.source}: {one_line(error)}; make it readable") from error
+    bad = ", ".join(f"{n:,} {reason}" for reason, n in manifest.bad_documents.items())
+    line = (
+        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in {len(manifest.shards)} shards in "
+        f"{keys.output}; documents left out: {bad or 'none'}"
+    )
+    log.info("%s", line)
+    log.info("train on it with data=fineweb10b data.path=%s", keys.output)
+    return TaskEnd(COMPLETED, line)

@@ -1,0 +1,98 @@
+"""task=prepare through the front door: exit codes, one line for a mistake, kill -9, and a run on what it made."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import SMALL, error_lines, result, run, start
+
+TEXT = "It was the {} time that somebody wrote this sentence about naïve cats. "
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    with path.open("w") as file:
+        for i in range(20_000):
+            file.write(json.dumps({"text": TEXT.format(i) * (1 + i % 7)}) + "\n")
+    return path
+
+
+KEYS = ["task=prepare", "prepare.processes=2", "prepare.shard_tokens=100000", "prepare.val_tokens=50000"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_it_leaves_the_same_bytes_and_no_process(texts: Path, tmp_path: Path) -> None:
+    keys = [*KEYS, f"prepare.source={texts}"]
+    done = run(*keys, f"prepare.output={tmp_path / 'whole'}", "hydra.run.dir=a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "20,000 documents" in done.stderr
+    out = tmp_path / "out"
+    process = start(*keys, f"prepare.output={out}", "hydra.run.dir=b", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (out / "fineweb_train_000002.bin").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    started = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "manifest.json").exists()
+    assert len(started) >= 2
+    while not all(gone(pid) for pid in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again = run(*keys, f"prepare.output={out}", "hydra.run.dir=c", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "going on after" in again.stderr
+    assert contents(out) == contents(tmp_path / "whole")
+    trained = run(*SMALL, "model.vocab_size=50304", "data=fineweb10b", f"data.path={out}", "data.val_tokens=1024",
+                  "data.micro_batch_size=2", "data.global_batch_size=4", "hydra.run.dir=run", cwd=tmp_path)  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert result(tmp_path / "run")["status"] == "completed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["prepare.source=nowhere"], "prepare.output is missing; give prepare.output=<folder>"),
+        (["prepare.output=out", "+prepare.shards=3"], "prepare.shards is no key"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(overrides: list[str], words: str, tmp_path: Path) -> None:
+    done = run("task=prepare", "data=fineweb10b", *overrides, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(error_lines(done)) == 1
+    assert words in done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_stops_it_with_its_code(texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(*KEYS, f"prepare.source={texts}", f"prepare.output={out}", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (out / "fineweb_val_000000.bin").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not list(out.glob(".*.part"))
