@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -193,7 +194,8 @@ def write_hydra_folder(job: Job) -> None:
 def open_log(job: Job) -> Callable[[], None]:
     """Log to the console (this project's words, others' warnings) and to run.log; returns the undoing."""
     root = logging.getLogger()
-    before = root.handlers[:], root.level
+    before, before_hook = (root.handlers[:], root.level), threading.excepthook
+    threading.excepthook = _note_thread  # a dashboard's thread, mostly: who waits for it says so
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.INFO if job.rank == 0 else logging.CRITICAL)
     console.setFormatter(logging.Formatter("%(message)s"))
@@ -215,8 +217,13 @@ def open_log(job: Job) -> Callable[[], None]:
         for handler in handlers:
             handler.close()
         root.handlers, root.level = before
+        threading.excepthook = before_hook
 
     return close
+
+
+def _note_thread(args: threading.ExceptHookArgs) -> None:
+    log.debug("a thread failed: %s", args.exc_value)
 
 
 def _tell_once(console: logging.Handler) -> Callable[[logging.LogRecord], None]:

@@ -5,7 +5,7 @@ The record does not depend on them; metrics.jsonl, result.json and checkpoints f
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,11 +40,17 @@ class Soft:
                     one_line(error),
                 )
 
-    def softened(self, logger: Logger) -> Logger:
-        """The same logger, whose failures are let pass."""
-        for name in METHODS:
-            setattr(logger, name, self._guarded(type(logger).__name__, getattr(logger, name)))
-        return logger
+    def softened(self, loggers: Iterable[Logger]) -> list[Logger]:
+        """Those loggers that can begin (Lightning would stop at one that cannot), their later failures let pass."""
+        able = []
+        for logger in loggers:
+            what = type(logger).__name__
+            with self.attempt(what):
+                getattr(logger, "experiment", None)  # opens its files, or its connection
+                for name in METHODS:
+                    setattr(logger, name, self._guarded(what, getattr(logger, name)))
+                able.append(logger)
+        return able
 
     def _guarded(self, what: str, method: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(method)

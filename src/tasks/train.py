@@ -95,7 +95,7 @@ class Session:
         self.soft = Soft()
         self.loggers: list[Logger] = []
         if job.rank == 0:
-            self.loggers = [self.soft.softened(make(place)) for make in settings.loggers]
+            self.loggers = self.soft.softened(make(place) for make in settings.loggers)
         self.record = RunRecord(job.folder, writes=job.rank == 0)
         self.tokens_per_step = self.data.global_batch_size * settings.model.block_size
         self.rollbacks: list[rollback.Event] = self.record.result.get("rollbacks", []) if job.resumes else []

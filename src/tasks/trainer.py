@@ -116,7 +116,7 @@ def _loggers(parts: TrainerParts) -> list[Logger]:
     )
     for logger in parts.loggers:
         logger.log_hyperparams(run_files.flat(parts.settings.config))
-    return [parts.soft.softened(board), *parts.loggers]
+    return [*parts.soft.softened([board]), *parts.loggers]
 
 
 def _strategy(name: str, timeout_s: float) -> str | Strategy:
