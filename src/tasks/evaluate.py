@@ -120,8 +120,12 @@ def _from_checkpoint(config: DictConfig, path: Path, folder: Path | None) -> Sub
     gpt.load_state_dict(weights, strict=True)
     step = int(own["step"])
     gpt.follow(max(step - 1, 0), settings.trainer.max_steps)  # as in the validation of that step
+    status = (read_result(folder) or {}).get("status") if folder is not None else None
+    if status == "diverged":
+        log.warning("%s diverged: these are weights from before it, not those of a sound run", folder)
     identity = {
         "step": step,
+        "run_status": status,
         "checkpoint": {"file": str(path), "sha256": sha256},
         "config_hash": own["config_hash"],
         "data_hash": own["data_hash"],

@@ -37,6 +37,7 @@ def test_a_full_disk_ends_the_run_loudly_and_leaves_the_checkpoints_whole(
     assert computed(tmp_path / "r") == computed(tmp_path / "whole")
 
 
+@pytest.mark.stress
 def test_a_result_that_cannot_be_written_fails_loudly(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
     assert "cannot be written to" in done.stderr
 
 
+@pytest.mark.stress
 def test_a_folder_that_vanishes_ends_the_run_loudly(shards: Path, tmp_path: Path) -> None:
     keys = [*LONGER, "trainer.max_steps=100000", f"data.path={shards}", "hydra.run.dir=r"]
     process = start(*keys, cwd=tmp_path)

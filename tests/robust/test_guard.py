@@ -63,6 +63,7 @@ def test_a_rollback_goes_back_past_the_data_and_survives_a_kill_bitwise(shards: 
     assert result(tmp_path / "killed")["rollbacks"] == stated["rollbacks"]
 
 
+@pytest.mark.stress
 def test_a_run_that_always_diverges_stops_after_its_rollbacks(shards: Path, tmp_path: Path) -> None:
     always = faulty("poison", 9, tmp_path, times=99)
     done = run(
@@ -80,6 +81,7 @@ def test_a_run_that_always_diverges_stops_after_its_rollbacks(shards: Path, tmp_
     shutil.rmtree(tmp_path / "r")
 
 
+@pytest.mark.stress
 def test_two_ranks_go_back_together(shards: Path, tmp_path: Path) -> None:
     done = run(
         *LONGER,

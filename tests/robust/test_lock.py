@@ -34,6 +34,7 @@ def test_a_live_run_refuses_others_and_a_dead_one_is_taken_over(shards: Path, tm
     assert not (tmp_path / "r/.lock").exists()
 
 
+@pytest.mark.stress
 def test_a_number_that_another_process_has_now_is_no_live_run(shards: Path, tmp_path: Path) -> None:
     keys = [*LONGER, "trainer.max_steps=2", f"data.path={shards}", "hydra.run.dir=r"]
     assert run(*keys, cwd=tmp_path).returncode == 0

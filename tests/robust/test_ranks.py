@@ -19,7 +19,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.stress)])
 def test_a_rank_that_is_killed_or_stopped_ends_the_job_soon(
     signum: signal.Signals, shards: Path, tmp_path: Path
 ) -> None:
@@ -38,6 +38,7 @@ def test_a_rank_that_is_killed_or_stopped_ends_the_job_soon(
     assert no_process_of(tmp_path)
 
 
+@pytest.mark.stress
 def test_rank_0_stopped_ends_the_job_soon(shards: Path, tmp_path: Path) -> None:
     process = start(
         *LONGER, *TWO, f"data.path={shards}", "trainer.max_steps=100000", "hydra.run.dir=r", cwd=tmp_path
@@ -49,7 +50,7 @@ def test_rank_0_stopped_ends_the_job_soon(shards: Path, tmp_path: Path) -> None:
     assert no_process_of(tmp_path)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.stress), 1])
 def test_the_rank_that_failed_first_is_the_one_told_of(rank: int, shards: Path, tmp_path: Path) -> None:
     broken = faulty("raise", 9, tmp_path, rank=rank)
     done = run(*LONGER, *TWO, *broken, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)

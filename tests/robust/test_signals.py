@@ -33,7 +33,14 @@ def test_sigusr1_is_a_sigterm(shards: Path, tmp_path: Path) -> None:
     assert same_weights(tmp_path / "r", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("rank", "signum"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("rank", "signum"),
+    [
+        (1, signal.SIGTERM),
+        pytest.param(0, signal.SIGTERM, marks=pytest.mark.stress),
+        pytest.param(1, signal.SIGINT, marks=pytest.mark.stress),
+    ],
+)
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(
     rank: int, signum: signal.Signals, shards: Path, tmp_path: Path
 ) -> None:
