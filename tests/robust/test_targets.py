@@ -29,11 +29,11 @@ def refused(tmp_path: Path, *overrides: str) -> str:
     [
         (["residual._target_=subprocess.Popen", "+residual.args=[touch,ran]"], "trusted_targets=[subprocess]"),
         (["norm._target_=torch.hub.load", "+norm.source=local"], "no class of a component"),
-        (
-            ["residual._target_=src.artefacts.write_atomic", "+residual._args_=[ran,x]"],
-            "_args_ is not used here",
-        ),
+        (["residual._target_=src.artefacts.write_atomic"], "is no component of this project"),
+        (["+residual._args_=[ran,x]"], "_args_ is not used here"),
         (["+data.path={_target_:subprocess.Popen,args:[touch,ran]}"], "trusted_targets=[subprocess]"),
+        (["task=evaluate", "checkpoint=http://127.0.0.1:9/x.ckpt"], "no checkpoint there"),
+        (["resume=http://127.0.0.1:9/run"], "is no run folder"),
         (["task._target_=os.system"], "is no task of this project"),
     ],
 )
