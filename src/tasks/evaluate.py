@@ -7,28 +7,34 @@
 The scores of a run's checkpoint go into the run's own `evaluations/`, one file a checkpoint and suite, named
 after the step and both hashes; of other weights, and as a copy, into `evaluation.json` of the task's folder.
 Several checkpoints make a curve: `evaluation.json` is then a list by step, and `curve.csv` its headlines.
-Model, seed and schedule are the checkpoint's; evaluation and trainer are the command line's.
+Model, seed and schedule are the checkpoint's; evaluation and trainer are the command line's. With several devices
+(`trainer.devices`) the ranks share out the work.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from src.artefacts import write_atomic
 from src.callbacks.final_evaluation import headline
 from src.launch import COMPLETED, Job, TaskEnd
 from src.mistakes import UserError, one_line
+from src.ranks import other_ranks
 from src.tasks import run_files
 from src.tasks.provenance import device_name, git_commit, versions
-from src.tasks.settings import Settings
-from src.tasks.subjects import Subject, subjects
+from src.tasks.schema import read_section
+from src.tasks.settings import Settings, TrainerKeys, TrainerSettings, settle_trainer
+from src.tasks.subjects import Subject, subjects, with_files
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +48,26 @@ def run(job: Job) -> TaskEnd:
     records: list[dict[str, Any]] = []
     places: list[Path] = []
     try:
-        for subject in subjects(job.config):
-            scores = _scores(subject)
-            record = _record(subject, scores)
-            records.append(record)
-            if subject.folder is not None:
-                places.append(_into_run(subject.folder, record))
-            lines = run_files.score_lines(scores)
-            log.info("%s", "\n".join([f"{subject.identity['checkpoint']['file']} scored", *lines]))
+        trainer = settle_trainer(read_section("trainer", job.config.trainer, TrainerKeys))
+        settled = with_files(job.config)
+        with _ranks(job, settled, trainer.devices):
+            fabric = _fabric(trainer)
+            for subject in subjects(settled):
+                scores = _scores(subject, fabric)
+                if job.rank:
+                    continue
+                record = _record(subject, scores)
+                records.append(record)
+                if subject.folder is not None:
+                    places.append(_into_run(subject.folder, record))
+                lines = run_files.score_lines(scores)
+                log.info("%s", "\n".join([f"{subject.identity['checkpoint']['file']} scored", *lines]))
     except UserError:
         raise
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
+    if job.rank:
+        return TaskEnd(COMPLETED, "completed")
     stated = job.folder / "evaluation.json"
     records.sort(key=lambda record: record["step"] or 0)
     write_atomic(stated, _text(records if len(records) > 1 else records[0]))
@@ -64,15 +78,45 @@ def run(job: Job) -> TaskEnd:
     return TaskEnd(COMPLETED, line)
 
 
-def _scores(subject: Subject) -> dict[str, Any]:
+@contextlib.contextmanager
+def _ranks(job: Job, config: DictConfig, n: int) -> Iterator[None]:
+    """The other ranks beside the block; they score what the keys name now, whatever appears meanwhile."""
+    if n > 1 and job.rank == 0:
+        write_atomic(job.folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+    def lost(reason: str) -> None:
+        log.error("failed: %s", reason)
+
+    with other_ranks(job.folder, n, resumes=False, on_lost=lost):
+        yield
+
+
+def _fabric(trainer: TrainerSettings) -> L.Fabric:
+    fabric = L.Fabric(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        strategy="ddp" if trainer.devices > 1 else "auto",
+        precision=trainer.precision,  # type: ignore[arg-type]  # settings allow Lightning's names only
+    )
+    torch.set_num_threads(trainer.threads)
+    fabric.launch()
+    return fabric
+
+
+def _scores(subject: Subject, fabric: L.Fabric) -> dict[str, Any]:
+    """The suite's scores; ranks share the work, and all get them.
+
+    Raises:
+        UserError: the ranks read different weights.
+    """
+    if fabric.world_size > 1:
+        hashes: list[str | None] = [None] * fabric.world_size
+        torch.distributed.all_gather_object(hashes, subject.identity["checkpoint"]["sha256"])
+        if len(set(hashes)) > 1:
+            file = subject.identity["checkpoint"]["file"]
+            raise UserError(f"{file} was replaced while the ranks read it; try again, or give checkpoint=best")
     settings = subject.settings
     settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
-    torch.set_num_threads(settings.trainer.threads)
-    fabric = L.Fabric(
-        accelerator=settings.trainer.accelerator,
-        devices=1,
-        precision=settings.trainer.precision,  # type: ignore[arg-type]  # settings allow Lightning's names only
-    )
     gpt = subject.gpt.to(fabric.device).eval()
     with torch.no_grad(), fabric.autocast():
         scores: dict[str, Any] = settings.evaluation.run(gpt, lambda: None)
@@ -87,6 +131,7 @@ def _record(subject: Subject, scores: dict[str, Any]) -> dict[str, Any]:
         "scores": scores,
         "evaluation": settings.config["evaluation"],
         "device": device_name(settings.trainer.accelerator),
+        "world_size": settings.trainer.devices,
         "precision": settings.trainer.precision,
         "versions": versions(),
         "git": git_commit(),

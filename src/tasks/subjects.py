@@ -84,6 +84,16 @@ def subjects(config: DictConfig) -> Iterator[Subject]:
             yield subject
 
 
+def with_files(config: DictConfig) -> DictConfig:
+    """`config` with checkpoint=all settled: the files that are there now."""
+    if config.get("checkpoint") != ALL or config.get("run") is None:
+        return config
+    settled = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    assert isinstance(settled, DictConfig)  # a mapping in, a mapping out
+    settled.checkpoint = [str(path) for path in _files(Path(str(config.run)), ALL)]
+    return settled
+
+
 def _files(folder: Path | None, checkpoint: str | ListConfig | None) -> list[Path]:
     if isinstance(checkpoint, ListConfig) and not checkpoint:
         raise UserError("checkpoint=[] names none; give checkpoint=<file>, or all with run=<folder>")
