@@ -28,7 +28,7 @@ from src.mistakes import one_line
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.models.gpt2 import other_than_gpt2
-from src.models.huggingface import read_config, read_gpt2, write_gpt2
+from src.models.huggingface import load_gpt2, read_config, read_gpt2, write_gpt2
 from src.recurrence.base import Recurrence
 
 MODEL_TYPE = "reslab"
@@ -129,6 +129,18 @@ def from_pretrained(folder: Path | str) -> GPT:
     return gpt.eval()
 
 
+def load_weights(gpt: GPT, folder: Path) -> None:
+    """Give `gpt` the weights of an exported folder of the same shapes, or of a Hugging Face GPT-2 folder.
+
+    Raises:
+        ValueError: no such folder, or weights that are another model's.
+    """
+    if read_config(folder, (MODEL_TYPE, "gpt2"))["model_type"] == "gpt2":
+        load_gpt2(gpt, folder)
+    else:
+        gpt.load_state_dict(_weights(folder, gpt), strict=True)
+
+
 def _weights(folder: Path, gpt: GPT) -> dict[str, torch.Tensor]:
     if read_config(folder, (MODEL_TYPE, "gpt2"))["model_type"] == "gpt2":
         return read_gpt2(folder)[1]
@@ -141,8 +153,8 @@ def _weights(folder: Path, gpt: GPT) -> dict[str, torch.Tensor]:
         here, there = (tree[key].shape if key in tree else None for tree in (own, weights))
         if here != there:
             raise ValueError(
-                f"{folder}/model.safetensors does not fit its config.json: {key} is {_shape(there)} there, "
-                f"{_shape(here)} by the configuration; export the run again"
+                f"{folder}/model.safetensors does not fit the model: {key} is {_shape(there)} there, "
+                f"{_shape(here)} by the configuration; give the configuration of {folder}/config.json"
             )
     return weights
 

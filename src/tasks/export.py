@@ -3,9 +3,9 @@
     python run.py task=export run=<run folder> output=<new folder> [checkpoint=last|best|<file>]
     python run.py task=export checkpoint=<file> output=<new folder>
 
-A model that is GPT-2 becomes a Hugging Face GPT-2 folder, which transformers loads and `init_from=<folder>` of
-task=train takes back; every other model becomes a folder that `src.models.pretrained.from_pretrained` loads.
-`task=evaluate hf=<folder>` takes both.
+A model that is GPT-2 becomes a Hugging Face GPT-2 folder, which transformers loads; every other model becomes a
+folder that `src.models.pretrained.from_pretrained` loads. `task=evaluate hf=<folder>` takes both, and so does
+`init_from=<folder>` of task=train.
 """
 
 import logging

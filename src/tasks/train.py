@@ -24,9 +24,9 @@ from src.datamodules.shards import ShardError
 from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
 from src.mistakes import Interrupted, UserError, one_line
 from src.models.gpt import GPT
-from src.models.huggingface import load_gpt2
 from src.models.language_model import LanguageModel
 from src.models.optimizer import DivergedError
+from src.models.pretrained import load_weights
 from src.ranks import other_ranks
 from src.tasks import run_files
 from src.tasks.check import quick
@@ -90,7 +90,7 @@ class Session:
         self.gpt = build_gpt(settings)
         self.resume = run_files.checkpoint_to_resume(job, settings, self.data.identity())
         if self.resume is None and job.config.init_from is not None:
-            load_gpt2(self.gpt, Path(job.config.init_from))
+            load_weights(self.gpt, Path(job.config.init_from))
         place = RunPlace(job.folder, settings.name, self.resume.step if self.resume else 0)
         self.loggers: list[Logger] = [make(place) for make in settings.loggers] if job.rank == 0 else []
         self.record = RunRecord(job.folder, writes=job.rank == 0)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from src.models.gpt import GPT
-from src.models.pretrained import ROOMS, Recipe, from_pretrained, read_recipe, write_pretrained
+from src.models.pretrained import ROOMS, Recipe, from_pretrained, load_weights, read_recipe, write_pretrained
 from tests.support import SIZES, jitter, option, options, tiny_gpt, tokens
 
 EVERY = [(room, name) for room in ROOMS for name in options(room)]
@@ -80,6 +80,19 @@ def test_a_gpt2_folder_of_transformers_loads_too(tmp_path: Path) -> None:
     assert torch.allclose(from_pretrained(tmp_path)(tokens()), theirs(tokens()).logits, atol=1e-5)
 
 
+def test_training_starts_from_either_kind_of_folder_with_weights_that_fit(tmp_path: Path) -> None:
+    for name in ("vanilla", "x0_blend"):
+        rooms = {"residual": name}
+        sent = trained(rooms)
+        (tmp_path / name).mkdir()
+        write_pretrained(sent, recipe(rooms), tmp_path / name)
+        gpt = tiny_gpt(name, seed=5)
+        load_weights(gpt, tmp_path / name)
+        assert torch.equal(gpt(tokens()), sent(tokens()))
+    with pytest.raises(ValueError, match=r"residual\.\w+_L is \[3\] there, missing by the configuration; give"):
+        load_weights(tiny_gpt(), tmp_path / "x0_blend")
+
+
 def test_the_folder_holds_plain_values_and_says_which_run(tmp_path: Path) -> None:
     rooms = {"residual": "hyperconn"}
     sent = recipe(rooms)
@@ -128,7 +141,7 @@ def cut(folder: Path) -> None:
         (edit(seed=None), r"config\.json has no seed; export the run again"),
         (edit(rooms={}), r"config\.json has no rooms\.residual; export"),
         (edit(model_type="llama"), "holds a model of type llama; only reslab or gpt2"),
-        (cut, r"ln_f\.weight is missing there, \[16\] by the configuration"),
+        (cut, r"ln_f\.weight is missing there, \[16\] by the configuration; give the configuration of"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "cannot be read"),
     ],
 )
