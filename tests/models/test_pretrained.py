@@ -61,6 +61,20 @@ def test_the_schedule_stands_where_the_weights_do(tmp_path: Path) -> None:
     assert torch.equal(from_pretrained(tmp_path)(tokens()), gpt(tokens()))
 
 
+@pytest.mark.parametrize("step", [1, 5, 10])
+@pytest.mark.parametrize(("room", "name"), [("residual", "prores"), ("recurrence", "mini")])
+def test_whatever_follows_the_step_comes_back_at_that_step(
+    room: str, name: str, step: int, tmp_path: Path
+) -> None:
+    gpt = trained({room: name}, n_layer=4)
+    gpt.follow(step - 1, MAX_STEPS)
+    sent = dataclasses.replace(recipe({room: name}, n_layer=4), step=step)
+    write_pretrained(gpt, sent, tmp_path)
+    back = from_pretrained(tmp_path)
+    assert torch.equal(back(tokens()), gpt(tokens()))
+    assert back.active_sites == gpt.active_sites
+
+
 def test_a_warmed_up_strategy_that_has_become_gpt2_goes_out_as_one(tmp_path: Path) -> None:
     gpt = trained({"residual": "prores"})
     gpt.follow(MAX_STEPS - 1, MAX_STEPS)
