@@ -101,9 +101,9 @@ def _facts(subject: Subject, record: dict[str, Any]) -> list[str]:
     tokens = record.get("tokens") if record.get("steps") == identity["step"] else None
     facts = {
         "status of the run": record.get("status"),
-        "tokens seen": None if tokens is None else f"{tokens:,}",
-        "parameters of the residual strategy": record.get("n_params_residual"),
-        "FLOPs per token": record.get("flops_per_token"),
+        "tokens seen": _counted(tokens),
+        "parameters of the residual strategy": _counted(record.get("n_params_residual")),
+        "FLOPs per token": _counted(record.get("flops_per_token")),
         "device": record.get("device"),
         "precision": record.get("precision"),
         "configuration": identity.get("config_hash"),
@@ -113,6 +113,10 @@ def _facts(subject: Subject, record: dict[str, Any]) -> list[str]:
         "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()) or None,
     }
     return [*(f"- {key}: {value}" for key, value in facts.items() if value is not None), ""]
+
+
+def _counted(number: float | None) -> str | None:
+    return None if number is None else f"{number:,.0f}"
 
 
 def _configuration(subject: Subject) -> dict[str, Any]:

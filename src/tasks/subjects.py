@@ -98,7 +98,8 @@ def _files(folder: Path | None, checkpoint: str | ListConfig | None) -> list[Pat
     if isinstance(checkpoint, ListConfig) and not checkpoint:
         raise UserError("checkpoint=[] names none; give checkpoint=<file>, or all with run=<folder>")
     if folder is not None and checkpoint == ALL:
-        found = sorted((folder / "checkpoints").rglob("[!.]*.ckpt"))
+        found = list((folder / "checkpoints").rglob("[!.]*.ckpt"))
+        found.sort(key=lambda path: (path.stem != "last", path))  # best may be a second name of it
         if not found:
             raise UserError(f"{folder}/checkpoints holds no checkpoint yet; try again later")
         return found

@@ -167,6 +167,7 @@ def test_all_checkpoints_of_a_run_are_scored_once_each_and_make_a_curve(trained:
     folder = do("evaluate", f"run={copied}", "checkpoint=all", cwd=tmp_path)
     records = json.loads((folder / "evaluation.json").read_text())
     assert [record["step"] for record in records] == [4, 8, 12]  # best.ckpt is last.ckpt
+    assert records[2]["checkpoint"]["file"].endswith("last.ckpt")
     assert len(list((copied / "evaluations").iterdir())) == 3
     header, *rows = (folder / "curve.csv").read_text().splitlines()
     assert header == "name,step,perplexity/lambada,file"
