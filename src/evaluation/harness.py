@@ -19,6 +19,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from src.artefacts import sha256_file
+from src.mistakes import one_line
 
 FEWSHOT_SEED = 1234
 TASKS = Path(lm_eval.__file__).parent / "tasks"
@@ -30,7 +31,8 @@ PUBLISHED_ITEMS = {
     "winogrande": 1267,
     "lambada_openai": 5153,
 }
-HEADLINES = ("acc_norm", "acc")
+#: The metric a task is known by, the first that it has; shares, so they are told in percent.
+HEADLINES = ("acc_norm", "acc", "exact_match")
 
 
 def run_tasks(
@@ -39,7 +41,7 @@ def run_tasks(
     files: dict[str, Path],
     *,
     limit: int | None,
-    num_fewshot: int,
+    num_fewshot: int | None,
     log_samples: bool = False,
 ) -> dict[str, Any]:
     """lm-eval's results on `tasks`, each on its file in `files` or else on its hub data set.
@@ -49,7 +51,7 @@ def run_tasks(
         tasks: lm-eval's names.
         files: local files by task; rows carry the hub set's field names.
         limit: items of each task, from its start; None takes all.
-        num_fewshot: solved examples before each item.
+        num_fewshot: solved examples before each item; None leaves each task its own number.
         log_samples: also return every item's request and score.
     """
     local = [_on_file(name, files[name]) for name in tasks if name in files]
@@ -59,7 +61,8 @@ def run_tasks(
     with _quiet():
         loaded = manager.load([*local, *remote])
         for task in loaded["tasks"].values():
-            if task.get_config("num_fewshot") != 0:  # 0 in a task's own file means: never more
+            own = task.get_config("num_fewshot")
+            if num_fewshot is not None and own != 0:  # 0 in a task's own file means: never more
                 task.set_config(key="num_fewshot", value=num_fewshot)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         # Not simple_evaluate: it seeds the process's generators and keeps results from all ranks but one.
@@ -85,15 +88,31 @@ def fetch(tasks: list[str]) -> None:
         with _quiet():
             manager.load(list(tasks))
     except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
+        cause = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
-            f"evaluation.lm_eval.tasks={','.join(tasks)} could not be fetched ({type(error).__name__}); "
-            "check the network, or give evaluation.lm_eval.files.<task>=<file>"
+            f"evaluation.lm_eval.tasks={','.join(tasks)} could not be fetched ({cause}); "
+            "name no task twice, check the network, or give evaluation.lm_eval.files.<task>=<file>"
         ) from error
 
 
 def scores(found: dict[str, Any], tasks: list[str], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """The benchmark's headline of each task, with what it rests on."""
-    return {name: _entry(name, found, files.get(name)) for name in tasks}
+    """The headline of each of `tasks`, with what it rests on.
+
+    A group is stated by the mean that lm-eval forms over its tasks, or by these one by one where it forms none;
+    a tag by the tasks that bear it.
+    """
+    children = found.get("group_subtasks", {})
+    grouped = {child for group in children.values() for child in group}
+    asked = [name for name in tasks if name in found["results"]]
+    tagged = [name for name in found["results"] if name not in {*asked, *grouped}]
+    stated: dict[str, dict[str, Any]] = {}
+    while asked or tagged:
+        name = asked.pop(0) if asked else tagged.pop(0)
+        if _numbers(found["results"][name]):
+            stated[name] = _entry(name, found, files.get(name))
+        else:
+            asked = [*children.get(name, []), *asked]
+    return stated
 
 
 @contextlib.contextmanager
@@ -133,26 +152,43 @@ def _on_file(name: str, file: Path) -> dict[str, Any]:
     }
 
 
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """A task's metrics by name; of a metric under several filters, the first filter's."""
+    numbers: dict[str, float] = {}
+    for key, value in values.items():
+        metric, filtered, _filter = key.partition(",")
+        if filtered and isinstance(value, int | float) and not metric.endswith("_stderr"):
+            numbers.setdefault(metric, value)
+    return numbers
+
+
+def _leaves(name: str, found: dict[str, Any]) -> list[str]:
+    """The tasks under `name`, which is a task or a group of them."""
+    if name in found["n-samples"]:
+        return [name]
+    return [leaf for child in found["group_subtasks"][name] for leaf in _leaves(child, found)]
+
+
 def _entry(name: str, found: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    values = {key.partition(",")[0]: value for key, value in found["results"][name].items()}
-    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not k.endswith("_stderr")}
-    metric = next((m for m in HEADLINES if m in numbers), None) or next(
-        key for key in numbers if key not in ("sample_len", "sample_count")
-    )
-    n = found["n-samples"][name]
-    total = max(n["original"], PUBLISHED_ITEMS.get(name, 0))
+    numbers = _numbers(found["results"][name])
+    metric = next((m for m in HEADLINES if m in numbers), None) or next(iter(numbers))
+    leaves = _leaves(name, found)
+    n, of = (sum(found["n-samples"][leaf][key] for leaf in leaves) for key in ("effective", "original"))
+    total = max(of, PUBLISHED_ITEMS.get(name, 0))
     scale = 100.0 if metric in HEADLINES else 1.0
     share = numbers[metric]
-    error = (share * (1 - share) / max(1, n["effective"] - 1)) ** 0.5 if metric in HEADLINES else None
+    single = metric in HEADLINES and leaves == [name]  # a group's error depends on how it weighs its tasks
+    shots = {found["n-shot"][leaf] for leaf in leaves}
     return {
         "score": share * scale,
-        "stderr": None if error is None else error * scale,
+        "stderr": scale * (share * (1 - share) / max(1, n - 1)) ** 0.5 if single else None,
         "metric": metric,
+        "unit": "%" if metric in HEADLINES else None,
         **{m: numbers[m] for m in HEADLINES if m in numbers},
-        "items": n["effective"],
-        "limited": None if n["effective"] == total else f"first {n['effective']} of {total} items",
-        "num_fewshot": found["n-shot"][name],
-        "task_version": found["versions"][name],
+        "items": n,
+        "limited": None if n == total else f"first {n} of {total} items",
+        "num_fewshot": shots.pop() if len(shots) == 1 else sorted(shots),
+        "task_version": found["versions"].get(name),
         "lm_eval": importlib.metadata.version("lm-eval"),
         "sha256": None if file is None else sha256_file(file),
     }

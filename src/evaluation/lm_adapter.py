@@ -1,15 +1,17 @@
 """lm-eval's view of a GPT: log-likelihoods and greedy generation, batched by length.
 
-Requests are sorted by length and padded on the right, which a causal model does not see; the head is
-applied only where a token is scored. Inputs longer than block_size lose their left end, as in lm-eval's
-own Hugging Face model. Under torch.distributed each rank scores a share of the batches and all ranks get
-all results, so lm-eval itself sees a single process.
+Requests that share their inputs share a forward (`shared_forwards`); forwards are sorted by length and padded
+on the right, which a causal model does not see; the head is applied only where a token is scored. Inputs
+longer than block_size lose their left end, as in lm-eval's own Hugging Face model. Under torch.distributed
+each rank scores a share of the batches and all ranks get all results, so lm-eval itself sees a single process.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, api/model.py (TemplateLM) and models/huggingface.py.
+Shape letters: B sequences of a forward, T tokens, D n_embd, P positions that the head is applied to, M scored
+(position, target) pairs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from lm_eval.api.instance import Instance
@@ -18,17 +20,18 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, gpt2_encoding
+from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
+from src.evaluation.generation import continuation, generate, padded
+from src.evaluation.shared_forwards import Forward, Row, forwards, scored_positions
 from src.models.gpt import GPT
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-Row = tuple[list[int], list[int]]
-Scored = tuple[float, bool]
+Answer = tuple[float, bool]
 T = TypeVar("T")
+R = TypeVar("R")
 
 #: Rows of logits that exist at once.
 HEAD_ROWS = 512
-MAX_GEN_TOKS = 256
 
 
 class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
@@ -64,17 +67,17 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     # ---- log-likelihoods
 
-    def _loglikelihood_tokens(self, requests: Sequence[Request], **_: object) -> list[Scored]:
+    def _loglikelihood_tokens(self, requests: Sequence[Request], **_: object) -> list[Answer]:
         rows: list[Row] = []
         owner: list[int] = []
-        for i, (_strings, context, continuation) in enumerate(requests):
-            pieces = self._rows(context, continuation)
+        for i, (_strings, context, targets) in enumerate(requests):
+            pieces = self._rows(context, targets)
             rows += pieces
             owner += [i] * len(pieces)
-        order = sorted(range(len(rows)), key=lambda r: (-len(rows[r][0]), rows[r][0]))
-        batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        scored = self._shared_out(batches, lambda batch: self._score([rows[r] for r in batch]))
-        out: list[Scored] = [(0.0, True)] * len(requests)
+        plan = forwards(rows)
+        batches = [plan[at : at + self.batch_size] for at in range(0, len(plan), self.batch_size)]
+        scored = self._shared_out(batches, lambda batch: self._score(batch, rows))
+        out: list[Answer] = [(0.0, True)] * len(requests)
         for r, i in enumerate(owner):
             out[i] = (out[i][0] + scored[r][0], out[i][1] and scored[r][1])
         return out
@@ -94,29 +97,34 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return rows
 
     @torch.no_grad()
-    def _score(self, rows: Sequence[Row]) -> list[Scored]:
-        x_BTD = self.model.hidden(self._padded([inputs for inputs, _ in rows]))
-        spans = [x_BTD[b, len(inputs) - len(t) : len(inputs)] for b, (inputs, t) in enumerate(rows)]
-        lengths = [len(targets) for _, targets in rows]
-        targets_N = torch.tensor([t for _, targets in rows for t in targets], device=self._device)
-        logp_N, greedy_N = self._head(torch.cat(spans), targets_N)
-        return [
-            (float(logp.sum()), bool(greedy.all()))
-            for logp, greedy in zip(torch.split(logp_N, lengths), torch.split(greedy_N, lengths), strict=True)
-        ]
+    def _score(self, batch: Sequence[Forward], rows: Sequence[Row]) -> dict[int, Answer]:
+        x_BTD = self.model.hidden(padded([forward.inputs for forward in batch], self._device))
+        asked = scored_positions(batch, rows)
+        x_PD = x_BTD[asked.sequence_P, asked.position_P]
+        place_M = torch.tensor(asked.place_M, device=self._device)
+        target_M = torch.tensor(asked.target_M, device=self._device)
+        logp_M, greedy_M = self._head(x_PD, place_M, target_M)
+        parts = zip(torch.split(logp_M, asked.lengths), torch.split(greedy_M, asked.lengths), strict=True)
+        return {
+            r: (float(logp.sum()), bool(greedy.all()))
+            for r, (logp, greedy) in zip(asked.rows, parts, strict=True)
+        }
 
-    def _head(self, x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each target, in float64, and whether it is the likeliest token."""
-        logps, greedy = [], []
-        for x, target in zip(torch.split(x_ND, HEAD_ROWS), torch.split(targets_N, HEAD_ROWS), strict=True):
-            logits = F.linear(x, self.model.embedding.get_lm_head_weight()).float()
-            logps.append(logits.log_softmax(-1).gather(1, target[:, None])[:, 0].double().cpu())
-            greedy.append((logits.argmax(-1) == target).cpu())
-        return torch.cat(logps), torch.cat(greedy)
-
-    def _padded(self, rows: Sequence[list[int]]) -> Tensor:
-        width = max(map(len, rows))
-        return torch.tensor([row + [END_OF_TEXT] * (width - len(row)) for row in rows], device=self._device)
+    def _head(self, x_PD: Tensor, place_M: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target at its place, in float64, and whether it is the likeliest token."""
+        logp_M = torch.empty(len(target_M), dtype=torch.float64)
+        greedy_M = torch.empty(len(target_M), dtype=torch.bool)
+        for at in range(0, len(x_PD), HEAD_ROWS):
+            here_M = (place_M >= at) & (place_M < at + HEAD_ROWS)
+            place, target = place_M[here_M] - at, target_M[here_M]
+            logits = F.linear(x_PD[at : at + HEAD_ROWS], self.model.embedding.get_lm_head_weight()).float()
+            top, likeliest = logits.max(-1)
+            of_target = logits[place, target] - top[place]
+            log_sum = logits.sub_(top[:, None]).exp_().sum(-1).log()
+            here_M = here_M.cpu()
+            logp_M[here_M] = (of_target - log_sum[place]).double().cpu()
+            greedy_M[here_M] = (likeliest[place] == target).cpu()
+        return logp_M, greedy_M
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, each token once, over disjoint windows of block_size."""
@@ -144,48 +152,29 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         Raises:
             ValueError: a task asks for sampling.
         """
-        prompts = [self.tok_encode(request.args[0]) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: -len(prompts[i]))
-        texts = self._shared_out(
-            [[i] for i in order], lambda batch: [self._generate(prompts[batch[0]], requests[batch[0]].args[1])]
-        )
-        return [texts[i] for i in range(len(requests))]
+        rows = [continuation(self.tok_encode(r.args[0]), r.args[1], self.max_length) for r in requests]
+        order = sorted(range(len(rows)), key=lambda i: (rows[i].n_new, len(rows[i].prompt)))
+        batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
-    @torch.no_grad()
-    def _generate(self, prompt: list[int], how: dict[str, Any]) -> str:
-        if how.get("do_sample") and how.get("temperature", 1.0) > 0:
-            raise ValueError("this adapter generates greedily; the task asks for do_sample=true")
-        until = [how["until"]] if isinstance(how.get("until"), str) else list(how.get("until") or [])
-        n_new = min(int(how.get("max_gen_toks", MAX_GEN_TOKS)), self.max_length - 1)
-        tokens = prompt[-(self.max_length - n_new) :] or [END_OF_TEXT]
-        new: list[int] = []
-        while len(new) < n_new:
-            x_BTD = self.model.hidden(self._padded([tokens + new]))
-            logits_V = F.linear(x_BTD[0, -1], self.model.embedding.get_lm_head_weight())
-            token = int(logits_V[:N_VOCAB].argmax())  # never a padding id
-            if token == END_OF_TEXT:
-                break
-            new.append(token)
-            text = self._encoding.decode(new)
-            if any(stop in text for stop in until):
-                break
-        text = self._encoding.decode(new)
-        for stop in until:
-            text = text.split(stop)[0]
-        return text
+        def work(batch: list[int]) -> dict[int, str]:
+            texts = generate(self.model, [rows[i] for i in batch], self.between_batches)
+            return dict(zip(batch, texts, strict=True))
+
+        texts = self._shared_out(batches, work)
+        return [texts[i] for i in range(len(requests))]
 
     # ---- sharing
 
-    def _shared_out(self, batches: list[list[int]], work: Callable[[list[int]], list[T]]) -> dict[int, T]:
-        """Each item's result; every rank works on its share of the batches and all get everything."""
+    def _shared_out(self, batches: list[list[T]], work: Callable[[list[T]], dict[int, R]]) -> dict[int, R]:
+        """Results by index; every rank works on its share of the batches and all get everything."""
         shared = distributed.is_available() and distributed.is_initialized()
         rank, world = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
-        done: dict[int, T] = {}
+        done: dict[int, R] = {}
         for batch in batches[rank::world]:
-            done.update(zip(batch, work(batch), strict=True))
+            done.update(work(batch))
             self.between_batches()
         if world > 1:
-            parts: list[Any] = [None] * world
+            parts: list[dict[int, R]] = [{}] * world
             distributed.all_gather_object(parts, done)
             for part in parts:
                 done.update(part)

@@ -18,18 +18,21 @@ Scores = dict[str, dict[str, dict[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class TaskSet:
-    """lm-eval tasks by name, local files for them (`embedded:` ones are in the project), items, shots."""
+    """lm-eval tasks by name, local files for them (`embedded:` ones are in the project), items, shots (null: its own)."""
 
     tasks: list[str]
     files: dict[str, str]
     limit: int | None
-    num_fewshot: int
+    num_fewshot: int | None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"evaluation.lm_eval.limit must be null or at least 1, got {self.limit}")
-        if self.num_fewshot < 0:
-            raise ValueError(f"evaluation.lm_eval.num_fewshot must not be negative, got {self.num_fewshot}")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ValueError(
+                f"evaluation.lm_eval.num_fewshot must be at least 0, or null for each task's own number, "
+                f"got {self.num_fewshot}"
+            )
 
 
 class EvaluationSuite:

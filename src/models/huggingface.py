@@ -49,21 +49,39 @@ def export_gpt2(gpt: GPT, folder: Path) -> None:
     Raises:
         ValueError: the model is not GPT-2, or the folder is not empty.
     """
+    refuse_full(folder)
+    with atomic_folder(folder) as part:
+        write_gpt2(gpt, part)
+
+
+def refuse_full(folder: Path) -> None:
+    """Refuse an output folder in which something is.
+
+    Raises:
+        ValueError: likewise.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"output={folder} exists already; name a folder that does not")
+
+
+def write_gpt2(gpt: GPT, folder: Path) -> None:
+    """Write `gpt` into an existing folder.
+
+    Raises:
+        ValueError: the model is not GPT-2.
+    """
     other = other_than_gpt2(gpt)
     if other is not None:
         raise ValueError(f"Hugging Face's GPT-2 format holds {GPT2_KEYS} only; this model differs in {other}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output={folder} exists already; name a folder that does not")
     own = gpt.state_dict()
     weights = {}
     for key, shape in gpt2_shapes(gpt.config).items():
         value = own[key].detach().cpu().float() if key in own else torch.zeros(shape)
         weights[f"transformer.{_hub_name(key)}"] = (value.T if _is_conv1d(key) else value).contiguous()
-    with atomic_folder(folder) as part:
-        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
-        (part / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
-        text = json.dumps(_hub_config(gpt), indent=2) + "\n"
-        (part / "config.json").write_text(text, encoding="utf-8")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
+    text = json.dumps(_hub_config(gpt), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _hub_config(gpt: GPT) -> dict[str, Any]:  # a config.json
@@ -92,7 +110,7 @@ def read_gpt2(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: no such folder, or a model that has no equal here.
     """
-    config = _read_config(folder)
+    config = read_config(folder, ("gpt2",))
     fields = _fields(config, folder)
     weights = _read_weights(folder, GPTConfig(**fields))
     fields["bias"] = _set_bias(weights) is not None
@@ -109,7 +127,7 @@ def load_gpt2(gpt: GPT, folder: Path) -> None:
     other = other_than_gpt2(gpt)
     if other is not None:
         raise ValueError(f"init_from={folder} is for {GPT2_KEYS} only; this model differs in {other}")
-    config = _read_config(folder)
+    config = read_config(folder, ("gpt2",))
     fields = _fields(config, folder)
     ours: dict[str, object] = {f"model.{key}": getattr(gpt.config, key) for key in (*SIZES, "gelu_approximate")}
     ours["norm.eps"] = gpt.get_submodule("ln_f").eps
@@ -130,7 +148,12 @@ def load_gpt2(gpt: GPT, folder: Path) -> None:
     gpt.load_state_dict({key: weights[key] for key in gpt.state_dict()}, strict=True)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:  # a config.json
+def read_config(folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]:  # a config.json
+    """The config.json of a folder that holds a model of one of `kinds`.
+
+    Raises:
+        ValueError: no such folder, or another kind of model.
+    """
     if not folder.is_dir():
         raise ValueError(f"init_from={folder} is not a folder; give a Hugging Face GPT-2 folder")
     for name in ("config.json", "model.safetensors"):
@@ -141,8 +164,9 @@ def _read_config(folder: Path) -> dict[str, Any]:  # a config.json
     except ValueError as error:  # of JSON, or of UTF-8
         raise ValueError(f"init_from={folder} has a config.json that cannot be read: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "gpt2":
-        raise ValueError(f"init_from={folder} holds a model of type {kind}; only gpt2 can be taken over")
+    if kind not in kinds:
+        names = " or ".join(kinds)
+        raise ValueError(f"init_from={folder} holds a model of type {kind}; only {names} can be taken over")
     return dict(config)
 
 

@@ -1,50 +1,67 @@
-"""task=export: a run's weights as a Hugging Face GPT-2 folder.
+"""task=export: a run's weights as a folder of safetensors, configuration, tokenizer and model card.
 
-    python run.py task=export run=<run folder> output=<new folder> [checkpoint=last|best]
+    python run.py task=export run=<run folder> output=<new folder> [checkpoint=last|best|<file>]
+    python run.py task=export checkpoint=<file> output=<new folder>
 
-The way back is `init_from=<folder>` of task=train.
+A model that is GPT-2 becomes a Hugging Face GPT-2 folder, which transformers loads; every other model becomes a
+folder that `src.models.pretrained.from_pretrained` loads. `task=evaluate hf=<folder>` takes both, and so does
+`init_from=<folder>` of task=train.
 """
 
 import logging
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from src.callbacks.checkpoints import read_checkpoint
+from src.artefacts import atomic_folder
+from src.callbacks.record import read_result
+from src.datamodules.hub_tokenizer import write_tokenizer
+from src.datamodules.tokenizer import N_VOCAB
 from src.launch import COMPLETED, Job, TaskEnd
 from src.mistakes import UserError, one_line
-from src.models.huggingface import export_gpt2
-from src.tasks.settings import read_settings
-from src.tasks.train import build_gpt
+from src.models.huggingface import refuse_full
+from src.models.pretrained import write_pretrained
+from src.tasks.model_card import model_card
+from src.tasks.subjects import Subject, subjects
 
 log = logging.getLogger(__name__)
 
 
 def run(job: Job) -> TaskEnd:
-    """Write the folder.
+    """Write the folder, whole or not at all.
 
     Raises:
-        UserError: no run, no such checkpoint, or a model that GPT-2's format cannot hold.
+        UserError: no run, no such checkpoint, several, or a class that is not this project's.
     """
-    for key in ("run", "output", "checkpoint"):
-        if OmegaConf.is_missing(job.config, key):
-            raise UserError(f"{key} is missing; give {key}=<folder>")
-    source = Path(job.config.run)
-    if not (source / "config.yaml").is_file():
-        raise UserError(f"run={source} is no run folder (it has no config.yaml)")
-    config = OmegaConf.load(source / "config.yaml")
-    assert isinstance(config, DictConfig)  # a run's configuration is a mapping
+    if OmegaConf.is_missing(job.config, "output"):
+        raise UserError("output is missing; give output=<folder>")
+    output = Path(job.config.output)
     try:
-        gpt = build_gpt(read_settings(config))
-        stored = read_checkpoint(source / "checkpoints" / f"{job.config.checkpoint}.ckpt")
-        prefix = "gpt."
-        weights = {key.removeprefix(prefix): value for key, value in stored["state_dict"].items()}
-        gpt.load_state_dict(weights, strict=True)
-        export_gpt2(gpt, Path(job.config.output))
+        refuse_full(output)
+        first, *others = subjects(job.config)
+        if others:
+            raise UserError("export takes one checkpoint; give checkpoint=last, best or a file")
+        kind = _write(first, output)
     except UserError:
         raise
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
-    line = f"step {stored['reslab']['step']} of {source} exported to {job.config.output}"
+    line = f"step {first.identity['step']} of {first.settings.name} exported to {output} ({kind})"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
+
+
+def _write(subject: Subject, output: Path) -> str:
+    result = read_result(subject.folder) if subject.folder is not None else None
+    with atomic_folder(output) as part:
+        kind = write_pretrained(subject.gpt, subject.recipe, part)
+        has_tokenizer = subject.settings.model.vocab_size >= N_VOCAB
+        if has_tokenizer:
+            write_tokenizer(part, subject.settings.model.block_size)
+        else:
+            log.warning(
+                "export: no tokenizer: a vocabulary of %d is not GPT-2's", subject.settings.model.vocab_size
+            )
+        card = model_card(subject, result, kind=kind, has_tokenizer=has_tokenizer)
+        (part / "README.md").write_text(card, encoding="utf-8")
+    return kind

@@ -239,12 +239,13 @@ def table(result: dict[str, Any]) -> str:
 def score_lines(scores: dict[str, Any]) -> list[str]:
     """Perplexities and lm-eval scores as lines of text."""
     lines = []
-    for section, key, unit in (("perplexity", "ppl", ""), ("lm_eval", "score", " %")):
+    for section, key in (("perplexity", "ppl"), ("lm_eval", "score")):
         for name, entry in (scores.get(section) or {}).items():
             label = f"{name} {'perplexity' if key == 'ppl' else entry.get('metric', '')}"
             if "skipped" in entry:
                 lines.append(f"  {label:28}{'-':>10}        left out: {entry['skipped']}")
             else:
+                unit = " %" if key == "score" and entry.get("unit", "%") else ""
                 limit = f"   limited: {entry['limited']}" if entry.get("limited") else ""
                 lines.append(f"  {label:28}{entry[key]:10.2f}{unit:5}{limit}")
     return lines

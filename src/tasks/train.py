@@ -18,8 +18,8 @@ from src.datamodules.shards import ShardError
 from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
 from src.mistakes import Interrupted, UserError, one_line
 from src.models.gpt import GPT
-from src.models.huggingface import load_gpt2
 from src.models.language_model import LanguageModel
+from src.models.pretrained import load_weights
 from src.ranks import other_ranks
 from src.tasks import rollback, run_files
 from src.tasks.check import quick
@@ -104,7 +104,7 @@ class Session:
     def _initial(self) -> GPT:
         gpt = build_gpt(self.settings)
         if self.job.config.init_from is not None:
-            load_gpt2(gpt, Path(self.job.config.init_from))
+            load_weights(gpt, Path(self.job.config.init_from))
         return gpt
 
     def _build_data(self) -> FineWebDataModule:

@@ -179,9 +179,16 @@ def test_generation_is_greedy_and_ends_at_its_stop() -> None:
 
 def share(rank: int, port: int, queue: Any) -> None:
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    queue.put(adapter(batch_size=2)._loglikelihood_tokens(REQUESTS))
+    queue.put(everything())
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def everything() -> tuple[Any, Any, Any]:
+    lm = adapter(batch_size=2)
+    asked = [instance("word " * n, {"until": ["."], "max_gen_toks": n}) for n in range(1, 6)]
+    texts = [instance("the quick brown fox " * n) for n in (1, 40, 3)]
+    return lm._loglikelihood_tokens(REQUESTS), lm.generate_until(asked), lm.loglikelihood_rolling(texts)
 
 
 REQUESTS: Any = [(None, list(range(10, 10 + n)), [n, n + 1]) for n in range(3, 20)]
@@ -198,9 +205,11 @@ def test_two_ranks_share_the_requests_and_both_have_all_results() -> None:
     first, second = (queue.get(timeout=60) for _ in ranks)
     for process in ranks:
         process.join(60)
-    expected = adapter(batch_size=2)._loglikelihood_tokens(REQUESTS)
+    scored, generated, rolled = everything()
     assert first == second
-    assert [logp for logp, _ in first] == pytest.approx([logp for logp, _ in expected], rel=1e-6)
+    assert [logp for logp, _ in first[0]] == pytest.approx([logp for logp, _ in scored], rel=1e-6)
+    assert first[1] == generated
+    assert first[2] == pytest.approx(rolled, rel=1e-6)
 
 
 def test_the_embedded_sets_are_whole(tmp_path: Path) -> None:

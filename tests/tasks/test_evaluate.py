@@ -185,3 +185,26 @@ def test_one_kind_of_weights_must_be_named(tmp_path: Path) -> None:
             evaluate(*overrides, cwd=tmp_path)
     with pytest.raises(UserError, match="run=nowhere is no run folder"):
         evaluate("run=nowhere", cwd=tmp_path)
+
+
+def test_two_ranks_share_the_work_and_end_with_the_scores_of_one(copied: Path, tmp_path: Path) -> None:
+    stored = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
+    stored["reslab"]["step"] = 6
+    torch.save(stored, copied / "checkpoints/middle.ckpt")
+    suite = [
+        "evaluation.lm_eval.tasks=[piqa,winogrande]",
+        "evaluation.lm_eval.limit=5",
+        "evaluation.batch_size=2",
+    ]
+    keys = ["task=evaluate", "trainer=cpu", "trainer.threads=1", *LAMBADA[:-1], *suite, "hydra.run.dir=e"]
+    done = run(*keys, f"run={copied}", "checkpoint=all", "trainer.devices=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shared = json.loads((tmp_path / "e/evaluation.json").read_text())
+    assert [record["step"] for record in shared] == [6, 12]
+    assert [record["world_size"] for record in shared] == [2, 2]
+    for record in shared:
+        alone = evaluate(f"checkpoint={record['checkpoint']['file']}", *suite, cwd=tmp_path)
+        assert alone["world_size"] == 1
+        for part, key in (("perplexity", "loss"), ("lm_eval", "score")):
+            for name, entry in alone["scores"][part].items():
+                assert record["scores"][part][name][key] == pytest.approx(entry[key], rel=1e-6)

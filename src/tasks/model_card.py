@@ -1,0 +1,125 @@
+"""The model card of an exported run: what it is, how it loads, how it was trained, what it scored.
+
+All of it is taken from the run's record and configuration. What only means something on the machine of the
+run (its folders) stays out.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from src.models.pretrained import MODEL_TYPE
+from src.tasks.subjects import Subject
+
+#: Sections of a configuration that describe the model and its training; of the data, only these keys.
+SECTIONS = ("model", "residual", "norm", "embedding", "recurrence", "optimizer", "trainer", "seed")
+OF_DATA = ("global_batch_size", "micro_batch_size", "val_tokens")
+LOADING = {
+    "gpt2": """\
+The model is GPT-2 in what it computes, and loads as such:
+
+```python
+from transformers import GPT2LMHeadModel
+
+model = GPT2LMHeadModel.from_pretrained("<this folder>")
+```
+""",
+    MODEL_TYPE: """\
+It loads with the code of reslab, from its repository's root; the folder holds no code of its own:
+
+```python
+from src.models.pretrained import from_pretrained
+
+model = from_pretrained("<this folder>")  # token ids [B, T] -> logits [B, T, V]
+```
+""",
+}
+TOKENIZER = {
+    True: "Texts are GPT-2's tokens; `tokenizer.json` is its tokenizer.",
+    False: "The vocabulary is smaller than GPT-2's, so the folder has no tokenizer.",
+}
+
+
+def model_card(subject: Subject, result: dict[str, Any] | None, *, kind: str, has_tokenizer: bool) -> str:
+    """README.md of an exported folder, with the front matter that model hubs read."""
+    record = result or {}
+    name, step = subject.settings.name, subject.identity["step"]
+    library = "transformers" if kind == "gpt2" else MODEL_TYPE
+    tags = "\n".join(f"- {tag}" for tag in dict.fromkeys((MODEL_TYPE, kind, "text-generation")))
+    front = f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n{tags}\n---\n"
+    return "\n".join(
+        [
+            front,
+            f"# {name}\n",
+            f"A language model of {subject.gpt.n_params(positions=True):,} parameters, after {step:,} of "
+            f"{subject.settings.trainer.max_steps:,} optimizer steps. {TOKENIZER[has_tokenizer]}\n",
+            "## Loading\n",
+            LOADING[kind],
+            "## Scores\n",
+            *_scores(subject, record),
+            "## The run\n",
+            *_facts(subject, record),
+            "## Configuration\n",
+            f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(_configuration(subject)))}```\n",
+        ]
+    )
+
+
+def _scores(subject: Subject, record: dict[str, Any]) -> list[str]:
+    """Tables of what was measured on these very weights."""
+    step, sha256 = subject.identity["step"], subject.identity["checkpoint"]["sha256"]
+    rows: list[tuple[str, str, str]] = []
+    if record.get("status") == "completed" and record.get("steps") == step:
+        rows.append(("validation loss", f"{record['val_loss']:.4f} nats", "the run's validation set"))
+        rows += _rows(record)
+    for path in sorted((subject.folder / "evaluations").glob("*.json")) if subject.folder else []:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        if stated["checkpoint"]["sha256"] == sha256:
+            rows += [row for row in _rows(stated["scores"]) if row not in rows]
+    if not rows:
+        return ["None of these weights.\n"]
+    return ["| measure | value | on |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, entry in (scores.get("perplexity") or {}).items():
+        if "ppl" in entry:
+            rows.append((f"{name} perplexity", f"{entry['ppl']:.2f}", entry.get("limited") or "all of it"))
+    for name, entry in (scores.get("lm_eval") or {}).items():
+        unit = "" if entry.get("unit", "%") is None else " %"
+        on = entry.get("limited") or f"all {entry['items']} items"
+        shots = f"{entry['num_fewshot']}-shot, {on}"
+        rows.append((f"{name} {entry['metric']}", f"{entry['score']:.2f}{unit}", shots))
+    return rows
+
+
+def _facts(subject: Subject, record: dict[str, Any]) -> list[str]:
+    identity = subject.identity
+    tokens = record.get("tokens") if record.get("steps") == identity["step"] else None
+    facts = {
+        "status of the run": record.get("status"),
+        "tokens seen": _counted(tokens),
+        "parameters of the residual strategy": _counted(record.get("n_params_residual")),
+        "FLOPs per token": _counted(record.get("flops_per_token")),
+        "device": record.get("device"),
+        "precision": record.get("precision"),
+        "configuration": identity.get("config_hash"),
+        "data": identity.get("data_hash"),
+        "checkpoint": f"{Path(identity['checkpoint']['file']).name}, sha256 {identity['checkpoint']['sha256']}",
+        "code": record.get("git"),
+        "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()) or None,
+    }
+    return [*(f"- {key}: {value}" for key, value in facts.items() if value is not None), ""]
+
+
+def _counted(number: float | None) -> str | None:
+    return None if number is None else f"{number:,.0f}"
+
+
+def _configuration(subject: Subject) -> dict[str, Any]:
+    config = subject.trained_with
+    data = {key: config["data"][key] for key in OF_DATA if key in config["data"]}
+    return {**{section: config[section] for section in SECTIONS if section in config}, "data": data}

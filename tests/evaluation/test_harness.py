@@ -1,0 +1,138 @@
+"""lm-eval's tasks, groups and tags by name, on local files."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.tasks import TaskManager
+
+from src.evaluation import harness
+from src.evaluation.lm_adapter import GPTAdapter
+from src.evaluation.suite import TaskSet
+from tests.support import tiny_gpt
+
+TASK = """\
+task: {name}
+tag: [sums]
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: {kind}
+test_split: test
+fewshot_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+{choices}
+num_fewshot: {shots}
+metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 3.0}}
+"""
+GROUP = """\
+group: {name}
+task: [first, second]
+{mean}
+"""
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two choice tasks, a generation task, two groups of the choice tasks, and a tag on all, as lm-eval's own."""
+    rows = [{"question": f"{a} + 1 =", "answer": f" {a + 1}", "choices": [" 1", f" {a + 1}"]} for a in range(6)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for name, shots in (("first", 1), ("second", 2)):
+        text = TASK.format(
+            name=name,
+            file=file,
+            kind="multiple_choice",
+            choices='doc_to_choice: "{{choices}}"',
+            metric="acc",
+            shots=shots,
+        )
+        (tasks / f"{name}.yaml").write_text(text)
+    how = "generation_kwargs: {until: ['\\n'], max_gen_toks: 3}"
+    text = TASK.format(
+        name="told", file=file, kind="generate_until", choices=how, metric="exact_match", shots=0
+    )
+    (tasks / "told.yaml").write_text(text)
+    mean = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]"
+    (tasks / "pair.yaml").write_text(GROUP.format(name="pair", mean=mean))
+    (tasks / "loose.yaml").write_text(GROUP.format(name="loose", mean=""))
+    manager = partial(TaskManager, include_path=str(tasks))
+
+    def build(include_defaults: bool = False) -> TaskManager:
+        return manager(include_defaults=False)
+
+    monkeypatch.setattr(harness, "TaskManager", build)
+    return tmp_path
+
+
+def scored(tasks: list[str], num_fewshot: int | None = 0) -> dict[str, dict[str, Any]]:
+    gpt = tiny_gpt(vocab_size=50304, block_size=32).eval()
+    adapter = GPTAdapter(gpt, batch_size=4, between_batches=lambda: None)
+    return harness.scores(harness.run_tasks(adapter, tasks, {}, limit=4, num_fewshot=num_fewshot), tasks, {})
+
+
+def test_a_group_is_stated_by_lm_evals_mean_over_its_tasks(catalogue: Path) -> None:
+    whole = scored(["pair"])
+    parts = scored(["first", "second"])
+    assert list(whole) == ["pair"]
+    assert list(parts) == ["first", "second"]
+    assert whole["pair"]["score"] == pytest.approx(sum(e["score"] for e in parts.values()) / 2)
+    assert (whole["pair"]["items"], whole["pair"]["limited"]) == (8, "first 8 of 12 items")
+    assert whole["pair"]["stderr"] is None
+    assert parts["first"]["stderr"] is not None
+    assert parts["first"]["task_version"] == 3.0
+
+
+def test_a_group_without_a_mean_and_a_tag_are_stated_task_by_task(catalogue: Path) -> None:
+    assert list(scored(["loose"])) == ["first", "second"]
+    assert sorted(scored(["sums"])) == ["first", "second", "told"]
+
+
+def test_shots_are_a_key_and_null_is_each_tasks_own(catalogue: Path) -> None:
+    def shots(tasks: list[str], given: int | None) -> list[Any]:
+        return [entry["num_fewshot"] for entry in scored(tasks, given).values()]
+
+    assert shots(["first", "second"], 3) == [3, 3]
+    assert shots(["first", "second"], None) == [1, 2]
+    assert shots(["pair"], None) == [[1, 2]]
+    keys = {"tasks": [], "files": {}, "limit": None}
+    assert TaskSet(**keys, num_fewshot=None).num_fewshot is None
+    with pytest.raises(ValueError, match=r"num_fewshot must be at least 0, or null .*, got -1"):
+        TaskSet(**keys, num_fewshot=-1)
+
+
+def test_a_task_of_generated_answers_is_scored(catalogue: Path) -> None:
+    entry = scored(["told"])["told"]
+    assert (entry["metric"], entry["unit"], entry["items"]) == ("exact_match", "%", 4)
+    assert 0 <= entry["score"] <= 100
+
+
+def test_an_unknown_task_is_named_before_anything_runs(catalogue: Path) -> None:
+    for known in (["pair"], ["sums"], ["loose", "told"]):
+        harness.fetch(known)
+    with pytest.raises(ValueError, match=r"tasks=pair,first could not be fetched \(ValueError: Duplicate task"):
+        harness.fetch(["pair", "first"])
+    with pytest.raises(ValueError, match="lm-eval has no task thrid"):
+        harness.fetch(["first", "thrid"])
+
+
+def test_of_a_metric_under_several_filters_the_first_counts() -> None:
+    found = {
+        "results": {
+            "gsm8k": {
+                "exact_match,strict": 0.2,
+                "exact_match_stderr,strict": "N/A",
+                "exact_match,flexible": 0.4,
+            }
+        },
+        "n-samples": {"gsm8k": {"original": 5, "effective": 5}},
+        "n-shot": {"gsm8k": 5},
+        "versions": {"gsm8k": 3.0},
+    }
+    entry = harness.scores(found, ["gsm8k"], {})["gsm8k"]
+    assert (entry["score"], entry["num_fewshot"], entry["limited"]) == (20.0, 5, None)

@@ -1,0 +1,181 @@
+"""task=export through the front door's task: folders that load by themselves, with the run's record."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from src.artefacts import sha256_file
+from src.launch import Job
+from src.mistakes import UserError
+from src.models.gpt import GPT
+from src.models.pretrained import from_pretrained, read_recipe
+from src.tasks import evaluate, export
+from src.tasks.settings import read_settings
+from src.tasks.train import build_gpt
+from tests.runs import ROOT, SMALL, make_shards, result, run
+
+SUITE = [
+    "evaluation=limited",
+    "~evaluation.perplexity.wikitext2",
+    "evaluation.perplexity.lambada.limit_tokens=128",
+    "evaluation.lm_eval.tasks=[]",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ends in the middle of its strategy's warm-up."""
+    cwd = tmp_path_factory.mktemp("trained")
+    keys = [a for a in SMALL if not a.startswith(("evaluation=", "model.vocab_size="))]
+    done = run(
+        *keys,
+        *SUITE,
+        "residual=prores",
+        "residual.warmup_fraction=1.0",
+        f"data.path={make_shards(cwd / 'shards')}",
+        "hydra.run.dir=r",
+        cwd=cwd,
+    )
+    assert done.returncode == 0, done.stderr
+    return cwd / "r"
+
+
+def do(task: str, *overrides: str, cwd: Path) -> Path:
+    """A task in this process; returns its folder."""
+    folder = Path(tempfile.mkdtemp(dir=cwd))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        keys = [f"task={task}", "trainer=cpu", "trainer.threads=1", *SUITE, *overrides]
+        config = compose("config", keys)
+    {"export": export, "evaluate": evaluate}[task].run(Job(folder, config, resumes=False))
+    return folder
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(500, (2, 32), generator=torch.Generator().manual_seed(0))
+
+
+def of_checkpoint(path: Path, *, step: int, max_steps: int) -> GPT:
+    """The model of a checkpoint, put together here."""
+    from omegaconf import OmegaConf
+
+    stored = torch.load(path, weights_only=True)
+    gpt = build_gpt(read_settings(OmegaConf.create(stored["reslab"]["config"])))
+    gpt.load_state_dict({k.removeprefix("gpt."): v for k, v in stored["state_dict"].items()})
+    gpt.residual.on_step(step, max_steps)
+    return gpt.eval()
+
+
+def test_a_strategy_goes_out_and_comes_back_with_its_schedule(trained: Path, tmp_path: Path) -> None:
+    do("export", f"run={trained}", f"output={tmp_path}/hub", cwd=tmp_path)
+    names = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == names
+    last = trained / "checkpoints/last.ckpt"
+    expected = of_checkpoint(last, step=11, max_steps=12)
+    found = from_pretrained(tmp_path / "hub")
+    assert torch.equal(found(ids()), expected(ids()))
+    assert not torch.equal(found(ids()), of_checkpoint(last, step=0, max_steps=12)(ids()))
+    recipe = read_recipe(tmp_path / "hub")
+    assert (recipe.step, recipe.max_steps) == (12, 12)
+    assert recipe.run["config_hash"] == result(trained)["config_hash"]
+    assert recipe.run["data_hash"] == result(trained)["data"]["hash"]
+
+
+def test_an_exported_folder_scores_as_its_run(trained: Path, tmp_path: Path) -> None:
+    do("export", f"run={trained}", f"output={tmp_path}/hub", cwd=tmp_path)
+    stated = json.loads((do("evaluate", f"hf={tmp_path}/hub", cwd=tmp_path) / "evaluation.json").read_text())
+    assert stated["scores"]["perplexity"] == result(trained)["perplexity"]
+    assert stated["step"] == 12
+    assert stated["config_hash"] == result(trained)["config_hash"]
+    assert stated["checkpoint"]["sha256"] == sha256_file(tmp_path / "hub/model.safetensors")
+
+
+def test_the_card_holds_the_runs_record_and_no_folder_of_this_machine(trained: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(trained, tmp_path / "copied"))
+    do("evaluate", f"run={copied}", "evaluation.perplexity.lambada.limit_tokens=64", cwd=tmp_path)
+    do("export", f"run={copied}", f"output={tmp_path}/hub", cwd=tmp_path)
+    card = (tmp_path / "hub/README.md").read_text()
+    stated = result(trained)
+    assert card.startswith("---\nlibrary_name: reslab\n")
+    for words in (
+        f"{stated['val_loss']:.4f} nats",
+        f"| lambada perplexity | {stated['perplexity']['lambada']['ppl']:.2f} | first 128 of",
+        "| first 64 of",
+        "after 12 of 12 optimizer steps",
+        stated["config_hash"],
+        stated["data"]["hash"],
+        sha256_file(copied / "checkpoints/last.ckpt"),
+        "_target_: src.residual.prores.ProRes",
+        "warmup_fraction: 1.0",
+        "from src.models.pretrained import from_pretrained",
+        f"tokens seen: {stated['tokens']:,}",
+    ):
+        assert words in card
+    assert str(tmp_path) not in card
+    assert str(trained.parent) not in card
+
+
+def test_the_tokenizer_loads_in_transformers(trained: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="a development dependency")
+    do("export", f"run={trained}", f"output={tmp_path}/hub", cwd=tmp_path)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hub")
+    assert tokenizer.encode("Hello world") == [15496, 995]
+    assert tokenizer.model_max_length == 32
+
+
+def test_another_checkpoint_of_the_run_is_exported_at_its_own_step(trained: Path, tmp_path: Path) -> None:
+    stored = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    stored["reslab"]["step"] = 4
+    torch.save(stored, tmp_path / "mine.ckpt")
+    do("export", f"checkpoint={tmp_path}/mine.ckpt", f"output={tmp_path}/hub", cwd=tmp_path)
+    expected = of_checkpoint(tmp_path / "mine.ckpt", step=3, max_steps=12)
+    assert torch.equal(from_pretrained(tmp_path / "hub")(ids()), expected(ids()))
+    assert "None of these weights." in (tmp_path / "hub/README.md").read_text()
+
+
+def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(trained, tmp_path / "copied"))
+    stored = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
+    stored["reslab"]["step"] = 4
+    torch.save(stored, copied / "checkpoints/other.ckpt")
+    cases: list[tuple[list[str], str]] = [
+        ([f"run={copied}"], "output is missing; give output=<folder>"),
+        (["output=x"], "give one of run=<folder>"),
+        ([f"run={tmp_path}", f"output={tmp_path}/hub"], "is no run folder"),
+        ([f"run={copied}", f"output={copied}"], "exists already"),
+        ([f"run={copied}", "checkpoint=all", f"output={tmp_path}/hub"], "export takes one checkpoint"),
+        ([f"checkpoint={tmp_path}/no.ckpt", f"output={tmp_path}/hub"], "no checkpoint there"),
+    ]
+    for overrides, words in cases:
+        with pytest.raises(UserError, match=words):
+            do("export", *overrides, cwd=tmp_path)
+    assert not (tmp_path / "hub").exists()
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_all_checkpoints_of_a_run_are_scored_once_each_and_make_a_curve(trained: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(trained, tmp_path / "copied"))
+    stored: dict[str, Any] = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
+    for step in (4, 8):
+        stored["reslab"]["step"] = step
+        torch.save(stored, copied / f"checkpoints/z{12 - step}.ckpt")  # names that sort the other way
+    folder = do("evaluate", f"run={copied}", "checkpoint=all", cwd=tmp_path)
+    records = json.loads((folder / "evaluation.json").read_text())
+    assert [record["step"] for record in records] == [4, 8, 12]  # best.ckpt is last.ckpt
+    assert records[2]["checkpoint"]["file"].endswith("last.ckpt")
+    assert len(list((copied / "evaluations").iterdir())) == 3
+    header, *rows = (folder / "curve.csv").read_text().splitlines()
+    assert header == "name,step,perplexity/lambada,file"
+    ppl = [float(row.split(",")[2]) for row in rows]
+    assert ppl == [record["scores"]["perplexity"]["lambada"]["ppl"] for record in records]
+    assert len(set(ppl)) == 3
+    files = ",".join(str(copied / f"checkpoints/{name}.ckpt") for name in ("z4", "z8"))
+    again = do("evaluate", f"checkpoint=[{files}]", cwd=tmp_path)
+    assert json.loads((again / "evaluation.json").read_text()) == records[:2]
+    with pytest.raises(UserError, match=r"checkpoint=\[\] names none"):
+        do("evaluate", f"run={copied}", "checkpoint=[]", cwd=tmp_path)
