@@ -8,6 +8,7 @@ runs into the time-out of the others' collectives, and they end. The rank that f
 """
 
 import ctypes
+import importlib
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 GRACE_S = 20.0
+#: How long a rank may take to start; what its collectives may take is a key.
+START_S = 300.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -68,11 +71,13 @@ def other_ranks(
     os.environ.update(place, LOCAL_RANK="0", RANK="0")
     for rank in range(1, n):
         _error_file(folder, rank).unlink(missing_ok=True)
+        _ready_file(folder, rank).unlink(missing_ok=True)
     children = [_start(folder, rank, resumes, place) for rank in range(1, n)]
     done = threading.Event()
     watch = threading.Thread(target=_watch, args=(folder, children, done, on_lost, on_interrupted), daemon=True)
     watch.start()
     try:
+        _wait_for_start(folder, children)
         yield
         _leave_group()
         for child in children:
@@ -89,6 +94,19 @@ def other_ranks(
         _end(children)
         os.environ.clear()
         os.environ.update(before)
+
+
+def _wait_for_start(folder: Path, children: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + START_S
+    for rank, child in enumerate(children, 1):
+        while not _ready_file(folder, rank).exists() and child.poll() is None:
+            if time.monotonic() > deadline:
+                raise RankError(f"rank {rank} did not start within {START_S:g} s")
+            time.sleep(0.02)
+
+
+def _ready_file(folder: Path, rank: int) -> Path:
+    return folder / f".rank{rank}.ready"
 
 
 def _error_file(folder: Path, rank: int) -> Path:
@@ -190,7 +208,12 @@ def main() -> int:
     folder = Path(sys.argv[1])
     config = OmegaConf.load(folder / "config.yaml")
     job = Job(folder, config, sys.argv[2] == "resume", rank=int(os.environ["RANK"]))  # type: ignore[arg-type]  # a mapping
+    importlib.import_module(
+        str(job.config.task._target_).rpartition(".")[0]
+    )  # most of the time that a start takes
+    _ready_file(folder, job.rank).touch()
     code, line, _ = run_task(job)
+    _ready_file(folder, job.rank).unlink(missing_ok=True)
     if code == FAILED:
         _error_file(folder, job.rank).write_text(line.removeprefix("failed: "), encoding="utf-8")
         _end_stopped_parent()

@@ -208,8 +208,7 @@ def close_record(job: Job, record: RunRecord, soft: Soft) -> float:
         _show_end(job, record, rows, losses[-1])
     record.finish("completed", None)
     log.info("%s", table(record.result))
-    if (job.folder / "figures" / "loss.png").exists():
-        log.info("curve: %s", job.folder / "figures" / "loss.png")
+    log.info("curve: %s", job.folder / "figures" / "loss.png")
     return losses[-1]
 
 
