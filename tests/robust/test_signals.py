@@ -61,6 +61,7 @@ def test_a_second_signal_and_the_end_of_the_grace_leave_at_once(shards: Path, tm
     stuck = [*LONGER, *faulty("hang", 9, tmp_path, times=9), f"data.path={shards}"]
     process = start(*stuck, "hydra.run.dir=a", cwd=tmp_path)
     wait_for_row(9, tmp_path / "a", process)
+    time.sleep(1.0)  # until it hangs in the next step
     process.send_signal(signal.SIGTERM)
     time.sleep(1.0)
     assert process.poll() is None  # it waits for the end of the step
@@ -69,6 +70,7 @@ def test_a_second_signal_and_the_end_of_the_grace_leave_at_once(shards: Path, tm
     assert process.returncode == 143
     process = start(*stuck, "hydra.run.dir=b", "safety.grace_s=2", cwd=tmp_path)
     wait_for_row(9, tmp_path / "b", process)
+    time.sleep(1.0)  # until it hangs in the next step
     process.send_signal(signal.SIGTERM)
     _, words = process.communicate(timeout=20)
     assert process.returncode == 143
