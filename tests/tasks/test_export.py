@@ -161,20 +161,20 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(trained: Pat
 def test_all_checkpoints_of_a_run_are_scored_once_each_and_make_a_curve(trained: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(trained, tmp_path / "copied"))
     stored: dict[str, Any] = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
-    for step in (4, 8):
+    for step in (3, 5):  # beside those that the run keeps, of steps 8 and 12
         stored["reslab"]["step"] = step
         torch.save(stored, copied / f"checkpoints/z{12 - step}.ckpt")  # names that sort the other way
     folder = do("evaluate", f"run={copied}", "checkpoint=all", cwd=tmp_path)
     records = json.loads((folder / "evaluation.json").read_text())
-    assert [record["step"] for record in records] == [4, 8, 12]  # best.ckpt is last.ckpt
-    assert records[2]["checkpoint"]["file"].endswith("last.ckpt")
-    assert len(list((copied / "evaluations").iterdir())) == 3
+    assert [record["step"] for record in records] == [3, 5, 8, 12]  # best.ckpt is last.ckpt
+    assert records[3]["checkpoint"]["file"].endswith("last.ckpt")
+    assert len(list((copied / "evaluations").iterdir())) == 4
     header, *rows = (folder / "curve.csv").read_text().splitlines()
     assert header == "name,step,perplexity/lambada,file"
     ppl = [float(row.split(",")[2]) for row in rows]
     assert ppl == [record["scores"]["perplexity"]["lambada"]["ppl"] for record in records]
-    assert len(set(ppl)) == 3
-    files = ",".join(str(copied / f"checkpoints/{name}.ckpt") for name in ("z4", "z8"))
+    assert len(set(ppl)) == 4
+    files = ",".join(str(copied / f"checkpoints/{name}.ckpt") for name in ("z9", "z7"))
     again = do("evaluate", f"checkpoint=[{files}]", cwd=tmp_path)
     assert json.loads((again / "evaluation.json").read_text()) == records[:2]
     with pytest.raises(UserError, match=r"checkpoint=\[\] names none"):
