@@ -91,12 +91,15 @@ def _rms(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
 
 
 def learned(gpt: GPT) -> dict[str, Tensor]:
-    """The strategy's parameters by name, [rows, columns] on the CPU; wide rows are one column, their mean."""
+    """The strategy's parameters by name, [rows, columns] on the CPU; of wide rows the mean and the RMS."""
     tables = {}
     for name, p in gpt.residual.named_parameters():
         if "norm" not in name:
-            table = (
-                p.detach().float().cpu().flatten(1) if p.dim() > 1 else p.detach().float().cpu().unsqueeze(1)
-            )
-            tables[name] = table if table.shape[1] <= MAX_COLUMNS else table.mean(1, keepdim=True)
+            values = p.detach().float().cpu()
+            table = values.flatten(1) if p.dim() > 1 else values.unsqueeze(1)
+            if table.shape[1] <= MAX_COLUMNS:
+                tables[name] = table
+            else:
+                tables[f"{name}, mean of a row"] = table.mean(1, keepdim=True)
+                tables[f"{name}, RMS of a row"] = table.square().mean(1, keepdim=True).sqrt()
     return tables

@@ -9,26 +9,17 @@ Shape letters: N streams, C = N + 2 columns of W (A_m, A_r, B).
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import (
-    SiteWeights,
-    Streams,
-    require_streams,
-    scale_output_,
-    static_mixing,
-    stream_mixing,
-    widen,
-    write_streams,
-)
+from src.residual.base import ParamGroup, Site, StreamSpec
+from src.residual.hyper_streams import SiteWeights, Streams, scale_output_, static_mixing
 from src.residual.hyperconn_read import Weights, dynamic_weights, read_dynamic
+from src.residual.weighed_streams import WeighedStreams
 
 
-class HyperConnections(ResidualStrategy[Streams]):
+class HyperConnections(WeighedStreams):
     """N * (N + 2) + D * (N + 4) + 2 parameters a site; only W has weight decay, as in the paper.
 
     Args:
@@ -39,12 +30,9 @@ class HyperConnections(ResidualStrategy[Streams]):
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
     """
 
-    may_skip: ClassVar[bool] = True
-
     def __init__(self, spec: StreamSpec, *, n_stream: int, scale_init: float, output_init_scale: float) -> None:
-        super().__init__()
-        require_streams(n_stream)
-        self.n_stream, self.output_init_scale = n_stream, output_init_scale
+        super().__init__(n_stream)
+        self.output_init_scale = output_init_scale
         self.a_SNM, self.b_SN = static_mixing(spec, n_stream)
         self.w_SDC = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd, n_stream + 2))
         self.norm_weight_SD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
@@ -58,26 +46,13 @@ class HyperConnections(ResidualStrategy[Streams]):
     def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
         scale_output_(sublayer, self.output_init_scale)
 
-    def begin(self, x0_BTD: Tensor) -> Streams:
-        return widen(x0_BTD, self.n_stream, self.b_SN[0])
-
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
         return read_dynamic(state.h_BTND, self._site(site.index))
-
-    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return write_streams(state, y_BTD)
-
-    def end(self, state: Streams) -> Tensor:
-        return state.h_BTND.mean(2)
-
-    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
-        end_N = x0_BTD.new_full((self.n_stream,), 1 / self.n_stream)
-        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
 
     def _site(self, k: int) -> Weights:
         packed = (self.w_SDC, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2, self.a_SNM, self.b_SN)
         return Weights(*(tensor[k] for tensor in packed))
 
-    def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+    def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
         dynamic = dynamic_weights(h_BTND, self._site(k))
         return SiteWeights(dynamic.a_BTNM, dynamic.b_BTN)

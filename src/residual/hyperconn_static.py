@@ -7,23 +7,14 @@ At init: vanilla (all streams are equal; site k reads stream k mod n), with `out
 Shape letters: N streams.
 """
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import (
-    Streams,
-    mix,
-    require_streams,
-    scale_output_,
-    static_mixing,
-    widen,
-    write_streams,
-)
+from src.residual.base import Site, StreamSpec
+from src.residual.hyper_streams import SiteWeights, scale_output_, static_mixing
+from src.residual.weighed_streams import WeighedStreams
 
 
-class StaticHyperConnections(ResidualStrategy[Streams]):
+class StaticHyperConnections(WeighedStreams):
     """N * (N + 2) parameters a site, lr x 1, no weight decay.
 
     Args:
@@ -33,26 +24,13 @@ class StaticHyperConnections(ResidualStrategy[Streams]):
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
     """
 
-    may_skip: ClassVar[bool] = True
-
     def __init__(self, spec: StreamSpec, *, n_stream: int, output_init_scale: float) -> None:
-        super().__init__()
-        require_streams(n_stream)
-        self.n_stream, self.output_init_scale = n_stream, output_init_scale
+        super().__init__(n_stream)
+        self.output_init_scale = output_init_scale
         self.a_SNM, self.b_SN = static_mixing(spec, n_stream)
 
     def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
         scale_output_(sublayer, self.output_init_scale)
 
-    def begin(self, x0_BTD: Tensor) -> Streams:
-        return widen(x0_BTD, self.n_stream, self.b_SN[0])
-
-    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        u_BTD, h_BTND = mix(self.a_SNM[site.index], state.h_BTND)
-        return u_BTD, Streams(h_BTND, self.b_SN[site.index])
-
-    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return write_streams(state, y_BTD)
-
-    def end(self, state: Streams) -> Tensor:
-        return state.h_BTND.mean(2)
+    def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+        return SiteWeights(self.a_SNM[k], self.b_SN[k])

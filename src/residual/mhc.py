@@ -12,26 +12,18 @@ Shape letters: N streams, C = N * N + 2 * N columns of phi, V = N * D.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import (
-    SiteWeights,
-    Streams,
-    mix,
-    require_streams,
-    stream_mixing,
-    widen,
-    write_streams,
-)
+from src.residual.base import ParamGroup, StreamSpec
+from src.residual.hyper_streams import SiteWeights
 from src.residual.projected_streams import mixing_weights, project
 from src.residual.sinkhorn import sinkhorn
+from src.residual.weighed_streams import WeighedStreams
 
 
-class ManifoldHyperConnections(ResidualStrategy[Streams]):
+class ManifoldHyperConnections(WeighedStreams):
     """(V + 1) * C + 3 parameters a site, lr x 1; only phi has weight decay.
 
     Args:
@@ -44,8 +36,6 @@ class ManifoldHyperConnections(ResidualStrategy[Streams]):
         eps: added to the mean square of vec(H).
     """
 
-    may_skip: ClassVar[bool] = True
-
     def __init__(
         self,
         spec: StreamSpec,
@@ -57,11 +47,10 @@ class ManifoldHyperConnections(ResidualStrategy[Streams]):
         res_logit: float,
         eps: float,
     ) -> None:
-        super().__init__()
-        require_streams(n_stream)
+        super().__init__(n_stream)
         if not 0 < own_share < 1:
             raise ValueError(f"residual.own_share must be between 0 and 1, got {own_share}; 0.7 is customary")
-        self.n_stream, self.n_iteration, self.eps = n_stream, n_iteration, eps
+        self.n_iteration, self.eps = n_iteration, eps
         n_column = n_stream * (n_stream + 2)
         self.phi_SCV = nn.Parameter(torch.zeros(spec.n_site, n_column, n_stream * spec.n_embd))
         self.scale_S3 = nn.Parameter(torch.full((spec.n_site, 3), scale_init))  # of pre, post, res
@@ -75,25 +64,7 @@ class ManifoldHyperConnections(ResidualStrategy[Streams]):
         yield ParamGroup((self.phi_SCV,), decay=True)
         yield ParamGroup((self.scale_S3, self.bias_SC))
 
-    def begin(self, x0_BTD: Tensor) -> Streams:
-        return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
-
-    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        a, b = self._weights(site.index, state.h_BTND)
-        u_BTD, h_BTND = mix(a, state.h_BTND)
-        return u_BTD, Streams(h_BTND, b)
-
-    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return write_streams(state, y_BTD)
-
-    def end(self, state: Streams) -> Tensor:
-        return state.h_BTND.mean(2)
-
-    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
-        end_N = x0_BTD.new_full((self.n_stream,), 1 / self.n_stream)
-        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
-
-    def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+    def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
         n = self.n_stream
         weights = project(h_BTND, self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k], self.eps)
         logit_BTR = weights.mixing_BTR

@@ -12,27 +12,19 @@ Shape letters: N streams, C = N! + 2 * N columns of phi, V = N * D.
 
 from collections.abc import Iterator
 from itertools import permutations
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import (
-    SiteWeights,
-    Streams,
-    mix,
-    require_streams,
-    stream_mixing,
-    widen,
-    write_streams,
-)
+from src.residual.base import ParamGroup, StreamSpec
+from src.residual.hyper_streams import SiteWeights, Streams
 from src.residual.projected_streams import mixing_weights, project
+from src.residual.weighed_streams import WeighedStreams
 
 MAX_STREAM = 5  # 120 permutations; 6 streams would have 720
 
 
-class ManifoldHyperConnectionsLite(ResidualStrategy[Streams]):
+class ManifoldHyperConnectionsLite(WeighedStreams):
     """(C + 1) * V + C + 3 parameters a site, lr x 1; only phi has weight decay.
 
     Args:
@@ -43,8 +35,6 @@ class ManifoldHyperConnectionsLite(ResidualStrategy[Streams]):
         res_logit: initial logit of all permutations but the identity (-8 in the source).
         eps: added to the mean square of vec(H).
     """
-
-    may_skip: ClassVar[bool] = True
 
     perm_RNN: Tensor
 
@@ -58,14 +48,13 @@ class ManifoldHyperConnectionsLite(ResidualStrategy[Streams]):
         res_logit: float,
         eps: float,
     ) -> None:
-        super().__init__()
-        require_streams(n_stream)
+        super().__init__(n_stream)
         if n_stream > MAX_STREAM:
             raise ValueError(
                 f"residual.n_stream must be at most {MAX_STREAM} for mhc_lite, which has n_stream! permutations, "
                 f"got {n_stream}; for more streams use residual=mhc"
             )
-        self.n_stream, self.eps = n_stream, eps
+        self.eps = eps
         orders = torch.tensor(list(permutations(range(n_stream))))
         self.register_buffer("perm_RNN", nn.functional.one_hot(orders, n_stream).float(), persistent=False)
         width, n_column = n_stream * spec.n_embd, len(orders) + 2 * n_stream
@@ -82,26 +71,14 @@ class ManifoldHyperConnectionsLite(ResidualStrategy[Streams]):
         yield ParamGroup((self.phi_SCV,), decay=True)
         yield ParamGroup((self.gain_SV, self.scale_S3, self.bias_SC))
 
-    def begin(self, x0_BTD: Tensor) -> Streams:
-        return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
-
-    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        a, b = self._weights(site.index, state.h_BTND)
-        u_BTD, h_BTND = mix(a, state.h_BTND)
-        return u_BTD, Streams(h_BTND, b)
-
-    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return write_streams(state, y_BTD)
-
-    def end(self, state: Streams) -> Tensor:
-        return state.h_BTND.sum(2)
-
-    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
-        end_N = x0_BTD.new_full((self.n_stream,), 1.0)
-        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, self._weights, lambda _: end_N)
-
-    def _weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+    def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
         phi_CV = self.phi_SCV[k] * self.gain_SV[k]
         weights = project(h_BTND, phi_CV, self.scale_S3[k], self.bias_SC[k], self.eps)
         res_BTNN = torch.tensordot(weights.mixing_BTR.softmax(-1), self.perm_RNN, dims=1)
         return SiteWeights(mixing_weights(weights.pre_BTN, res_BTNN), weights.post_BTN)
+
+    def end(self, state: Streams) -> Tensor:
+        return state.h_BTND.sum(2)
+
+    def end_weights(self, h_BTND: Tensor) -> Tensor:
+        return h_BTND.new_ones(self.n_stream)
