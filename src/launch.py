@@ -161,8 +161,10 @@ def _run_logged(job: Job, said: str = "") -> tuple[int, str, float | None]:
         return MISTAKE, explain(error), None
     except (Interrupted, KeyboardInterrupt) as stop:
         signum = stop.signum if isinstance(stop, Interrupted) else 2
-        log.warning("%s", str(stop) or "stopped by SIGINT")
-        return exit_code(signum), str(stop) or "stopped by SIGINT", None
+        reason = str(stop) or "stopped by SIGINT"
+        goes_on = (job.folder / "metrics.jsonl").exists()  # a training that has begun
+        log.warning("%s%s", reason, f"; python run.py resume={job.folder} goes on" if goes_on else "")
+        return exit_code(signum), reason, None
     except Exception as error:
         log.error("failed: %s\n%s", one_line(error), traceback.format_exc())
         return FAILED, f"failed: {one_line(error)}", None

@@ -119,7 +119,7 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", text):
         group, option = found.groups()
         if (CONF / group).is_dir():
-            return f"{group}={option} is no option{_meant(option, options(group))}; options: " + ", ".join(
+            return f"{group}={option} is no option{meant(option, options(group))}; options: " + ", ".join(
                 options(group)
             )
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -131,10 +131,11 @@ def explain(error: BaseException) -> str:
 
 def unknown_key(key: str) -> str:
     """What to say of a key that does not exist."""
-    return f"{key} is no key{_meant(key, keys())}; `python run.py --cfg job` shows them all"
+    return f"{key} is no key{meant(key, keys())}; `python run.py --cfg job` shows them all"
 
 
-def _meant(name: str, known: list[str]) -> str:
+def meant(name: str, known: list[str]) -> str:
+    """The nearest of the names that there are, as the end of a sentence."""
     near = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {near[0]}?" if near else ""
 

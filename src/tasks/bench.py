@@ -28,7 +28,7 @@ from src.launch import COMPLETED, Job, TaskEnd
 from src.mistakes import UserError
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
-from src.overrides import CONF
+from src.overrides import CONF, meant
 from src.tasks.chip import matmul_speed, published_peak
 from src.tasks.schema import read_section
 from src.tasks.settings import Settings, read_settings
@@ -59,7 +59,9 @@ class BenchKeys:
         asked = [asked] if isinstance(asked, str) else [str(name) for name in asked]
         for name in [*asked, self.baseline]:
             if name not in shipped:
-                raise ValueError(f"bench.residual: there is no {name}; there are all, {', '.join(shipped)}")
+                raise ValueError(
+                    f"bench.residual={name} is no strategy{meant(name, shipped)}; all, or {', '.join(shipped)}"
+                )
         return [name for name in asked if name != self.baseline]
 
 

@@ -111,7 +111,7 @@ def test_a_strategy_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = run("task=bench", *SMALL, "bench.residual=[atnres]", cwd=tmp_path)
     assert done.returncode == 2
     assert len(error_lines(done)) == 1
-    assert "there is no atnres" in done.stderr
+    assert "atnres is no strategy, did you mean attnres?" in done.stderr
 
 
 def test_the_readme_has_a_line_for_every_strategy() -> None:
