@@ -61,6 +61,14 @@ class StopRequest:
         if not self.signum:
             os.kill(os.getpid(), signum)
 
+    def agree(self, signum: int) -> None:
+        """Stop as every rank does after this step.
+
+        Never called with 0: a signal that comes while the ranks agree on "none" stays noted, for the next step.
+        """
+        self.signum = signum
+        self.reason = self.reason or f"stopped by {signal.Signals(signum).name} to another rank"
+
     def check(self) -> None:
         """Leave now, if a signal was noted."""
         if self.signum:
@@ -117,8 +125,11 @@ class StopOnSignal(L.Callback):
         if self._group is not None:
             flag = torch.tensor(self.request.signum)
             distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
-            self.request.signum = int(flag.item())
-        if self.request.signum:
+            agreed = int(flag.item())
+        else:
+            agreed = self.request.signum
+        if agreed:
+            self.request.agree(agreed)
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -3,9 +3,12 @@
 import os
 import signal
 
+import lightning as L
 import pytest
+import torch
+from torch import distributed
 
-from src.callbacks.stop import StopRequest
+from src.callbacks.stop import StopOnSignal, StopRequest
 from src.mistakes import Interrupted
 
 
@@ -25,6 +28,31 @@ def test_a_signal_inside_a_step_is_noted(tmp_path: object) -> None:
         assert request.signum == signal.SIGTERM
         with pytest.raises(Interrupted, match="SIGTERM"):
             request.check()
+
+
+class _TwoRanks(L.Trainer):
+    world_size = 2
+
+
+def test_a_signal_while_the_ranks_agree_on_none_stops_them_after_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = StopRequest(grace_s=60.0)
+    stop = StopOnSignal(request, max_s=None, timeout_s=1.0)
+    trainer = _TwoRanks(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+    def wait_and_be_signalled(flag: torch.Tensor, **_: object) -> None:
+        if not request.signum:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(distributed, "new_group", lambda **_: "a group")
+    monkeypatch.setattr(distributed, "all_reduce", wait_and_be_signalled)
+    with request.installed():
+        stop.on_train_start(trainer, L.LightningModule())
+        stop.on_train_batch_end(trainer, L.LightningModule())
+        assert not trainer.should_stop  # the others know nothing of it yet
+        stop.on_train_batch_end(trainer, L.LightningModule())
+        assert trainer.should_stop and request.signum == signal.SIGTERM
 
 
 def test_handlers_are_restored() -> None:
