@@ -37,11 +37,19 @@ def read_texts(path: Path, field: str) -> list[str]:
         texts = []
         for number, line in enumerate(file, 1):
             try:
-                text = json.loads(line)[field]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                text = None
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                raise ValueError(f"{path}, row {number}: not a line of JSON") from None
+            text = row.get(field) if isinstance(row, dict) else None
             if not isinstance(text, str):
-                raise ValueError(f"{path}, row {number}: no text in field {field!r}")
+                there = (
+                    [key for key, value in row.items() if isinstance(value, str)]
+                    if isinstance(row, dict)
+                    else []
+                )
+                raise ValueError(
+                    f"{path}, row {number}: no text in field {field!r}; texts there: {', '.join(there) or 'none'}"
+                )
             texts.append(text)
     return texts
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from src.reporting.leaderboard import comparison, leaderboard, scores_frame
 from src.reporting.runs import find_runs
-from src.reporting.statistics import Difference, sentence
+from src.reporting.statistics import Difference, sentence, untested_sentence
 from src.reporting.systems import Sorted, System, Unfair, sort_runs, unfair
 
 
@@ -27,21 +27,25 @@ class Report:
         if self.baseline is None:
             return []
         losses = self.compared[self.compared["metric"] == "val loss"].set_index("system")
-        said = []
+        said, untested = [], []
         for label in self.board["system"]:
             row = losses.loc[label].astype(object).where(losses.loc[label].notna(), None)
-            if label != self.baseline.label:
-                d = Difference(
-                    row["difference"],
-                    row["low"],
-                    row["high"],
-                    row["p"],
-                    row["test"],
-                    int(row["pairs"]),
-                    row["sd of difference"],
-                )
+            if label == self.baseline.label:
+                continue
+            d = Difference(
+                row["difference"],
+                row["low"],
+                row["high"],
+                row["p"],
+                row["test"],
+                int(row["pairs"]),
+                row["sd of difference"],
+            )
+            if d.p is None:
+                untested.append((label, d.mean))
+            else:
                 said.append(sentence(label, self.baseline.label, d, row["p (Holm)"]))
-        return said
+        return [*said, *untested_sentence(untested, self.baseline.label)]
 
 
 def make_report(folders: list[Path], baseline: str | None, axis: list[str]) -> Report:

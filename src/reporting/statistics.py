@@ -105,10 +105,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def sentence(system: str, baseline: str, d: Difference, p_corrected: float | None) -> str:
-    """What the validation losses say about a system, in words."""
+    """What the validation losses say about a system that could be tested, in words."""
     size = f"{abs(d.mean):.4f} nats"
     if d.p is None or d.low is None or d.high is None or d.sd is None:
-        return f"{system} is {size} {_side(d.mean)} {baseline} with one seed: not distinguishable, no test is possible."
+        raise ValueError(f"{system} has one seed: untested_sentence() is for it")
     if d.mean == 0 and d.sd == 0:
         return f"{system} equals {baseline} in each of {d.n} seeds."
     seeds = f"{d.n} seeds, sd {d.sd:.4f}"
@@ -117,6 +117,14 @@ def sentence(system: str, baseline: str, d: Difference, p_corrected: float | Non
         return f"{system} is {size} {_side(d.mean)} {baseline} ({seeds}; {interval})."
     after = " once p is corrected for the number of comparisons" if d.p < ALPHA else ""
     return f"{system} and {baseline}: {size}, {seeds}: not distinguishable{after} ({interval})."
+
+
+def untested_sentence(systems: Sequence[tuple[str, float]], baseline: str) -> list[str]:
+    """Systems of one seed and their differences, in one sentence; nothing where there is none."""
+    if not systems:
+        return []
+    each = ", ".join(f"{system} ({mean:+.4f})" for system, mean in systems)
+    return [f"With one seed no test is possible, so not distinguishable from {baseline}, in nats: {each}."]
 
 
 def _side(mean: float) -> str:

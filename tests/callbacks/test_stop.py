@@ -52,7 +52,8 @@ def test_a_signal_while_the_ranks_agree_on_none_stops_them_after_the_next_step(
         stop.on_train_batch_end(trainer, L.LightningModule())
         assert not trainer.should_stop  # the others know nothing of it yet
         stop.on_train_batch_end(trainer, L.LightningModule())
-        assert trainer.should_stop and request.signum == signal.SIGTERM
+        assert trainer.should_stop
+        assert request.signum == signal.SIGTERM
 
 
 def test_handlers_are_restored() -> None:

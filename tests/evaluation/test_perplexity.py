@@ -107,7 +107,7 @@ def test_rows_and_plain_text_make_the_same_stream(texts: Path) -> None:
 
 
 def test_a_row_without_text_and_a_missing_file_are_named(texts: Path) -> None:
-    with pytest.raises(ValueError, match="row 1: no text in field 'body'"):
+    with pytest.raises(ValueError, match="row 1: no text in field 'body'; texts there: text"):
         read_texts(texts / "t.jsonl.xz", "body")
     with pytest.raises(ValueError, match=r"evaluation\.x\.path=gone\.txt: no such file"):
         resolve_path("evaluation.x.path", "gone.txt")
