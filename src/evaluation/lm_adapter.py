@@ -18,20 +18,17 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, distributed
-from torch.nn import functional as F
 
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.evaluation.generation import continuation, generate, padded
 from src.evaluation.shared_forwards import Forward, Row, forwards, scored_positions
 from src.models.gpt import GPT
+from src.models.loss import CHUNK_ROWS, Logits, log_softmax_, product_type
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
 T = TypeVar("T")
 R = TypeVar("R")
-
-#: Rows of logits that exist at once.
-HEAD_ROWS = 512
 
 
 class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
@@ -114,16 +111,18 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """Log-probability of each target at its place, in float64, and whether it is the likeliest token."""
         logp_M = torch.empty(len(target_M), dtype=torch.float64)
         greedy_M = torch.empty(len(target_M), dtype=torch.bool)
-        for at in range(0, len(x_PD), HEAD_ROWS):
-            here_M = (place_M >= at) & (place_M < at + HEAD_ROWS)
-            place, target = place_M[here_M] - at, target_M[here_M]
-            logits = F.linear(x_PD[at : at + HEAD_ROWS], self.model.embedding.get_lm_head_weight()).float()
-            top, likeliest = logits.max(-1)
-            of_target = logits[place, target] - top[place]
-            log_sum = logits.sub_(top[:, None]).exp_().sum(-1).log()
+        w_VD = self.model.embedding.get_lm_head_weight().to(product_type(x_PD))
+        head = Logits(x_PD, w_VD)
+        for at in range(0, len(x_PD), CHUNK_ROWS):
+            here_M = (place_M >= at) & (place_M < at + CHUNK_ROWS)
+            pairs = place_M[here_M] - at, target_M[here_M]
+            logits_CV = head(x_PD[at : at + CHUNK_ROWS].to(w_VD.dtype))
+            greedy = logits_CV[pairs] == logits_CV.amax(-1)[pairs[0]]
+            place, target = (index[greedy] for index in pairs)
+            greedy[greedy.clone()] = logits_CV[place].argmax(-1) == target  # of equal ones, the first
             here_M = here_M.cpu()
-            logp_M[here_M] = (of_target - log_sum[place]).double().cpu()
-            greedy_M[here_M] = (likeliest[place] == target).cpu()
+            greedy_M[here_M] = greedy.cpu()
+            logp_M[here_M] = log_softmax_(logits_CV)[pairs].double().cpu()
         return logp_M, greedy_M
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:

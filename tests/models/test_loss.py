@@ -120,9 +120,9 @@ def test_token_losses_are_the_terms_of_the_loss() -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_they_and_the_loss_are_of_one_arithmetic(autocast: bool) -> None:
+def test_they_and_the_loss_agree_to_rounding(autocast: bool) -> None:
     x, w, target = inputs(300, torch.float32)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         each = token_losses(x, w, target)
-        assert torch.equal(each.mean(), linear_cross_entropy(x, w, target))
+        assert torch.allclose(each.mean(), linear_cross_entropy(x, w, target), rtol=1e-6)
     assert each.dtype == torch.float32
