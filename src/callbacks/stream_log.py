@@ -106,6 +106,11 @@ class StreamLog(L.Callback):
     ) -> None:
         began = time.monotonic()
         labels = [f"{site.kind} {site.block}" for site in gpt.active_sites]
+        sources = [
+            "x0" if s.site < 0 else f"+ {gpt.active_sites[s.site].block}" if s.addition else labels[s.site]
+            for s in stream.sources
+        ]
+        first_reader = [s.first_reader for s in stream.sources]
         how = (
             f"measured; explain at least {stream.explained_K.min():.1%} of any input"
             if stream.measured
@@ -117,7 +122,13 @@ class StreamLog(L.Callback):
             "gradient by the branch": stream.gradient_rms_S.tolist(),
         }
         figures = {
-            "mixing": mixing_map(stream.mixing_KJ.tolist(), labels, f"weights at step {step} ({how})"),
+            "mixing": mixing_map(
+                stream.mixing_KJ.tolist(),
+                [*labels, "end"],
+                sources,
+                first_reader,
+                f"weights at step {step} ({how})",
+            ),
             "sizes": sizes(size, f"stream, branches and gradients at step {step}"),
         }
         shown = {name: v.tolist() for name, v in scalars.items() if 1 < len(v) <= MAX_ROWS}

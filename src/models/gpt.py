@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from src.embedding.base import EmbeddingSpec, fitted
 from src.models.block import Block, BranchNorms, branch_norms, plus
 from src.models.config import GPTConfig
-from src.models.flow import Tap, Trace
+from src.models.flow import Seen, Tap, Trace
 from src.models.loss import linear_cross_entropy, token_losses
 from src.models.mlp import CopiedLinear
 from src.models.visits import copy_first_, first_visits, flops_per_token, require_skipping
 from src.norm.base import NormSpec
 from src.recurrence.base import Recurrence, RecurrenceSpec
-from src.residual.base import QKV, ResidualStrategy, Site, StreamSpec, sites_of
+from src.residual.base import ResidualStrategy, Site, StreamSpec, sites_of
 
 INIT_STD = 0.02
 EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bias", "dropout")
@@ -148,12 +148,11 @@ class GPT(nn.Module):
 
     def trace(self, idx_BT: Tensor) -> tuple[Tensor, Trace]:
         """`hidden`, and what flowed on the way."""
-        seen: list[tuple[Tensor | QKV, Tensor]] = []
+        seen = Seen()
         end_BTD = self._flow(idx_BT, seen)
-        read, y_BTD = zip(*seen, strict=True)
-        return self._normed_end(end_BTD), Trace(y_BTD[0], read[1:], y_BTD[1:], end_BTD)
+        return self._normed_end(end_BTD), seen.trace(end_BTD)
 
-    def _flow(self, idx_BT: Tensor, seen: list[tuple[Tensor | QKV, Tensor]] | None) -> Tensor:
+    def _flow(self, idx_BT: Tensor, seen: Seen | None) -> Tensor:
         device = idx_BT.device.type
         sublayers = partial(
             torch.autocast,
@@ -165,21 +164,22 @@ class GPT(nn.Module):
             x0_BTD = self.embedding(idx_BT)
             found = self.embedding.lookup(idx_BT)
             if seen is not None:
-                seen.append((x0_BTD, x0_BTD))
+                seen.x0_BTD = x0_BTD
             state = self.residual.begin(x0_BTD)
             for site in self.active_sites:
                 addition_BTD = value_BTD = None
                 if site.opens_block:
                     addition_BTD = self.embedding.stream_addition(found, site.layer)
                 if addition_BTD is not None:
+                    if seen is not None:
+                        seen.e_BTD = addition_BTD
                     state, addition_BTD = self.residual.inject(state, site, addition_BTD)
                 x, state = self.residual.read(state, site)
                 x = plus(x, addition_BTD)
                 if site.kind == "attn":
                     value_BTD = self.embedding.value_addition(found, site.layer)
-                tap: Tap | None = None
-                if self.residual.taps_qkv and site.kind == "attn":
-                    tap = Tap(self.residual, site, state)
+                tapped = self.residual.taps_qkv and site.kind == "attn"
+                tap = Tap(self.residual, site, state) if tapped else None
                 with sublayers():
                     y_BTD = self._block(site).branch(site, x, tap, value_BTD)
                 if tap is not None:
@@ -189,7 +189,7 @@ class GPT(nn.Module):
                 if addition_BTD is not None:
                     y_BTD = y_BTD + addition_BTD
                 if seen is not None:
-                    seen.append((x, y_BTD))
+                    seen.site(x, y_BTD, taken=addition_BTD is None)
                 state = self.residual.write(state, site, y_BTD)
             return self.residual.end(state)
 

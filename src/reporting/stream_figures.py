@@ -12,15 +12,17 @@ matplotlib.use("Agg")
 Matrix = Sequence[Sequence[float]]
 
 
-def mixing_map(weights: Matrix, labels: Sequence[str], title: str) -> Figure:
-    """Heat map of the weight with which each reader (row) takes each source (column).
+def mixing_map(
+    weights: Matrix, readers: Sequence[str], sources: Sequence[str], first_reader: Sequence[int], title: str
+) -> Figure:
+    """Heat map of the weight with which each reader (row) takes each source (column), from its first reader on.
 
     White is 0 where all weights are shares, between 0 and 1, and else 1, the weight of a vanilla stream.
-    `labels` names the sites; the embedding and the end are added.
     """
     grid = np.asarray(weights, dtype=float)
     n = len(grid)
-    shown = np.ma.masked_where(np.triu(np.ones((n, n), dtype=bool), 1), grid)
+    hidden = np.asarray(first_reader) > np.arange(n)[:, None]
+    shown = np.ma.masked_where(hidden, grid)
     shares = float(shown.min()) >= -1e-6 and float(shown[-1].sum()) < 1.5
     centre = 0.0 if shares else 1.0
     reach = max(float(np.abs(shown - centre).max()), 0.01)
@@ -31,17 +33,16 @@ def mixing_map(weights: Matrix, labels: Sequence[str], title: str) -> Figure:
     image = axes.imshow(
         shown, cmap="Blues" if shares else "RdBu_r", vmin=low, vmax=centre + reach, interpolation="nearest"
     )
-    every = max(1, -(-n // 26))
-    ticks = range(0, n, every)
-    axes.set_xticks(ticks, [["x0", *labels][i] for i in ticks], rotation=90, fontsize=7)
-    axes.set_yticks(ticks, [[*labels, "end"][i] for i in ticks], fontsize=7)
-    axes.set_xlabel("source: the embedding and the sites' outputs")
+    across, down = (range(0, len(names), max(1, -(-len(names) // 26))) for names in (sources, readers))
+    axes.set_xticks(across, [sources[i] for i in across], rotation=90, fontsize=7)
+    axes.set_yticks(down, [readers[i] for i in down], fontsize=7)
+    axes.set_xlabel("source: the embedding, what it adds later (+), the sites' outputs")
     axes.set_ylabel("reader")
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.8, label="weight")
-    if n <= 14:
+    if len(sources) <= 14:
         for k in range(n):
-            for j in range(k + 1):
+            for j in np.flatnonzero(~hidden[k]).tolist():
                 dark = abs(grid[k, j] - centre) > 0.6 * reach
                 axes.text(
                     j, k, f"{grid[k, j]:.2f}", ha="center", va="center", fontsize=6, color="w" if dark else "k"

@@ -110,3 +110,34 @@ def test_what_is_learned_is_told_by_row() -> None:
     assert torch.equal(learned(lanes)["write_A2"], lanes.residual.write_A2)
     assert learned(lanes)["carry_A"].shape == (2, 1)
     assert learned(tiny_gpt()) == {}
+
+
+def test_an_embeddings_additions_are_columns_from_their_layer_on() -> None:
+    gpt = jitter(tiny_gpt(embedding="value_embed")).double()
+    stream = look(gpt, tokens(), tokens(seed=1))
+    assert [s.site for s in stream.sources if s.addition] == [0, 2, 4]  # before each layer
+    assert [s.first_reader for s in stream.sources] == [0, 0, 1, 2, 2, 3, 4, 4, 5, 6]
+    for j, source in enumerate(stream.sources):
+        seen = torch.arange(7) >= source.first_reader
+        assert torch.allclose(stream.mixing_KJ[:, j], seen.float(), atol=1e-5)  # a vanilla stream's
+    assert stream.explained_K.min() > 1 - 1e-6
+
+
+def test_an_addition_that_a_stream_does_not_take_goes_to_one_site_and_into_its_output() -> None:
+    gpt = jitter(tiny_gpt("attnres", embedding="value_embed")).double()
+    one = tokens(1, 1)
+    stream = look(gpt, one, tokens(1, 1, seed=1))
+    assert not stream.measured
+    for j, source in enumerate(stream.sources):
+        if source.addition:
+            assert stream.mixing_KJ[:, j].nonzero().flatten().tolist() == [source.site]
+    assert stream.explained_K.min() > 1 - 1e-6
+
+
+def test_multiples_of_one_addition_get_the_weights_nearest_to_one() -> None:
+    gpt = jitter(tiny_gpt(embedding="bigram_hash"))
+    stream = look(gpt, tokens(), tokens(seed=1))
+    for j, source in enumerate(stream.sources):
+        seen = torch.arange(7) >= source.first_reader
+        assert torch.allclose(stream.mixing_KJ[:, j], seen.float(), atol=1e-3)
+    assert stream.explained_K.min() > 1 - 1e-6
