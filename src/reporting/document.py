@@ -124,13 +124,17 @@ def _board(report: Report) -> Section:
         "Limited evaluations enter no column. Peak memory is the GPU's, or on a CPU that of the process, which the "
         "jobs of one sweep share."
     )
+    texts = [text]
+    if report.step_times is not None:
+        texts.append(
+            f"Step time: an optimizer step's over {report.step_times.baseline}'s, median and quartiles of rounds that "
+            f"took turns in one process ({report.step_times.measured})."
+        )
     pictures = []
     if report.baseline is not None and report.board["difference"].notna().any():
         picture = curves.svg(curves.difference_figure(report.board))
         pictures.append(Picture(f"Difference to {report.baseline.label}, 95 % intervals", svg=picture))
-    return Section(
-        "Leaderboard", [text], tables=[board_table(report.board, report.baseline)], pictures=pictures
-    )
+    return Section("Leaderboard", texts, tables=[board_table(report.board, report.baseline)], pictures=pictures)
 
 
 def _budgets(report: Report) -> Section:

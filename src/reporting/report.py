@@ -8,6 +8,7 @@ import pandas as pd
 from src.reporting.leaderboard import comparison, leaderboard, scores_frame
 from src.reporting.runs import find_runs
 from src.reporting.statistics import Difference, sentence, untested_sentence
+from src.reporting.step_times import StepTimes, read_step_times
 from src.reporting.systems import Sorted, System, Unfair, sort_runs, unfair
 
 
@@ -21,6 +22,7 @@ class Report:
     compared: pd.DataFrame
     board: pd.DataFrame
     unfair: list[Unfair]
+    step_times: StepTimes | None = None
 
     def sentences(self) -> list[str]:
         """The differences in validation loss, in words, best system first."""
@@ -48,11 +50,13 @@ class Report:
         return [*said, *untested_sentence(untested, self.baseline.label)]
 
 
-def make_report(folders: list[Path], baseline: str | None, axis: list[str]) -> Report:
-    """Read, group and compare the runs below `folders`.
+def make_report(
+    folders: list[Path], baseline: str | None, axis: list[str], bench: Path | None = None
+) -> Report:
+    """Read, group and compare the runs below `folders`; `bench` is a task=bench that has their step times.
 
     Raises:
-        ValueError: no runs, or no system of the baseline's name.
+        ValueError: no runs, no system of the baseline's name, or a bench of other systems.
     """
     found = sort_runs(find_runs(folders))
     reference = None if baseline is None else _baseline(found, baseline)
@@ -61,7 +65,10 @@ def make_report(folders: list[Path], baseline: str | None, axis: list[str]) -> R
     board = leaderboard(compared, reference)
     against = reference or (found.systems[0] if found.systems else None)
     flagged = unfair(found.systems, against, axis) if against else []
-    return Report(found, reference, frame, compared, board, flagged)
+    step_times = None if bench is None else read_step_times(bench)
+    if step_times is not None and found.systems:
+        board = step_times.join(board, reference.label if reference else None)
+    return Report(found, reference, frame, compared, board, flagged, step_times)
 
 
 def _baseline(found: Sorted, baseline: str) -> System | None:

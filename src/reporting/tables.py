@@ -6,6 +6,7 @@ import pandas as pd
 
 from src.reporting.page import Table
 from src.reporting.runs import Run, final_scores
+from src.reporting.step_times import COLUMNS
 from src.reporting.systems import System, Unfair
 
 NOTHING = "-"
@@ -40,6 +41,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "p": _p,
     "p (Holm)": _p,
     "cost %": _digits(1, "+"),
+    "step": _digits(3),
     "sec": _count,
     "parameters": _si,
     "FLOPs/token": _si,
@@ -63,7 +65,11 @@ def board_table(board: pd.DataFrame, baseline: System | None) -> Table:
     for record in board.to_dict("records"):
         row = {}
         for column, value in record.items():
-            if column.endswith(" sd") or column == "95 % high":
+            if column.endswith(" sd") or column in ("95 % high", *COLUMNS[1:]):
+                continue
+            if column == COLUMNS[0]:
+                low, high = (cell(column, record[bound]) for bound in COLUMNS[1:])
+                row["step time"] = NOTHING if pd.isna(value) else f"{cell(column, value)} [{low}, {high}]"
                 continue
             if column == "95 % low":
                 pair = (value, record["95 % high"])

@@ -1,6 +1,6 @@
 """task=report: compare runs; tables, figures and words.
 
-python run.py task=report runs=<folder> [baseline=vanilla] [axis=residual]
+python run.py task=report runs=<folder> [baseline=vanilla] [axis=residual] [bench=<folder>]
 python run.py task=report 'runs=[<folder>,<folder>]'
 """
 
@@ -27,7 +27,8 @@ def run(job: Job) -> TaskEnd:
     axis = _names(job.config, "axis")
     baseline = job.config.baseline
     try:
-        report = make_report(folders, None if baseline is None else str(baseline), axis)
+        bench = None if job.config.bench is None else Path(str(job.config.bench))
+        report = make_report(folders, None if baseline is None else str(baseline), axis, bench)
         page = write_report(report, job.folder)
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
