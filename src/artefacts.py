@@ -1,15 +1,18 @@
 """Files that are whole or not there: written beside their place, forced to disk, renamed into it.
 
+And the reading of those that grow: rows of JSON, of which the last may be torn where a process was killed.
 A leaf: any room may import it.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -63,3 +66,42 @@ def sha256_file(path: Path) -> str:
     """The hash of a whole file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    found = _parsed(path.read_bytes())
+    if found is None:
+        raise ValueError(f"{path} is no JSON object; restore it or leave the folder out")
+    return found
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file, each with its `step`; none where there is no file, and not a torn last one.
+
+    Raises:
+        ValueError: another row is no row.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    if lines and not lines[-1]:
+        lines.pop()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = _parsed(line)
+        if row is not None and type(row.get("step")) is int:
+            rows.append(row)
+        elif number < len(lines):
+            raise ValueError(f"{path}, line {number}: not a JSON object with a step; take the line out")
+    return rows
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or a number of thousands of digits
+        return None
+    return found if isinstance(found, dict) else None

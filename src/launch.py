@@ -151,9 +151,10 @@ def _run_logged(job: Job, said: str = "") -> tuple[int, str, float | None]:
     try:
         if not job.resumes and job.rank == 0:
             write_hydra_folder(job)
-        if not re.fullmatch(r"src\.tasks\.\w+\.run", str(job.config.task._target_)):
-            raise UserError(f"task._target_={job.config.task._target_} is no task of this project; see --help")
-        task = cast(Callable[[Job], "TaskEnd"], get_method(job.config.task._target_))
+        target = OmegaConf.select(job.config, "task._target_")
+        if not re.fullmatch(r"src\.tasks\.\w+\.run", str(target)):
+            raise UserError(f"task._target_={target} is no task of this project; see --help")
+        task = cast(Callable[[Job], "TaskEnd"], get_method(target))
         end = task(job)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         log.debug("the user's mistake:\n%s", traceback.format_exc())

@@ -26,6 +26,10 @@ LAYOUT = {
 }
 
 
+#: Of one sample; each is a forward of its own.
+MOST_TOKENS = 100_000
+
+
 @dataclass(frozen=True)
 class SampleKeys:
     """The keys of `samples`: what the model continues at each validation, and by how many tokens (0: not at all)."""
@@ -36,6 +40,8 @@ class SampleKeys:
     def __post_init__(self) -> None:
         if self.tokens < 0:
             raise ValueError(f"samples.tokens must not be negative, got {self.tokens}; 0 leaves samples out")
+        if self.tokens > MOST_TOKENS:
+            raise ValueError(f"samples.tokens must be at most {MOST_TOKENS}, got {self.tokens}")
         if not self.prompt:
             raise ValueError("samples.prompt must not be empty; samples.tokens=0 leaves samples out")
 

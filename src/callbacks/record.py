@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from src.artefacts import write_atomic
+from src.artefacts import read_object, read_rows, write_atomic
 
 Status = Literal["running", "completed", "diverged", "interrupted", "failed"]
 Row = dict[str, float | int]
@@ -83,24 +83,15 @@ class RunRecord:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The folder's result.json, or None where there is none."""
-    try:
-        text = (folder / "result.json").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    result: dict[str, Any] = json.loads(text)
-    return result
+    """The folder's result.json, or None where there is none.
+
+    Raises:
+        ValueError: it is there and damaged.
+    """
+    path = folder / "result.json"
+    return read_object(path) if path.exists() else None
 
 
 def read_metrics(folder: Path) -> list[Row]:
     """The rows of metrics.jsonl in order; a torn last line (a run killed while writing) is left out."""
-    rows: list[Row] = []
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not a JSON object") from None
-    return rows
+    return read_rows(folder / "metrics.jsonl")

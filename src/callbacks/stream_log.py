@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from src.artefacts import write_atomic
+from src.artefacts import read_rows, write_atomic
 from src.callbacks.soft import Soft
 from src.callbacks.training_log import TrainingLog
 from src.datamodules.fineweb import FineWebDataModule
@@ -97,8 +97,7 @@ class StreamLog(L.Callback):
     def _keep_until(self, step: int) -> None:
         path = self.folder / "stream.jsonl"
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            whole = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
             write_atomic(path, "".join(whole))
 
     def _draw(

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Training tokens whose ids are checked before the run; the rest are checked as they are read.
 SCANNED_TOKENS = 100_000_000
+#: Loader processes of a rank, and the size of a cache, that no machine has.
+MOST_WORKERS, MOST_GIB = 1024, 1e9
 
 
 class FineWebDataModule(L.LightningDataModule):
@@ -74,14 +76,14 @@ class FineWebDataModule(L.LightningDataModule):
             raise ValueError(
                 f"data.val_tokens must be at least model.block_size={spec.block_size}, got {val_tokens}"
             )
-        if workers < 0:
-            raise ValueError(f"data.workers must not be negative, got {workers}")
+        if not 0 <= workers <= MOST_WORKERS:
+            raise ValueError(f"data.workers must be between 0 and {MOST_WORKERS}, got {workers}")
         if order not in ORDERS:
             raise ValueError(f"data.order must be one of {', '.join(ORDERS)}, got {order}")
         if epochs is not None and epochs < 1:
             raise ValueError(f"data.epochs must be null or at least 1, got {epochs}")
-        if cache_gib <= 0:
-            raise ValueError(f"data.cache_gib must be positive, got {cache_gib}")
+        if not 0 < cache_gib <= MOST_GIB:
+            raise ValueError(f"data.cache_gib must be positive and at most {MOST_GIB:g}, got {cache_gib}")
         self.spec, self.path, self.order, self.epochs = spec, path, order, epochs
         self.val_tokens = val_tokens
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size

@@ -90,6 +90,10 @@ class TextSet:
         Raises:
             ValueError: likewise.
         """
+        if self.limit_tokens is not None and self.limit_tokens < 1:
+            raise ValueError(f"{key}.limit_tokens must be null or at least 1, got {self.limit_tokens}")
+        if self.hub is not None and len(self.hub) != 3:
+            raise ValueError(f"{key}.hub must be [data set, configuration, split] or null, got {self.hub}")
         if self.protocol not in PROTOCOL_NAMES:
             names = ", ".join(PROTOCOL_NAMES)
             raise ValueError(f"{key}.protocol must be one of {names}, got {self.protocol}")

@@ -10,6 +10,7 @@ from src.datamodules.tokenizer import N_VOCAB
 from src.evaluation.protocols import PROTOCOLS, Scorer
 from src.evaluation.sources import TextSet, resolve_path
 from src.models.gpt import GPT
+from src.typed import typed
 
 log = logging.getLogger(__name__)
 
@@ -120,4 +121,5 @@ def _made(kind: type[Any], where: str, keys: Any) -> Any:  # a mapping, if the u
     if not isinstance(keys, dict) or set(keys) != set(names):
         got = ", ".join(map(str, keys)) if isinstance(keys, dict) else repr(keys)
         raise ValueError(f"{where} must have the keys {', '.join(names)}, got {got}")
-    return kind(**keys)
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    return kind(**{name: typed(f"{where}.{name}", keys[name], types[name]) for name in names})

@@ -5,7 +5,6 @@ A run folder holds `config.yaml`, `result.json` and `metrics.jsonl`; evaluations
 validations, evaluations and pauses between sessions.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
+
+from src.artefacts import read_object, read_rows
 
 #: What a completed run must state before its numbers can be compared.
 NEEDED = ("name", "seed", "steps", "tokens", "val_loss", "tokens_per_s", "flops_per_token")
@@ -94,38 +95,20 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: a file of the record is not what this project writes.
     """
-    result = _object(folder / "result.json")
+    result = read_object(folder / "result.json")
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.yaml'} is no mapping; restore it or leave the folder out")
-    evaluations = tuple(_object(path) for path in sorted((folder / "evaluations").glob("*.json")))
+    evaluations = tuple(read_object(path) for path in sorted((folder / "evaluations").glob("*.json")))
     rows = _rows(folder / "metrics.jsonl")
     return Run(
         folder, flat({str(k): v for k, v in config.items()}), result, _clocked(rows, result), evaluations
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is no JSON object; restore it or leave the folder out")
-    return found
-
-
 def _rows(path: Path) -> pd.DataFrame:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):  # the last line of a running or killed run may be torn
-                raise ValueError(f"{path}, line {number}: not a JSON object") from None
     columns = ["step", "tokens", "train/loss", "val/loss", "tokens_per_s"]
-    return pd.DataFrame(rows, columns=columns, dtype=float)
+    return pd.DataFrame(read_rows(path), columns=columns, dtype=float)
 
 
 def _clocked(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:

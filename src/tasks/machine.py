@@ -4,6 +4,9 @@ import dataclasses
 import os
 import re
 
+#: More steps than any run has, and threads than any machine; beyond them sums and lists overflow.
+MOST_STEPS, MOST_THREADS = 10**12, 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainerKeys:
@@ -25,8 +28,9 @@ class TrainerKeys:
     def __post_init__(self) -> None:
         max_seconds(self.max_time)
         for key in ("max_steps", "log_every_steps", "val_every_steps", "checkpoint_every_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"trainer.{key} must be at least 1, got {getattr(self, key)}")
+            if not 1 <= getattr(self, key) <= MOST_STEPS:
+                most = f" and at most {MOST_STEPS:,}" if getattr(self, key) > 1 else ""
+                raise ValueError(f"trainer.{key} must be at least 1{most}, got {getattr(self, key)}")
         _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         _one_of("trainer.strategy", self.strategy, ("auto", "ddp"))
         _one_of("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed"))
@@ -34,6 +38,8 @@ class TrainerKeys:
             value = getattr(self, key)
             if value != "auto" and not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"trainer.{key} must be auto or at least 1, got {value!r}")
+            if value != "auto" and int(value) > MOST_THREADS:
+                raise ValueError(f"trainer.{key} must be at most {MOST_THREADS}, got {value}")
         if self.compile not in (True, False, "auto"):
             raise ValueError(f"trainer.compile must be auto, true or false, got {self.compile!r}")
 
@@ -107,7 +113,7 @@ def max_seconds(max_time: str | None) -> float | None:
     """
     if max_time is None:
         return None
-    found = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", max_time)
+    found = re.fullmatch(r"(\d{1,6}):(\d\d):(\d\d):(\d\d)", max_time)
     if found is None:
         raise ValueError(
             f"trainer.max_time must be days:hours:minutes:seconds as in 00:11:55:00, or null, got {max_time!r}"

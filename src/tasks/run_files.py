@@ -24,6 +24,7 @@ from src.models.gpt import GPT
 from src.models.visits import mean_flops_per_token, told
 from src.reporting.figures import loss_curves, save, visit_order
 from src.tasks.provenance import device_name, git_commit, versions
+from src.tasks.schema import stored_yaml
 from src.tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -80,11 +81,8 @@ def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any])
 
 
 def _refuse_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [
-        f"{key} was {old}, is {new}"
-        for key, (old, new) in _differences(then, now).items()
-        if key.partition(".")[0] in ARCHITECTURE
-    ]
+    found = _differences(then, now).items()
+    changed = [f"{k} was {old}, is {new}" for k, (old, new) in found if k.partition(".")[0] in ARCHITECTURE]
     if changed:
         raise UserError(f"a resumed run keeps its model: {'; '.join(changed)}; start a new run to change it")
 
@@ -137,7 +135,7 @@ def open_record(
     if resume:
         forget_after(job.folder / "checkpoints", step, resume.path)
     config = {**settings.config, "resume": None, "from_run": None}
-    write_atomic(job.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_atomic(job.folder / "config.yaml", stored_yaml(config))
     keys = settings.trainer
     record.update(
         status="running",

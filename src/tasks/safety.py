@@ -2,6 +2,9 @@
 
 import dataclasses
 
+#: A season: longer than a process waits for anything, and within what clocks can count.
+LONGEST_S = 1e7
+
 
 @dataclasses.dataclass(frozen=True)
 class SafetyKeys:
@@ -23,3 +26,5 @@ class SafetyKeys:
             if value < bound or (bound == 0 and value == 0):
                 at = "at least 1" if bound else "positive"
                 raise ValueError(f"safety.{key} must be {at}, got {value}")
+            if key != "keep_checkpoints" and value > LONGEST_S:
+                raise ValueError(f"safety.{key} must be at most {LONGEST_S:g} s, got {value:g}")

@@ -5,20 +5,24 @@ keyword-only arguments.
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
 
 from src.mistakes import one_line
 from src.overrides import unknown_key
+from src.typed import typed
 
 T = TypeVar("T")
 
@@ -46,6 +50,8 @@ def read_section(name: str, section: DictConfig, schema: type[T]) -> T:
 
 
 def _checked(name: str, section: DictConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(section, DictConfig):
+        raise ValueError(f"{name} must be a section of keys, got {section!r}")
     values: dict[str, Any] = {}
     for key in map(str, section):
         if key.startswith("_"):
@@ -54,42 +60,11 @@ def _checked(name: str, section: DictConfig, fields: Mapping[str, Any]) -> dict[
             raise ValueError(unknown_key(f"{name}.{key}"))
         value = section[key]
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        values[key] = _typed(f"{name}.{key}", plain, fields[key])
+        values[key] = typed(f"{name}.{key}", plain, fields[key])
     missing = [key for key in fields if key not in values]
     if missing:
         raise ValueError(f"{name}.{missing[0]} is missing; give {name}.{missing[0]}=<value>")
     return values
-
-
-def _typed(key: str, value: object, annotation: Any) -> Any:  # annotations are not values of one type
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, type(int | str)) else (annotation,)
-    for kind in kinds:
-        fits, fitted = _fit(value, kind)
-        if fits:
-            return fitted
-    names = (str(k) if get_origin(k) else getattr(k, "__name__", str(k)) for k in kinds)
-    wanted = " or ".join(names).replace("NoneType", "null")
-    raise ValueError(f"{key} must be {wanted}, got {value!r} ({type(value).__name__})")
-
-
-def _fit(value: object, kind: Any) -> tuple[bool, object]:  # see _typed
-    origin = get_origin(kind) or kind
-    if origin is tuple and isinstance(value, list):
-        wanted = get_args(kind)
-        if len(value) != len(wanted):
-            return False, None
-        fits = [_fit(item, k) for item, k in zip(value, wanted, strict=True)]
-        return all(ok for ok, _ in fits), tuple(item for _, item in fits)
-    if origin is list and isinstance(value, list):
-        fits = [_fit(item, k) for item in value for k in get_args(kind)]
-        return all(ok for ok, _ in fits), [item for _, item in fits]
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    if origin is int and isinstance(value, bool):
-        return False, None
-    if not isinstance(origin, type):
-        return True, value
-    return isinstance(value, origin), value
 
 
 def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> Any:  # whatever the section names
@@ -106,8 +81,29 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
     target = _imported(name, str(section._target_))
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-    _checked(name, section, schema)
-    return instantiate(section)
+    values = {key: _made(value) for key, value in _checked(name, section, schema).items()}
+    _check_hydra_keys(name, section)
+    return functools.partial(target, **values) if section.get("_partial_") else target(**values)
+
+
+def _made(value: Any) -> Any:  # of whatever type the constructor asks for
+    """A value, and what it names with a `_target_` of its own; Hydra would take a text with `${` for a reference."""
+    if isinstance(value, dict):
+        made = {key: _made(item) for key, item in value.items()}
+        return instantiate(made) if "_target_" in made else made
+    return [_made(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_hydra_keys(name: str, section: DictConfig) -> None:
+    said = {key: section[key] for key in HYDRA_KEYS if key in section}
+    partial = name != "evaluation"
+    if said.get("_partial_", False) is not partial:
+        wanted = "true, since the task supplies an argument" if partial else "false"
+        raise ValueError(f"{name}._partial_ must be {wanted}, got {said.get('_partial_')!r}")
+    if said.get("_convert_", "none") not in ("none", "partial", "object", "all"):
+        raise ValueError(f"{name}._convert_ must be none, partial, object or all, got {said['_convert_']!r}")
+    if not isinstance(said.get("_recursive_", True), bool):
+        raise ValueError(f"{name}._recursive_ must be true or false, got {said['_recursive_']!r}")
 
 
 def refuse_strangers(name: str, section: object, trusted: Sequence[str]) -> None:
@@ -157,3 +153,38 @@ def _imported(name: str, path: str) -> Any:  # whatever the path names
             f"{name}._target_={path} cannot be imported ({one_line(error)}); "
             "is the name right, and its folder on PYTHONPATH?"
         ) from error
+
+
+def stored_yaml(config: dict[str, Any]) -> str:
+    """The config.yaml of a run: composed again, it gives the same values."""
+    return OmegaConf.to_yaml(OmegaConf.create(literal(config)))
+
+
+def literal(tree: Any) -> Any:  # a tree of plain values
+    """The tree as OmegaConf must be given it, so that a text that looks like a reference stays a text."""
+    if isinstance(tree, dict):
+        return {key: literal(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [literal(value) for value in tree]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", tree) if isinstance(tree, str) else tree
+
+
+def without_value(config: DictConfig | ListConfig, prefix: str = "") -> list[str]:
+    """One sentence for each key that a reader would trip over: no value yet (`???`), or a reference to nothing."""
+    found = []
+    node: Any = config  # indexed by what it iterates over
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        name = f"{prefix}{key}"
+        if isinstance(node, DictConfig) and not isinstance(key, str):
+            found.append(f"{name}: a key must be text, got {key!r} ({type(key).__name__})")
+            continue
+        try:
+            value = node[key]
+        except MissingMandatoryValue:
+            found.append(f"{name} has no value; give {name}=<value>")
+        except OmegaConfBaseException as error:
+            found.append(f"{name} refers to nothing: {one_line(error).split(' full_key:')[0]}")
+        else:
+            if isinstance(value, DictConfig | ListConfig):
+                found += without_value(value, f"{name}.")
+    return found

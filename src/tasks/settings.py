@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.callbacks.dashboard import SampleKeys
@@ -20,7 +20,8 @@ from src.models.optimizer import OptimizerConfig, Schedule
 from src.overrides import explain, unknown_key
 from src.tasks.machine import TrainerKeys, TrainerSettings, settle_trainer
 from src.tasks.safety import SafetyKeys
-from src.tasks.schema import read_component, read_section
+from src.tasks.schema import read_component, read_section, without_value
+from src.typed import typed
 
 T = TypeVar("T")
 Factory = Callable[..., Any]  # Hydra's partials are untyped
@@ -28,12 +29,12 @@ Factory = Callable[..., Any]  # Hydra's partials are untyped
 #: Sections that name a class (`_target_`), and the keys that stand alone.
 COMPONENTS = ("residual", "norm", "embedding", "recurrence", "data", "evaluation")
 LOOSE = {
-    "trusted_targets": ListConfig,
-    "name": str,
+    "trusted_targets": list[str] | None,
+    "name": str | int | float | bool,
     "seed": int,
-    "resume": str,
-    "from_run": str,
-    "init_from": str,
+    "resume": str | None,
+    "from_run": str | None,
+    "init_from": str | None,
     "check": str,
 }
 
@@ -93,7 +94,9 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     Raises:
         UserError: all mistakes of the configuration, one sentence each.
     """
-    mistakes: list[str] = []
+    mistakes = without_value(config)
+    if mistakes:
+        raise UserError("; ".join(mistakes))
 
     def attempt(read: Callable[[], T]) -> T | None:
         try:
@@ -118,19 +121,17 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     mistakes.extend(unknown_key(str(key)) for key in config if key not in known)
     for key, kind in LOOSE.items():
         attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
-    model = attempt(lambda: read_section("model", config.model, GPTConfig))
-    keys = attempt(lambda: read_section("trainer", config.trainer, TrainerKeys))
-    written = attempt(lambda: read_section("optimizer", config.optimizer, OptimizerKeys))
-    trusted = [str(package) for package in config.get("trusted_targets") or []]
-    component = functools.partial(read_component, trusted=trusted)
-    parts = {name: attempt(functools.partial(component, name, config[name])) for name in COMPONENTS}
-    samples = attempt(lambda: read_section("samples", config.samples, SampleKeys))
-    safety = attempt(lambda: read_section("safety", config.safety, SafetyKeys))
-    guard = attempt(lambda: read_section("guard", config.guard, GuardKeys))
-    loggers = [
-        attempt(functools.partial(component, f"logger.{name}", config.logger[name]))
-        for name in map(str, config.logger)
-    ]
+    model = attempt(lambda: read_section("model", config.get("model"), GPTConfig))
+    keys = attempt(lambda: read_section("trainer", config.get("trainer"), TrainerKeys))
+    written = attempt(lambda: read_section("optimizer", config.get("optimizer"), OptimizerKeys))
+    trusted = _plain(config.get("trusted_targets"))
+    component = functools.partial(read_component, trusted=trusted if isinstance(trusted, list) else [])
+    parts = {name: attempt(functools.partial(component, name, config.get(name))) for name in COMPONENTS}
+    samples = attempt(lambda: read_section("samples", config.get("samples"), SampleKeys))
+    safety = attempt(lambda: read_section("safety", config.get("safety"), SafetyKeys))
+    guard = attempt(lambda: read_section("guard", config.get("guard"), GuardKeys))
+    named = attempt(lambda: typed("logger", _plain(config.get("logger")), dict[str, dict[str, Any]]))
+    loggers = [attempt(functools.partial(component, f"logger.{n}", config.logger[n])) for n in named or {}]
     trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
     optimizer = schedule = None
     if written is not None:
@@ -171,17 +172,18 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     )
 
 
-def _loose(config: DictConfig, key: str, kind: type) -> None:
-    value = config.get(key)
-    optional = key in ("resume", "from_run", "init_from")
-    if key == "check":
-        if value not in ("quick", "off"):
-            raise ValueError(f"check must be quick or off, got {value!r}")
-        return
-    if key == "name" and isinstance(value, int | float):
-        return
-    if not (isinstance(value, kind) and not isinstance(value, bool)) and not (optional and value is None):
-        raise ValueError(f"{key} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+def _loose(config: DictConfig, key: str, kind: Any) -> None:  # an annotation
+    value = typed(key, _plain(config.get(key)), kind)
+    if key == "check" and value not in ("quick", "off"):
+        raise ValueError(f"check must be quick or off, got {value!r}")
+    if key == "name" and (not str(value).strip() or not str(value).isprintable()):
+        raise ValueError(f"name must be one line of text, got {value!r}")
+    if key == "seed" and not 0 <= value < 2**63:
+        raise ValueError(f"seed must be at least 0, got {value}")
+
+
+def _plain(value: object) -> object:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -5,9 +5,7 @@ stands for the job; a stopped run of that hash in the job's own folder goes on; 
 """
 
 import dataclasses
-import json
 import logging
-from typing import Any
 
 from src.callbacks.record import read_result
 from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
@@ -28,7 +26,11 @@ def left_to_do(job: Job, settings: Settings) -> Job | TaskEnd:
         return job
     wanted = config_hash({**settings.config, "resume": None})
     for path in sorted(job.sweep.rglob("result.json")):
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            result = read_result(path.parent) or {}
+        except ValueError as error:  # of another job, mostly; this job's own is read below
+            log.warning("%s", error)
+            continue
         if result.get("config_hash") == wanted and result.get("status") == "completed":
             log.info("%s is completed with this configuration; the job is skipped", path.parent)
             line = f"completed earlier in {path.parent}, val_loss {result['val_loss']:.4f}"
