@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,12 +116,31 @@ def test_resuming_a_completed_run_does_nothing(whole: Path) -> None:
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
+def written_by(folder: Path, code: dict[str, Any]) -> None:
+    """As if other code had trained the run so far."""
+    last = folder / "checkpoints/last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    assert checkpoint["reslab"]["code"]["sources"] == result(folder)["code"][0]["sources"]
+    checkpoint["reslab"]["code"] = code
+    for path in folder.glob("checkpoints/*.ckpt*"):
+        path.unlink()
+    torch.save(checkpoint, last)
+    stated = result(folder)
+    stated["code"][0]["sources"] = code["sources"]
+    (folder / "result.json").write_text(json.dumps(stated))
+
+
 def test_a_completed_run_goes_on_to_a_later_end(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     shutil.copytree(whole, folder)
+    own = result(folder)["code"][0]
+    written_by(folder, {**own, "sources": "b" * 64, "git": "a" * 40})
     done = run(f"resume={folder}", "trainer.max_steps=15", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "changed on resume: trainer.max_steps 12 -> 15" in (folder / "run.log").read_text()
+    said = (folder / "run.log").read_text()
+    assert "changed on resume: trainer.max_steps 12 -> 15" in said
+    assert "changed on resume: code aaaaaaaaaaaa -> " in said
+    assert result(folder)["code"] == [{**own, "step": 0, "sources": "b" * 64}, {**own, "step": 12}]
     assert [row["step"] for row in metrics(folder)] == list(range(1, 16))
     assert computed(folder)[:12] == computed(whole)
     assert result(folder)["steps"] == 15

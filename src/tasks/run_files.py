@@ -23,7 +23,7 @@ from src.mistakes import UserError
 from src.models.gpt import GPT
 from src.models.visits import mean_flops_per_token, told
 from src.reporting.figures import loss_curves, save, visit_order
-from src.tasks.provenance import device_name, git_commit, versions
+from src.tasks.provenance import code_by_step, code_identity, device_name, tell_other_code, versions
 from src.tasks.schema import stored_yaml
 from src.tasks.settings import Settings
 
@@ -50,13 +50,12 @@ def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any])
     """
     if not job.resumes:
         return None
-    folder = job.folder / "checkpoints"
-    found = newest_good(folder)
+    found = newest_good(job.folder / "checkpoints")
     if found is None:
         rows = read_metrics(job.folder)
         if rows and rows[-1]["step"] > settings.trainer.checkpoint_every_steps:
             raise UserError(
-                f"{folder / 'last.ckpt'} is gone, though the run had passed step {rows[-1]['step']}; "
+                f"{job.folder / 'checkpoints/last.ckpt'} is gone, though the run had passed step {rows[-1]['step']}; "
                 "put it back or start a new run"
             )
         log.warning("no checkpoint in %s yet: starting again at step 0", job.folder)
@@ -76,6 +75,7 @@ def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any])
     for key, (then, now) in _differences(stored["config"], settings.config).items():
         if key.partition(".")[0] not in PLACE:
             log.warning("changed on resume: %s %s -> %s", key, then, now)
+    tell_other_code(stored.get("code"))
     log.info("going on from step %d", stored["step"])
     return Resume(path, int(stored["step"]))
 
@@ -113,6 +113,7 @@ def checkpoint_identity(settings: Settings, identity: dict[str, Any]) -> dict[st
         "config": settings.config,
         "config_hash": config_hash(settings.config),
         "data_hash": identity["hash"],
+        "code": code_identity(),
     }
 
 
@@ -160,7 +161,8 @@ def open_record(
         threads=keys.threads,
         resumed_at=[*record.result.get("resumed_at", []), *([step] if job.resumes else [])],
         versions=versions(),
-        git=git_commit(),
+        git=code_identity()["git"],
+        code=code_by_step(record.result.get("code", []), step),
     )
     log.info(
         "%s: %s parameters (%s of the residual strategy), %s tokens, %s x%d, %s, in %s",
