@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
+from src.tasks.settings import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES: dict[str, Any] = {
@@ -42,6 +44,11 @@ def option(group: str, name: str) -> DictConfig:
 def component(group: str, name: str, **changes: Any) -> Any:
     """The factory that an option makes, with some of its keys changed."""
     return instantiate({**option(group, name), **changes})
+
+
+def composed_settings(*overrides: str) -> Settings:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return read_settings(compose("config", overrides=["name=x", "trainer=cpu", *overrides]))
 
 
 def tiny_gpt(

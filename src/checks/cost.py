@@ -18,8 +18,8 @@ GIB = 2**30
 BYTES_PER_PARAM = 16
 
 
-def kept_bytes(subject: Subject, config: GPTConfig, batch: int) -> tuple[int, int, int]:
-    """Bytes that the trunk saves for its backward under bf16, its parameters, and FLOPs per token."""
+def kept_bytes(subject: Subject, config: GPTConfig, batch: int, *, bf16: bool = True) -> tuple[int, int, int]:
+    """Bytes that the trunk saves for its backward (under bf16), its parameters, and FLOPs per token."""
     storages: dict[int, tuple[int, Tensor]] = {}
     with FakeTensorMode():
         gpt = subject.make(config, 0)
@@ -32,7 +32,7 @@ def kept_bytes(subject: Subject, config: GPTConfig, batch: int) -> tuple[int, in
             return saved
 
         packing = torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept)
-        with packing, torch.autocast("cpu", torch.bfloat16):
+        with packing, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out_BTD = gpt.hidden(torch.zeros(batch, config.block_size, dtype=torch.long))
         total = sum(size for size, _ in storages.values())
         assert out_BTD.requires_grad  # the graph, and what it keeps, was alive until here

@@ -24,6 +24,7 @@ from src.ranks import other_ranks
 from src.tasks import rollback, run_files
 from src.tasks.check import quick
 from src.tasks.loggers import RunPlace
+from src.tasks.memory import check_memory
 from src.tasks.place import check_place
 from src.tasks.settings import Settings, read_settings
 from src.tasks.sweeps import left_to_do
@@ -56,6 +57,8 @@ def run(job: Job) -> TaskEnd:
             if job.resumes and done:
                 log.info("%s is completed; nothing to do (a larger trainer.max_steps goes on)", job.folder)
                 return TaskEnd(COMPLETED, "completed earlier")
+            if job.rank == 0:
+                check_memory(settings)
             session = Session(job, settings, request)
             if settings.config["check"] == "quick" and job.rank == 0 and not job.resumes:
                 quick(settings)
