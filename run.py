@@ -8,17 +8,23 @@ python run.py --help
 
 import sys
 
-import hydra
-from omegaconf import DictConfig
-
-from src.launch import enter, run_job
+from src.signals import guarded
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> float | None:
-    """Run one job; returns its figure of merit (for sweepers), lower is better."""
-    return run_job(config)
+def start() -> int:
+    """Everything, under handlers of signals: the imports take seconds."""
+    import hydra
+    from omegaconf import DictConfig
+
+    from src.launch import enter, run_job
+
+    @hydra.main(version_base="1.3", config_path="conf", config_name="config")
+    def main(config: DictConfig) -> float | None:
+        """Run one job; returns its figure of merit (for sweepers), lower is better."""
+        return run_job(config)
+
+    return enter(main)
 
 
 if __name__ == "__main__":
-    sys.exit(enter(main))
+    sys.exit(guarded(start))

@@ -24,6 +24,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.early_end import state_interrupted
 from src.lock import FolderInUseError, folder_lock
 from src.mistakes import Interrupted, UserError, exit_code, one_line
 from src.overrides import arguments_of_a_stored_run, explain
@@ -165,6 +166,8 @@ def _run_logged(job: Job, said: str = "") -> tuple[int, str, float | None]:
         reason = str(stop) or "stopped by SIGINT"
         goes_on = (job.folder / "metrics.jsonl").exists()  # a training that has begun
         log.warning("%s%s", reason, f"; python run.py resume={job.folder} goes on" if goes_on else "")
+        if not job.rank:
+            state_interrupted(job.folder, job.config, reason)
         return exit_code(signum), reason, None
     except Exception as error:
         log.error("failed: %s\n%s", one_line(error), traceback.format_exc())

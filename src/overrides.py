@@ -4,6 +4,7 @@ import difflib
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -111,6 +112,20 @@ def _value(arguments: list[str], key: str) -> str | None:
 def _quoted(path: Path) -> str:
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def stored_yaml(config: dict[str, Any]) -> str:
+    """The config.yaml of a run: composed again, it gives the same values."""
+    return OmegaConf.to_yaml(OmegaConf.create(literal(config)))
+
+
+def literal(tree: Any) -> Any:  # a tree of plain values
+    """The tree as OmegaConf must be given it, so that a text that looks like a reference stays a text."""
+    if isinstance(tree, dict):
+        return {key: literal(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [literal(value) for value in tree]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", tree) if isinstance(tree, str) else tree
 
 
 def explain(error: BaseException) -> str:

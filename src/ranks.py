@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from src.signals import guarded
+
 GRACE_S = 20.0
 #: How long a rank may take to start; what its collectives may take is a key.
 START_S = 300.0
@@ -232,4 +234,4 @@ def _end_stopped_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -21,8 +21,7 @@ import torch
 from torch import distributed
 
 from src.mistakes import Interrupted, exit_code
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from src.signals import STOP_SIGNALS, refuse_to_go_on
 
 
 class StopRequest:
@@ -90,6 +89,7 @@ class StopRequest:
         """Handle the signals inside the block, then restore what was there."""
         before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
         self.install()
+        refuse_to_go_on()
         try:
             yield
         finally:

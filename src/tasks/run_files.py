@@ -22,9 +22,9 @@ from src.launch import Job
 from src.mistakes import UserError
 from src.models.gpt import GPT
 from src.models.visits import mean_flops_per_token, told
+from src.overrides import stored_yaml
 from src.reporting.figures import loss_curves, save, visit_order
 from src.tasks.provenance import code_by_step, code_identity, device_name, tell_other_code, versions
-from src.tasks.schema import stored_yaml
 from src.tasks.settings import Settings
 
 log = logging.getLogger(__name__)

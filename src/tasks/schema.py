@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -153,20 +152,6 @@ def _imported(name: str, path: str) -> Any:  # whatever the path names
             f"{name}._target_={path} cannot be imported ({one_line(error)}); "
             "is the name right, and its folder on PYTHONPATH?"
         ) from error
-
-
-def stored_yaml(config: dict[str, Any]) -> str:
-    """The config.yaml of a run: composed again, it gives the same values."""
-    return OmegaConf.to_yaml(OmegaConf.create(literal(config)))
-
-
-def literal(tree: Any) -> Any:  # a tree of plain values
-    """The tree as OmegaConf must be given it, so that a text that looks like a reference stays a text."""
-    if isinstance(tree, dict):
-        return {key: literal(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [literal(value) for value in tree]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", tree) if isinstance(tree, str) else tree
 
 
 def without_value(config: DictConfig | ListConfig, prefix: str = "") -> list[str]:

@@ -36,7 +36,7 @@ def left_to_do(job: Job, settings: Settings) -> Job | TaskEnd:
             line = f"completed earlier in {path.parent}, val_loss {result['val_loss']:.4f}"
             return TaskEnd(COMPLETED, line, result["val_loss"])
     here = read_result(job.folder)
-    if here is None:
+    if here is None or (here.get("status") == "interrupted" and "config_hash" not in here):  # before it began
         return job
     if here.get("config_hash") != wanted:
         raise UserError(

@@ -9,8 +9,9 @@ import pytest
 
 from tests.faulty import faulty
 from tests.robust.support import LONGER, no_process_of, rank_pid, saved_step, wait_for_row
-from tests.runs import computed, kill_after, make_shards, result, run, same_weights, start
+from tests.runs import ROOT, computed, kill_after, make_shards, result, run, same_weights, start
 
+FAULTS = ROOT / "tests" / "robust" / "faults"
 TWO = ["trainer.devices=2", "safety.rank_timeout_s=60"]
 
 
@@ -89,3 +90,40 @@ def test_a_time_limit_saves_and_leaves_like_a_signal(shards: Path, tmp_path: Pat
     done = run(*keys[:-1], "trainer.max_time=4h", "hydra.run.dir=s", cwd=tmp_path)
     assert done.returncode == 2
     assert "days:hours:minutes:seconds" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("signum", "module"),
+    [
+        (signal.SIGINT, "hydra"),
+        (signal.SIGTERM, "src.launch"),
+        (signal.SIGUSR1, "lightning"),
+        (signal.SIGTERM, "torch.nn.modules.rnn"),
+    ],
+)
+def test_a_signal_while_modules_are_imported_leaves_with_its_code(
+    signum: signal.Signals, module: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("FAULT_SIGNAL", f"{signum.value}:{module}")
+    done = run(*LONGER, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    assert done.returncode == (130 if signum == signal.SIGINT else 143), done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"stopped by {signum.name}" in done.stderr
+    assert not (tmp_path / "r/result.json").exists() or result(tmp_path / "r")["status"] == "interrupted"
+
+
+def test_a_signal_before_the_first_step_leaves_a_record_to_go_on_from(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [*LONGER, "trainer.max_steps=4", f"data.path={shards}", "hydra.run.dir=r"]
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("FAULT_SIGNAL", "15:src.callbacks.validation")
+    done = run(*keys, cwd=tmp_path)
+    assert done.returncode == 143, done.stderr
+    stated = result(tmp_path / "r")
+    assert (stated["status"], stated["reason"], stated["steps"]) == ("interrupted", "stopped by SIGTERM", 0)
+    monkeypatch.delenv("FAULT_SIGNAL")
+    done = run("resume=r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "r")["status"] == "completed"

@@ -15,7 +15,7 @@ from src.datamodules.batches import BatchSpec
 from src.mistakes import one_line
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
-from src.tasks.schema import stored_yaml
+from src.overrides import stored_yaml
 from src.tasks.settings import Settings, read_settings
 from tests.support import ROOT, SIZES, option, options
 

@@ -1,7 +1,8 @@
 """A file system with faults, for a process that has this folder on its PYTHONPATH.
 
 FAULT_FILES: a regular expression; opening what it matches for writing fails with FAULT_ERRNO, from the
-FAULT_AFTER-th time on. FAULT_FREE: bytes that every file system seems to have free.
+FAULT_AFTER-th time on. FAULT_FREE: bytes that every file system seems to have free. FAULT_SIGNAL: `<number>:<module>`,
+a signal that this process gets at the moment at which it begins to import the module.
 """
 
 import builtins
@@ -9,6 +10,7 @@ import errno
 import io
 import os
 import re
+import sys
 from typing import Any
 
 _open, _statvfs = io.open, os.statvfs
@@ -32,6 +34,16 @@ class _Full:
         self.f_bfree = self.f_bavail = int(os.environ["FAULT_FREE"]) // real.f_frsize
 
 
+class _SignalAtImport:
+    number, _, name = os.environ.get("FAULT_SIGNAL", "").partition(":")
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == self.name:
+            os.kill(os.getpid(), int(self.number))
+
+
+if "FAULT_SIGNAL" in os.environ:
+    sys.meta_path.insert(0, _SignalAtImport())  # type: ignore[arg-type]  # it finds nothing
 builtins.open = io.open = _faulty_open
 if "FAULT_FREE" in os.environ:
     os.statvfs = lambda path: _Full(_statvfs(path))  # type: ignore[assignment,return-value]
