@@ -1,25 +1,21 @@
-"""task=bench: what every strategy costs over a baseline: parameters, FLOPs, kept memory, time of a step.
+"""task=bench: what configurations cost over a baseline: parameters, FLOPs, memory, time of a step.
 
-Parameters, FLOPs and memory are those at GPT-2 Medium, counted without computing anything. Steps are timed at
-the configured size, device, precision and `trainer.compile`: whole optimizer steps, in one process, taking
-turns with the baseline in an order shuffled every round. A ratio is the median of the rounds' own ratios, with
-their quartiles. On a CPU the clock is the process's CPU time, which neighbours disturb least.
+Whole optimizer steps, in one process, taking turns with the baseline (`src.tasks.alternation` says how), at each
+configuration's own size, device, precision and `trainer.compile`. For strategies named by `bench.residual`,
+parameters, FLOPs and the memory kept for the backward are also counted at GPT-2 Medium, without computing anything.
 
 Writes bench.json and table.md into its run folder.
 """
 
 import dataclasses
+import functools
 import json
 import logging
-import random
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from src.artefacts import write_atomic
 from src.checks.base import Subject
@@ -27,22 +23,25 @@ from src.checks.cost import kept_bytes
 from src.launch import COMPLETED, Job, TaskEnd
 from src.mistakes import UserError
 from src.models.config import GPTConfig
-from src.models.gpt import GPT
-from src.overrides import CONF, meant
-from src.tasks.chip import matmul_speed, published_peak
+from src.overrides import CONF, meant, options
+from src.tasks.alternation import Timing, alternate
+from src.tasks.chip import Ceiling, ceiling_of
+from src.tasks.contestants import Contestant, Entrant, entrant, of_strategy, of_text, refuse_mixture
 from src.tasks.schema import read_section
 from src.tasks.settings import Settings, read_settings
-from src.tasks.steps import Step, optimizer_step
-from src.tasks.strategy_table import MEDIUM_BATCH, Cost, Timing, speed_table, table
+from src.tasks.speed_table import speed_table
+from src.tasks.strategy_table import MEDIUM_BATCH, Cost, table
+from src.tasks.train import build_gpt
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchKeys:
-    """`bench` as written: strategies by the names of their options."""
+    """`bench` as written: strategies by the names of their options, configurations by their overrides."""
 
-    residual: str | list[str]
+    residual: str | list[str] | None
+    configurations: list[str]
     baseline: str
     rounds: int
     at_once: int
@@ -54,10 +53,11 @@ class BenchKeys:
 
     def names(self) -> list[str]:
         """The strategies asked for, the baseline left out."""
-        shipped = sorted(path.stem for path in (CONF / "residual").glob("*.yaml"))
-        asked = shipped if self.residual == "all" else self.residual
+        shipped = options("residual")
+        asked = "all" if self.residual is None and not self.configurations else self.residual
+        asked = shipped if asked == "all" else asked or []
         asked = [asked] if isinstance(asked, str) else [str(name) for name in asked]
-        for name in [*asked, self.baseline]:
+        for name in [*asked, *([] if "=" in self.baseline else [self.baseline])]:
             if name not in shipped:
                 raise ValueError(
                     f"bench.residual={name} is no strategy{meant(name, shipped)}; all, or {', '.join(shipped)}"
@@ -66,133 +66,83 @@ class BenchKeys:
 
 
 def run(job: Job) -> TaskEnd:
-    """Count, time, write the table."""
+    """Compose, count, time, write the table."""
     settings = read_settings(job.config, own_keys=("bench",))
     try:
         keys = read_section("bench", cast(DictConfig, job.config.bench), BenchKeys)
         names = keys.names()
     except ValueError as error:
         raise UserError(str(error)) from error
-    torch.set_num_threads(settings.trainer.threads)
-    costs = {}
-    for name in [keys.baseline, *names]:
-        costs[name] = count(factory(name), settings)
-        log.info("%s: %s parameters of its own at GPT-2 Medium", name, f"{costs[name].n_params:,}")
-    timings: dict[str, Timing] = {}
-    for start in range(0, len(names), keys.at_once):
-        some = names[start : start + keys.at_once]
-        timings.update(alternate([keys.baseline, *some], settings, keys.rounds))
-        for name in some:
-            low, middle, high = timings[name].quartiles()
-            log.info("%s: %.3f [%.3f, %.3f] of %s's step", name, middle, low, high, keys.baseline)
-    ceiling, words = ceiling_of(settings)
-    text = table(keys.baseline, costs, timings, describe(settings))
-    text += "\n" + speed_table(timings, ceiling, words)
+    compose_one = of_text if "=" in keys.baseline else of_strategy
+    baseline = compose_one(job, keys.baseline)
+    others = [of_strategy(job, name) for name in names]
+    others += [of_text(job, text) for text in keys.configurations]
+    refuse_mixture([baseline, *others])
+    torch.set_num_threads(baseline.settings.trainer.threads)
+    costs = count_strategies([baseline, *others])
+    timings = time_in_turns(baseline, others, keys)
+    ceilings = {c.name: measured_ceiling(c.settings) for c in (baseline, *others)}
+    measured = describe(baseline.settings)
+    text = table(baseline.name, costs, timings, measured) + "\n" if len(costs) > 1 else ""
+    text += speed_table(timings, ceilings, measured)
     stated = {
-        "baseline": keys.baseline,
-        "measured": describe(settings),
-        "ceiling_flops": ceiling,
-        "ceiling": words,
+        "baseline": baseline.name,
+        "measured": measured,
         "config": settings.config,
+        "overrides": {c.name: list(c.overrides) for c in (baseline, *others)},
+        "ceilings": {name: dataclasses.asdict(ceiling) for name, ceiling in ceilings.items()},
         "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         "timings": {name: {**dataclasses.asdict(t), "ratio": t.quartiles()[1]} for name, t in timings.items()},
     }
     write_atomic(job.folder / "bench.json", json.dumps(stated, indent=2) + "\n")
     write_atomic(job.folder / "table.md", text)
     log.info("%s", text)
-    return TaskEnd(COMPLETED, f"benched {len(names)} strategies; {job.folder / 'table.md'}")
+    return TaskEnd(COMPLETED, f"benched {len(others)} configurations; {job.folder / 'table.md'}")
 
 
-def factory(name: str) -> Callable[..., Any]:
-    """A shipped residual option, instantiated."""
-    return cast(Callable[..., Any], instantiate(OmegaConf.load(CONF / "residual" / f"{name}.yaml")))
+def time_in_turns(baseline: Contestant, others: list[Contestant], keys: BenchKeys) -> dict[str, Timing]:
+    """All timings, the baseline's first; no more than `at_once` others are in memory at a time."""
+    timings: dict[str, Timing] = {}
+    for start in range(0, max(1, len(others)), keys.at_once):
+        some = others[start : start + keys.at_once]
+        builders: dict[str, Callable[[], Entrant]] = {
+            c.name: functools.partial(entrant, c.settings) for c in (baseline, *some)
+        }
+        device = "cuda" if baseline.settings.trainer.accelerator == "gpu" else "cpu"
+        timings.update(alternate(builders, device, keys.rounds, baseline.settings.seed))
+        for one in some:
+            low, middle, high = timings[one.name].quartiles()
+            log.info("%s: %.3f [%.3f, %.3f] of %s's step", one.name, middle, low, high, baseline.name)
+    return timings
 
 
-def build(settings: Settings, residual: Callable[..., Any], config: GPTConfig, seed: int) -> GPT:
-    """The configured model under another strategy and other sizes."""
-    parts = {"norm": settings.norm, "embedding": settings.embedding, "recurrence": settings.recurrence}
-    return GPT(config, residual=residual, seed=seed, **parts)
+def count_strategies(contestants: list[Contestant]) -> dict[str, Cost]:
+    """What those that are strategies by name cost at GPT-2 Medium."""
+    costs = {}
+    for one in contestants:
+        if one.residual is not None:
+            costs[one.residual] = count(one.settings)
+            log.info("%s: %s parameters of its own at GPT-2 Medium", one.name, f"{costs[one.name].n_params:,}")
+    return costs
 
 
-def count(residual: Callable[..., Any], settings: Settings) -> Cost:
+def count(settings: Settings) -> Cost:
     """What a strategy costs at GPT-2 Medium, eight sequences at a time."""
     medium_file = OmegaConf.load(CONF / "model" / "gpt2_medium.yaml")
     medium = GPTConfig(**cast(dict[str, Any], OmegaConf.to_container(medium_file)))
-    subject = Subject(lambda config, seed: build(settings, residual, config, seed), medium)
+    subject = Subject(
+        lambda config, seed: build_gpt(dataclasses.replace(settings, model=config, seed=seed)), medium
+    )
     kept, n_params, flops = kept_bytes(subject, medium, MEDIUM_BATCH)
     with torch.device("meta"):
         own = sum(p.numel() for p in subject.make(medium, 0).residual.parameters())
     return Cost(own, n_params, flops, kept)
 
 
-def alternate(names: list[str], settings: Settings, rounds: int) -> dict[str, Timing]:
-    """Time one step of each in turn, `rounds` times after one that is not counted; the first is the baseline."""
-    device = "cuda" if settings.trainer.accelerator == "gpu" else "cpu"
-    clock = clock_of(device)
-    steps: dict[str, Step] = {}
-    flops: dict[str, int] = {}
-    memory: dict[str, int | None] = dict.fromkeys(names)
-    for name in names:
-        gpt = build(settings, factory(name), settings.model, settings.seed).to(device)
-        flops[name] = gpt.flops_per_token()
-        steps[name] = optimizer_step(
-            gpt,
-            settings.optimizer,
-            bf16=settings.trainer.precision == "bf16-mixed",
-            compiled=settings.trainer.compile,
-            n_micro=1,
-        )
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (int(settings.config["data"]["micro_batch_size"]), settings.model.block_size + 1)
-    order = random.Random(settings.seed)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds + 1):
-        tokens_BT = torch.randint(settings.model.vocab_size, shape, generator=generator).to(device)
-        for name in order.sample(names, len(names)):
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                found = torch.cuda.memory_allocated()
-            seconds[name].append(timed(steps[name], tokens_BT, clock))
-            if device == "cuda":
-                memory[name] = torch.cuda.max_memory_allocated() - found
-    timings = {}
-    for name, values in seconds.items():
-        first, *counted = values
-        base = seconds[names[0]][1:]
-        ratios = [ours / theirs for ours, theirs in zip(counted, base, strict=True)]
-        tokens = shape[0] * settings.model.block_size
-        timings[name] = Timing(counted, ratios, first, tokens, flops[name], memory[name])
-    return timings
-
-
-def clock_of(device: str) -> Callable[[], float]:
-    """CPU time on a CPU; on a GPU the wall, once all its work is done."""
-    if device == "cpu":
-        return time.process_time
-
-    def synchronized() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return synchronized
-
-
-def timed(step: Step, tokens_BT: Tensor, clock: Callable[[], float]) -> float:
-    """Seconds of one step."""
-    began = clock()
-    step(tokens_BT[:, :-1], tokens_BT[:, 1:])
-    return clock() - began
-
-
-def ceiling_of(settings: Settings) -> tuple[float, str]:
-    """FLOP/s that a step is held against, and what they are: a chip's published peak, else a measured product's."""
+def measured_ceiling(settings: Settings) -> Ceiling:
+    """What the device can do at the configured precision."""
     bf16 = settings.trainer.precision == "bf16-mixed"
-    if settings.trainer.accelerator == "gpu":
-        peak = published_peak(torch.cuda.get_device_name()) if bf16 else None
-        if peak is not None:
-            return peak, f"{torch.cuda.get_device_name()}'s published bf16 peak"
-        return matmul_speed("cuda", torch.bfloat16 if bf16 else torch.float32), "a large matrix product's speed"
-    return matmul_speed("cpu", torch.float32), "a large float32 matrix product's speed in CPU time"
+    return ceiling_of("cuda" if settings.trainer.accelerator == "gpu" else "cpu", bf16=bf16)
 
 
 def describe(settings: Settings) -> str:

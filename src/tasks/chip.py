@@ -1,5 +1,7 @@
 """What a chip could do at most: its published peak, and what a large matrix product reaches on it."""
 
+import dataclasses
+import functools
 import time
 
 import torch
@@ -16,6 +18,26 @@ BF16_PEAKS = {
     "RTX 5090": 209e12,
 }
 SIZE = {"cuda": 8192, "cpu": 1024}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceiling:
+    """FLOP/s that a step is held against: the chip's published peak, where there is one, and a matrix product's."""
+
+    peak: float | None
+    product: float
+    product_words: str
+
+
+@functools.cache
+def ceiling_of(device: str, *, bf16: bool) -> Ceiling:
+    """The peak that is published for a precision, and what a large matrix product reaches in it now."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    words = f"a large {str(dtype).removeprefix('torch.')} matrix product's speed"
+    if device == "cpu":
+        return Ceiling(None, matmul_speed(device, dtype), words + " in CPU time")
+    peak = published_peak(torch.cuda.get_device_name()) if bf16 else None
+    return Ceiling(peak, matmul_speed(device, dtype), words)
 
 
 def published_peak(name: str) -> float | None:

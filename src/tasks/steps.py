@@ -59,13 +59,14 @@ def vanilla_step(spec: StepSpec) -> tuple[GPT, Step]:
     norm = partial(LayerNorm, eps=1e-5)
     gpt = GPT(sizes, residual=Vanilla, norm=norm, embedding=TiedEmbedding, seed=spec.seed).to(spec.device)
     keys = OptimizerConfig(spec.lr, spec.lr, 0, spec.weight_decay, (0.9, 0.95), 1e-8, spec.grad_clip)
-    return gpt, optimizer_step(
-        gpt, keys, bf16=spec.dtype == "bfloat16", compiled=False, n_micro=spec.grad_accum
-    )
+    step, _ = optimizer_step(gpt, keys, bf16=spec.dtype == "bfloat16", compiled=False, n_micro=spec.grad_accum)
+    return gpt, step
 
 
-def optimizer_step(gpt: GPT, keys: OptimizerConfig, *, bf16: bool, compiled: bool, n_micro: int) -> Step:
-    """A function of token ids and targets [B, T] (or [A, B, T]) that does one optimizer step at `keys.lr`."""
+def optimizer_step(
+    gpt: GPT, keys: OptimizerConfig, *, bf16: bool, compiled: bool, n_micro: int
+) -> tuple[Step, torch.optim.Optimizer]:
+    """A function of token ids and targets [B, T] (or [A, B, T]) that does one step at `keys.lr`; its optimizer."""
     optimizer = build_optimizer(gpt, keys)
     set_lr(optimizer, keys.lr)
     device = next(gpt.parameters()).device
@@ -83,4 +84,4 @@ def optimizer_step(gpt: GPT, keys: OptimizerConfig, *, bf16: bool, compiled: boo
         apply_gradients(optimizer, params, keys.grad_clip, total)
         return total
 
-    return step_fn
+    return step_fn, optimizer

@@ -2,10 +2,10 @@
 
 import dataclasses
 import re
-import statistics
 from collections.abc import Mapping
 
 from src.overrides import CONF
+from src.tasks.alternation import Timing
 
 #: Sequences of 1,024 tokens that the memory is counted for.
 MEDIUM_BATCH = 8
@@ -19,25 +19,6 @@ class Cost:
     n_params_model: int
     flops_per_token: int
     kept_bytes: int  # for the backward, by the whole trunk under bf16
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds a step by round, and the rounds' ratios to the baseline."""
-
-    seconds: list[float]
-    ratios: list[float]
-    first_seconds: float  # of the first step, which compiles
-    tokens: int  # of a step
-    flops_per_token: int
-    step_bytes: int | None  # a step's memory over what it finds, on a GPU
-
-    def quartiles(self) -> tuple[float, float, float]:
-        """Of the ratios: lower, median, upper."""
-        if len(self.ratios) < 2:
-            return (self.ratios[0],) * 3
-        low, middle, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
-        return low, middle, high
 
 
 def table(baseline: str, costs: Mapping[str, Cost], timings: Mapping[str, Timing], measured: str) -> str:
@@ -85,21 +66,3 @@ def at_init(name: str) -> str:
         if words.startswith(said):
             return short
     return "-" if name == "vanilla" else "other"
-
-
-def speed_table(timings: Mapping[str, Timing], ceiling: float, ceiling_words: str) -> str:
-    """Throughput as Markdown; `ceiling` is in FLOP/s."""
-    lines = [
-        f"Share of {ceiling_words} ({ceiling / 1e12:.3g} TFLOP/s); FLOPs are 6 a visited parameter and 12 L D T.",
-        "",
-        "| residual | tokens/s | share | first step | step memory |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, timing in timings.items():
-        speed = timing.tokens / statistics.median(timing.seconds)
-        memory = "-" if timing.step_bytes is None else f"{timing.step_bytes / 2**30:.2f} GiB"
-        lines.append(
-            f"| {name} | {speed:,.0f} | {100 * speed * timing.flops_per_token / ceiling:.1f} % "
-            f"| {timing.first_seconds:.1f} s | {memory} |"
-        )
-    return "\n".join(lines) + "\n"

@@ -1,15 +1,24 @@
 """The cost table: what is counted, what is timed, what is said."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from torch import Tensor
 
+from src.launch import Job
+from src.mistakes import UserError
 from src.overrides import CONF
+from src.tasks.alternation import Timing, step_bytes
 from src.tasks.bench import BenchKeys
-from src.tasks.chip import matmul_speed, published_peak
-from src.tasks.strategy_table import Timing, at_init, idea, speed_table
+from src.tasks.chip import Ceiling, matmul_speed, published_peak
+from src.tasks.contestants import Contestant, Entrant, of_text, refuse_mixture
+from src.tasks.speed_table import speed_table
+from src.tasks.strategy_table import at_init, idea
 from tests.runs import SMALL, error_lines, run
 from tests.support import options
 
@@ -19,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("bench")
     done = run(
         *("task=bench", *SMALL, "bench.residual=[rezero,denseformer,dual_path]", "bench.rounds=2"),
-        *("bench.at_once=2", "hydra.run.dir=b"),
+        'bench.configurations=["twice: norm=rmsnorm residual=rezero model.block_size=16","recurrence=mini"]',
+        *("bench.at_once=3", "hydra.run.dir=b"),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
@@ -41,35 +51,83 @@ def test_counts_are_those_at_gpt2_medium(folder: Path) -> None:
     assert (costs["denseformer"]["kept_bytes"] - costs["vanilla"]["kept_bytes"]) / hidden < 26
 
 
-def test_every_strategy_is_timed_beside_the_baseline(folder: Path) -> None:
+NAMES = ["vanilla", "rezero", "denseformer", "dual_path", "twice", "recurrence=mini"]
+
+
+def test_every_configuration_is_timed_beside_the_baseline(folder: Path) -> None:
     timings = json.loads((folder / "bench.json").read_text())["timings"]
-    assert set(timings) == {"vanilla", "rezero", "denseformer", "dual_path"}
+    assert list(timings) == NAMES
     for timing in timings.values():
         assert len(timing["seconds"]) == len(timing["ratios"]) == 2
         assert min(timing["seconds"]) > 0
+        assert timing["step_bytes"] > 4 * timing["n_params"]  # the gradients at least
+        assert timing["state_bytes"] >= 12 * timing["n_params"]
+
+
+def test_a_configuration_is_all_that_its_overrides_say(folder: Path) -> None:
+    timings = json.loads((folder / "bench.json").read_text())["timings"]
+    assert [timings[name]["tokens"] for name in ("vanilla", "twice")] == [64, 32]
+    # two LayerNorm weights a layer and one at the end, as RMSNorm; a scalar a sublayer; sixteen positions fewer
+    assert timings["twice"]["n_params"] - timings["vanilla"]["n_params"] == 4 - 16 * 32
+    # both layers are visited again from the middle of a run on: that is what is timed
+    assert timings["recurrence=mini"]["flops_per_token"] > 1.2 * timings["vanilla"]["flops_per_token"]
 
 
 def test_the_table_has_a_line_for_each(folder: Path) -> None:
-    text = (folder / "table.md").read_text().split("Share of")[0]
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0] for line in lines[1:]] == [
-        "| vanilla",
-        "| rezero",
-        "| denseformer",
-        "| dual_path",
-    ]
+    text = (folder / "table.md").read_text()
+    strategies, speeds = (part.split("---")[-1].splitlines()[1:] for part in text.split("Steps over"))
+    assert [line.split(" | ")[0] for line in strategies if line] == [f"| {name}" for name in NAMES[:4]]
+    assert [line.split(" | ")[0] for line in speeds] == [f"| {name}" for name in NAMES]
 
 
 def test_quartiles_are_of_the_rounds_ratios() -> None:
-    rest = (1.0, 8, 6, None)
+    rest = (1.0, 8, 6, 4, 2, 1)
     assert Timing([1.0] * 5, [1.0, 1.1, 1.2, 1.3, 9.0], *rest).quartiles() == (1.1, 1.2, 1.3)
     assert Timing([1.0], [1.5], *rest).quartiles() == (1.5, 1.5, 1.5)
 
 
-def test_throughput_is_held_against_a_ceiling() -> None:
-    timing = Timing([2.0, 4.0, 3.0], [1.0] * 3, 60.0, tokens=300, flops_per_token=5_000, step_bytes=2**31)
-    line = speed_table({"vanilla": timing}, 1e6, "a chip's peak").splitlines()[-1]
-    assert line == "| vanilla | 100 | 50.0 % | 60.0 s | 2.00 GiB |"
+def test_throughput_is_held_against_peak_and_product() -> None:
+    timing = Timing(
+        [2.0, 4.0, 3.0],
+        [1.0] * 3,
+        60.0,
+        tokens=300,
+        flops_per_token=5_000,
+        n_params=7,
+        state_bytes=2**20,
+        step_bytes=2**31,
+    )
+    ceiling = Ceiling(peak=1e6, product=625e3, product_words="a product's speed")
+    line = speed_table({"vanilla": timing}, {"vanilla": ceiling}, "at a size").splitlines()[-1]
+    assert line.split(" | ")[3:] == [
+        *("1", "3000.0", "0.33", "100", "50.0 %", "80.0 %", "1 MiB + 2.00 GiB", "60.0 s |"),
+    ]
+
+
+def test_a_steps_memory_is_what_its_tensors_take() -> None:
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        first = torch.ones(1000, 1000)
+        del first
+        second = torch.ones(2000, 500)
+        return second.add_(1) + torch.ones(1000, 500).sum()
+
+    entrant = Entrant(step, 1, 1, 2, 0, 0, list)
+    peak = step_bytes(entrant, torch.zeros(1, 2, dtype=torch.long), "cpu")
+    assert 8_000_000 <= peak < 8_001_000
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("attnres", "must be overrides such as"),
+        ("a: residual=attnres norm", "must be overrides such as"),
+        ("trusted_targets=[mine]", "cannot say trusted_targets=[mine]"),
+        ("norm=rmsnorm +bench.rounds=3", "cannot say +bench.rounds=3"),
+    ],
+)
+def test_a_configuration_that_says_no_model_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        of_text(Job(Path(), OmegaConf.create(), resumes=False), text)
 
 
 def test_a_chip_is_known_by_its_name() -> None:
@@ -102,16 +160,34 @@ def test_the_word_is_the_docstrings(name: str, word: str) -> None:
 
 
 def test_all_are_all_the_shipped_ones_but_the_baseline() -> None:
-    names = BenchKeys("all", "vanilla", 1, 1).names()
+    names = BenchKeys(None, [], "vanilla", 1, 1).names()
     assert {*names, "vanilla"} == {path.stem for path in (CONF / "residual").glob("*.yaml")}
     assert "vanilla" not in names
+    assert BenchKeys("all", ["a=b"], "vanilla", 1, 1).names() == names
+    assert BenchKeys(None, ["a=b"], "vanilla", 1, 1).names() == []
 
 
-def test_a_strategy_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    done = run("task=bench", *SMALL, "bench.residual=[atnres]", cwd=tmp_path)
+def test_a_strategy_that_is_not_there_is_told_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"bench\.residual=atnres is no strategy, did you mean attnres\?"):
+        BenchKeys(["atnres"], [], "vanilla", 1, 1).names()
+
+
+def test_a_configuration_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    done = run("task=bench", *SMALL, 'bench.configurations=["residual=atnres"]', cwd=tmp_path)
     assert done.returncode == 2
     assert len(error_lines(done)) == 1
-    assert "atnres is no strategy, did you mean attnres?" in done.stderr
+    assert "'residual=atnres': residual=atnres is no option, did you mean attnres?" in done.stderr
+
+
+def test_one_process_has_one_number_of_threads() -> None:
+    one, two = (
+        Contestant(name, (), SimpleNamespace(trainer=SimpleNamespace(accelerator="cpu", threads=n)), None)
+        for name, n in (("a", 1), ("b", 2))
+    )
+    with pytest.raises(UserError, match=r"'a' has trainer\.threads=1 and 'b' has 2"):
+        refuse_mixture([one, two])
+    with pytest.raises(UserError, match="'a' is there twice"):
+        refuse_mixture([one, one])
 
 
 def test_the_readme_has_a_line_for_every_strategy() -> None:

@@ -1,0 +1,42 @@
+"""The table of measured steps: size, time over the baseline's, throughput, share of the device, memory."""
+
+from collections.abc import Mapping
+
+from src.tasks.alternation import Timing
+from src.tasks.chip import Ceiling
+
+
+def speed_table(timings: Mapping[str, Timing], ceilings: Mapping[str, Ceiling], measured: str) -> str:
+    """Markdown; the first is the baseline, and `measured` says at what size it stands."""
+    ceiling = next(iter(ceilings.values()))
+    peak = "none is published" if ceiling.peak is None else f"{ceiling.peak / 1e12:.3g} TFLOP/s"
+    baseline = next(iter(timings))
+    lines = [
+        f"Steps over {baseline}'s by time a token, median [quartiles] of the rounds' ratios; {baseline}: {measured}. "
+        f"FLOPs are 6 a visited parameter and 12 L D T. MFU is of the chip's published peak ({peak}), the next column "
+        f"of {ceiling.product_words} ({ceiling.product / 1e12:.3g} TFLOP/s). Memory is weights and optimizer, and the "
+        "most that a step allocates beside them.",
+        "",
+        "| configuration | parameters | FLOPs/token | step | ms | steps/s | tokens/s | MFU | of product "
+        "| memory | first step |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    flops = timings[baseline].flops_per_token
+    for name, t in timings.items():
+        low, middle, high = t.quartiles()
+        step = "1" if name == baseline else f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+        speed = t.tokens_per_s * t.flops_per_token
+        own = ceilings[name]
+        mfu = "-" if own.peak is None else f"{100 * speed / own.peak:.1f} %"
+        lines.append(
+            f"| {name} | {t.n_params:,} | {100 * (t.flops_per_token / flops - 1):+.1f} % | {step} "
+            f"| {1e3 * t.step_seconds:.1f} | {1 / t.step_seconds:.2f} | {t.tokens_per_s:,.0f} | {mfu} "
+            f"| {100 * speed / own.product:.1f} % | {size(t.state_bytes)} + {size(t.step_bytes)} "
+            f"| {t.first_seconds:.1f} s |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in words."""
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
