@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from src.tasks.contestants import Entrant
+from src.tasks.stopwatch import Stopwatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Timing:
     n_params: int
     state_bytes: int  # weights and optimizer
     step_bytes: int  # a step's memory over what it finds
+    parts: dict[str, float]  # median seconds of each part
 
     def quartiles(self) -> tuple[float, float, float]:
         """Of the ratios: lower, median, upper."""
@@ -58,7 +60,7 @@ def alternate(
     builders: Mapping[str, Callable[[], Entrant]], device: str, rounds: int, seed: int
 ) -> dict[str, Timing]:
     """Time one step of each in turn, `rounds` times after two that are not counted; the first is the baseline."""
-    clock = clock_of(device)
+    watch = Stopwatch(device)
     entrants = {name: build() for name, build in builders.items()}
     generator = torch.Generator().manual_seed(seed)
     order = random.Random(seed)
@@ -66,14 +68,17 @@ def alternate(
     first, memory = {}, {}
     for name, one in entrants.items():
         began = time.perf_counter()
-        timed(one, batches[0][name], clock)
+        timed(one, batches[0][name], watch)
         first[name] = time.perf_counter() - began
     for name, one in entrants.items():
         memory[name] = step_bytes(one, batches[1][name], device)
     seconds: dict[str, list[float]] = {name: [] for name in entrants}
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in entrants}
     for batch in batches[2:]:
         for name in order.sample(list(entrants), len(entrants)):
-            seconds[name].append(timed(entrants[name], batch[name], clock))
+            in_all, by_part = timed(entrants[name], batch[name], watch)
+            seconds[name].append(in_all)
+            parts[name].append(by_part)
     base = next(iter(entrants))
     timings = {}
     for name, one in entrants.items():
@@ -88,6 +93,7 @@ def alternate(
             one.n_params,
             one.state_bytes(),
             memory[name],
+            {part: statistics.median(row[part] for row in parts[name]) for part in parts[name][0]},
         )
     return timings
 
@@ -103,23 +109,11 @@ def batches_for(entrants: Mapping[str, Entrant], generator: torch.Generator, dev
     return {name: drawn[e.micro_batch_size, e.block_size, e.vocab_size] for name, e in entrants.items()}
 
 
-def clock_of(device: str) -> Callable[[], float]:
-    """CPU time on a CPU; on a GPU the wall, once all its work is done."""
-    if device == "cpu":
-        return time.process_time
-
-    def synchronized() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return synchronized
-
-
-def timed(one: Entrant, tokens_BT: Tensor, clock: Callable[[], float]) -> float:
-    """Seconds of one step."""
-    began = clock()
-    one.step(tokens_BT[:, :-1], tokens_BT[:, 1:])
-    return clock() - began
+def timed(one: Entrant, tokens_BT: Tensor, watch: Stopwatch) -> tuple[float, dict[str, float]]:
+    """Seconds of one step, and of its parts."""
+    watch.start()
+    one.step(tokens_BT[:, :-1], tokens_BT[:, 1:], watch)
+    return watch.stop()
 
 
 def step_bytes(one: Entrant, tokens_BT: Tensor, device: str) -> int:
@@ -129,7 +123,7 @@ def step_bytes(one: Entrant, tokens_BT: Tensor, device: str) -> int:
         found = torch.cuda.memory_allocated()
         one.step(tokens_BT[:, :-1], tokens_BT[:, 1:])
         return torch.cuda.max_memory_allocated() - found
-    with _silent(), torch.profiler.profile(profile_memory=True) as profile:
+    with silent(), torch.profiler.profile(profile_memory=True) as profile:
         one.step(tokens_BT[:, :-1], tokens_BT[:, 1:])
     events = profile.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
@@ -141,7 +135,7 @@ def step_bytes(one: Entrant, tokens_BT: Tensor, device: str) -> int:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without what a library writes to standard error past Python: the profiler tells that it starts and stops."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -4,7 +4,7 @@ Whole optimizer steps, in one process, taking turns with the baseline (`src.task
 configuration's own size, device, precision and `trainer.compile`. For strategies named by `bench.residual`,
 parameters, FLOPs and the memory kept for the backward are also counted at GPT-2 Medium, without computing anything.
 
-Writes bench.json and table.md into its run folder.
+Writes bench.json, table.md and bench.png into its run folder.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ import functools
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -24,13 +26,15 @@ from src.launch import COMPLETED, Job, TaskEnd
 from src.mistakes import UserError
 from src.models.config import GPTConfig
 from src.overrides import CONF, meant, options
+from src.reporting.bench_figure import bench_figure
 from src.tasks.alternation import Timing, alternate
 from src.tasks.chip import Ceiling, ceiling_of
 from src.tasks.contestants import Contestant, Entrant, entrant, of_strategy, of_text, refuse_mixture
 from src.tasks.schema import read_section
 from src.tasks.settings import Settings, read_settings
-from src.tasks.speed_table import speed_table
+from src.tasks.speed_table import parts_table, speed_table
 from src.tasks.strategy_table import MEDIUM_BATCH, Cost, table
+from src.tasks.surroundings import data_seconds, loop_seconds
 from src.tasks.train import build_gpt
 
 log = logging.getLogger(__name__)
@@ -79,13 +83,18 @@ def run(job: Job) -> TaskEnd:
     others += [of_text(job, text) for text in keys.configurations]
     refuse_mixture([baseline, *others])
     torch.set_num_threads(baseline.settings.trainer.threads)
+    if baseline.settings.trainer.accelerator == "gpu":
+        torch.set_float32_matmul_precision("high")  # as in training
     costs = count_strategies([baseline, *others])
     timings = time_in_turns(baseline, others, keys)
     ceilings = {c.name: measured_ceiling(c.settings) for c in (baseline, *others)}
     measured = describe(baseline.settings)
     text = table(baseline.name, costs, timings, measured) + "\n" if len(costs) > 1 else ""
     text += speed_table(timings, ceilings, measured)
-    stated = {
+    data = reading_seconds([baseline, *others])
+    loop = loop_seconds(baseline.settings.trainer.log_every_steps)
+    text += "\n" + parts_table(timings, data, loop)
+    stated: dict[str, Any] = {
         "baseline": baseline.name,
         "measured": measured,
         "config": settings.config,
@@ -93,8 +102,11 @@ def run(job: Job) -> TaskEnd:
         "ceilings": {name: dataclasses.asdict(ceiling) for name, ceiling in ceilings.items()},
         "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         "timings": {name: {**dataclasses.asdict(t), "ratio": t.quartiles()[1]} for name, t in timings.items()},
+        "data_seconds": data,
+        "loop_seconds": loop,
     }
     write_atomic(job.folder / "bench.json", json.dumps(stated, indent=2) + "\n")
+    bench_figure(stated, job.folder / "bench.png")
     write_atomic(job.folder / "table.md", text)
     log.info("%s", text)
     return TaskEnd(COMPLETED, f"benched {len(others)} configurations; {job.folder / 'table.md'}")
@@ -137,6 +149,20 @@ def count(settings: Settings) -> Cost:
     with torch.device("meta"):
         own = sum(p.numel() for p in subject.make(medium, 0).residual.parameters())
     return Cost(own, n_params, flops, kept)
+
+
+def reading_seconds(contestants: list[Contestant]) -> dict[str, float | None]:
+    """What a micro-batch takes to read; configurations that read alike are measured once."""
+    known: dict[str, float | None] = {}
+    seconds = {}
+    for one in contestants:
+        model = one.settings.model
+        key = json.dumps([one.settings.config["data"], model.block_size, model.vocab_size])
+        if key not in known:
+            with TemporaryDirectory() as folder:
+                known[key] = data_seconds(one.settings, Path(folder))
+        seconds[one.name] = known[key]
+    return seconds
 
 
 def measured_ceiling(settings: Settings) -> Ceiling:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,11 @@ def composed(job: Job, text: str, overrides: list[str]) -> Settings:
         return read_settings(config, own_keys=("bench",))
     except (UserError, HydraException, OmegaConfBaseException) as error:
         raise UserError(f"bench: {text!r}: {explain(root_cause(error))}") from error
+
+
+def composed_alone(overrides: Sequence[str]) -> Settings:
+    """The default configuration with `overrides` and nothing of the command line's."""
+    return read_settings(compose("config", list(overrides)))
 
 
 def entrant(settings: Settings) -> Entrant:

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from src.tasks.alternation import Timing
 from src.tasks.chip import Ceiling
 
+#: Of a step of this project's; another's step tells none.
+PARTS = ("forward", "loss", "backward", "optimizer")
+
 
 def speed_table(timings: Mapping[str, Timing], ceilings: Mapping[str, Ceiling], measured: str) -> str:
     """Markdown; the first is the baseline, and `measured` says at what size it stands."""
@@ -40,3 +43,19 @@ def speed_table(timings: Mapping[str, Timing], ceilings: Mapping[str, Ceiling], 
 def size(n_bytes: int) -> str:
     """Bytes in words."""
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
+
+
+def parts_table(timings: Mapping[str, Timing], data: Mapping[str, float | None], loop: float) -> str:
+    """Milliseconds of a step by part, as Markdown."""
+    lines = [
+        "Milliseconds of a step by part, medians; data is one micro-batch from shards of random tokens, loop is what "
+        "Lightning's loop with this project's callbacks and logging adds to a bare one (both CPU time, on the host). "
+        "The loss has the head's gradients, which are made with it.",
+        "",
+        f"| configuration | data | {' | '.join(PARTS)} | loop |",
+        f"|---|{'---:|' * (len(PARTS) + 2)}",
+    ]
+    for name, t in timings.items():
+        cells = [data.get(name), *(t.parts.get(part) for part in PARTS), loop if t.parts else None]
+        lines.append(f"| {name} | " + " | ".join("-" if c is None else f"{1e3 * c:.2f}" for c in cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -4,7 +4,6 @@
 returns (model, step_fn), where `step_fn(x, y)` does one whole optimizer step and returns its loss.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -17,8 +16,13 @@ from src.models.gpt import GPT
 from src.models.optimizer import OptimizerConfig, apply_gradients, build_optimizer, set_lr
 from src.norm.layernorm import LayerNorm
 from src.residual.vanilla import Vanilla
+from src.tasks.stopwatch import Lap, no_lap
 
-Step = Callable[[Tensor, Tensor], Tensor]
+
+class Step(Protocol):
+    """One whole optimizer step on token ids and targets [B, T]; returns its loss, and tells where its parts end."""
+
+    def __call__(self, x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor: ...
 
 
 class StepSpec(Protocol):
@@ -66,22 +70,30 @@ def vanilla_step(spec: StepSpec) -> tuple[GPT, Step]:
 def optimizer_step(
     gpt: GPT, keys: OptimizerConfig, *, bf16: bool, compiled: bool, n_micro: int
 ) -> tuple[Step, torch.optim.Optimizer]:
-    """A function of token ids and targets [B, T] (or [A, B, T]) that does one step at `keys.lr`; its optimizer."""
+    """A step at `keys.lr` on [B, T] (or [A, B, T]), and its optimizer.
+
+    Its parts are forward (the trunk), loss (the head with its gradients, which are made there), backward and optimizer.
+    """
     optimizer = build_optimizer(gpt, keys)
     set_lr(optimizer, keys.lr)
     device = next(gpt.parameters()).device
     hidden = torch.compile(gpt.hidden, fullgraph=True, dynamic=False) if compiled else gpt.hidden
     params = list(gpt.parameters())
 
-    def step_fn(x: Tensor, y: Tensor) -> Tensor:
+    def step_fn(x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor:
         pairs = zip(x.view(n_micro, -1, x.shape[-1]), y.view(n_micro, -1, y.shape[-1]), strict=True)
         total = torch.zeros((), device=device)
         for idx_BT, targets_BT in pairs:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = gpt.head_loss(hidden(idx_BT), targets_BT) / n_micro
+                x_BTD = hidden(idx_BT)
+                lap("forward")
+                loss = gpt.head_loss(x_BTD, targets_BT) / n_micro
+                lap("loss")
             torch.autograd.backward(loss)
             total += loss.detach()
+            lap("backward")
         apply_gradients(optimizer, params, keys.grad_clip, total)
+        lap("optimizer")
         return total
 
     return step_fn, optimizer

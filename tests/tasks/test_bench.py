@@ -17,7 +17,8 @@ from src.tasks.alternation import Timing, step_bytes
 from src.tasks.bench import BenchKeys
 from src.tasks.chip import Ceiling, matmul_speed, published_peak
 from src.tasks.contestants import Contestant, Entrant, of_text, refuse_mixture
-from src.tasks.speed_table import speed_table
+from src.tasks.speed_table import parts_table, speed_table
+from src.tasks.stopwatch import Lap, Stopwatch, no_lap
 from src.tasks.strategy_table import at_init, idea
 from tests.runs import SMALL, error_lines, run
 from tests.support import options
@@ -62,6 +63,17 @@ def test_every_configuration_is_timed_beside_the_baseline(folder: Path) -> None:
         assert min(timing["seconds"]) > 0
         assert timing["step_bytes"] > 4 * timing["n_params"]  # the gradients at least
         assert timing["state_bytes"] >= 12 * timing["n_params"]
+        assert list(timing["parts"]) == ["forward", "loss", "backward", "optimizer"]
+        assert sum(timing["parts"].values()) <= 1.5 * max(timing["seconds"])
+
+
+def test_what_surrounds_a_step_is_told_too(folder: Path) -> None:
+    stated = json.loads((folder / "bench.json").read_text())
+    assert list(stated["data_seconds"]) == NAMES
+    assert stated["data_seconds"]["vanilla"] == stated["data_seconds"]["rezero"] > 0
+    assert abs(stated["loop_seconds"]) < 0.1
+    assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "multirun").exists()  # nothing of the random tokens stays
 
 
 def test_a_configuration_is_all_that_its_overrides_say(folder: Path) -> None:
@@ -75,13 +87,14 @@ def test_a_configuration_is_all_that_its_overrides_say(folder: Path) -> None:
 
 def test_the_table_has_a_line_for_each(folder: Path) -> None:
     text = (folder / "table.md").read_text()
-    strategies, speeds = (part.split("---")[-1].splitlines()[1:] for part in text.split("Steps over"))
-    assert [line.split(" | ")[0] for line in strategies if line] == [f"| {name}" for name in NAMES[:4]]
-    assert [line.split(" | ")[0] for line in speeds] == [f"| {name}" for name in NAMES]
+    strategies, speeds, parts = (block.splitlines() for block in text.split("\n\n")[1::2])
+    assert [line.split(" | ")[0] for line in strategies[2:]] == [f"| {name}" for name in NAMES[:4]]
+    for table in (speeds, parts):
+        assert [line.split(" | ")[0] for line in table[2:]] == [f"| {name}" for name in NAMES]
 
 
 def test_quartiles_are_of_the_rounds_ratios() -> None:
-    rest = (1.0, 8, 6, 4, 2, 1)
+    rest = (1.0, 8, 6, 4, 2, 1, {})
     assert Timing([1.0] * 5, [1.0, 1.1, 1.2, 1.3, 9.0], *rest).quartiles() == (1.1, 1.2, 1.3)
     assert Timing([1.0], [1.5], *rest).quartiles() == (1.5, 1.5, 1.5)
 
@@ -96,16 +109,30 @@ def test_throughput_is_held_against_peak_and_product() -> None:
         n_params=7,
         state_bytes=2**20,
         step_bytes=2**31,
+        parts={"forward": 1.5},
     )
     ceiling = Ceiling(peak=1e6, product=625e3, product_words="a product's speed")
     line = speed_table({"vanilla": timing}, {"vanilla": ceiling}, "at a size").splitlines()[-1]
     assert line.split(" | ")[3:] == [
         *("1", "3000.0", "0.33", "100", "50.0 %", "80.0 %", "1 MiB + 2.00 GiB", "60.0 s |"),
     ]
+    line = parts_table({"vanilla": timing}, {"vanilla": None}, 0.001).splitlines()[-1]
+    assert line == "| vanilla | - | 1500.00 | - | - | - | 1.00 |"
+
+
+def test_parts_of_one_name_add_up_and_make_the_step() -> None:
+    watch = Stopwatch("cpu")
+    watch.start()
+    for part in ("forward", "backward", "forward"):
+        torch.randn(300, 300) @ torch.randn(300, 300)
+        watch(part)
+    seconds, parts = watch.stop()
+    assert list(parts) == ["forward", "backward"]
+    assert 0 < parts["backward"] < parts["forward"] + parts["backward"] <= seconds + 1e-9
 
 
 def test_a_steps_memory_is_what_its_tensors_take() -> None:
-    def step(x: Tensor, y: Tensor) -> Tensor:
+    def step(x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor:
         first = torch.ones(1000, 1000)
         del first
         second = torch.ones(2000, 500)
