@@ -8,7 +8,6 @@ Writes bench.json, table.md and bench.png into its run folder.
 """
 
 import dataclasses
-import functools
 import json
 import logging
 from collections.abc import Callable
@@ -22,17 +21,25 @@ from omegaconf import DictConfig, OmegaConf
 from src.artefacts import write_atomic
 from src.checks.base import Subject
 from src.checks.cost import kept_bytes
-from src.launch import COMPLETED, Job, TaskEnd
+from src.launch import COMPLETED, FAILED, Job, TaskEnd
 from src.mistakes import UserError
 from src.models.config import GPTConfig
 from src.overrides import CONF, meant, options
 from src.reporting.bench_figure import bench_figure
 from src.tasks.alternation import Timing, alternate
 from src.tasks.chip import Ceiling, ceiling_of
-from src.tasks.contestants import Contestant, Entrant, entrant, of_strategy, of_text, refuse_mixture
+from src.tasks.contestants import (
+    Contestant,
+    Entrant,
+    of_strategy,
+    of_text,
+    refuse_mixture,
+    refuse_twice,
+)
+from src.tasks.peer_entry import LOSS_TOLERANCE, read_peers
 from src.tasks.schema import read_section
 from src.tasks.settings import Settings, read_settings
-from src.tasks.speed_table import parts_table, speed_table
+from src.tasks.speed_table import parts_table, peers_line, speed_table
 from src.tasks.strategy_table import MEDIUM_BATCH, Cost, table
 from src.tasks.surroundings import data_seconds, loop_seconds
 from src.tasks.train import build_gpt
@@ -47,6 +54,7 @@ class BenchKeys:
     residual: str | list[str] | None
     configurations: list[str]
     baseline: str
+    peer: str | list[str]
     rounds: int
     at_once: int
 
@@ -85,12 +93,19 @@ def run(job: Job) -> TaskEnd:
     torch.set_num_threads(baseline.settings.trainer.threads)
     if baseline.settings.trainer.accelerator == "gpu":
         torch.set_float32_matmul_precision("high")  # as in training
+    texts = [keys.peer] if isinstance(keys.peer, str) else keys.peer
+    peers = read_peers(texts, baseline.settings, list(map(str, job.config.trusted_targets)))
+    refuse_twice([*(c.name for c in (baseline, *others)), *(p.name for p in peers)])
     costs = count_strategies([baseline, *others])
-    timings = time_in_turns(baseline, others, keys)
+    gaps = {peer.name: peer.loss_gap() for peer in peers}
+    builders = {c.name: c.build for c in (baseline, *others)} | {p.name: p.build for p in peers}
+    timings = time_in_turns(builders, baseline.settings, keys)
     ceilings = {c.name: measured_ceiling(c.settings) for c in (baseline, *others)}
+    ceilings |= {peer.name: ceilings[baseline.name] for peer in peers}
     measured = describe(baseline.settings)
     text = table(baseline.name, costs, timings, measured) + "\n" if len(costs) > 1 else ""
     text += speed_table(timings, ceilings, measured)
+    text += peers_line(gaps, baseline.name)
     data = reading_seconds([baseline, *others])
     loop = loop_seconds(baseline.settings.trainer.log_every_steps)
     text += "\n" + parts_table(timings, data, loop)
@@ -102,6 +117,7 @@ def run(job: Job) -> TaskEnd:
         "ceilings": {name: dataclasses.asdict(ceiling) for name, ceiling in ceilings.items()},
         "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         "timings": {name: {**dataclasses.asdict(t), "ratio": t.quartiles()[1]} for name, t in timings.items()},
+        "peer_loss_gaps": gaps,
         "data_seconds": data,
         "loop_seconds": loop,
     }
@@ -109,22 +125,27 @@ def run(job: Job) -> TaskEnd:
     bench_figure(stated, job.folder / "bench.png")
     write_atomic(job.folder / "table.md", text)
     log.info("%s", text)
-    return TaskEnd(COMPLETED, f"benched {len(others)} configurations; {job.folder / 'table.md'}")
+    if other := [name for name, gap in gaps.items() if gap is not None and not gap <= LOSS_TOLERANCE]:
+        return TaskEnd(
+            FAILED, f"{other[0]} does not compute what {baseline.name} does; {job.folder / 'table.md'}"
+        )
+    return TaskEnd(COMPLETED, f"benched {len(timings) - 1} beside {baseline.name}; {job.folder / 'table.md'}")
 
 
-def time_in_turns(baseline: Contestant, others: list[Contestant], keys: BenchKeys) -> dict[str, Timing]:
+def time_in_turns(
+    builders: dict[str, Callable[[], Entrant]], settings: Settings, keys: BenchKeys
+) -> dict[str, Timing]:
     """All timings, the baseline's first; no more than `at_once` others are in memory at a time."""
     timings: dict[str, Timing] = {}
+    device = "cuda" if settings.trainer.accelerator == "gpu" else "cpu"
+    baseline, *others = builders
     for start in range(0, max(1, len(others)), keys.at_once):
         some = others[start : start + keys.at_once]
-        builders: dict[str, Callable[[], Entrant]] = {
-            c.name: functools.partial(entrant, c.settings) for c in (baseline, *some)
-        }
-        device = "cuda" if baseline.settings.trainer.accelerator == "gpu" else "cpu"
-        timings.update(alternate(builders, device, keys.rounds, baseline.settings.seed))
-        for one in some:
-            low, middle, high = timings[one.name].quartiles()
-            log.info("%s: %.3f [%.3f, %.3f] of %s's step", one.name, middle, low, high, baseline.name)
+        at_once = {name: builders[name] for name in (baseline, *some)}
+        timings.update(alternate(at_once, device, keys.rounds, settings.seed))
+        for name in some:
+            low, middle, high = timings[name].quartiles()
+            log.info("%s: %.3f [%.3f, %.3f] of %s's step", name, middle, low, high, baseline)
     return timings
 
 

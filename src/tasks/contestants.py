@@ -32,6 +32,10 @@ class Contestant:
     settings: Settings
     residual: str | None
 
+    def build(self) -> "Entrant":
+        """Its model and step."""
+        return entrant(self.settings)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entrant:
@@ -134,7 +138,14 @@ def refuse_mixture(contestants: list[Contestant]) -> None:
                 f"bench: {first.name!r} has trainer.{key}={one} and {other.name!r} has {two}, but one process has one "
                 f"of it; give trainer.{key} beside task=bench"
             )
-    names = [contestant.name for contestant in contestants]
+
+
+def refuse_twice(names: Sequence[str]) -> None:
+    """A name stands for one.
+
+    Raises:
+        UserError: naming one that does not.
+    """
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"bench: {twice[0]!r} is there twice; give one of them another name, 'name: overrides'")

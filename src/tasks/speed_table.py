@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from src.tasks.alternation import Timing
 from src.tasks.chip import Ceiling
+from src.tasks.peer_entry import LOSS_STEPS, LOSS_TOLERANCE
 
 #: Of a step of this project's; another's step tells none.
 PARTS = ("forward", "loss", "backward", "optimizer")
@@ -59,3 +60,14 @@ def parts_table(timings: Mapping[str, Timing], data: Mapping[str, float | None],
         cells = [data.get(name), *(t.parts.get(part) for part in PARTS), loop if t.parts else None]
         lines.append(f"| {name} | " + " | ".join("-" if c is None else f"{1e3 * c:.2f}" for c in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def peers_line(gaps: Mapping[str, float | None], baseline: str) -> str:
+    """Whether peers compute what the baseline does, as a paragraph; empty without peers."""
+    words = [
+        f"{name}: not compared, its weights do not fit"
+        if gap is None
+        else f"{name}: {'the same' if gap <= LOSS_TOLERANCE else 'OTHER LOSSES'} (largest relative gap {gap:.0e})"
+        for name, gap in gaps.items()
+    ]
+    return f"\nLosses of {LOSS_STEPS} steps from {baseline}'s weights: {'; '.join(words)}.\n" if words else ""
