@@ -25,10 +25,14 @@ from src.residual.base import Site, StreamSpec
 
 
 class Streams(NamedTuple):
-    """The streams, and the weights with which the sublayer being visited will write to them."""
+    """The streams, the weights with which the sublayer being visited writes to them, and what it writes.
+
+    Its output may wait here for the next read, which can then write, weigh and mix in one pass.
+    """
 
     h_BTND: Tensor
     b: Tensor  # [N] static, [B, T, N] dynamic
+    y_BTD: Tensor | None = None  # waiting
 
 
 class SiteWeights(NamedTuple):
@@ -74,9 +78,16 @@ def mix(a: Tensor, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
 
 def write_streams(state: Streams, y_BTD: Tensor) -> Streams:
     """H' + B y."""
+    return Streams(written(state._replace(y_BTD=y_BTD)), state.b)
+
+
+def written(state: Streams) -> Tensor:
+    """The streams, with the output that waits."""
+    if state.y_BTD is None:
+        return state.h_BTND
     if torch.compiler.is_compiling():
-        return state._replace(h_BTND=_written(*state, y_BTD))
-    return state._replace(h_BTND=_Write.apply(*state, y_BTD))  # type: ignore[no-untyped-call]  # torch's
+        return _written(state.h_BTND, state.b, state.y_BTD)
+    return cast(Tensor, _Write.apply(*state))  # type: ignore[no-untyped-call]  # torch's
 
 
 def stream_mixing(

@@ -47,7 +47,7 @@ class HyperConnections(WeighedStreams):
         scale_output_(sublayer, self.output_init_scale)
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        return read_dynamic(state.h_BTND, self._site(site.index))
+        return read_dynamic(state, self._site(site.index))
 
     def _site(self, k: int) -> Weights:
         packed = (self.w_SDC, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2, self.a_SNM, self.b_SN)

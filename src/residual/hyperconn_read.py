@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from src.residual.hyper_streams import Streams, blend_backward, split_blend
+from src.residual.hyper_streams import Streams, blend_backward, split_blend, written
+from src.residual.native import Kernels, kernels_for
 
 EPS = 1e-5
 
@@ -44,21 +46,23 @@ class Dynamic(NamedTuple):
     b_BTN: Tensor
 
 
-def read_dynamic(h_BTND: Tensor, weights: Weights) -> tuple[Tensor, Streams]:
+def read_dynamic(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
     """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
     if torch.compiler.is_compiling():
+        h_BTND = written(state)
         dynamic = dynamic_weights(h_BTND, weights)
         u_BTD, h_BTND = split_blend(dynamic.a_BTNM, h_BTND)
         return u_BTD, Streams(h_BTND, dynamic.b_BTN)
-    out = _Read.apply(h_BTND, *weights)  # type: ignore[no-untyped-call]  # torch's
+    kernels = kernels_for(state.h_BTND, "hyperconn", N=state.h_BTND.shape[2])
+    function, given = (_Read, (written(state),)) if kernels is None else (_KernelRead, (kernels, *state))
+    out = function.apply(*given, *weights)  # type: ignore[no-untyped-call]  # torch's
     u_BTD, h_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
     return u_BTD, Streams(h_BTND, b_BTN)
 
 
 def dynamic_weights(h_BTND: Tensor, weights: Weights) -> Dynamic:
     """The weights of every token, for any number of columns of A (C is one more)."""
-    gained_CD = weights.w_DC.t() * weights.gain_D
-    centred_CD = gained_CD - gained_CD.mean(1, keepdim=True)
+    centred_CD = _centred(weights)
     w_PD = torch.cat((centred_CD, torch.full_like(centred_CD[:1], 1 / centred_CD.shape[1])))
     pm_BTNP = F.linear(h_BTND, w_PD)
     square_BTN1 = torch.linalg.vector_norm(h_BTND, dim=-1, keepdim=True).square() / h_BTND.shape[-1]
@@ -98,16 +102,65 @@ class _Read(torch.autograd.Function):
         through_BTND.addcmul_(dsquare_BTN1 * (2 / h_KD.shape[1]), h_BTND)
 
         dcentred_CD, dbias_C = dpm_KP[:, :-1].t() @ h_KD, dz_BTNC.sum((0, 1, 2))
-        dgained_CD = dcentred_CD - dcentred_CD.mean(1, keepdim=True)
-        dw_DC = torch.outer(weights.norm_bias_D, dbias_C).addcmul_(dgained_CD.t(), weights.gain_D.unsqueeze(1))
-        dgain_D = (dgained_CD * weights.w_DC.t()).sum(0)
-        dscale_2 = torch.stack((dscale_C[:-1].sum(), dscale_C[-1]))
-        return (
-            through_BTND,
-            dw_DC,
-            dgain_D,
-            weights.w_DC @ dbias_C,
-            dscale_2,
-            dstatic_NC[:, :-1],
-            dstatic_NC[:, -1],
-        )
+        return through_BTND, *_parameter_gradients(weights, dcentred_CD, dbias_C, dscale_C, dstatic_NC)
+
+
+class _KernelRead(torch.autograd.Function):
+    """Of the streams before the output that waits is written to them: that, too, happens in the one pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        kernels: Kernels,
+        h_BTND: Tensor,
+        b: Tensor,
+        y_BTD: Tensor | None,
+        *packed: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        h_BTND = h_BTND.contiguous()
+        B, T, N, D = h_BTND.shape
+        u_BTD, out_BTND, b_BTN = h_BTND.new_empty(B, T, D), torch.empty_like(h_BTND), h_BTND.new_empty(B, T, N)
+        kept = h_BTND.new_empty(B * T * N, N + 4)
+        state, out = (h_BTND, b, y_BTD), (u_BTD, out_BTND, b_BTN, kept)
+        sizes = (B * T, D, torch.get_num_threads())
+        kernels("hyperconn_forward", *state, *_given(Weights(*packed)), *out, *sizes, EPS)
+        ctx.save_for_backward(*state, kept, *packed)
+        ctx.kernels = kernels
+        return u_BTD, out_BTND, b_BTN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h_BTND, b, y_BTD, kept, *packed = ctx.saved_tensors
+        weights, threads = Weights(*packed), torch.get_num_threads()
+        B, T, N, D = h_BTND.shape
+        dh_BTND, db, dy_BTD = (None if x is None else torch.empty_like(x) for x in (h_BTND, b, y_BTD))
+        dcentred_CD, small = h_BTND.new_zeros(threads, N + 2, D), h_BTND.new_zeros(threads, N + 2, N + 2)
+        given, sizes = (h_BTND, b, y_BTD, *_given(weights), kept), (B * T, D, threads)
+        out = (dh_BTND, db, dy_BTD, dcentred_CD, small)
+        ctx.kernels("hyperconn_backward", *given, *(grad.contiguous() for grad in grads), *out, *sizes)
+        dcentred_CD, small = dcentred_CD.sum(0), small.sum(0)
+        dweights = _parameter_gradients(weights, dcentred_CD, small[-1], small[-2], small[:-2])
+        return None, dh_BTND, None if y_BTD is None else db, dy_BTD, *dweights
+
+
+def _given(weights: Weights) -> tuple[Tensor, ...]:
+    """What the kernels are given: the centred projection [C, D], the bias in z, and the rest as it is."""
+    bias_C = weights.norm_bias_D @ weights.w_DC
+    return _centred(weights).contiguous(), bias_C, weights.scale_2, weights.a_NM, weights.b_N
+
+
+def _centred(weights: Weights) -> Tensor:
+    gained_CD = weights.w_DC.t() * weights.gain_D
+    return gained_CD - gained_CD.mean(1, keepdim=True)
+
+
+def _parameter_gradients(
+    weights: Weights, dcentred_CD: Tensor, dbias_C: Tensor, dscale_C: Tensor, dstatic_NC: Tensor
+) -> tuple[Tensor, ...]:
+    """Of `Weights`, from those of the centred projection, of the bias in z, of the scales by column and of [a | b]."""
+    dgained_CD = dcentred_CD - dcentred_CD.mean(1, keepdim=True)
+    dw_DC = torch.outer(weights.norm_bias_D, dbias_C).addcmul_(dgained_CD.t(), weights.gain_D.unsqueeze(1))
+    dgain_D = (dgained_CD * weights.w_DC.t()).sum(0)
+    dscale_2 = torch.stack((dscale_C[:-1].sum(), dscale_C[-1]))
+    return dw_DC, dgain_D, weights.w_DC @ dbias_C, dscale_2, dstatic_NC[:, :-1], dstatic_NC[:, -1]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, StreamSpec
-from src.residual.hyper_streams import SiteWeights, Streams
+from src.residual.hyper_streams import SiteWeights, Streams, written
 from src.residual.projected_streams import mixing_weights, project
 from src.residual.weighed_streams import WeighedStreams
 
@@ -78,7 +78,7 @@ class ManifoldHyperConnectionsLite(WeighedStreams):
         return SiteWeights(mixing_weights(weights.pre_BTN, res_BTNN), weights.post_BTN)
 
     def end(self, state: Streams) -> Tensor:
-        return state.h_BTND.sum(2)
+        return written(state).sum(2)
 
     def end_weights(self, h_BTND: Tensor) -> Tensor:
         return h_BTND.new_ones(self.n_stream)

@@ -19,7 +19,7 @@ from src.residual.hyper_streams import (
     require_streams,
     stream_mixing,
     widen,
-    write_streams,
+    written,
 )
 
 
@@ -41,15 +41,16 @@ class WeighedStreams(ResidualStrategy[Streams]):
         return widen(x0_BTD, self.n_stream, x0_BTD.new_ones(self.n_stream))
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        a, b = self.site_weights(site.index, state.h_BTND)
-        u_BTD, h_BTND = mix(a, state.h_BTND)
+        h_BTND = written(state)
+        a, b = self.site_weights(site.index, h_BTND)
+        u_BTD, h_BTND = mix(a, h_BTND)
         return u_BTD, Streams(h_BTND, b)
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return write_streams(state, y_BTD)
+        return state._replace(y_BTD=y_BTD.to(state.h_BTND.dtype))
 
     def end(self, state: Streams) -> Tensor:
-        return state.h_BTND.mean(2)
+        return written(state).mean(2)
 
     def end_weights(self, h_BTND: Tensor) -> Tensor:
         """The weights [N] or [B, T, N] of `end`, for `mixing`."""

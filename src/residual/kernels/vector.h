@@ -1,0 +1,56 @@
+// Vectors of REAL (float; double in tests) in the extension that GCC and Clang share, and functions over them.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define UNROLLED _Pragma("GCC unroll 32")
+
+typedef REAL F;
+constexpr bool SINGLE = sizeof(F) == 4;
+constexpr int W = VECTOR_BYTES / sizeof(F);  // lanes
+typedef F V __attribute__((vector_size(VECTOR_BYTES)));
+typedef F Unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(F)), may_alias));
+
+template <bool> struct Integer { typedef int32_t type; };
+template <> struct Integer<false> { typedef int64_t type; };
+typedef Integer<SINGLE>::type I;
+typedef I VI __attribute__((vector_size(VECTOR_BYTES)));
+
+static inline V load(const F* p) { return *(const Unaligned*)p; }
+static inline void store(F* p, V v) { *(Unaligned*)p = v; }
+static inline V all(F x) { return x - V{}; }
+
+static inline F sum(V v) {
+    F lanes[W];
+    store(lanes, v);
+    UNROLLED for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+// e^x - 1 without cancellation near 0; NaN stays NaN.
+static inline V expm1(V x) {
+    const F limit = 80, shift = SINGLE ? F(12582912) : F(6755399441055744);  // 1.5 * 2^(bits of the mantissa)
+    x = x > limit ? all(limit) : x;
+    x = x < -limit ? all(-limit) : x;
+    const V k = (x * F(1.4426950408889634) + shift) - shift;  // the nearest integer
+    const V r = (x - k * F(0.693145751953125)) - k * F(1.42860682030941723212e-6);
+    V series = all(1);
+    UNROLLED for (int i = SINGLE ? 7 : 13; i > 1; i--) series = series * r * (F(1) / F(i)) + F(1);
+    const V power = (V)((__builtin_convertvector(k, VI) + (SINGLE ? 127 : 1023)) << (SINGLE ? 23 : 52));
+    return power * (series * r) + (power - F(1));
+}
+
+static inline V tanh(V x) {
+    const V e = expm1(x + x);
+    return e / (e + F(2));
+}
+
+static inline V sigmoid(V x) { return F(1) / (expm1(-x) + F(2)); }

@@ -1,0 +1,111 @@
+"""Kernels in C++ for the CPU, built when they are first called for, where the machine has a compiler.
+
+A kernel is compiled for its element type and sizes in a second, without torch's headers, and kept in the
+user's cache folder. It uses the threads that torch has. Where there is no compiler, or what it makes does
+not load, there are no kernels, and callers take their plain path: the same results up to rounding.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "kernels"
+# Linked to no OpenMP of its own: it finds torch's, and with that its threads.
+COMPILE = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-Wno-psabi", "-c")
+SECONDS = 120  # for the compiler
+C_TYPES = {torch.float32: "float", torch.float64: "double"}
+LANES_BYTES = 64  # rows are whole vectors of any machine
+
+
+class Kernels:
+    """The functions of one source; arguments are contiguous tensors (None: a null), then numbers."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def __call__(self, name: str, *args: Tensor | int | float | None) -> None:
+        """Run the function `name`."""
+        getattr(self.library, name)(*map(_c_value, args))
+
+
+def kernels_for(x: Tensor, source: str, **sizes: int) -> Kernels | None:
+    """The functions of `source` for rows like those of `x`, or None: where they do not serve, or cannot be built.
+
+    They serve plain tensors on the CPU, in float32 or float64, whose rows are whole vectors.
+    """
+    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in C_TYPES:
+        return None
+    if x.shape[-1] * x.element_size() % LANES_BYTES:
+        return None
+    return _built(source, C_TYPES[x.dtype], tuple(sizes.items()))
+
+
+@functools.cache
+def _built(source: str, real: str, sizes: tuple[tuple[str, int], ...]) -> Kernels | None:
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        log.info("no C++ compiler: the residual strategies run without kernels of their own")
+        return None
+    defines = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in sizes)]
+    command = [compiler, *COMPILE, *defines, str(SOURCES / f"{source}.cpp")]
+    try:
+        path = _folder() / f"{source}-{_fingerprint(command)}.so"
+        if not path.exists():
+            _compile(command, path)
+        return Kernels(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("the kernels of %s cannot be built, which costs speed only: %s", source, error)
+        return None
+
+
+def _compile(command: list[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made, library = f"{folder}/kernels.o", f"{folder}/kernels.so"
+        for arguments in ([*command, "-o", made], [command[0], "-shared", made, "-o", library]):
+            subprocess.run(arguments, check=True, capture_output=True, timeout=SECONDS)
+        Path(library).replace(path)  # at once, for processes that build it at the same time
+
+
+def _folder() -> Path:
+    """The user's cache folder, or one for this process where that cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "reslab"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="reslab-"))
+
+
+def _fingerprint(command: list[str]) -> str:
+    """Of all that the machine code follows from; a home folder may be shared by unlike machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    processor = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else platform.processor()
+    kind = [
+        line for line in processor.splitlines() if line.startswith(("model name", "flags", "CPU ", "Features"))
+    ]
+    texts = [path.read_text() for path in sorted(SOURCES.iterdir()) if path.is_file()]
+    everything = "\n".join([*command, *kind, platform.machine(), *texts])
+    return hashlib.sha256(everything.encode()).hexdigest()[:16]
+
+
+def _c_value(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_double:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()  # the kernels know sizes, not strides
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_double(value)
