@@ -16,8 +16,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ParamGroup, StreamSpec
-from src.residual.hyper_streams import SiteWeights
+from src.residual.base import ParamGroup, Site, StreamSpec
+from src.residual.hyper_streams import SiteWeights, Streams
+from src.residual.mhc_read import Weights, read_by_kernels
+from src.residual.native import kernels_for
 from src.residual.projected_streams import mixing_weights, project
 from src.residual.sinkhorn import sinkhorn
 from src.residual.weighed_streams import WeighedStreams
@@ -63,6 +65,13 @@ class ManifoldHyperConnections(WeighedStreams):
     def param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup((self.phi_SCV,), decay=True)
         yield ParamGroup((self.scale_S3, self.bias_SC))
+
+    def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
+        kernels = kernels_for(state.h_BTND, "mhc", N=self.n_stream)
+        if kernels is None:
+            return super().read(state, site)
+        weights = Weights(self.phi_SCV[site.index], self.scale_S3[site.index], self.bias_SC[site.index])
+        return read_by_kernels(kernels, state, weights, self.n_iteration, self.eps)
 
     def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
         n = self.n_stream

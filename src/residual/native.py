@@ -43,8 +43,11 @@ class Kernels:
 def kernels_for(x: Tensor, source: str, **sizes: int) -> Kernels | None:
     """The functions of `source` for rows like those of `x`, or None: where they do not serve, or cannot be built.
 
-    They serve plain tensors on the CPU, in float32 or float64, whose rows are whole vectors.
+    They serve plain tensors on the CPU, in float32 or float64, whose rows are whole vectors; a compiler is given
+    the plain form.
     """
+    if torch.compiler.is_compiling():
+        return None
     if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in C_TYPES:
         return None
     if x.shape[-1] * x.element_size() % LANES_BYTES:

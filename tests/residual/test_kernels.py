@@ -6,13 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.residual import hyperconn_read, native
+from src.residual import hyperconn_read, mhc, native
 from src.residual.hyper_streams import Streams
 from src.residual.hyperconn import HyperConnections
 from src.residual.hyperconn_read import read_dynamic
+from src.residual.mhc import ManifoldHyperConnections
 from tests.residual.plain import jittered, stream_spec
 
 D = 32
+MHC_KEYS: dict[str, Any] = {
+    "n_iteration": 20,
+    "scale_init": 0.3,
+    "own_share": 0.7,
+    "res_logit": 8.0,
+    "eps": 1e-6,
+}
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -66,3 +74,27 @@ def test_the_gradients_of_hyperconns_read_are_its_derivatives() -> None:
         return u, after.h_BTND, after.b
 
     assert torch.autograd.gradcheck(read, [*state, *weights])
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_read_of_mhc(
+    n: int, dtype: torch.dtype, atol: float, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_kernels("mhc", N=n)
+    spec, site = stream_spec(1, D), stream_spec(1, D).sites[1]
+    strategy = jittered(ManifoldHyperConnections(spec, **{**MHC_KEYS, "n_stream": n})).to(dtype)
+    results = []
+    for plain in (True, False):
+        with monkeypatch.context() as patch:
+            if plain:
+                patch.setattr(mhc, "kernels_for", lambda *a, **k: None)
+            h, b, y = (random(2, 19, *shape, dtype=dtype).requires_grad_() for shape in ((n, D), (n,), (D,)))
+            u, (mixed, b_next, _) = strategy.read(Streams(h, b, y if waits else None), site)
+        out = (u, mixed, b_next)
+        total = sum((x * random(*x.shape, dtype=dtype, seed=i)).sum() for i, x in enumerate(out))
+        grads: Any = torch.autograd.grad(total, [h, *strategy.parameters(), *((b, y) if waits else ())])
+        results.append([*out, *grads])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=atol, atol=atol * one.abs().max().item())

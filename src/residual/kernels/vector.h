@@ -35,22 +35,32 @@ static inline F sum(V v) {
     return lanes[0];
 }
 
-// e^x - 1 without cancellation near 0; NaN stays NaN.
-static inline V expm1(V x) {
-    const F limit = 80, shift = SINGLE ? F(12582912) : F(6755399441055744);  // 1.5 * 2^(bits of the mantissa)
-    x = x > limit ? all(limit) : x;
-    x = x < -limit ? all(-limit) : x;
-    const V k = (x * F(1.4426950408889634) + shift) - shift;  // the nearest integer
-    const V r = (x - k * F(0.693145751953125)) - k * F(1.42860682030941723212e-6);
-    V series = all(1);
-    UNROLLED for (int i = SINGLE ? 7 : 13; i > 1; i--) series = series * r * (F(1) / F(i)) + F(1);
-    const V power = (V)((__builtin_convertvector(k, VI) + (SINGLE ? 127 : 1023)) << (SINGLE ? 23 : 52));
-    return power * (series * r) + (power - F(1));
+// x = k ln 2 + r; e^x = 2^k (1 + series): NaN stays NaN, and what is beyond +-80 counts as +-80.
+struct Exponential {
+    V power, series;
+
+    explicit Exponential(V x) {
+        const F limit = 80, shift = SINGLE ? F(12582912) : F(6755399441055744);  // 1.5 * 2^(bits of the mantissa)
+        x = x > limit ? all(limit) : x;
+        x = x < -limit ? all(-limit) : x;
+        const V k = (x * F(1.4426950408889634) + shift) - shift;  // the nearest integer
+        const V r = (x - k * F(0.693145751953125)) - k * F(1.42860682030941723212e-6);
+        V sum = all(1);
+        UNROLLED for (int i = SINGLE ? 7 : 13; i > 1; i--) sum = sum * r * (F(1) / F(i)) + F(1);
+        series = sum * r;
+        power = (V)((__builtin_convertvector(k, VI) + (SINGLE ? 127 : 1023)) << (SINGLE ? 23 : 52));
+    }
+};
+
+static inline V exp(V x) {
+    const Exponential e(x);
+    return e.power + e.power * e.series;
 }
 
 static inline V tanh(V x) {
-    const V e = expm1(x + x);
-    return e / (e + F(2));
+    const Exponential e(x + x);
+    const V less_1 = e.power * e.series + (e.power - F(1));  // without cancellation near 0
+    return less_1 / (less_1 + F(2));
 }
 
-static inline V sigmoid(V x) { return F(1) / (expm1(-x) + F(2)); }
+static inline V sigmoid(V x) { return F(1) / (exp(-x) + F(1)); }

@@ -1,0 +1,85 @@
+"""The read of mHC by kernels, as one autograd function over the streams and the output that waits.
+
+    H <- H + B y;   z = (phi vec(H)) r,  r = (mean vec(H)^2 + eps)^-1/2
+    pre = sigmoid(s_0 z + bias),  post = 2 sigmoid(s_1 z + bias),  res = sinkhorn(s_2 z + bias)
+    u = pre . H,  H' = res H
+
+The backward has only the streams before that output, the output, and z r^-1 and r: it computes the weights again.
+It is `projected_streams`, `sinkhorn` and `hyper_streams.mix` in one pass, which are its plain form.
+
+Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.3 (kernel fusion, recomputing).
+Shape letters: N streams, C = N * N + 2 * N columns of phi, V = N * D.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from src.residual.hyper_streams import Streams
+from src.residual.native import Kernels
+
+
+class Weights(NamedTuple):
+    """A site's parameters: the projection, the scales of pre, post and res, the biases."""
+
+    phi_CV: Tensor
+    scale_3: Tensor
+    bias_C: Tensor
+
+
+def read_by_kernels(
+    kernels: Kernels, state: Streams, weights: Weights, n_iteration: int, eps: float
+) -> tuple[Tensor, Streams]:
+    """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
+    out = _Read.apply(kernels, n_iteration, eps, *state, *weights)  # type: ignore[no-untyped-call]  # torch's
+    u_BTD, h_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
+    return u_BTD, Streams(h_BTND, b_BTN)
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        kernels: Kernels,
+        n_iteration: int,
+        eps: float,
+        h_BTND: Tensor,
+        b: Tensor,
+        y_BTD: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        h_BTND = h_BTND.contiguous()
+        B, T, N, D = h_BTND.shape
+        u_BTD, out_BTND, b_BTN = h_BTND.new_empty(B, T, D), torch.empty_like(h_BTND), h_BTND.new_empty(B, T, N)
+        kept = h_BTND.new_empty(B * T, len(weights[-1]) + 1)
+        given, out = (h_BTND, b, y_BTD, *weights), (u_BTD, out_BTND, b_BTN, kept)
+        kernels("mhc_forward", *given, *out, B * T, D, torch.get_num_threads(), n_iteration, eps)
+        ctx.save_for_backward(*given, kept)
+        ctx.kernels, ctx.n_iteration = kernels, n_iteration
+        return u_BTD, out_BTND, b_BTN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        given, threads = ctx.saved_tensors, torch.get_num_threads()
+        h_BTND, b, y_BTD, phi_CV, *_ = given
+        B, T, N, D = h_BTND.shape
+        dh_BTND, db, dy_BTD = (None if x is None else torch.empty_like(x) for x in (h_BTND, b, y_BTD))
+        dphi_CV, small_C = h_BTND.new_zeros(threads, *phi_CV.shape), h_BTND.new_zeros(threads, 2, len(phi_CV))
+        given, out = (*given, *(grad.contiguous() for grad in grads)), (dh_BTND, db, dy_BTD, dphi_CV, small_C)
+        ctx.kernels("mhc_backward", *given, *out, B * T, D, threads, ctx.n_iteration)
+        dbias_C, dscale_C = small_C.sum(0)
+        dscale_3 = torch.stack([part.sum() for part in dscale_C.split((N, N, N * N))])
+        return (
+            None,
+            None,
+            None,
+            dh_BTND,
+            None if y_BTD is None else db,
+            dy_BTD,
+            dphi_CV.sum(0),
+            dscale_3,
+            dbias_C,
+        )
