@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, append, attend, open_sources, shares
+from src.residual.depth_attention import Sources, append, attend, open_pulled, shares
 
 
 class AttentionResiduals(ResidualStrategy[Sources]):
@@ -36,7 +36,7 @@ class AttentionResiduals(ResidualStrategy[Sources]):
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
 
     def begin(self, x0_BTD: Tensor) -> Sources:
-        return open_sources(x0_BTD, self.query_QD * self.key_gain_QD, self.eps)
+        return open_pulled(x0_BTD, self.query_QD * self.key_gain_QD, self.eps)
 
     def read(self, state: Sources, site: Site) -> tuple[Tensor, Sources]:
         return attend(state, site.index - 1), state

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, append, attend, open_sources, shares
+from src.residual.depth_attention import Sources, append, attend, open_pulled, shares
 
 
 class RoutedDeltas(NamedTuple):
@@ -47,7 +47,7 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site - 1, spec.n_embd))
 
     def begin(self, x0_BTD: Tensor) -> RoutedDeltas:
-        return RoutedDeltas(x0_BTD, open_sources(x0_BTD, self.query_QD * self.key_gain_QD, self.eps))
+        return RoutedDeltas(x0_BTD, open_pulled(x0_BTD, self.query_QD * self.key_gain_QD, self.eps))
 
     def read(self, state: RoutedDeltas, site: Site) -> tuple[Tensor, RoutedDeltas]:
         routed_BTD = attend(state.sources, site.index - 1)

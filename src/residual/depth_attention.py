@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.residual.native import kernels_for
+from src.residual.pulled_sources import Pull, attend_pulled, source
+
 
 class Sources(NamedTuple):
     """All sources so far, each one's scores [B, T] for the queries to come (the last is the last query), the keys."""
@@ -25,6 +28,7 @@ class Sources(NamedTuple):
     v_BTD: tuple[Tensor, ...]
     score_BT: tuple[tuple[Tensor, ...], ...]
     key_QD: Tensor
+    pull: Pull | None = None  # where kernels run and a source pulls its gradient
 
 
 class StreamAndSources(NamedTuple):
@@ -39,6 +43,12 @@ def open_sources(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
     return append(Sources((), (), key_QD), x0_BTD, 0, eps)
 
 
+def open_pulled(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
+    """`open_sources` for those that only `append` to them and `attend` over them: by kernels where those serve."""
+    kernels = kernels_for(x0_BTD, "depth")
+    return append(Sources((), (), key_QD, None if kernels is None else Pull(kernels)), x0_BTD, 0, eps)
+
+
 def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
     """One more source, where every new source is met by one new query: for that and those after it."""
     return append(state, v_BTD, len(state.v_BTD) - 1, eps)
@@ -47,21 +57,31 @@ def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
 def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float) -> Sources:
     """One more source, for the queries from `first_query` on."""
     v_BTD = v_BTD.to(state.key_QD.dtype)
-    score_BT = scores(v_BTD, state.key_QD[first_query:], eps).unbind(-1)
-    return Sources((*state.v_BTD, v_BTD), (*state.score_BT, score_BT), state.key_QD)
+    key_QD = state.key_QD[first_query:]
+    if state.pull is None:
+        score_BTQ = scores(v_BTD, key_QD, eps)
+    else:
+        v_BTD, score_BTQ = source(state.pull, len(state.v_BTD), v_BTD, key_QD, eps)
+    return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BT=(*state.score_BT, score_BTQ.unbind(-1)))
 
 
 def attend(state: Sources, query: int) -> Tensor:
     """One query's mixture of all sources so far, [B, T, D]; one source needs no query."""
     if len(state.v_BTD) == 1:
         return state.v_BTD[0]
-    return mixture(state.v_BTD, logits(state, query))
+    if state.pull is None:
+        return mixture(state.v_BTD, logits(state, query))
+    return attend_pulled(state.pull, query - len(state.key_QD), _scores_of(state, query), state.v_BTD)
 
 
 def logits(state: Sources, query: int) -> Tensor:
     """The scores [B, T, J] of all sources so far for one query."""
+    return torch.stack(_scores_of(state, query), dim=-1)
+
+
+def _scores_of(state: Sources, query: int) -> list[Tensor]:
     from_the_end = query - len(state.key_QD)  # where all sources' scores agree
-    return torch.stack([score_BT[from_the_end] for score_BT in state.score_BT], dim=-1)
+    return [score_BT[from_the_end] for score_BT in state.score_BT]
 
 
 def scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> Tensor:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.residual import hyperconn_read, mhc, native
+from src.residual import depth_attention, hyperconn_read, mhc, native
+from src.residual.attnres import AttentionResiduals
 from src.residual.hyper_streams import Streams
 from src.residual.hyperconn import HyperConnections
 from src.residual.hyperconn_read import read_dynamic
 from src.residual.mhc import ManifoldHyperConnections
-from tests.residual.plain import jittered, stream_spec
+from tests.residual.plain import flow, jittered, stream_spec
 
 D = 32
 MHC_KEYS: dict[str, Any] = {
@@ -96,5 +97,27 @@ def test_the_read_of_mhc(
         total = sum((x * random(*x.shape, dtype=dtype, seed=i)).sum() for i, x in enumerate(out))
         grads: Any = torch.autograd.grad(total, [h, *strategy.parameters(), *((b, y) if waits else ())])
         results.append([*out, *grads])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=atol, atol=atol * one.abs().max().item())
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_sources_that_pull_their_gradients(
+    dtype: torch.dtype, atol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_kernels("depth")
+    spec = stream_spec(5, D)
+    strategy = jittered(AttentionResiduals(spec, eps=1e-6)).to(dtype)
+    weights = [random(D, D, seed=i, dtype=dtype).requires_grad_() for i in range(spec.n_site)]
+    results = []
+    for plain in (True, False):
+        with monkeypatch.context() as patch:
+            if plain:
+                patch.setattr(depth_attention, "kernels_for", lambda *a, **k: None)
+            x0 = random(2, 19, D, dtype=dtype).requires_grad_()
+            out = flow(strategy, spec, x0, [lambda x, w=w: torch.tanh(x @ w) for w in weights])
+        early = torch.autograd.grad(out.sum(), weights[-2:], retain_graph=True)  # leaves no trace
+        total = (out * random(*out.shape, dtype=dtype, seed=3)).sum()
+        results.append([out, *early, *torch.autograd.grad(total, [x0, *weights, *strategy.parameters()])])
     for one, other in zip(*results, strict=True):
         assert torch.allclose(one, other, rtol=atol, atol=atol * one.abs().max().item())

@@ -1,0 +1,78 @@
+// Thin products of rows that are D long, a multiple of the lanes, and their backward.
+#pragma once
+#include <cstdlib>
+
+#include "vector.h"
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int ROWS = 4;  // of a block in registers, by 6 columns: 32 registers
+#else
+constexpr int ROWS = 2;
+#endif
+
+// R rows times K columns: out[r * to + c] = <h_r, w_c>.
+template <int R, int K>
+static inline void product_block(const F* h, const F* w, long len, F* out, long to) {
+    V acc[R][K] = {};
+    for (long d = 0; d < len; d += W) {
+        V row[R];
+        UNROLLED for (int r = 0; r < R; r++) row[r] = load(h + r * len + d);
+        UNROLLED for (int c = 0; c < K; c++) {
+            const V column = load(w + c * len + d);
+            UNROLLED for (int r = 0; r < R; r++) acc[r][c] += row[r] * column;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < K; c++) out[r * to + c] = sum(acc[r][c]);
+}
+
+// The gradient of a row along itself, less its mean: along * (h - mean).
+struct Along {
+    F along, mean;
+};
+
+// dh_r += sum_c dz_rc w_c, for K columns, and what is along the rows where that is given.
+template <int K>
+static void spread_block(
+    const F* h, F* dh, long rows, const F* w, long len, const F* dz, long from, const Along* along
+) {
+    for (long d = 0; d < len; d += W) {
+        V column[K];
+        UNROLLED for (int c = 0; c < K; c++) column[c] = load(w + c * len + d);
+        for (long r = 0; r < rows; r++) {
+            V to = load(dh + r * len + d);
+            if (along) to += along[r].along * (load(h + r * len + d) - along[r].mean);
+            UNROLLED for (int c = 0; c < K; c++) to += dz[r * from + c] * column[c];
+            store(dh + r * len + d, to);
+        }
+    }
+}
+
+// dw_c += sum_r dz_rc h_r, for K columns.
+template <int K>
+static void gather_block(const F* h, long rows, F* dw, long len, const F* dz, long from) {
+    for (long d = 0; d < len; d += W) {
+        V acc[K];
+        UNROLLED for (int c = 0; c < K; c++) acc[c] = load(dw + c * len + d);
+        for (long r = 0; r < rows; r++) {
+            const V row = load(h + r * len + d);
+            UNROLLED for (int c = 0; c < K; c++) acc[c] += dz[r * from + c] * row;
+        }
+        UNROLLED for (int c = 0; c < K; c++) store(dw + c * len + d, acc[c]);
+    }
+}
+
+static inline F square(const F* h, long len) {
+    V acc[4] = {};
+    long d = 0;
+    for (; d + 4 * W <= len; d += 4 * W)
+        UNROLLED for (int i = 0; i < 4; i++) acc[i] += load(h + d + i * W) * load(h + d + i * W);
+    for (; d < len; d += W) acc[0] += load(h + d) * load(h + d);
+    return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
+}
+
+static inline F total(const F* h, long len) {
+    V acc = {};
+    for (long d = 0; d < len; d += W) acc += load(h + d);
+    return sum(acc);
+}
