@@ -83,7 +83,6 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     precision = keys.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    cores = len(os.sched_getaffinity(0))
     return TrainerSettings(
         keys.max_steps,
         keys.max_time,
@@ -96,8 +95,16 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
         "ddp" if devices > 1 or keys.strategy == "ddp" else "auto",
         precision,
         on_gpu if keys.compile == "auto" else bool(keys.compile),
-        max(1, cores // devices) if keys.threads == "auto" else int(keys.threads),
+        default_threads(devices) if keys.threads == "auto" else int(keys.threads),
     )
+
+
+def default_threads(ranks: int) -> int:
+    """CPU threads of a rank: OMP_NUM_THREADS, as a cluster or torchrun sets it, else this process's cores, shared out."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) >= 1:
+        return int(asked)
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -33,6 +33,16 @@ def test_the_defaults_are_settled() -> None:
     assert settings.config["trainer"]["precision"] == "32-true"
 
 
+@pytest.mark.parametrize(("asked", "ranks", "threads"), [("3", 2, 3), ("", 2, 4), ("no", 1, 8), ("0", 1, 8)])
+def test_threads_are_those_of_the_environment_or_the_cores_shared_out(
+    asked: str, ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    settings = settled("trainer=cpu", f"trainer.devices={ranks}")
+    assert settings.trainer.threads == threads
+
+
 def test_the_reference_protocol_is_the_published_one() -> None:
     settings = settled("experiment=residual_reference", "evaluation=none", "trainer=cpu")
     model = settings.model
