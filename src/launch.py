@@ -24,14 +24,17 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src import outcomes
 from src.early_end import state_interrupted
+from src.launchers import with_launcher
 from src.lock import FolderInUseError, folder_lock
 from src.mistakes import Interrupted, UserError, exit_code, one_line
+from src.outcomes import COMPLETED, DIVERGED, FAILED, MISTAKE, JobFailedError, Outcome
 from src.overrides import arguments_of_a_stored_run, explain
 
-log = logging.getLogger(__name__)
+__all__ = ["COMPLETED", "DIVERGED", "FAILED", "MISTAKE", "Job", "TaskEnd", "enter", "run_job", "run_task"]
 
-COMPLETED, FAILED, MISTAKE, DIVERGED = 0, 1, 2, 3
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,31 +52,12 @@ class Job:
     sweep: Path | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended."""
-
-    number: int
-    folder: Path
-    overrides: tuple[str, ...]
-    code: int
-    line: str
-    seconds: float
-
-
-class JobFailedError(Exception):
-    """A job that did not complete; its outcome has been recorded and told."""
-
-
-OUTCOMES: list[Outcome] = []
-
-
 def enter(main: Callable[[], Any]) -> int:
     """Run Hydra's `main` and turn whatever happens into an exit code and, for a mistake, one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
-    OUTCOMES.clear()
+    outcomes.begin()
     try:
-        sys.argv[1:] = arguments_of_a_stored_run(sys.argv[1:])
+        sys.argv[1:] = with_launcher(arguments_of_a_stored_run(sys.argv[1:]))
         if outer_rank() and not any(a.startswith("resume=") for a in sys.argv):
             # Rank 0 has the run folder; Hydra makes one for each process all the same.
             with tempfile.TemporaryDirectory() as folder:
@@ -84,24 +68,14 @@ def enter(main: Callable[[], Any]) -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return MISTAKE
-    except JobFailedError:
-        pass
+    except (JobFailedError, ValueError) as error:
+        if not outcomes.explains(error):
+            raise
     except (Interrupted, KeyboardInterrupt) as stop:
-        _tell_sweep()
+        outcomes.tell()
         return exit_code(stop.signum if isinstance(stop, Interrupted) else 2)
-    _tell_sweep()
-    codes = {outcome.code for outcome in OUTCOMES}
-    if len(OUTCOMES) == 1:
-        return codes.pop()
-    return FAILED if codes - {COMPLETED} else COMPLETED
-
-
-def _tell_sweep() -> None:
-    if len(OUTCOMES) < 2 and not any(outcome.number for outcome in OUTCOMES):
-        return
-    for outcome in OUTCOMES:
-        what = " ".join(outcome.overrides) or "(no overrides)"
-        print(f"#{outcome.number} {what}: {outcome.line} ({outcome.seconds:.0f} s, {outcome.folder})")
+    outcomes.tell()
+    return outcomes.code()
 
 
 def run_job(config: DictConfig) -> float | None:
@@ -117,8 +91,8 @@ def run_job(config: DictConfig) -> float | None:
     number = int(hydra.job.num) if sweep else 0
     began = time.monotonic()
     code, line, value = run_task(job)
-    OUTCOMES.append(Outcome(number, folder, job.overrides, code, line, time.monotonic() - began))
-    if code in (128 + 2, 128 + 15):
+    outcomes.note(Outcome(number, folder, job.overrides, code, line, time.monotonic() - began))
+    if code in (128 + 2, 128 + 15) and outcomes.here():
         raise Interrupted(code - 128)
     if code != COMPLETED and sweep:
         raise JobFailedError(line)  # Hydra runs the other jobs, then raises it again

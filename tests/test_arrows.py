@@ -20,7 +20,9 @@ ALLOWED: dict[str, set[str]] = {
     "overrides": set(),
     "ranks": {"src.launch"},
     "early_end": {"src.overrides"},
-    "launch": {"src.overrides", "src.early_end"},
+    "launchers": set(),
+    "outcomes": set(),
+    "launch": {"src.overrides", "src.early_end", "src.launchers", "src.outcomes"},
     "tasks": PLUMBING
     | {f"src.{r}" for r in ("callbacks", "checks", "evaluation", "reporting", "models", "datamodules")}
     | {f"src.{r}" for r in ("residual", "norm", "embedding")},
