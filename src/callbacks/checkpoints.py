@@ -6,6 +6,7 @@ sha256sum. It holds tensors and plain values only, and loads with `weights_only=
 """
 
 import contextlib
+import functools
 import logging
 import os
 import zipfile
@@ -54,6 +55,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
         fsync_folder(target.parent)
 
+    def then(self, do: Callable[[], None]) -> None:
+        """Do what needs the file in its place."""
+        do()
+
+    def check(self) -> None:
+        """Raise what went wrong with a file, where that was not said at once."""
+
+    def wait(self) -> None:
+        """Return once every file is in its place."""
+
     def load_checkpoint(
         self,
         path: str | os.PathLike[str],
@@ -64,12 +75,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def _hash_file(path: Path) -> Path:
+def hash_file(path: Path) -> Path:
+    """Where the hash of a file stands."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def _write_hash(path: Path, sha256: str) -> None:
-    write_atomic(_hash_file(path), f"{sha256}  {path.name}\n")
+    write_atomic(hash_file(path), f"{sha256}  {path.name}\n")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -105,60 +117,14 @@ def _check_hash(path: Path) -> None:
 
     A second name is given before its hash is written, so until then it answers to the hash of its first name.
     """
-    if not _hash_file(path).exists():
+    if not hash_file(path).exists():
         return
     actual = sha256_file(path)
     if not any(hashed.read_text().startswith(actual) for hashed in path.parent.glob("*.ckpt.sha256")):
         raise ValueError(
-            f"{path}: damaged, its SHA-256 is not the one in {_hash_file(path).name}; "
+            f"{path}: damaged, its SHA-256 is not the one in {hash_file(path).name}; "
             "give another checkpoint or start a new run"
         )
-
-
-def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints that a run can go on from, in the order in which to try them."""
-    steps = sorted(folder.glob("step*.ckpt"), reverse=True)
-    last = folder / "last.ckpt"
-    if not last.exists():
-        if steps:
-            log.warning("checkpoint refused: %s is gone", last)
-        return steps
-    if not steps or last.stat().st_mtime >= steps[0].stat().st_mtime:
-        return [last, *(path for path in steps if not path.samefile(last))]
-    return [*steps, last]
-
-
-def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, and what it holds; None where the folder has none at all.
-
-    Raises:
-        ValueError: there are some, and all are damaged.
-    """
-    refused: list[str] = []
-    for path in newest_first(folder):
-        try:
-            found = read_checkpoint(path)
-        except ValueError as error:
-            refused.append(str(error))
-            log.warning("checkpoint refused: %s", error)
-            continue
-        if refused:
-            log.warning("FALLING BACK to %s, step %s", path, found.get("reslab", {}).get("step"))
-        return path, found
-    if refused:  # a fresh start would throw the run away
-        raise ValueError(f"no whole checkpoint is left in {folder}: {refused[0]}")
-    return None
-
-
-def forget_after(folder: Path, step: int, good: Path) -> None:
-    """Set aside what lies beyond `step` (it was refused), and give `good` its second name again."""
-    for path in folder.glob("step*.ckpt"):
-        if int(path.stem.removeprefix("step")) > step:
-            path.rename(path.with_name(f"{path.name}.refused"))
-            _hash_file(path).unlink(missing_ok=True)
-    last = folder / "last.ckpt"
-    if not (last.exists() and last.samefile(good)):
-        link_over(good, last)
 
 
 class Checkpoints(L.Callback):
@@ -171,6 +137,7 @@ class Checkpoints(L.Callback):
         identity: plain values saved along, that say which run the checkpoint belongs to.
         record: its rows are forced to disk before each save.
         guard: lets only sound weights through.
+        files: writes them; the trainer's own.
     """
 
     def __init__(
@@ -182,6 +149,7 @@ class Checkpoints(L.Callback):
         identity: Mapping[str, object],
         record: RunRecord,
         guard: Guard,
+        files: AtomicCheckpointIO,
     ) -> None:
         self.folder = folder
         self.every_steps = every_steps
@@ -189,6 +157,7 @@ class Checkpoints(L.Callback):
         self.identity = dict(identity)
         self.record = record
         self.guard = guard
+        self.files = files
         self.best_loss = float("inf")
         self.best_step = 0
 
@@ -198,6 +167,7 @@ class Checkpoints(L.Callback):
             self.best_loss, self.best_step = loss, trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self.files.check()
         step = trainer.global_step
         best = self.best_step == step
         due = step % self.every_steps == 0 or step == trainer.max_steps or trainer.should_stop
@@ -208,16 +178,19 @@ class Checkpoints(L.Callback):
         path = self.folder / f"step{step:08d}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            link_over(path, self.folder / "last.ckpt")
-            if best:
-                link_over(path, self.folder / "best.ckpt")
-            self._drop_old()
+            self.files.then(functools.partial(self._name, path, best))
         self.record.update(steps=step, seconds=self.record.seconds())
 
-    def _drop_old(self) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.files.wait()
+
+    def _name(self, path: Path, best: bool) -> None:
+        link_over(path, self.folder / "last.ckpt")
+        if best:
+            link_over(path, self.folder / "best.ckpt")
         for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
             old.unlink()
-            _hash_file(old).unlink(missing_ok=True)
+            hash_file(old).unlink(missing_ok=True)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -239,5 +212,5 @@ def link_over(source: Path, target: Path) -> None:
     part.unlink(missing_ok=True)
     part.hardlink_to(source)
     part.replace(target)
-    if _hash_file(source).exists():
-        _write_hash(target, _hash_file(source).read_text().split()[0])
+    if hash_file(source).exists():
+        _write_hash(target, hash_file(source).read_text().split()[0])

@@ -9,7 +9,8 @@ from typing import NamedTuple, TypedDict
 
 from torch import distributed
 
-from src.callbacks.checkpoints import forget_after, newest_first, read_checkpoint
+from src.callbacks.checkpoints import read_checkpoint
+from src.callbacks.fallback import forget_after, newest_first
 from src.callbacks.guard import DivergedError
 from src.callbacks.record import RunRecord
 from src.launch import Job

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
 from src.artefacts import write_atomic
-from src.callbacks.checkpoints import forget_after, newest_good
+from src.callbacks.fallback import forget_after, newest_good
 from src.callbacks.final_evaluation import headline
 from src.callbacks.record import Row, RunRecord, read_metrics
 from src.callbacks.soft import Soft

@@ -14,11 +14,13 @@ class SafetyKeys:
         keep_checkpoints: checkpoints kept, newest first; a damaged one leaves those before it.
         grace_s: seconds from a signal to the end of the process, whatever it is doing.
         rank_timeout_s: seconds that the ranks wait for one of them.
+        background_saves: whether checkpoints are written beside the training, from a copy in the host's memory.
     """
 
     keep_checkpoints: int
     grace_s: float
     rank_timeout_s: float
+    background_saves: bool = False
 
     def __post_init__(self) -> None:
         for key in ("keep_checkpoints", "grace_s", "rank_timeout_s"):

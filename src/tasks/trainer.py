@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from src.callbacks.background import BackgroundCheckpointIO
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
@@ -42,6 +43,7 @@ class TrainerParts:
 def build_trainer(parts: TrainerParts) -> L.Trainer:
     """A trainer that goes to `trainer.max_steps`; the loader is its one epoch."""
     keys = parts.settings.trainer
+    files = BackgroundCheckpointIO() if parts.settings.safety.background_saves else AtomicCheckpointIO()
     return L.Trainer(
         accelerator=keys.accelerator,
         devices=keys.devices,
@@ -52,8 +54,8 @@ def build_trainer(parts: TrainerParts) -> L.Trainer:
         limit_val_batches=0,  # the Validation callback validates
         num_sanity_val_steps=0,
         logger=_loggers(parts),
-        callbacks=_callbacks(parts),
-        plugins=[AtomicCheckpointIO()],
+        callbacks=_callbacks(parts, files),
+        plugins=[files],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -63,7 +65,7 @@ def build_trainer(parts: TrainerParts) -> L.Trainer:
     )
 
 
-def _callbacks(parts: TrainerParts) -> list[L.Callback]:
+def _callbacks(parts: TrainerParts, files: AtomicCheckpointIO) -> list[L.Callback]:
     settings, record, soft = parts.settings, parts.record, parts.soft
     keys = settings.trainer
     log_rows = TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=parts.tokens_per_step)
@@ -84,6 +86,7 @@ def _callbacks(parts: TrainerParts) -> list[L.Callback]:
         identity=run_files.checkpoint_identity(settings, parts.data_identity),
         record=record,
         guard=guard,
+        files=files,
     )
     looks: list[L.Callback] = []
     if keys.stream_pictures:
