@@ -3,14 +3,31 @@
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from tests.runs import SMALL
+from tests.runs import ROOT, SMALL
+
+#: A folder whose sitecustomize.py breaks the process that has it on its PYTHONPATH.
+FAULTS = ROOT / "tests" / "robust" / "faults"
 
 #: Sixty short steps; a checkpoint at every fourth, a validation at every sixth.
 LONGER = [*SMALL, "trainer.max_steps=60", "trainer.stream_pictures=false", "samples.tokens=0"]
+
+
+@contextmanager
+def environ(**values: str) -> Iterator[None]:
+    """Processes started inside the block have these variables."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def saved_step(path: Path) -> int:

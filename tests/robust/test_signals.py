@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.faulty import faulty
-from tests.robust.support import LONGER, no_process_of, rank_pid, saved_step, wait_for_row
-from tests.runs import ROOT, computed, kill_after, make_shards, result, run, same_weights, start
+from tests.robust.support import FAULTS, LONGER, no_process_of, rank_pid, saved_step, wait_for_row
+from tests.runs import computed, kill_after, make_shards, result, run, same_weights, start
 
-FAULTS = ROOT / "tests" / "robust" / "faults"
 TWO = ["trainer.devices=2", "safety.rank_timeout_s=60"]
 
 

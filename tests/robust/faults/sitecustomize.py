@@ -2,15 +2,19 @@
 
 FAULT_FILES: a regular expression; opening what it matches for writing fails with FAULT_ERRNO, from the
 FAULT_AFTER-th time on. FAULT_FREE: bytes that every file system seems to have free. FAULT_SIGNAL: `<number>:<module>`,
-a signal that this process gets at the moment at which it begins to import the module.
+a signal that this process gets at the moment at which it begins to import the module. FAULT_KILL:
+`<module>:<function>:<n>:<ms>`, kill -9 so many milliseconds into the n-th call of a function (or method) of a module.
 """
 
 import builtins
 import errno
+import importlib.util
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from typing import Any
 
 _open, _statvfs = io.open, os.statvfs
@@ -42,6 +46,44 @@ class _SignalAtImport:
             os.kill(os.getpid(), int(self.number))
 
 
+class _KillInCall:
+    module, _, rest = os.environ.get("FAULT_KILL", ":::").partition(":")
+    looking, calls = False, 0
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self.module or self.looking:
+            return None
+        self.looking = True
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.loader is not None
+        real = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            real(module)
+            self.wrap(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+    def wrap(self, owner: Any) -> None:
+        function, number, wait = self.rest.split(":")
+        *path, last = function.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        real = getattr(owner, last)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls == int(number):
+                threading.Timer(float(wait) / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            return real(*args, **kwargs)
+
+        setattr(owner, last, call)
+
+
+if "FAULT_KILL" in os.environ:
+    sys.meta_path.insert(0, _KillInCall())  # type: ignore[arg-type]  # it finds one module
 if "FAULT_SIGNAL" in os.environ:
     sys.meta_path.insert(0, _SignalAtImport())  # type: ignore[arg-type]  # it finds nothing
 builtins.open = io.open = _faulty_open
