@@ -11,6 +11,10 @@ the process is given by the system, and neither do libraries' own work spaces.
 
 import contextlib
 import dataclasses
+import functools
+import gc
+import logging
+import math
 import os
 import random
 import statistics
@@ -20,8 +24,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from src.mistakes import one_line
 from src.tasks.contestants import Entrant
 from src.tasks.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +103,57 @@ def alternate(
             {part: statistics.median(row[part] for row in parts[name]) for part in parts[name][0]},
         )
     return timings
+
+
+def time_in_turns(
+    builders: Mapping[str, Callable[[], Entrant]],
+    *,
+    device: str,
+    rounds: int,
+    at_once: int,
+    seed: int,
+    deadline: float = math.inf,
+    told: Callable[[dict[str, Timing]], None] | None = None,
+    failed: dict[str, str] | None = None,
+) -> dict[str, Timing]:
+    """All timings, the first one's in front: the baseline, which stays while groups of `at_once` others come and go.
+
+    No group begins after `deadline` (`time.monotonic`); `told` hears of each. With `failed`, a group that fails is
+    noted there and the others stand; without, it ends the bench.
+    """
+    baseline, *others = builders
+    # Each model is compiled for itself, though all run the same code.
+    torch._dynamo.config.recompile_limit = max(8, 4 * len(builders))
+    kept = functools.cache(builders[baseline])
+    timings: dict[str, Timing] = {}
+    for start in range(0, max(1, len(others)), at_once):
+        if time.monotonic() > deadline:
+            break
+        some = others[start : start + at_once]
+        try:
+            found = alternate({baseline: kept, **{name: builders[name] for name in some}}, device, rounds, seed)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed.update(dict.fromkeys(some, one_line(error)))
+            continue
+        finally:
+            gc.collect()
+            if device == "cuda":
+                torch.cuda.empty_cache()
+        if baseline in timings:
+            del found[baseline]
+        timings.update(found)
+        for name in some:
+            log.info("%s: %.3f [%.3f, %.3f] of %s's step", name, *_in_order(timings[name]), baseline)
+        if told is not None:
+            told(timings)
+    return timings
+
+
+def _in_order(timing: Timing) -> tuple[float, float, float]:
+    low, middle, high = timing.quartiles()
+    return middle, low, high
 
 
 def batches_for(entrants: Mapping[str, Entrant], generator: torch.Generator, device: str) -> dict[str, Tensor]:

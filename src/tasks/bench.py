@@ -10,7 +10,6 @@ Writes bench.json, table.md and bench.png into its run folder.
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -26,11 +25,11 @@ from src.mistakes import UserError
 from src.models.config import GPTConfig
 from src.overrides import CONF, meant, options
 from src.reporting.bench_figure import bench_figure
-from src.tasks.alternation import Timing, alternate
+from src.tasks.alternation import time_in_turns
 from src.tasks.chip import Ceiling, ceiling_of
 from src.tasks.contestants import (
     Contestant,
-    Entrant,
+    device_of,
     of_strategy,
     of_text,
     refuse_mixture,
@@ -39,8 +38,10 @@ from src.tasks.contestants import (
 from src.tasks.peer_entry import LOSS_TOLERANCE, read_peers
 from src.tasks.schema import read_section
 from src.tasks.settings import Settings, read_settings
-from src.tasks.speed_table import parts_table, peers_line, speed_table
+from src.tasks.speed_table import describe, parts_table, peers_line, speed_table
 from src.tasks.strategy_table import MEDIUM_BATCH, Cost, table
+from src.tasks.suite_run import run_suite
+from src.tasks.suites import SUITES
 from src.tasks.surroundings import data_seconds, loop_seconds
 from src.tasks.train import build_gpt
 
@@ -57,11 +58,17 @@ class BenchKeys:
     peer: str | list[str]
     rounds: int
     at_once: int
+    suite: str | None
+    budget_s: float | None
 
     def __post_init__(self) -> None:
         for key in ("rounds", "at_once"):
             if getattr(self, key) < 1:
                 raise ValueError(f"bench.{key} must be at least 1, got {getattr(self, key)}")
+        if self.suite is not None and self.suite not in SUITES:
+            raise ValueError(f"bench.suite must be null or one of {', '.join(SUITES)}, got {self.suite}")
+        if self.budget_s is not None and self.budget_s <= 0:
+            raise ValueError(f"bench.budget_s must be null or positive, got {self.budget_s}")
 
     def names(self) -> list[str]:
         """The strategies asked for, the baseline left out."""
@@ -85,6 +92,8 @@ def run(job: Job) -> TaskEnd:
         names = keys.names()
     except ValueError as error:
         raise UserError(str(error)) from error
+    if keys.suite is not None:
+        return run_suite(job, keys.suite, keys.rounds, keys.budget_s)
     compose_one = of_text if "=" in keys.baseline else of_strategy
     baseline = compose_one(job, keys.baseline)
     others = [of_strategy(job, name) for name in names]
@@ -99,7 +108,13 @@ def run(job: Job) -> TaskEnd:
     costs = count_strategies([baseline, *others])
     gaps = {peer.name: peer.loss_gap() for peer in peers}
     builders = {c.name: c.build for c in (baseline, *others)} | {p.name: p.build for p in peers}
-    timings = time_in_turns(builders, baseline.settings, keys)
+    timings = time_in_turns(
+        builders,
+        device=device_of(baseline.settings),
+        rounds=keys.rounds,
+        at_once=keys.at_once,
+        seed=baseline.settings.seed,
+    )
     ceilings = {c.name: measured_ceiling(c.settings) for c in (baseline, *others)}
     ceilings |= {peer.name: ceilings[baseline.name] for peer in peers}
     measured = describe(baseline.settings)
@@ -130,23 +145,6 @@ def run(job: Job) -> TaskEnd:
             FAILED, f"{other[0]} does not compute what {baseline.name} does; {job.folder / 'table.md'}"
         )
     return TaskEnd(COMPLETED, f"benched {len(timings) - 1} beside {baseline.name}; {job.folder / 'table.md'}")
-
-
-def time_in_turns(
-    builders: dict[str, Callable[[], Entrant]], settings: Settings, keys: BenchKeys
-) -> dict[str, Timing]:
-    """All timings, the baseline's first; no more than `at_once` others are in memory at a time."""
-    timings: dict[str, Timing] = {}
-    device = "cuda" if settings.trainer.accelerator == "gpu" else "cpu"
-    baseline, *others = builders
-    for start in range(0, max(1, len(others)), keys.at_once):
-        some = others[start : start + keys.at_once]
-        at_once = {name: builders[name] for name in (baseline, *some)}
-        timings.update(alternate(at_once, device, keys.rounds, settings.seed))
-        for name in some:
-            low, middle, high = timings[name].quartiles()
-            log.info("%s: %.3f [%.3f, %.3f] of %s's step", name, middle, low, high, baseline)
-    return timings
 
 
 def count_strategies(contestants: list[Contestant]) -> dict[str, Cost]:
@@ -189,16 +187,4 @@ def reading_seconds(contestants: list[Contestant]) -> dict[str, float | None]:
 def measured_ceiling(settings: Settings) -> Ceiling:
     """What the device can do at the configured precision."""
     bf16 = settings.trainer.precision == "bf16-mixed"
-    return ceiling_of("cuda" if settings.trainer.accelerator == "gpu" else "cpu", bf16=bf16)
-
-
-def describe(settings: Settings) -> str:
-    """Where and at what size the steps were timed."""
-    model, trainer = settings.model, settings.trainer
-    where = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else f"CPU, {trainer.threads} threads"
-    how = "compiled" if trainer.compile else "eager"
-    return (
-        f"{model.n_layer} layers, {model.n_embd} wide, T {model.block_size}, batch "
-        f"{settings.config['data']['micro_batch_size']}, vocabulary {model.vocab_size}, {trainer.precision}, "
-        f"{how}, {where}, torch {torch.__version__}"
-    )
+    return ceiling_of(device_of(settings), bf16=bf16)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -63,20 +62,29 @@ def of_strategy(job: Job, name: str) -> Contestant:
     return Contestant(name, (f"residual={name}",), composed(job, name, [f"residual={name}"]), name)
 
 
-def of_text(job: Job, text: str) -> Contestant:
-    """`overrides` or `name: overrides`; overrides stand apart by spaces, and the last of a kind counts."""
+def split_name(text: str) -> tuple[str, str]:
+    """`name: rest`, or the text for both."""
     name, found, rest = text.partition(": ")
-    overrides = (rest if found else text).split()
+    return (name, rest) if found else (text, text)
+
+
+def of_text(job: Job, text: str, base: Sequence[str] = ()) -> Contestant:
+    """`overrides` or `name: overrides`; overrides stand apart by spaces, and the last of a kind counts.
+
+    `base` stands before the command line's.
+    """
+    name, rest = split_name(text)
+    overrides = rest.split()
     if not overrides or not all("=" in override for override in overrides):
         raise UserError(
             f"bench.configurations: {text!r} must be overrides such as 'residual=attnres norm=rmsnorm', "
             "as on the command line, without spaces inside one"
         )
-    return Contestant(name if found else text, tuple(overrides), composed(job, text, overrides), residual=None)
+    return Contestant(name, tuple(overrides), composed(job, text, overrides, base), residual=None)
 
 
-def composed(job: Job, text: str, overrides: list[str]) -> Settings:
-    """The command line's configuration with further overrides.
+def composed(job: Job, text: str, overrides: list[str], base: Sequence[str] = ()) -> Settings:
+    """The command line's configuration between other overrides; the last of a kind counts.
 
     Raises:
         UserError: naming the configuration and what is wrong with it.
@@ -85,7 +93,7 @@ def composed(job: Job, text: str, overrides: list[str]) -> Settings:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] in FIXED:
             raise UserError(f"bench.configurations: {text!r} cannot say {override}; the whole bench has one")
     try:
-        config = compose(HydraConfig.get().job.config_name, [*job.overrides, *overrides])
+        config = compose("config", [*base, *job.overrides, *overrides])
         config.trusted_targets = job.config.trusted_targets  # the command line's; no file can add to it
         return read_settings(config, own_keys=("bench",))
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -97,9 +105,14 @@ def composed_alone(overrides: Sequence[str]) -> Settings:
     return read_settings(compose("config", list(overrides)))
 
 
+def device_of(settings: Settings) -> str:
+    """As torch names it."""
+    return "cuda" if settings.trainer.accelerator == "gpu" else "cpu"
+
+
 def entrant(settings: Settings) -> Entrant:
     """A configuration's model and its optimizer step; later visits have begun, schedules stand at their start."""
-    gpt = build_gpt(settings).to("cuda" if settings.trainer.accelerator == "gpu" else "cpu")
+    gpt = build_gpt(settings).to(device_of(settings))
     step, optimizer = optimizer_step(
         gpt,
         settings.optimizer,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from src.mistakes import UserError, one_line
-from src.tasks.contestants import Entrant, state_tensors
+from src.tasks.contestants import Entrant, device_of, split_name, state_tensors
 from src.tasks.settings import Settings
 from src.tasks.steps import optimizer_step
 from src.tasks.stopwatch import Lap, no_lap
@@ -54,7 +54,7 @@ def sizes_of(settings: Settings) -> Sizes:
         optimizer.weight_decay,
         optimizer.grad_clip,
         settings.seed,
-        "cuda" if trainer.accelerator == "gpu" else "cpu",
+        device_of(settings),
         "bfloat16" if trainer.precision == "bf16-mixed" else "float32",
         grad_accum=1,
     )
@@ -125,8 +125,7 @@ def read_peers(texts: Sequence[str], settings: Settings, trusted: Sequence[str])
 
 
 def _read(text: str, settings: Settings, trusted: Sequence[str]) -> PeerEntry:
-    name, found, rest = text.partition(": ")
-    target = rest if found else text
+    name, target = split_name(text)
     module, colon, function = target.partition(":")
     if not (module and colon and function):
         raise UserError(f"bench.peer={text} must be module:function, such as {OWN}:plain")
@@ -144,4 +143,4 @@ def _read(text: str, settings: Settings, trusted: Sequence[str]) -> PeerEntry:
         ) from error
     if not callable(called) or (isinstance(called, type) and issubclass(called, nn.Module)):
         raise UserError(f"bench.peer={target} is no function(spec) -> (model, step)")
-    return PeerEntry(name if found else function, called, settings)
+    return PeerEntry(function if name == text else name, called, settings)

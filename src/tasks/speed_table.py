@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from src.tasks.alternation import Timing
 from src.tasks.chip import Ceiling
 from src.tasks.peer_entry import LOSS_STEPS, LOSS_TOLERANCE
+from src.tasks.settings import Settings
 
 #: Of a step of this project's; another's step tells none.
 PARTS = ("forward", "loss", "backward", "optimizer")
@@ -71,3 +74,15 @@ def peers_line(gaps: Mapping[str, float | None], baseline: str) -> str:
         for name, gap in gaps.items()
     ]
     return f"\nLosses of {LOSS_STEPS} steps from {baseline}'s weights: {'; '.join(words)}.\n" if words else ""
+
+
+def describe(settings: Settings) -> str:
+    """Where and at what size the steps were timed."""
+    model, trainer = settings.model, settings.trainer
+    where = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else f"CPU, {trainer.threads} threads"
+    how = "compiled" if trainer.compile else "eager"
+    return (
+        f"{model.n_layer} layers, {model.n_embd} wide, T {model.block_size}, batch "
+        f"{settings.config['data']['micro_batch_size']}, vocabulary {model.vocab_size}, {trainer.precision}, "
+        f"{how}, {where}, torch {torch.__version__}"
+    )

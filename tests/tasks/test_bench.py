@@ -189,16 +189,16 @@ def test_the_word_is_the_docstrings(name: str, word: str) -> None:
 
 
 def test_all_are_all_the_shipped_ones_but_the_baseline() -> None:
-    names = BenchKeys(None, [], "vanilla", [], 1, 1).names()
+    names = BenchKeys(None, [], "vanilla", [], 1, 1, None, None).names()
     assert {*names, "vanilla"} == {path.stem for path in (CONF / "residual").glob("*.yaml")}
     assert "vanilla" not in names
-    assert BenchKeys("all", ["a=b"], "vanilla", [], 1, 1).names() == names
-    assert BenchKeys(None, ["a=b"], "vanilla", [], 1, 1).names() == []
+    assert BenchKeys("all", ["a=b"], "vanilla", [], 1, 1, None, None).names() == names
+    assert BenchKeys(None, ["a=b"], "vanilla", [], 1, 1, None, None).names() == []
 
 
 def test_a_strategy_that_is_not_there_is_told_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"bench\.residual=atnres is no strategy, did you mean attnres\?"):
-        BenchKeys(["atnres"], [], "vanilla", [], 1, 1).names()
+        BenchKeys(["atnres"], [], "vanilla", [], 1, 1, None, None).names()
 
 
 def test_a_configuration_that_cannot_be_is_one_line(tmp_path: Path) -> None:

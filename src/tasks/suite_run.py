@@ -1,0 +1,148 @@
+"""`bench.suite`: its turns one after the other, then every bar beside its figure; written anew after every group.
+
+The command line's overrides come after a suite's own, so `bench.suite=gpu trainer=cpu model=tiny` is a rehearsal.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._inductor.utils import fresh_cache
+
+from src.artefacts import write_atomic
+from src.launch import COMPLETED, Job, TaskEnd
+from src.mistakes import one_line
+from src.tasks import peers
+from src.tasks.alternation import Timing, time_in_turns
+from src.tasks.bars import Measured, bars_table
+from src.tasks.chip import ceiling_of
+from src.tasks.contestants import Entrant, composed, device_of, entrant, of_text, split_name
+from src.tasks.peer_entry import PeerEntry
+from src.tasks.settings import Settings
+from src.tasks.speed_table import describe, speed_table
+from src.tasks.suites import SUITES, Suite, Turn
+from src.tasks.surroundings import loop_seconds
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """`bench.rounds`, and when no further group is begun, by `time.monotonic`."""
+
+    rounds: int
+    deadline: float
+
+
+class SuiteRun:
+    """One run of a suite."""
+
+    def __init__(self, job: Job, name: str, limits: Limits) -> None:
+        self.job, self.name, self.limits = job, name, limits
+        self.suite: Suite = SUITES[name]
+        self.measured = Measured({}, {})
+        self.baselines: dict[str, Settings] = {}
+        self.failed: dict[str, str] = {}
+        self.began = time.monotonic()
+
+    def run(self) -> TaskEnd:
+        """All of it that there is time for."""
+        for turn in self.suite.turns:
+            self._turn(turn)
+        if self.suite.loop:
+            self.measured.single["loop ms"] = 1e3 * loop_seconds(log_every_steps=10)
+        if self.suite.first_step and time.monotonic() < self.limits.deadline:
+            self._attempt("first step s", self._first_step)
+        rows = self._write()
+        met = sum(row["verdict"] == "met" for row in rows)
+        log.info("%s", (self.job.folder / "table.md").read_text())
+        return TaskEnd(COMPLETED, f"{met} of {len(rows)} bars met; {self.job.folder / 'table.md'}")
+
+    def _turn(self, turn: Turn) -> None:
+        builders: dict[str, Callable[[], Entrant]] = {}
+        for row in turn.rows:
+            one = of_text(self.job, row, turn.base)
+            self.baselines.setdefault(turn.name, one.settings)
+            builders[one.name] = one.build
+        for row, function in turn.peers:
+            name, overrides = split_name(row)
+            settings = composed(self.job, row, overrides.split() if overrides != name else [], turn.base)
+            builders[name] = PeerEntry(name, getattr(peers, function), settings).build
+        settings = self.baselines[turn.name]
+        torch.set_num_threads(settings.trainer.threads)
+        device = device_of(settings)
+        if device == "cuda":
+            torch.set_float32_matmul_precision("high")  # as in training
+            peak = ceiling_of(device, bf16=settings.trainer.precision == "bf16-mixed").peak
+            if peak is not None:
+                self.measured.single["peak FLOP/s"] = peak
+
+        def told(timings: dict[str, Timing]) -> None:
+            self.measured.timings[turn.name] = timings
+            self._write()
+
+        time_in_turns(
+            builders,
+            device=device,
+            rounds=self.limits.rounds,
+            at_once=turn.at_once,
+            seed=settings.seed,
+            deadline=self.limits.deadline,
+            told=told,
+            failed=self.failed,
+        )
+
+    def _first_step(self) -> float:
+        settings = composed(self.job, "first step", [], self.suite.first_step)
+        with fresh_cache():  # a compiler's cache would make it a second one
+            began = time.monotonic()
+            one = entrant(settings)
+            shape = (one.micro_batch_size, one.block_size + 1)
+            tokens_BT = torch.randint(one.vocab_size, shape, device=device_of(settings))
+            float(one.step(tokens_BT[:, :-1], tokens_BT[:, 1:]))
+            return time.monotonic() - began
+
+    def _attempt(self, name: str, measure: Callable[[], float]) -> None:
+        try:
+            self.measured.single[name] = measure()
+        except Exception as error:  # it is told in its bar's row, and the others stand
+            self.failed[name] = one_line(error)
+
+    def _write(self) -> list[dict[str, object]]:
+        rows = [bar.judge(self.measured) for bar in self.suite.bars]
+        title = f"bench.suite={self.name} ({time.monotonic() - self.began:.0f} s)"
+        text = bars_table(rows, title)
+        if self.failed:
+            text += "\nFailed: " + "; ".join(f"{name}: {why}" for name, why in self.failed.items()) + "\n"
+        turns: dict[str, Any] = {}
+        for name, timings in self.measured.timings.items():
+            settings = self.baselines[name]
+            ceiling = ceiling_of(device_of(settings), bf16=settings.trainer.precision == "bf16-mixed")
+            text += "\n" + speed_table(timings, dict.fromkeys(timings, ceiling), describe(settings))
+            turns[name] = {
+                "measured": describe(settings),
+                "ceiling": dataclasses.asdict(ceiling),
+                "timings": {key: dataclasses.asdict(timing) for key, timing in timings.items()},
+            }
+        stated = {
+            "suite": self.name,
+            "seconds": time.monotonic() - self.began,
+            "bars": rows,
+            "single": self.measured.single,
+            "failed": self.failed,
+            "turns": turns,
+        }
+        write_atomic(self.job.folder / "bench.json", json.dumps(stated, indent=2) + "\n")
+        write_atomic(self.job.folder / "table.md", text)
+        return rows
+
+
+def run_suite(job: Job, name: str, rounds: int, budget_s: float | None) -> TaskEnd:
+    """All bars of a suite, as far as `budget_s` goes."""
+    deadline = math.inf if budget_s is None else time.monotonic() + budget_s
+    return SuiteRun(job, name, Limits(rounds, deadline)).run()

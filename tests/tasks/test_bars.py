@@ -1,0 +1,148 @@
+"""Bars: what is measured, which end of its interval counts, and what is said where nothing was."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from src.launch import Job
+from src.overrides import CONF, options
+from src.tasks import suite_run
+from src.tasks.alternation import Timing
+from src.tasks.bars import (
+    Bar,
+    Measured,
+    bars_table,
+    interval,
+    memory_more,
+    memory_ratio,
+    mfu,
+    overhead,
+    share_of_overhead,
+    single,
+    times_as_fast,
+)
+from src.tasks.suites import SUITES, Suite, Turn
+from tests.runs import SMALL
+
+BASE = Timing([1.0, 2.0, 1.0], [1.0, 1.0, 1.0], 1.0, 10, 1000, 5, int(2e9), int(8e9), {})
+OURS = replace(BASE, seconds=[1.1, 2.4, 1.1], ratios=[1.1, 1.2, 1.1], step_bytes=int(9e9))
+PEER = replace(BASE, seconds=[1.5, 3.0, 1.5], ratios=[1.5, 1.5, 1.5])
+MEASURED = Measured({"t": {"base": BASE, "ours": OURS, "peer": PEER}}, {"loop ms": 0.4, "peak FLOP/s": 5e4})
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [
+        (overhead("t", "ours", "base"), 10),
+        (times_as_fast("t", "ours", "peer"), 1.5 / 1.1),
+        (share_of_overhead("t", "ours", "peer", "base"), 0.2),
+        (memory_ratio("t", "ours", "base"), 1.1),
+        (memory_more("t", "ours", "base"), 1),
+        (mfu("t", "base"), 20),
+        (single("loop ms"), 0.4),
+    ],
+)
+def test_what_a_bar_measures(measure, value: float) -> None:  # type: ignore[no-untyped-def]
+    assert measure(MEASURED).value == pytest.approx(value)
+
+
+def test_the_worse_end_of_the_interval_counts() -> None:
+    ours = overhead("t", "ours", "base")  # 10 % in two rounds, 20 % in one
+    assert ours(MEASURED).high == pytest.approx(20)
+    assert Bar("b", ours, 15, "%").judge(MEASURED)["verdict"] == "missed"
+    assert Bar("b", ours, 20.1, "%").judge(MEASURED)["verdict"] == "met"
+    speed = times_as_fast("t", "ours", "peer")
+    assert Bar("b", speed, 1.3, "x", at_most=False).judge(MEASURED)["verdict"] == "missed"
+    assert Bar("b", speed, 1.2, "x", at_most=False).judge(MEASURED)["verdict"] == "met"
+
+
+def test_the_interval_is_of_the_median() -> None:
+    found = interval([1.0] * 20 + [5.0])
+    assert (found.value, found.low, found.high) == (1, 1, 1)
+
+
+def test_what_was_not_run_is_told_as_such() -> None:
+    rows = [
+        Bar("one", single("loop ms"), 0.5, "ms").judge(MEASURED),
+        Bar("two", overhead("t", "theirs", "base"), 2, "%").judge(MEASURED),
+    ]
+    text = bars_table(rows, "cpu")
+    assert "1 of 2 bars met" in text
+    assert text.splitlines()[-2:] == [
+        "| one | at most 0.5 ms | 0.4 | met |",
+        "| two | at most 2 % | - | not measured: theirs was not run |",
+    ]
+
+
+@pytest.mark.parametrize("name", list(SUITES))
+def test_every_bar_of_a_suite_can_be_judged_by_its_turns(name: str) -> None:
+    suite = SUITES[name]
+    timings = {
+        turn.name: {row.partition(": ")[0]: PEER for row in (*turn.rows, *(peer for peer, _ in turn.peers))}
+        for turn in suite.turns
+    }
+    for turn in suite.turns:  # a time that is not the baseline's, so that nothing is divided by zero
+        timings[turn.name][turn.rows[0].partition(": ")[0]] = BASE
+    measured = Measured(timings, {"loop ms": 1.0, "first step s": 1.0, "peak FLOP/s": 1e9})
+    assert {bar.judge(measured)["verdict"] for bar in suite.bars} <= {"met", "missed"}
+    strategies = {row.partition("residual=")[2] for turn in suite.turns for row in turn.rows}
+    assert strategies - {""} <= set(options("residual"))
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Suite:
+    suite = Suite(
+        turns=(
+            Turn(
+                "t",
+                base=("trainer=cpu", "model.n_layer=3"),
+                rows=(
+                    "vanilla: residual=vanilla",
+                    "rezero: residual=rezero",
+                    "broken: data.micro_batch_size=3",
+                ),
+                peers=(("theirs", "plain"),),
+                at_once=1,
+            ),
+        ),
+        bars=(
+            Bar("memory", memory_ratio("t", "rezero", "vanilla"), 2, "x"),
+            Bar("peer", times_as_fast("t", "vanilla", "theirs"), 0, "x", at_most=False),
+            Bar("broken", overhead("t", "broken", "vanilla"), 2, "%"),
+        ),
+    )
+    monkeypatch.setitem(SUITES, "planted", suite)
+
+    def fail(settings):  # type: ignore[no-untyped-def]
+        if settings.config["data"]["micro_batch_size"] == 3:
+            raise RuntimeError("out of everything")
+        return entrant(settings)
+
+    entrant = suite_run.entrant
+    monkeypatch.setattr("src.tasks.contestants.entrant", fail)
+    return suite
+
+
+def test_a_suite_tells_every_bar_and_what_failed(planted: Suite, tmp_path: Path) -> None:
+    overrides = ("name=planted", *SMALL)  # two layers there: the command line's word
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = Job(tmp_path, OmegaConf.create({"trusted_targets": []}), False, overrides)
+        end = suite_run.run_suite(job, "planted", rounds=2, budget_s=None)
+    assert end.line.startswith("2 of 3 bars met")
+    stated = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["verdict"] for row in stated["bars"]] == ["met", "met", "not measured: broken was not run"]
+    assert stated["failed"] == {"broken": "out of everything"}
+    assert stated["turns"]["t"]["measured"].startswith("2 layers, 32 wide")
+    assert list(stated["turns"]["t"]["timings"]) == ["vanilla", "rezero", "theirs"]
+    assert "Failed: broken: out of everything" in (tmp_path / "table.md").read_text()
+
+
+def test_no_group_begins_once_the_budget_is_spent(planted: Suite, tmp_path: Path) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = Job(tmp_path, OmegaConf.create({"trusted_targets": []}), False, ("name=planted", *SMALL))
+        end = suite_run.run_suite(job, "planted", rounds=2, budget_s=1e-9)
+    assert end.line.startswith("0 of 3 bars met")
