@@ -20,7 +20,7 @@ class SafetyKeys:
     keep_checkpoints: int
     grace_s: float
     rank_timeout_s: float
-    background_saves: bool = False
+    background_saves: bool
 
     def __post_init__(self) -> None:
         for key in ("keep_checkpoints", "grace_s", "rank_timeout_s"):

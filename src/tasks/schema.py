@@ -43,15 +43,9 @@ OTHERS_CLASSES = (
 
 
 def read_section(name: str, section: DictConfig, schema: type[T]) -> T:
-    """A section as an instance of a dataclass, every key checked for name and type.
-
-    A field with a default is a key that came later: what was stored before it means what it meant then.
-    """
-    fields = dataclasses.fields(schema)  # type: ignore[arg-type]  # schema is a dataclass
-    if isinstance(section, DictConfig):
-        later = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-        section = OmegaConf.merge(later, section)  # type: ignore[assignment]  # two mappings make one
-    return schema(**_checked(name, section, {f.name: f.type for f in fields}))
+    """A section as an instance of a dataclass, every key checked for name and type."""
+    fields = {f.name: f.type for f in dataclasses.fields(schema)}  # type: ignore[arg-type]  # schema is a dataclass
+    return schema(**_checked(name, section, fields))
 
 
 def _checked(name: str, section: DictConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
