@@ -64,15 +64,15 @@ class SuiteRun:
         return TaskEnd(COMPLETED, f"{met} of {len(rows)} bars met; {self.job.folder / 'table.md'}")
 
     def _turn(self, turn: Turn) -> None:
-        builders: dict[str, Callable[[], Entrant]] = {}
-        for row in turn.rows:
-            one = of_text(self.job, row, turn.base)
-            self.baselines.setdefault(turn.name, one.settings)
-            builders[one.name] = one.build
+        rows = [of_text(self.job, row, turn.base) for row in turn.rows]
+        builders: dict[str, Callable[[], Entrant]] = {one.name: one.build for one in rows}
+        self.baselines[turn.name] = rows[0].settings
         for row, function in turn.peers:
             name, overrides = split_name(row)
             settings = composed(self.job, row, overrides.split() if overrides != name else [], turn.base)
             builders[name] = PeerEntry(name, getattr(peers, function), settings).build
+        first, *others = (one.name for one in rows)
+        order = [first, *(split_name(row)[0] for row, _ in turn.peers), *others]
         settings = self.baselines[turn.name]
         torch.set_num_threads(settings.trainer.threads)
         device = device_of(settings)
@@ -87,7 +87,7 @@ class SuiteRun:
             self._write()
 
         time_in_turns(
-            builders,
+            {name: builders[name] for name in order},
             device=device,
             rounds=self.limits.rounds,
             at_once=turn.at_once,

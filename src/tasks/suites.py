@@ -18,7 +18,8 @@ from src.tasks.bars import (
 class Turn:
     """Contestants of one alternation, the baseline first: rows as in `bench.configurations`, then peers.
 
-    A peer is (`name` or `name: overrides`, its function in `src.tasks.peers`); the last ones have the least weight.
+    A peer is (`name` or `name: overrides`, its function in `src.tasks.peers`). Peers come right after the baseline,
+    and the last rows have the least weight.
     """
 
     name: str

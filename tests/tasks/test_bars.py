@@ -1,6 +1,7 @@
 """Bars: what is measured, which end of its interval counts, and what is said where nothing was."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from src.tasks.bars import (
     times_as_fast,
 )
 from src.tasks.suites import SUITES, Suite, Turn
-from tests.runs import SMALL
+from tests.runs import ROOT, SMALL, environment
 
 BASE = Timing([1.0, 2.0, 1.0], [1.0, 1.0, 1.0], 1.0, 10, 1000, 5, int(2e9), int(8e9), {})
 OURS = replace(BASE, seconds=[1.1, 2.4, 1.1], ratios=[1.1, 1.2, 1.1], step_bytes=int(9e9))
@@ -93,6 +94,28 @@ def test_every_bar_of_a_suite_can_be_judged_by_its_turns(name: str) -> None:
     assert strategies - {""} <= set(options("residual"))
 
 
+@pytest.mark.slow
+def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    done = subprocess.run(
+        [str(ROOT / "tests/gpu/bars.sh"), "out", *SMALL, "trainer.compile=false", "bench.rounds=1"],
+        cwd=tmp_path / "bare",
+        env={**environment(), "TORCHDYNAMO_DISABLE": "1"},  # the peer is compiled else, for long
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    stated = json.loads((tmp_path / "bare/out/bars.json").read_text())
+    assert len(stated["bars"]) == len(SUITES["gpu"].bars)
+    told = {row["bar"]: row["verdict"] for row in stated["bars"]}
+    assert told.pop("vanilla, MFU") == "not measured: peak FLOP/s was not run"
+    assert set(told.values()) <= {"met", "missed"}
+    assert (tmp_path / "bare/out/bars.md").read_text().startswith("bench.suite=gpu")
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["out"]
+
+
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Suite:
     suite = Suite(
@@ -137,7 +160,7 @@ def test_a_suite_tells_every_bar_and_what_failed(planted: Suite, tmp_path: Path)
     assert [row["verdict"] for row in stated["bars"]] == ["met", "met", "not measured: broken was not run"]
     assert stated["failed"] == {"broken": "out of everything"}
     assert stated["turns"]["t"]["measured"].startswith("2 layers, 32 wide")
-    assert list(stated["turns"]["t"]["timings"]) == ["vanilla", "rezero", "theirs"]
+    assert list(stated["turns"]["t"]["timings"]) == ["vanilla", "theirs", "rezero"]
     assert "Failed: broken: out of everything" in (tmp_path / "table.md").read_text()
 
 
