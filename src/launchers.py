@@ -10,7 +10,7 @@ from pathlib import Path
 from src.mistakes import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRA = "reslab[sweeps]"
+EXTRA = ".[sweeps]"
 
 #: By choice on the command line: the package and its module.
 JOBLIB = ("hydra-joblib-launcher", "hydra_plugins.hydra_joblib_launcher")

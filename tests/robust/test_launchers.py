@@ -22,7 +22,7 @@ def needs(module: str) -> pytest.MarkDecorator:
     except ModuleNotFoundError:
         found = False
     return pytest.mark.skipif(
-        not found, reason=f"needs the optional package {module} (pip install 'reslab[sweeps]')"
+        not found, reason=f"needs the optional package {module} (pip install '.[sweeps]')"
     )
 
 
