@@ -119,7 +119,7 @@ def test_a_new_epoch_is_announced_once(shards: Path, caplog: pytest.LogCaptureFi
         ({"micro_batch_size": 0}, "data.micro_batch_size must be at least 1"),
         ({"val_tokens": 8}, "data.val_tokens must be at least model.block_size=16, got 8"),
         ({"val_tokens": 5000}, "needs 4993 validation tokens"),
-        ({"workers": -1}, "data.workers must not be negative"),
+        ({"workers": -1}, "data.workers must be between 0 and 1024, got -1"),
         ({"block_size": 7000, "val_tokens": 7000}, "not one window of model.block_size \\+ 1 = 7001"),
     ],
 )
