@@ -42,6 +42,12 @@ class SiteWeights(NamedTuple):
     b: Tensor
 
 
+def room_for_read(h_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for what a kernel reads off the streams: u [B, T, D], the mixed streams, B [B, T, N]."""
+    B, T, N, D = h_BTND.shape
+    return h_BTND.new_empty(B, T, D), torch.empty_like(h_BTND), h_BTND.new_empty(B, T, N)
+
+
 def require_streams(n_stream: int) -> None:
     """Refuse one stream, which is worse than none."""
     if n_stream < 2:

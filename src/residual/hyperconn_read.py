@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from src.residual.hyper_streams import Streams, blend_backward, split_blend, written
+from src.residual.hyper_streams import Streams, blend_backward, room_for_read, split_blend, written
 from src.residual.native import Kernels, kernels_for
 
 EPS = 1e-5
@@ -119,14 +119,12 @@ class _KernelRead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         h_BTND = h_BTND.contiguous()
         B, T, N, D = h_BTND.shape
-        u_BTD, out_BTND, b_BTN = h_BTND.new_empty(B, T, D), torch.empty_like(h_BTND), h_BTND.new_empty(B, T, N)
-        kept = h_BTND.new_empty(B * T * N, N + 4)
-        state, out = (h_BTND, b, y_BTD), (u_BTD, out_BTND, b_BTN, kept)
+        state, out, kept = (h_BTND, b, y_BTD), room_for_read(h_BTND), h_BTND.new_empty(B * T * N, N + 4)
         sizes = (B * T, D, torch.get_num_threads())
-        kernels("hyperconn_forward", *state, *_given(Weights(*packed)), *out, *sizes, EPS)
+        kernels("hyperconn_forward", *state, *_given(Weights(*packed)), *out, kept, *sizes, EPS)
         ctx.save_for_backward(*state, kept, *packed)
         ctx.kernels = kernels
-        return u_BTD, out_BTND, b_BTN
+        return out
 
     @staticmethod
     @once_differentiable

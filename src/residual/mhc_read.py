@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from src.residual.hyper_streams import Streams
+from src.residual.hyper_streams import Streams, room_for_read
 from src.residual.native import Kernels
 
 
@@ -51,14 +51,13 @@ class _Read(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         h_BTND = h_BTND.contiguous()
-        B, T, N, D = h_BTND.shape
-        u_BTD, out_BTND, b_BTN = h_BTND.new_empty(B, T, D), torch.empty_like(h_BTND), h_BTND.new_empty(B, T, N)
+        B, T, _, D = h_BTND.shape
+        given, out = (h_BTND, b, y_BTD, *weights), room_for_read(h_BTND)
         kept = h_BTND.new_empty(B * T, len(weights[-1]) + 1)
-        given, out = (h_BTND, b, y_BTD, *weights), (u_BTD, out_BTND, b_BTN, kept)
-        kernels("mhc_forward", *given, *out, B * T, D, torch.get_num_threads(), n_iteration, eps)
+        kernels("mhc_forward", *given, *out, kept, B * T, D, torch.get_num_threads(), n_iteration, eps)
         ctx.save_for_backward(*given, kept)
         ctx.kernels, ctx.n_iteration = kernels, n_iteration
-        return u_BTD, out_BTND, b_BTN
+        return out
 
     @staticmethod
     @once_differentiable

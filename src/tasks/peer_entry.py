@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from src.mistakes import UserError, one_line
 from src.tasks.contestants import Entrant, device_of, split_name, state_tensors
 from src.tasks.settings import Settings
-from src.tasks.steps import optimizer_step
+from src.tasks.steps import StepSpec, optimizer_step
 from src.tasks.stopwatch import Lap, no_lap
 from src.tasks.train import build_gpt
 
@@ -21,29 +21,10 @@ LOSS_STEPS = 3
 LOSS_TOLERANCE = 2e-3
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a peer is told (`StepSpec`)."""
-
-    n_layer: int
-    n_head: int
-    n_embd: int
-    block_size: int
-    vocab_size: int
-    bias: bool
-    lr: float
-    weight_decay: float
-    grad_clip: float
-    seed: int
-    device: str
-    dtype: str
-    grad_accum: int
-
-
-def sizes_of(settings: Settings) -> Sizes:
+def sizes_of(settings: Settings) -> StepSpec:
     """Those of a configuration."""
     model, optimizer, trainer = settings.model, settings.optimizer, settings.trainer
-    return Sizes(
+    return StepSpec(
         model.n_layer,
         model.n_head,
         model.n_embd,
@@ -77,14 +58,13 @@ class PeerEntry:
             return loss
 
         sizes = self.settings.model
-        gpt_flops = build_meta(self.settings)
         return Entrant(
             step,
             int(self.settings.config["data"]["micro_batch_size"]),
             sizes.block_size,
             sizes.vocab_size,
             sum(p.numel() for p in model.parameters()),
-            gpt_flops,
+            flops_per_token(self.settings),
             lambda: state_tensors(list(model.parameters()), *optimizer),
         )
 
@@ -109,7 +89,7 @@ class PeerEntry:
         return max(gaps)
 
 
-def build_meta(settings: Settings) -> int:
+def flops_per_token(settings: Settings) -> int:
     """FLOPs of a token by our own count, without weights."""
     with torch.device("meta"):
         return build_gpt(settings).flops_per_token()

@@ -15,6 +15,8 @@ from src.overrides import ROOT
 
 log = logging.getLogger(__name__)
 
+#: Kinds of files under src/ that compute.
+CODE = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
 
 
@@ -50,7 +52,7 @@ def git_commit() -> str | None:
 def code_identity() -> dict[str, str | None]:
     """Which code this process runs: the commit, marked where the tree differs from it, and the sources' own hash."""
     sources = hashlib.sha256()
-    for path in sorted((ROOT / "src").rglob("*.py")):
+    for path in sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in CODE):
         sources.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return {"git": git_commit(), "sources": sources.hexdigest()}
 

@@ -4,6 +4,7 @@
 returns (model, step_fn), where `step_fn(x, y)` does one whole optimizer step and returns its loss.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -25,8 +26,9 @@ class Step(Protocol):
     def __call__(self, x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor: ...
 
 
-class StepSpec(Protocol):
-    """What a benchmark says of the step it wants."""
+@dataclass(frozen=True)
+class StepSpec:
+    """What a benchmark says of the step it wants; anything with these attributes will do."""
 
     n_layer: int
     n_head: int

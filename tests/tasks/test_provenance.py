@@ -1,6 +1,7 @@
 """Which code a run rests on."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +9,24 @@ from src.tasks import provenance
 from src.tasks.provenance import code_by_step, code_identity, tell_other_code
 
 
-def test_the_identity_follows_the_sources_and_not_git_alone() -> None:
-    identity = code_identity()
-    assert len(str(identity["sources"])) == 64
-    assert identity["git"] is None or len(str(identity["git"]).partition("-dirty")[0]) == 40
+def test_the_identity_follows_every_source_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    (tmp_path / "src/residual/kernels").mkdir(parents=True)
+
+    def identity_with(name: str, text: str) -> str | None:
+        (tmp_path / name).write_text(text)
+        return code_identity.__wrapped__()["sources"]
+
+    seen = [
+        identity_with(name, text)
+        for name in ("src/one.py", "src/residual/kernels/depth.cpp", "src/residual/kernels/rows.h")
+        for text in ("1", "2")
+    ]
+    assert len(set(seen)) == 6
+    assert identity_with("README.md", "words") == seen[-1]
+    assert code_identity.__wrapped__()["git"] is None
 
 
 def test_a_change_of_code_is_one_entry_from_its_step_on(monkeypatch: pytest.MonkeyPatch) -> None:

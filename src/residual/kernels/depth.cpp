@@ -26,15 +26,6 @@ static inline void add_row_sums(const F* const* rows, const F* weight, long n, l
     for (; d < D; d += W) add_rows<1>(rows, weight, n, offset + d, to + d);
 }
 
-static inline F dot(const F* a, const F* b, long D) {
-    V acc[4] = {};
-    long d = 0;
-    for (; d + 4 * W <= D; d += 4 * W)
-        UNROLLED for (int i = 0; i < 4; i++) acc[i] += load(a + d + i * W) * load(b + d + i * W);
-    for (; d < D; d += W) acc[0] += load(a + d) * load(b + d);
-    return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
-}
-
 // s = (v key^T) r [tokens, Q] and r = (mean v^2 + eps)^-1/2 [tokens].
 extern "C" void depth_scores(
     const F* v, const F* key, F* s, F* r, long tokens, long D, long Q, long threads, double eps

@@ -62,14 +62,16 @@ static void gather_block(const F* h, long rows, F* dw, long len, const F* dz, lo
     }
 }
 
-static inline F square(const F* h, long len) {
+static inline F dot(const F* a, const F* b, long len) {
     V acc[4] = {};
     long d = 0;
     for (; d + 4 * W <= len; d += 4 * W)
-        UNROLLED for (int i = 0; i < 4; i++) acc[i] += load(h + d + i * W) * load(h + d + i * W);
-    for (; d < len; d += W) acc[0] += load(h + d) * load(h + d);
+        UNROLLED for (int i = 0; i < 4; i++) acc[i] += load(a + d + i * W) * load(b + d + i * W);
+    for (; d < len; d += W) acc[0] += load(a + d) * load(b + d);
     return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
+
+static inline F square(const F* h, long len) { return dot(h, h, len); }
 
 static inline F total(const F* h, long len) {
     V acc = {};
