@@ -2,23 +2,25 @@
 # Every GPU bar beside its figure in under 8 minutes, from a bare copy of this repository and without a network:
 #   tests/gpu/bars.sh OUT [override ...]        leaves OUT/bars.json and OUT/bars.md
 # Wheels of what the machine's Python lacks lie in the folder WHEELS (default: wheels/ beside this repository's files).
+# Another Python than python3: PYTHON=...
 # A rehearsal on a CPU: tests/gpu/bars.sh OUT trainer=cpu model=tiny model.n_layer=2 model.vocab_size=512
 set -euo pipefail
 out=${1:?usage: bars.sh OUT [override ...]}
 shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 wheels=${WHEELS:-$root/wheels}
+python=${PYTHON:-python3}
 mkdir -p "$out"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if compgen -G "$wheels/*.whl" >/dev/null; then
-  python3 -m pip install -q --no-index --no-deps --target "$work/site" "$wheels"/*.whl
+  "$python" -m pip install -q --no-index --no-deps --target "$work/site" "$wheels"/*.whl
   export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 PYTHONUNBUFFERED=1
 # The tables are written anew after every group of models, so what a limit cuts off is only the rest.
 code=0
-timeout -k 10 "${LIMIT_S:-470}" python3 "$root/run.py" task=bench bench.suite=gpu bench.rounds=20 bench.budget_s=380 \
+timeout -k 10 "${LIMIT_S:-470}" "$python" "$root/run.py" task=bench bench.suite=gpu bench.rounds=20 bench.budget_s=380 \
   hydra.run.dir="$work/run" "$@" || code=$?
 for pair in bench.json:bars.json table.md:bars.md; do
   if [ -e "$work/run/${pair%:*}" ]; then cp "$work/run/${pair%:*}" "$out/${pair#*:}"; fi

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +101,11 @@ def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(ROOT / "tests/gpu/bars.sh"), "out", *SMALL, "trainer.compile=false", "bench.rounds=1"],
         cwd=tmp_path / "bare",
-        env={**environment(), "TORCHDYNAMO_DISABLE": "1"},  # the peer is compiled else, for long
+        env={
+            **environment(),
+            "PYTHON": sys.executable,
+            "TORCHDYNAMO_DISABLE": "1",  # the peer is compiled else, for long
+        },
         capture_output=True,
         text=True,
         timeout=600,
