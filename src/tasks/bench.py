@@ -35,6 +35,7 @@ from src.tasks.contestants import (
     refuse_mixture,
     refuse_twice,
 )
+from src.tasks.host import prepare_process
 from src.tasks.peer_entry import LOSS_TOLERANCE, read_peers
 from src.tasks.schema import read_section
 from src.tasks.settings import Settings, read_settings
@@ -99,9 +100,7 @@ def run(job: Job) -> TaskEnd:
     others = [of_strategy(job, name) for name in names]
     others += [of_text(job, text) for text in keys.configurations]
     refuse_mixture([baseline, *others])
-    torch.set_num_threads(baseline.settings.trainer.threads)
-    if baseline.settings.trainer.accelerator == "gpu":
-        torch.set_float32_matmul_precision("high")  # as in training
+    prepare_process(baseline.settings.trainer)
     texts = [keys.peer] if isinstance(keys.peer, str) else keys.peer
     peers = read_peers(texts, baseline.settings, list(map(str, job.config.trusted_targets)))
     refuse_twice([*(c.name for c in (baseline, *others)), *(p.name for p in peers)])

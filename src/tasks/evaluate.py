@@ -32,6 +32,7 @@ from src.launch import COMPLETED, Job, TaskEnd
 from src.mistakes import UserError, one_line
 from src.ranks import other_ranks
 from src.tasks import run_files
+from src.tasks.host import prepare_process
 from src.tasks.machine import TrainerKeys, TrainerSettings, settle_trainer
 from src.tasks.provenance import device_name, git_commit, versions
 from src.tasks.schema import read_section
@@ -106,7 +107,7 @@ def _fabric(trainer: TrainerSettings) -> L.Fabric:
         strategy="ddp" if trainer.devices > 1 else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]  # settings allow Lightning's names only
     )
-    torch.set_num_threads(trainer.threads)
+    prepare_process(trainer)
     fabric.launch()
     return fabric
 

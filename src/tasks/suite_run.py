@@ -22,6 +22,7 @@ from src.tasks.alternation import Timing, time_in_turns
 from src.tasks.bars import Measured, bars_table
 from src.tasks.chip import ceiling_of
 from src.tasks.contestants import Entrant, composed, device_of, entrant, of_text, split_name
+from src.tasks.host import prepare_process
 from src.tasks.peer_entry import PeerEntry
 from src.tasks.settings import Settings
 from src.tasks.speed_table import describe, speed_table
@@ -74,10 +75,9 @@ class SuiteRun:
         first, *others = (one.name for one in rows)
         order = [first, *(split_name(row)[0] for row, _ in turn.peers), *others]
         settings = self.baselines[turn.name]
-        torch.set_num_threads(settings.trainer.threads)
+        prepare_process(settings.trainer)
         device = device_of(settings)
         if device == "cuda":
-            torch.set_float32_matmul_precision("high")  # as in training
             peak = ceiling_of(device, bf16=settings.trainer.precision == "bf16-mixed").peak
             if peak is not None:
                 self.measured.single["peak FLOP/s"] = peak

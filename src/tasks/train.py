@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from lightning.pytorch.loggers import Logger
 
 from src.callbacks.guard import DivergedError
@@ -23,6 +22,7 @@ from src.models.pretrained import load_weights
 from src.ranks import other_ranks
 from src.tasks import rollback, run_files
 from src.tasks.check import quick
+from src.tasks.host import prepare_process
 from src.tasks.loggers import RunPlace
 from src.tasks.memory import check_memory
 from src.tasks.place import check_place
@@ -87,9 +87,7 @@ class Session:
 
     def __init__(self, job: Job, settings: Settings, request: StopRequest) -> None:
         self.job, self.settings, self.request = job, settings, request
-        torch.set_num_threads(settings.trainer.threads)
-        if settings.trainer.accelerator == "gpu":
-            torch.set_float32_matmul_precision("high")
+        prepare_process(settings.trainer)
         self.data = self._build_data()
         settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
         self.gpt = self._initial()
