@@ -154,7 +154,9 @@ def interval(values: Sequence[float]) -> Figure:
 
 
 def bars_table(rows: Sequence[Mapping[str, object]], title: str) -> str:
-    """Each bar beside its figure, as Markdown."""
+    """Each bar beside its figure, as Markdown; the title alone where there is none."""
+    if not rows:
+        return f"{title}\n"
     met = sum(row["verdict"] == "met" for row in rows)
     lines = [
         f"{title}: {met} of {len(rows)} bars met. Medians [95 % interval]; the interval's worse end has to reach a bar.",

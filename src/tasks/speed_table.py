@@ -21,7 +21,8 @@ def speed_table(timings: Mapping[str, Timing], ceilings: Mapping[str, Ceiling], 
     lines = [
         f"Steps over {baseline}'s by time a token, median [quartiles] of the rounds' ratios; {baseline}: {measured}. "
         f"FLOPs are 6 a visited parameter and 12 L D T. MFU is of the chip's published peak ({peak}), the next column "
-        f"of {ceiling.product_words} ({ceiling.product / 1e12:.3g} TFLOP/s). Memory is weights and optimizer, and the "
+        f"of {ceiling.product_words} ({ceiling.product / 1e12:.3g} TFLOP/s); a copy moves "
+        f"{ceiling.copy / 1e9:.3g} GB/s. Memory is weights and optimizer, and the "
         "most that a step allocates beside them.",
         "",
         "| configuration | parameters | FLOPs/token | step | ms | steps/s | tokens/s | MFU | of product "

@@ -62,7 +62,8 @@ class SuiteRun:
         rows = self._write()
         met = sum(row["verdict"] == "met" for row in rows)
         log.info("%s", (self.job.folder / "table.md").read_text())
-        return TaskEnd(COMPLETED, f"{met} of {len(rows)} bars met; {self.job.folder / 'table.md'}")
+        bars = f"{met} of {len(rows)} bars met; " if rows else ""
+        return TaskEnd(COMPLETED, f"{bars}{self.job.folder / 'table.md'}")
 
     def _turn(self, turn: Turn) -> None:
         rows = [of_text(self.job, row, turn.base) for row in turn.rows]

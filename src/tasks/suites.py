@@ -184,4 +184,37 @@ GPU = Suite(
         Bar("hyperconn, memory of a step over vanilla's", memory_more("gpu", "hyperconn", "vanilla"), 2, "GB"),
     ),
 )
-SUITES = {"cpu": CPU, "gpu": GPU}
+#: No bars: how a step's time and memory grow with each of its sizes.
+SCALING = Suite(
+    turns=tuple(
+        Turn(
+            name,
+            base=("model=narrow", "data.micro_batch_size=4", "data.global_batch_size=4", "trainer.threads=1"),
+            rows=rows,
+        )
+        for name, rows in (
+            ("layers", tuple(f"L={n}: model.n_layer={n}" for n in (12, 3, 6, 24))),
+            ("width", tuple(f"D={n}: model.n_embd={n}" for n in (256, 128, 512))),
+            ("context", tuple(f"T={n}: model.block_size={n}" for n in (256, 64, 1024))),
+            (
+                "streams",
+                (
+                    "one: residual=vanilla",
+                    *(f"n={n}: residual=hyperconn residual.n_stream={n}" for n in (2, 4, 8)),
+                ),
+            ),
+            *(
+                (
+                    f"sources, {n} layers",
+                    tuple(
+                        f"{name}: residual={name} model.n_layer={n}"
+                        for name in ("vanilla", "attnres", "attnres_block")
+                    ),
+                )
+                for n in (6, 12, 24)
+            ),
+        )
+    ),
+    bars=(),
+)
+SUITES = {"cpu": CPU, "gpu": GPU, "scaling": SCALING}

@@ -62,6 +62,10 @@ def test_the_worse_end_of_the_interval_counts() -> None:
     assert Bar("b", speed, 1.2, "x", at_most=False).judge(MEASURED)["verdict"] == "met"
 
 
+def test_a_suite_without_bars_is_its_title() -> None:
+    assert bars_table([], "scaling") == "scaling\n"
+
+
 def test_the_interval_is_of_the_median() -> None:
     found = interval([1.0] * 20 + [5.0])
     assert (found.value, found.low, found.high) == (1, 1, 1)
@@ -91,8 +95,11 @@ def test_every_bar_of_a_suite_can_be_judged_by_its_turns(name: str) -> None:
         timings[turn.name][turn.rows[0].partition(": ")[0]] = BASE
     measured = Measured(timings, {"loop ms": 1.0, "first step s": 1.0, "peak FLOP/s": 1e9})
     assert {bar.judge(measured)["verdict"] for bar in suite.bars} <= {"met", "missed"}
-    strategies = {row.partition("residual=")[2] for turn in suite.turns for row in turn.rows}
-    assert strategies - {""} <= set(options("residual"))
+    overrides = {word for turn in suite.turns for row in turn.rows for word in row.split()}
+    strategies = {word.removeprefix("residual=") for word in overrides if word.startswith("residual=")}
+    assert strategies <= set(options("residual"))
+    for turn in suite.turns:
+        assert len(timings[turn.name]) == len(turn.rows) + len(turn.peers), "a name twice"
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def test_throughput_is_held_against_peak_and_product() -> None:
         step_bytes=2**31,
         parts={"forward": 1.5},
     )
-    ceiling = Ceiling(peak=1e6, product=625e3, product_words="a product's speed")
+    ceiling = Ceiling(peak=1e6, product=625e3, product_words="a product's speed", copy=1e9)
     line = speed_table({"vanilla": timing}, {"vanilla": ceiling}, "at a size").splitlines()[-1]
     assert line.split(" | ")[3:] == [
         *("1", "3000.0", "0.33", "100", "50.0 %", "80.0 %", "1 MiB + 2.00 GiB", "60.0 s |"),
