@@ -1,6 +1,7 @@
 """Values against types and ranges: what a configuration may give to a field.
 
-A leaf: any room may import it. An integer where a float is wanted becomes one; nothing else is converted.
+A leaf: any room may import it. An integer where a float is wanted becomes one, and infinity may be written as a
+command line has it (inf) or a file (.inf) where it means something; nothing else is converted.
 """
 
 import math
@@ -30,6 +31,8 @@ def typed(key: str, value: object, annotation: Any) -> Any:  # annotations are n
     """
     if get_origin(annotation) is dict and isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {name: typed(f"{key}.{name}", item, get_args(annotation)[1]) for name, item in value.items()}
+    if key in INFINITE and value in ("inf", ".inf"):  # YAML has the one as text, Hydra's command line the other
+        value = math.inf
     kinds = get_args(annotation) if get_origin(annotation) in (Union, type(int | str)) else (annotation,)
     for kind in kinds:
         fits, fitted = _fit(value, kind)

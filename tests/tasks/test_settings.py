@@ -1,5 +1,6 @@
 """Configuration mistakes: named with key, value, bound and way out, all at once, before anything is built."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ def test_the_defaults_are_settled() -> None:
     assert settings.trainer.devices == 1
     assert settings.config["optimizer"]["warmup_steps"] == 4
     assert settings.config["trainer"]["precision"] == "32-true"
+
+
+@pytest.mark.parametrize(
+    "written", ["inf", ".inf"]
+)  # Hydra's command line reads the first as a number, YAML the other
+def test_a_limit_is_switched_off_as_messages_say(written: str) -> None:
+    limits = ("optimizer.grad_clip", "guard.spike_nats", "guard.above_uniform_nats")
+    settings = settled(*(f"{key}={written}" for key in limits))
+    assert (
+        settings.optimizer.grad_clip
+        == settings.guard.spike_nats
+        == settings.guard.above_uniform_nats
+        == math.inf
+    )
+    with pytest.raises(UserError, match=r"optimizer\.lr must be"):
+        settled(f"optimizer.lr={written}")
 
 
 @pytest.mark.parametrize(("asked", "ranks", "threads"), [("3", 2, 3), ("", 2, 4), ("no", 1, 8), ("0", 1, 8)])
