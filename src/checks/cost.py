@@ -14,7 +14,7 @@ from src.checks.base import Figures, Subject
 from src.models.config import GPTConfig
 
 GIB = 2**30
-#: Weights, gradients and AdamW's two moments, each float32.
+#: Weights, gradients and AdamW's two moments, each float32; under Muon one moment, and in its step the weight again.
 BYTES_PER_PARAM = 16
 
 

@@ -32,7 +32,7 @@ class LanguageModel(L.LightningModule):
 
     Args:
         gpt: the model.
-        optimizer: AdamW's settings.
+        optimizer: its settings.
         schedule: the learning rate by step.
         compile_trunk: run training through `torch.compile` (evaluation stays eager: its shapes vary).
         seed: dropout in a step follows from (seed, step, rank) alone.
@@ -53,7 +53,7 @@ class LanguageModel(L.LightningModule):
         self._compiled, self._warm = compile_trunk, False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; `training_step` sets its rate."""
+        """One for all parameters; `training_step` sets its rate."""
         return build_optimizer(self.gpt, self.optimizer_config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

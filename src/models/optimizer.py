@@ -1,4 +1,4 @@
-"""AdamW with the reference protocol's groups, and the learning-rate schedule.
+"""AdamW with the reference protocol's groups (Muon beside it: `muon.py`), and the learning-rate schedule.
 
     lr(s) = peak * (s + 1) / warmup                                      for s < warmup
     lr(s) = min + (peak - min) * (1 + cos(pi * (s - warmup) / (last - warmup))) / 2     from there on
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from src.models.gpt import GPT
+from src.models.muon import MuonBesideAdamW, MuonKeys, StackedMuon, hidden_matrices, stacked_groups
 from src.residual.base import ParamGroup
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The keys of `optimizer`, with nothing left open.
+    """The keys of `optimizer`, with nothing left open; without `muon`, AdamW has all parameters.
 
     Raises:
         ValueError: a value that no run can mean, naming key, value, bound and way out.
@@ -36,6 +37,7 @@ class OptimizerConfig:
     betas: tuple[float, float]
     eps: float
     grad_clip: float
+    muon: MuonKeys | None = None
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -99,24 +101,42 @@ def parameter_groups(gpt: GPT) -> Iterator[ParamGroup]:
         raise ValueError(f"{type(gpt.residual).__name__}.param_groups() leaves out {', '.join(left)}")
 
 
-def build_optimizer(gpt: GPT, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused where torch has a fused kernel for the device."""
+def build_optimizer(gpt: GPT, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`, fused where torch has a fused kernel for the device; or beside Muon."""
+    hidden = {} if config.muon is None else hidden_matrices(gpt)
     groups = [
         {
-            "params": list(group.params),
+            "params": [p for p in group.params if p not in hidden],
             "lr_scale": group.lr_scale,
             "weight_decay": config.weight_decay if group.decay else 0.0,
         }
         for group in parameter_groups(gpt)
-        if group.params
+        if any(p not in hidden for p in group.params)
     ]
     device = next(gpt.parameters()).device
-    optimizer = torch.optim.AdamW(
+    adamw = torch.optim.AdamW(
         groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device.type in ("cpu", "cuda")
     )
     # What AdamW's fused step reads: at 1 it changes nothing. A tensor, so that the host need not wait for it.
-    optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]  # as GradScaler sets it
-    return optimizer
+    found_inf = torch.zeros((), device=device)
+    adamw.found_inf = found_inf  # type: ignore[attr-defined]  # as GradScaler sets it
+    if config.muon is None:
+        return adamw
+    muon = StackedMuon(
+        stacked_groups(hidden, config.muon.lr_scale, config.weight_decay),
+        found_inf,
+        lr=config.lr,
+        momentum=config.muon.momentum,
+        ns_steps=config.muon.ns_steps,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return MuonBesideAdamW(muon, adamw)
+
+
+def moment_count(gpt: GPT, config: OptimizerConfig) -> int:
+    """Numbers that the optimizer keeps from step to step: two for each of AdamW's, one for each of Muon's."""
+    ones = 0 if config.muon is None else sum(p.numel() for p in hidden_matrices(gpt))
+    return 2 * sum(p.numel() for p in gpt.parameters()) - ones
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

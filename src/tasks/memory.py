@@ -1,6 +1,7 @@
 """Whether a run fits this machine's memory, asked before anything is built.
 
-    certain     16 bytes a parameter (weight, gradient, AdamW's two moments), on every rank
+    certain     16 bytes a parameter (weight, gradient, AdamW's two moments), on every rank; under Muon too, whose
+                step keeps the weight beside its one moment
     at least    half of one tensor of the stream, 2 * M * T * D bytes
     likely      certain + what autograd keeps of one micro-step, counted on tensors without memory
 
@@ -97,7 +98,7 @@ def _refuse_params(settings: Settings, memory: Memory, n_params: int) -> None:
     model, ranks = settings.model, memory.ranks
     raise UserError(
         f"model.n_layer={model.n_layer}, model.n_embd={model.n_embd} and model.vocab_size={model.vocab_size} make "
-        f"at least {n_params:,} parameters, which take {_gib(need)} with gradients and AdamW's moments"
+        f"at least {n_params:,} parameters, which take {_gib(need)} with gradients and the optimizer's moments"
         f"{f' on {ranks} ranks' if ranks > 1 else ''}, and {memory.name} has {_gib(memory.total)}; choose a smaller "
         f"model{' or fewer trainer.devices' if ranks > 1 else ''}"
     )

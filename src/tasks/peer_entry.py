@@ -99,8 +99,10 @@ def read_peers(texts: Sequence[str], settings: Settings, trusted: Sequence[str])
     """`module:function` or `name: module:function`.
 
     Raises:
-        UserError: it names code that nobody trusts, or nothing that can be called.
+        UserError: it names code that nobody trusts, or nothing that can be called; or ours steps under Muon.
     """
+    if texts and settings.optimizer.muon is not None:
+        raise UserError(f"bench.peer={texts[0]} steps under AdamW; leave out optimizer=muon, or the peer")
     return [_read(text, settings, trusted) for text in texts]
 
 

@@ -10,8 +10,13 @@ from src.mistakes import UserError, one_line
 REST_BYTES = 16 * 2**20
 
 
-def check_place(folder: Path, *, n_params: int, keep: int) -> None:
+def check_place(folder: Path, *, n_numbers: int, keep: int) -> None:
     """Try to write a file where checkpoints go, and compare the free space with all of them.
+
+    Args:
+        folder: of the run.
+        n_numbers: parameters, and what the optimizer keeps of them, all float32.
+        keep: checkpoints that stay.
 
     Raises:
         UserError: nothing can be written there, or not enough.
@@ -28,7 +33,7 @@ def check_place(folder: Path, *, n_params: int, keep: int) -> None:
         raise UserError(
             f"{checkpoints} cannot be written to ({one_line(error)}); choose another hydra.run.dir"
         ) from error
-    one = 3 * 4 * n_params + 2**20  # weights and AdamW's two moments, in float32
+    one = 4 * n_numbers + 2**20
     needed = (keep + 2) * one + REST_BYTES  # one more while it is written, and the best
     if free + there < needed:
         raise UserError(

@@ -42,18 +42,20 @@ OTHERS_CLASSES = (
 )
 
 
-def read_section(name: str, section: DictConfig, schema: type[T]) -> T:
-    """A section as an instance of a dataclass, every key checked for name and type."""
+def read_section(name: str, section: DictConfig, schema: type[T], beside: Sequence[str] = ()) -> T:
+    """A section as an instance of a dataclass, every key checked for name and type but those `beside` it."""
     fields = {f.name: f.type for f in dataclasses.fields(schema)}  # type: ignore[arg-type]  # schema is a dataclass
-    return schema(**_checked(name, section, fields))
+    return schema(**_checked(name, section, fields, beside))
 
 
-def _checked(name: str, section: DictConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(
+    name: str, section: DictConfig, fields: Mapping[str, Any], beside: Sequence[str] = ()
+) -> dict[str, Any]:
     if not isinstance(section, DictConfig):
         raise ValueError(f"{name} must be a section of keys, got {section!r}")
     values: dict[str, Any] = {}
     for key in map(str, section):
-        if key.startswith("_"):
+        if key.startswith("_") or key in beside:
             continue
         if key not in fields:
             raise ValueError(unknown_key(f"{name}.{key}"))

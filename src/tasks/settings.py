@@ -16,6 +16,7 @@ from src.callbacks.dashboard import SampleKeys
 from src.callbacks.guard import GuardKeys
 from src.mistakes import UserError
 from src.models.config import GPTConfig
+from src.models.muon import MuonKeys
 from src.models.optimizer import OptimizerConfig, Schedule
 from src.overrides import explain, unknown_key
 from src.tasks.machine import TrainerKeys, TrainerSettings, settle_trainer
@@ -41,7 +42,7 @@ LOOSE = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerKeys:
-    """`optimizer` as written: null asks for the protocol's value."""
+    """`optimizer` as written, `optimizer.muon` apart: null asks for the protocol's value."""
 
     lr: float
     min_lr: float | None
@@ -51,14 +52,14 @@ class OptimizerKeys:
     eps: float
     grad_clip: float
 
-    def resolved(self, max_steps: int) -> OptimizerConfig:
+    def resolved(self, max_steps: int, muon: MuonKeys | None) -> OptimizerConfig:
         """A tenth of lr, and 4 % of the run, where nothing was said."""
         values = dataclasses.asdict(self)
         if self.min_lr is None:
             values["min_lr"] = self.lr / 10
         if self.warmup_steps is None:
             values["warmup_steps"] = round(0.04 * max_steps)
-        return OptimizerConfig(**values)
+        return OptimizerConfig(**values, muon=muon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
     model = attempt(lambda: read_section("model", config.get("model"), GPTConfig))
     keys = attempt(lambda: read_section("trainer", config.get("trainer"), TrainerKeys))
-    written = attempt(lambda: read_section("optimizer", config.get("optimizer"), OptimizerKeys))
+    written = attempt(lambda: read_optimizer(config.get("optimizer")))
     trusted = _plain(config.get("trusted_targets"))
     component = functools.partial(read_component, trusted=trusted if isinstance(trusted, list) else [])
     parts = {name: attempt(functools.partial(component, name, config.get(name))) for name in COMPONENTS}
@@ -135,7 +136,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
     optimizer = schedule = None
     if written is not None:
-        optimizer = attempt(lambda: written.resolved(keys.max_steps if keys else 1))
+        optimizer = attempt(lambda: written[0].resolved(keys.max_steps if keys else 1, written[1]))
     if keys is not None and optimizer is not None:
         rates = optimizer
         schedule = attempt(lambda: Schedule(rates.lr, rates.min_lr, rates.warmup_steps, keys.max_steps))
@@ -149,7 +150,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     assert safety is not None
     assert guard is not None
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a mapping in, a mapping out
-    resolved["optimizer"] = {**dataclasses.asdict(optimizer), "betas": list(optimizer.betas)}
+    rules = {**dataclasses.asdict(optimizer), "betas": list(optimizer.betas)}
+    resolved["optimizer"] = {key: value for key, value in rules.items() if value is not None}
     resolved["trainer"] = dataclasses.asdict(trainer)
     return Settings(
         name=str(config.name),
@@ -170,6 +172,14 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         guard=guard,
         config=resolved,
     )
+
+
+def read_optimizer(section: DictConfig) -> tuple[OptimizerKeys, MuonKeys | None]:
+    """The keys of every optimizer, and those of Muon where the section has them: optimizer=adamw has not."""
+    if not isinstance(section, DictConfig) or "muon" not in section:
+        return read_section("optimizer", section, OptimizerKeys), None
+    shared = read_section("optimizer", section, OptimizerKeys, beside=("muon",))
+    return shared, read_section("optimizer.muon", section.muon, MuonKeys)
 
 
 def _loose(config: DictConfig, key: str, kind: Any) -> None:  # an annotation

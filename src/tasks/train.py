@@ -18,6 +18,7 @@ from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
 from src.mistakes import Interrupted, UserError, one_line
 from src.models.gpt import GPT
 from src.models.language_model import LanguageModel
+from src.models.optimizer import moment_count
 from src.models.pretrained import load_weights
 from src.ranks import other_ranks
 from src.tasks import rollback, run_files
@@ -63,9 +64,10 @@ def run(job: Job) -> TaskEnd:
             if settings.config["check"] == "quick" and job.rank == 0 and not job.resumes:
                 quick(settings)
             if job.rank == 0:
+                n_params = sum(p.numel() for p in session.gpt.parameters())
                 check_place(
                     job.folder,
-                    n_params=sum(p.numel() for p in session.gpt.parameters()),
+                    n_numbers=n_params + moment_count(session.gpt, settings.optimizer),
                     keep=settings.safety.keep_checkpoints,
                 )
         return session.run()
