@@ -145,7 +145,13 @@ def explain(error: BaseException) -> str:
 
 
 def unknown_key(key: str) -> str:
-    """What to say of a key that does not exist."""
+    """What to say of a key that does not exist, or exists under other options than the chosen ones."""
+    group, _, rest = key.partition(".")
+    having = [
+        name for name in options(group) if rest and rest in _dotted(_loaded(CONF / group / f"{name}.yaml"), "")
+    ]
+    if having:
+        return f"{key} is no key of this configuration but of {group}={' or '.join(having)}; choose that first"
     return f"{key} is no key{meant(key, keys())}; `python run.py --cfg job` shows them all"
 
 
@@ -167,10 +173,14 @@ def keys() -> list[str]:
     for path in CONF.rglob("*.yaml"):
         group = path.parent.relative_to(CONF).as_posix()
         prefix = "" if group in (".", "task", "experiment", "scale") else f"{group}."
-        known.update(prefix + key for key in _dotted(OmegaConf.to_container(OmegaConf.load(path)), ""))
+        known.update(prefix + key for key in _dotted(_loaded(path), ""))
         if group != ".":
             known.add(group)
     return sorted(known)
+
+
+def _loaded(path: Path) -> object:
+    return OmegaConf.to_container(OmegaConf.load(path))
 
 
 def _dotted(node: object, prefix: str) -> list[str]:

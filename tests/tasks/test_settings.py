@@ -104,6 +104,10 @@ def test_the_reference_protocol_is_the_published_one() -> None:
         (["trainer.devices=two"], "trainer.devices must be auto or at least 1, got 'two'"),
         (["trainer.compile=maybe"], "trainer.compile must be auto, true or false, got 'maybe'"),
         (["+trainer.max_step=5"], "trainer.max_step is no key, did you mean trainer.max_steps?"),
+        (
+            ["+recurrence.repeats=2"],
+            "recurrence.repeats is no key of this configuration but of recurrence=mini;",
+        ),
         (["+optimiser=1"], "optimiser is no key, did you mean optimizer?"),
         (
             ["+residual.n_streams=2", "residual=hyperconn"],
