@@ -3,16 +3,16 @@
     B <- m B + (1 - m) G;   U = m B + (1 - m) G                                                     Nesterov's
     W <- (1 - lr decay) W - 0.2 sqrt(max(out, in)) lr NS(U),   NS(U) nearly P Q^T, where U = P S Q^T
 
-NS is five Newton-Schulz steps in bf16. With the factor an entry moves as far as under AdamW, so AdamW's lr and
-decay hold for both. Embeddings, positions, the head, norms, biases, scalars and all that the residual strategy owns
-stay with AdamW. The fused c_attn is no matrix but three: Q, K and V are orthogonalized each by itself, which works
-better than together, as torch's own class would have them; so is each copy of an MLP with weights for every visit.
+NS is `ns_steps` Newton-Schulz iterations in bf16. The factor gives an update the size of AdamW's (root mean square
+0.2 or so), so that AdamW's lr and decay hold for both. Embeddings, positions, the head, norms, biases, scalars and
+all that the residual strategy owns stay with AdamW. The fused c_attn is not one matrix [3 D, D], as torch's class
+would have it, but three: Q, K and V work better each by itself (Jordan). So is each copy of an MLP that has weights
+for every visit: copies are views of one parameter, which torch's step can do though its constructor refuses them.
 
-A step that is not finite: torch's Muon knows no `found_inf`, and a rate held in a tensor it reads back to the host.
-So the matrices are kept over the step, and chosen between on the device: what was kept once `found_inf` is 1, else
-what torch computed, every bit of it. Its moments are then of no use; no step after that one changes a weight, and
-none is saved. State a parameter: weight, gradient and one moment, and during the step what was kept: 16 bytes at the
-most, as under AdamW.
+A step that is not finite: torch's Muon knows no `found_inf`, and would read a rate held in a tensor back to the host.
+So the weights are kept over the step and chosen on the device: the kept ones once `found_inf` is 1, else what torch
+computed, bit for bit. Moments are not kept: after such a step no weight changes any more and nothing is saved.
+A parameter takes weight, gradient, one moment, and in the step the kept weight: at most AdamW's 16 bytes.
 
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon (what it is for; Q, K and V apart); Liu et al. 2025,
 arXiv 2502.16982, section 2.2 (the factor, the decay); torch.optim.Muon computes it.
@@ -125,8 +125,9 @@ class StackedMuon(torch.optim.Muon):
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         kept = [p.clone() for p in params]
         loss = super().step(closure)  # type: ignore[no-untyped-call]  # torch's
+        stopped = self.found_inf > 0
         for param, before in zip(params, kept, strict=True):
-            torch.where(self.found_inf > 0, before, param, out=param)
+            torch.where(stopped, before, param, out=param)
         return loss
 
 

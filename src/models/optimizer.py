@@ -102,7 +102,7 @@ def parameter_groups(gpt: GPT) -> Iterator[ParamGroup]:
 
 
 def build_optimizer(gpt: GPT, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`, fused where torch has a fused kernel for the device; or beside Muon."""
+    """AdamW over `parameter_groups`, fused where torch has a kernel for the device; `config.muon` takes some over."""
     hidden = {} if config.muon is None else hidden_matrices(gpt)
     groups = [
         {

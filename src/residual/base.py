@@ -117,6 +117,7 @@ class ParamGroup:
     """Parameters with an optimizer treatment of their own.
 
     The schedule's learning rate is multiplied by `lr_scale`; `decay` applies `optimizer.weight_decay`.
+    AdamW steps them under every `optimizer`.
     """
 
     params: tuple[nn.Parameter, ...]
