@@ -15,7 +15,7 @@ computed, bit for bit. Moments are not kept: after such a step no weight changes
 A parameter takes weight, gradient, one moment, and in the step the kept weight: at most AdamW's 16 bytes.
 
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon (what it is for; Q, K and V apart); Liu et al. 2025,
-arXiv 2502.16982, section 2.2 (the factor, the decay); torch.optim.Muon computes it.
+arXiv 2502.16982 (the factor, the decay); torch.optim.Muon computes it.
 """
 
 from collections.abc import MutableMapping
