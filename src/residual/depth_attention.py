@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.residual.native import kernels_for
-from src.residual.pulled_sources import Pull, attend_pulled, source
+from src.residual.depth_operators import kernels_serve
+from src.residual.pulled_sources import attend_pulled, new_forward, source
 
 
 class Sources(NamedTuple):
@@ -28,7 +28,8 @@ class Sources(NamedTuple):
     v_BTD: tuple[Tensor, ...]
     score_BT: tuple[tuple[Tensor, ...], ...]
     key_QD: Tensor
-    pull: Pull | None = None  # where kernels run and a source pulls its gradient
+    forward: int | None = None  # its number, where kernels run and a source pulls its gradient
+    score_BTQ: tuple[Tensor, ...] = ()  # there: each source's scores as one tensor
 
 
 class StreamAndSources(NamedTuple):
@@ -45,8 +46,8 @@ def open_sources(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
 
 def open_pulled(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
     """`open_sources` for those that only `append` to them and `attend` over them: by kernels where those serve."""
-    kernels = kernels_for(x0_BTD, "depth")
-    return append(Sources((), (), key_QD, None if kernels is None else Pull(kernels)), x0_BTD, 0, eps)
+    forward = new_forward() if kernels_serve(x0_BTD) else None
+    return append(Sources((), (), key_QD, forward), x0_BTD, 0, eps)
 
 
 def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
@@ -58,30 +59,29 @@ def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float) -> Sourc
     """One more source, for the queries from `first_query` on."""
     v_BTD = v_BTD.to(state.key_QD.dtype)
     key_QD = state.key_QD[first_query:]
-    if state.pull is None:
-        score_BTQ = scores(v_BTD, key_QD, eps)
-    else:
-        v_BTD, score_BTQ = source(state.pull, len(state.v_BTD), v_BTD, key_QD, eps)
-    return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BT=(*state.score_BT, score_BTQ.unbind(-1)))
+    if state.forward is None:
+        score_BT = scores(v_BTD, key_QD, eps).unbind(-1)
+        return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BT=(*state.score_BT, score_BT))
+    v_BTD, score_BTQ = source(state.forward, len(state.v_BTD), v_BTD, key_QD, eps)
+    return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BTQ=(*state.score_BTQ, score_BTQ))
 
 
 def attend(state: Sources, query: int) -> Tensor:
     """One query's mixture of all sources so far, [B, T, D]; one source needs no query."""
     if len(state.v_BTD) == 1:
         return state.v_BTD[0]
-    if state.pull is None:
+    if state.forward is None:
         return mixture(state.v_BTD, logits(state, query))
-    return attend_pulled(state.pull, query - len(state.key_QD), _scores_of(state, query), state.v_BTD)
+    from_the_end = query - len(state.key_QD)
+    return cast(Tensor, attend_pulled(state.forward, from_the_end, state.score_BTQ, state.v_BTD))
 
 
 def logits(state: Sources, query: int) -> Tensor:
     """The scores [B, T, J] of all sources so far for one query."""
-    return torch.stack(_scores_of(state, query), dim=-1)
-
-
-def _scores_of(state: Sources, query: int) -> list[Tensor]:
     from_the_end = query - len(state.key_QD)  # where all sources' scores agree
-    return [score_BT[from_the_end] for score_BT in state.score_BT]
+    if state.forward is None:
+        return torch.stack([score_BT[from_the_end] for score_BT in state.score_BT], dim=-1)
+    return torch.stack([score_BTQ[..., from_the_end] for score_BTQ in state.score_BTQ], dim=-1)
 
 
 def scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> Tensor:

@@ -43,16 +43,18 @@ class Kernels:
 def kernels_for(x: Tensor, source: str, **sizes: int) -> Kernels | None:
     """The functions of `source` for rows like those of `x`, or None: where they do not serve, or cannot be built.
 
-    They serve plain tensors on the CPU, in float32 or float64, whose rows are whole vectors; a compiler is given
-    the plain form.
+    They serve plain tensors on the CPU; a compiler is given the plain form.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
         return None
-    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in C_TYPES:
+    return built_for(x.dtype, x.shape[-1], source, **sizes)
+
+
+def built_for(dtype: torch.dtype, width: int, source: str, **sizes: int) -> Kernels | None:
+    """The functions of `source` for rows of `width`: float32 or float64, and whole vectors."""
+    if dtype not in C_TYPES or width * dtype.itemsize % LANES_BYTES:
         return None
-    if x.shape[-1] * x.element_size() % LANES_BYTES:
-        return None
-    return _built(source, C_TYPES[x.dtype], tuple(sizes.items()))
+    return _built(source, C_TYPES[dtype], tuple(sizes.items()))
 
 
 @functools.cache

@@ -6,20 +6,23 @@
 
 A query that hands each source its part would write as many hidden states as it has read. So it hands on none:
 autograd runs a source's backward after those of all its queries, and one pass over their dx makes its gradient.
+A compiler runs these functions while it traces: what a source pulls becomes an edge of its graph.
 It is `depth_attention`'s scores and mixture, which are its plain form.
 
 Source: this repository.
 Shape letters: Q queries, J sources of a query, L queries that met a source.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from src.residual.native import Kernels
+from src.residual.depth_operators import depth_attend, depth_attend_backward, depth_pull, depth_scores
 
 
 class Met(NamedTuple):
@@ -33,8 +36,7 @@ class Met(NamedTuple):
 class Pull:
     """What the queries of one forward have left for their sources in the backward under way."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
+    def __init__(self) -> None:
         self._met: dict[int, Met] = {}
         self._backward = -1
 
@@ -46,34 +48,44 @@ class Pull:
         return self._met
 
 
-def source(pull: Pull, index: int, v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+_forwards = itertools.count()
+_pulls: WeakValueDictionary[int, Pull] = WeakValueDictionary()  # by forward; kept by its autograd graph
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+def new_forward() -> int:
+    """A number by which the sources and queries of one forward find each other; a compiled graph has none left."""
+    return next(_forwards)
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # torch's
+def source(forward: int, index: int, v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The source as its queries are to meet it, and its scores [B, T, Q] for the last Q queries."""
-    out = _Source.apply(pull, index, v_BTD.contiguous(), key_QD, eps)  # type: ignore[no-untyped-call]  # torch's
+    out = _Source.apply(forward, index, v_BTD.contiguous(), key_QD, eps)  # type: ignore[no-untyped-call]  # torch's
     return cast(tuple[Tensor, Tensor], out)
 
 
-def attend_pulled(pull: Pull, query: int, score_BT: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """The mixture of one query, which counts from the last (-1), by its scores [B, T] of each source."""
-    return cast(Tensor, _Attend.apply(pull, query, score_BT, *values))  # type: ignore[no-untyped-call]  # torch's
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # torch's
+def attend_pulled(forward: int, query: int, score_BTQ: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """The mixture of one query, which counts from the last (-1), by the scores of each source."""
+    return cast(Tensor, _Attend.apply(forward, query, score_BTQ, *values))  # type: ignore[no-untyped-call]  # torch's
 
 
 class _Source(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # autograd's context has no public type
-        pull: Pull,
+        forward: int,
         index: int,
         v_BTD: Tensor,
         key_QD: Tensor,
         eps: float,
     ) -> tuple[Tensor, Tensor]:
-        (B, T, D), Q = v_BTD.shape, len(key_QD)
-        score_BTQ, rrms_BT = v_BTD.new_empty(B, T, Q), v_BTD.new_empty(B, T)
-        pull.kernels(
-            "depth_scores", v_BTD, key_QD, score_BTQ, rrms_BT, B * T, D, Q, torch.get_num_threads(), eps
-        )
+        score_BTQ, rrms_BT = depth_scores(v_BTD, key_QD, eps)
         ctx.save_for_backward(v_BTD, key_QD, score_BTQ, rrms_BT)
-        ctx.pull, ctx.index = pull, index
+        if index == 0:
+            _pulls.pop(forward, None)  # of a traced graph that has been run before, where one is run as it is
+        ctx.pull, ctx.index = _pulls.setdefault(forward, Pull()), index
         ctx.mark_non_differentiable(score_BTQ)
         ctx.set_materialize_grads(False)
         return v_BTD.view_as(v_BTD), score_BTQ
@@ -81,59 +93,35 @@ class _Source(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, direct_BTD: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        v_BTD, key_QD, *_ = given = ctx.saved_tensors
-        (B, T, D), Q, threads = v_BTD.shape, len(key_QD), torch.get_num_threads()
-        met = {Q + query: left for query, left in ctx.pull.met().items() if Q + query >= 0}
-        i, left = ctx.index, list(met.values())
-        tables = (
-            _table(m.dx_BTD.data_ptr() for m in left),
-            _table(m.weight_BTJ[..., i].data_ptr() for m in left),
-            _table(m.dlogit_BTJ[..., i].data_ptr() for m in left),
-            _table(m.weight_BTJ.shape[-1] for m in left),
-            _table(met),
-        )
+        Q, all_met = len(ctx.saved_tensors[1]), ctx.pull.met()
+        met = {Q + query: left for query, left in all_met.items() if Q + query >= 0}
         direct = None if direct_BTD is None else direct_BTD.contiguous()
-        dv_BTD, dkey_QD = torch.empty_like(v_BTD), v_BTD.new_zeros(threads, Q, D)
-        sizes = (B * T, D, Q, len(left), threads)
-        ctx.pull.kernels("depth_pull", *given, direct, *tables, dv_BTD, dkey_QD, *sizes)
-        if i == 0:
-            ctx.pull.met().clear()
-        return None, None, dv_BTD, dkey_QD.sum(0), None
+        left = [[one[part] for one in met.values()] for part in range(len(Met._fields))]
+        dv_BTD, dkey_QD = depth_pull(ctx.index, *ctx.saved_tensors, direct, list(met), *left)
+        if ctx.index == 0:
+            all_met.clear()
+        return None, None, dv_BTD, dkey_QD, None
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # autograd's context has no public type
-        pull: Pull,
+        forward: int,
         query: int,
-        score_BT: Sequence[Tensor],
+        score_BTQ: Sequence[Tensor],
         *values: Tensor,
     ) -> Tensor:
-        (B, T, D), J = values[0].shape, len(values)
-        x_BTD, weight_BTJ = torch.empty_like(values[0]), values[0].new_empty(B, T, J)
-        strides = _table(score.stride(1) for score in score_BT)  # [B, T] of [B, T, Q]
-        tables = _addresses(values), _addresses(score_BT), strides
-        pull.kernels("depth_attend", *tables, weight_BTJ, x_BTD, B * T, D, J, torch.get_num_threads())
+        x_BTD, weight_BTJ = depth_attend(list(values), list(score_BTQ), query)
         ctx.save_for_backward(weight_BTJ, *values)
-        ctx.pull, ctx.query = pull, query
-        return x_BTD
+        ctx.pull, ctx.query = _pulls.setdefault(forward, Pull()), query
+        return cast(Tensor, x_BTD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dx_BTD: Tensor) -> tuple[None, ...]:
         weight_BTJ, *values = ctx.saved_tensors
-        (B, T, D), J = values[0].shape, len(values)
-        dx_BTD, dlogit_BTJ = dx_BTD.contiguous(), torch.empty_like(weight_BTJ)
-        given, sizes = (_addresses(values), weight_BTJ, dx_BTD), (B * T, D, J, torch.get_num_threads())
-        ctx.pull.kernels("depth_attend_backward", *given, dlogit_BTJ, *sizes)
+        dx_BTD = dx_BTD.contiguous()
+        dlogit_BTJ = depth_attend_backward(values, weight_BTJ, dx_BTD)
         ctx.pull.met()[ctx.query] = Met(weight_BTJ, dlogit_BTJ, dx_BTD)
-        return (None,) * (3 + J)
-
-
-def _table(numbers: Any) -> Tensor:  # an iterable of int
-    return torch.tensor(list(numbers), dtype=torch.int64)
-
-
-def _addresses(tensors: Sequence[Tensor]) -> Tensor:
-    return _table(tensor.data_ptr() for tensor in tensors)
+        return (None,) * (3 + len(values))
