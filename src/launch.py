@@ -28,6 +28,7 @@ from src import outcomes
 from src.early_end import state_interrupted
 from src.launchers import with_launcher
 from src.lock import FolderInUseError, folder_lock
+from src.machine_code import keep_compiled
 from src.mistakes import Interrupted, UserError, exit_code, one_line
 from src.outcomes import COMPLETED, DIVERGED, FAILED, MISTAKE, JobFailedError, Outcome
 from src.overrides import arguments_of_a_stored_run, explain
@@ -83,6 +84,7 @@ def run_job(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
         raise UserError("trusted_targets counts on the command line only: a file cannot say that it is trusted")
+    keep_compiled()
     sweep = hydra.mode == RunMode.MULTIRUN
     folder = Path(hydra.runtime.output_dir).resolve()
     resumes = config.get("resume") is not None

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from src.machine_code import cache_folder, processor
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def _built(source: str, real: str, sizes: tuple[tuple[str, int], ...]) -> Kernel
     defines = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in sizes)]
     command = [compiler, *COMPILE, *defines, str(SOURCES / f"{source}.cpp")]
     try:
-        path = _folder() / f"{source}-{_fingerprint(command)}.so"
+        folder = cache_folder() or Path(tempfile.mkdtemp(prefix="reslab-"))
+        path = folder / f"{source}-{_fingerprint(command)}.so"
         if not path.exists():
             _compile(command, path)
         return Kernels(ctypes.CDLL(str(path)))
@@ -83,27 +85,10 @@ def _compile(command: list[str], path: Path) -> None:
         Path(library).replace(path)  # at once, for processes that build it at the same time
 
 
-def _folder() -> Path:
-    """The user's cache folder, or one for this process where that cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "reslab"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="reslab-"))
-
-
 def _fingerprint(command: list[str]) -> str:
     """Of all that the machine code follows from; a home folder may be shared by unlike machines."""
-    cpuinfo = Path("/proc/cpuinfo")
-    processor = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else platform.processor()
-    kind = [
-        line for line in processor.splitlines() if line.startswith(("model name", "flags", "CPU ", "Features"))
-    ]
     texts = [path.read_text() for path in sorted(SOURCES.iterdir()) if path.is_file()]
-    everything = "\n".join([*command, *kind, platform.machine(), *texts])
+    everything = "\n".join([*command, processor(), *texts])
     return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 
