@@ -1,6 +1,5 @@
 """Whole runs with the kernels in C++ and without them."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,10 @@ RUN = (
     *("trainer.val_every_steps=200", "trainer.checkpoint_every_steps=200", "samples.tokens=0", "check=off"),
     "trainer.stream_pictures=false",
 )
-#: Nats, of losses that fall from 10.8: what float32's rounding has grown to after 200 steps.
-ROUNDING = 5e-3
+#: Nats, of losses that fall from 10.8 to 7: float32's rounding, and what AdamW has made of it after 200 steps. Found:
+#: 2e-6 in attnres, 1e-6 in mhc, 1e-5 in delta_attnres. In hyperconn 1e-6 until step 85, then 7e-4: in steps 86 and 99 the
+#: gradient is 17 and 7 times its neighbours, its error against float64's 60 and 10 times, by kernels and plainly alike.
+EARLY_STEPS, EARLY, LATE = 50, 1e-5, 5e-3
 
 
 def losses(folder: Path, *overrides: str) -> list[float]:
@@ -42,5 +43,6 @@ def test_a_runs_loss_curve_is_that_without_kernels(
     plain = losses(tmp_path / "plain", f"residual={residual}")
     assert len(by_kernels) == len(plain) == 200
     difference = [abs(a - b) for a, b in zip(by_kernels, plain, strict=True)]
-    print(json.dumps({"residual": residual, "largest": max(difference), "first 10": max(difference[:10])}))
-    assert 0 < max(difference) < ROUNDING  # and they are two computations
+    print(f"{residual}: {max(difference[:EARLY_STEPS]):.1e}, {max(difference):.1e} nats")
+    assert max(difference[:EARLY_STEPS]) < EARLY
+    assert 0 < max(difference) < LATE  # and they are two computations
