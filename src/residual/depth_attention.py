@@ -5,7 +5,8 @@
 Queries do not depend on activations, so a source's scores for all queries to come are one thin product when
 the source appears. The mixture is a running sum over the list: nothing of shape [sources, B, T, D] exists.
 Both are autograd functions that keep the sources, each once, and the softmax weights. A compiler is given the
-plain form, which it differentiates and fuses itself.
+plain form, which it differentiates and fuses itself. There every number of sources makes C++ kernels of its own,
+minutes of compiling; so on a CPU what `open_pulled` opens reaches it as operators.
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 4 (the two phases of inference).
 Shape letters: Q queries, J sources so far.
