@@ -5,10 +5,12 @@ Equations: `pulled_sources.py`. They take and give contiguous tensors on the CPU
 Shape letters: Q queries, J sources of a query.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any  # what an operator takes and gives is its function's business
 
 import torch
 from torch import Tensor
+from torch.library import Library
 
 from src.residual.native import Kernels, built_for, kernels_for
 
@@ -25,8 +27,7 @@ def _serve(dtype: torch.dtype, width: int) -> bool:
     return built_for(dtype, width, "depth") is not None
 
 
-@torch.library.custom_op("reslab::depth_scores", mutates_args=())
-def depth_scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _depth_scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The scores [B, T, Q] of a source for Q queries, and 1 / rms [B, T] of its rows."""
     (B, T, D), Q = v_BTD.shape, len(key_QD)
     score_BTQ, rrms_BT = v_BTD.new_empty(B, T, Q), v_BTD.new_empty(B, T)
@@ -35,34 +36,30 @@ def depth_scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Ten
     return score_BTQ, rrms_BT
 
 
-@depth_scores.register_fake
-def _(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _depth_scores_fake(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     B, T, _ = v_BTD.shape
     return v_BTD.new_empty(B, T, len(key_QD)), v_BTD.new_empty(B, T)
 
 
-@torch.library.custom_op("reslab::depth_attend", mutates_args=())
-def depth_attend(values: list[Tensor], score_BTQ: list[Tensor], query: int) -> tuple[Tensor, Tensor]:
+def _depth_attend(values: list[Tensor], score_BTQ: list[Tensor], query: int) -> tuple[Tensor, Tensor]:
     """The mixture of one query, which counts from the last (-1), and its weights [B, T, J]."""
     (B, T, D), J = values[0].shape, len(values)
     x_BTD, weight_BTJ = values[0].new_empty(B, T, D), values[0].new_empty(B, T, J)
     tables = (
         _addresses(values),
-        _addresses([score[..., query] for score in score_BTQ]),
+        _addresses(score_BTQ, query),
         _table(score.shape[-1] for score in score_BTQ),
     )
     _kernels(x_BTD)("depth_attend", *tables, weight_BTJ, x_BTD, B * T, D, J, torch.get_num_threads())
     return x_BTD, weight_BTJ
 
 
-@depth_attend.register_fake
-def _(values: list[Tensor], score_BTQ: list[Tensor], query: int) -> tuple[Tensor, Tensor]:
+def _depth_attend_fake(values: list[Tensor], score_BTQ: list[Tensor], query: int) -> tuple[Tensor, Tensor]:
     B, T, D = values[0].shape
     return values[0].new_empty(B, T, D), values[0].new_empty(B, T, len(values))
 
 
-@torch.library.custom_op("reslab::depth_attend_backward", mutates_args=())
-def depth_attend_backward(values: list[Tensor], weight_BTJ: Tensor, dx_BTD: Tensor) -> Tensor:
+def _depth_attend_backward(values: list[Tensor], weight_BTJ: Tensor, dx_BTD: Tensor) -> Tensor:
     """The gradient [B, T, J] of the logits of one query."""
     (B, T, D), J = values[0].shape, len(values)
     dlogit_BTJ = torch.empty_like(weight_BTJ)
@@ -71,13 +68,11 @@ def depth_attend_backward(values: list[Tensor], weight_BTJ: Tensor, dx_BTD: Tens
     return dlogit_BTJ
 
 
-@depth_attend_backward.register_fake
-def _(values: list[Tensor], weight_BTJ: Tensor, dx_BTD: Tensor) -> Tensor:
+def _depth_attend_backward_fake(values: list[Tensor], weight_BTJ: Tensor, dx_BTD: Tensor) -> Tensor:
     return torch.empty_like(weight_BTJ)
 
 
-@torch.library.custom_op("reslab::depth_pull", mutates_args=())
-def depth_pull(
+def _depth_pull(
     index: int,
     v_BTD: Tensor,
     key_QD: Tensor,
@@ -93,8 +88,8 @@ def depth_pull(
     (B, T, D), Q, threads = v_BTD.shape, len(key_QD), torch.get_num_threads()
     tables = (
         _addresses(dx_BTD),
-        _addresses([weight[..., index] for weight in weight_BTJ]),
-        _addresses([dlogit[..., index] for dlogit in dlogit_BTJ]),
+        _addresses(weight_BTJ, index),
+        _addresses(dlogit_BTJ, index),
         _table(weight.shape[-1] for weight in weight_BTJ),
         _table(queries),
     )
@@ -104,8 +99,7 @@ def depth_pull(
     return dv_BTD, dkey_QD.sum(0)
 
 
-@depth_pull.register_fake
-def _(index: int, v_BTD: Tensor, key_QD: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+def _depth_pull_fake(index: int, v_BTD: Tensor, key_QD: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(v_BTD), torch.empty_like(key_QD)
 
 
@@ -119,5 +113,28 @@ def _table(numbers: Iterable[int]) -> Tensor:
     return torch.tensor(list(numbers), dtype=torch.int64)
 
 
-def _addresses(tensors: Sequence[Tensor]) -> Tensor:
-    return _table(tensor.data_ptr() for tensor in tensors)
+def _addresses(tensors: Sequence[Tensor], column: int = 0) -> Tensor:
+    """Of the first row's element in a column, which may count from the last."""
+    assert all(tensor.is_contiguous() for tensor in tensors)  # the kernels know sizes, not strides
+    return _table(x.data_ptr() + column % x.shape[-1] * x.element_size() for x in tensors)
+
+
+_LIBRARY = Library("reslab", "DEF")  # type: ignore[no-untyped-call]  # torch's
+
+
+def _operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator of a function; what `custom_op` puts around one costs as much as the smallest kernel."""
+    name = function.__name__.removeprefix("_")
+    schema = torch.library.infer_schema(function, mutates_args=())
+    tags = torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides
+    _LIBRARY.define(f"{name}{schema}", tags=tags)  # type: ignore[no-untyped-call]  # torch's
+    _LIBRARY.impl(name, function, "CPU")  # type: ignore[no-untyped-call]  # torch's
+    torch.library.register_fake(f"reslab::{name}", fake, lib=_LIBRARY)
+    operator: Callable[..., Any] = getattr(torch.ops.reslab, name).default
+    return operator
+
+
+depth_scores = _operator(_depth_scores, _depth_scores_fake)
+depth_attend = _operator(_depth_attend, _depth_attend_fake)
+depth_attend_backward = _operator(_depth_attend_backward, _depth_attend_backward_fake)
+depth_pull = _operator(_depth_pull, _depth_pull_fake)
