@@ -90,7 +90,7 @@ def loop_seconds(log_every_steps: int) -> float:
     with TemporaryDirectory() as folder:
         data = random_data(settings, Path(folder))
         return statistics.median(
-            trained(settings, data, Path(folder) / str(i)) - bare(settings, data) for i in range(3)
+            trained(settings, data, Path(folder) / str(i)) - bare(settings, data) for i in range(5)
         )
 
 
