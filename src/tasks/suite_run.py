@@ -90,7 +90,7 @@ class SuiteRun:
         time_in_turns(
             {name: builders[name] for name in order},
             device=device,
-            rounds=self.limits.rounds,
+            rounds=self.limits.rounds * turn.times,
             at_once=turn.at_once,
             seed=settings.seed,
             deadline=self.limits.deadline,

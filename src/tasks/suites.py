@@ -18,6 +18,7 @@ from src.tasks.bars import (
 class Turn:
     """Contestants of one alternation, the baseline first: rows as in `bench.configurations`, then peers.
 
+    It takes `times` as many rounds as asked for: a bar of 2 % needs more of them than one of 20 %.
     A peer is (`name` or `name: overrides`, its function in `src.tasks.peers`). Peers come right after the baseline,
     and the last rows have the least weight.
     """
@@ -27,6 +28,7 @@ class Turn:
     rows: tuple[str, ...]
     peers: tuple[tuple[str, str], ...] = ()
     at_once: int = 20
+    times: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +49,16 @@ def strategy(name: str) -> str:
 CHEAP = ("learned_scaling", "x0_blend", "prores")
 OF_ATTNRES = ("attnres_block", "attnres_stream_block", "tdar", "denseformer")
 
+NARROW = (
+    *("model=narrow", "data.micro_batch_size=4", "data.global_batch_size=4", "trainer=cpu"),
+    "trainer.threads=1",
+)
+CPU_CHEAP = Turn("cheap", base=NARROW, rows=tuple(map(strategy, ("vanilla", *CHEAP))), times=4)
 CPU_STRATEGIES = Turn(
     "strategies",
-    base=(
-        "model=narrow",
-        "data.micro_batch_size=4",
-        "data.global_batch_size=4",
-        "trainer=cpu",
-        "trainer.threads=1",
-    ),
-    rows=tuple(
-        strategy(name)
-        for name in ("vanilla", *CHEAP, "attnres", *OF_ATTNRES, "hyperconn", "mhc", "parallel_lanes")
-    ),
+    base=NARROW,
+    rows=tuple(map(strategy, ("vanilla", "attnres", *OF_ATTNRES, "hyperconn", "mhc", "parallel_lanes"))),
+    times=2,
     peers=(("HC package", "hyper_connections"), ("mHC package", "manifold_hyper_connections")),
 )
 CPU_PLAIN = Turn(
@@ -80,14 +79,11 @@ CPU_PLAIN = Turn(
     ),
 )
 CPU = Suite(
-    turns=(CPU_STRATEGIES, CPU_PLAIN),
+    turns=(CPU_CHEAP, CPU_STRATEGIES, CPU_PLAIN),
     loop=True,
-    first_step=(*CPU_STRATEGIES.base, "residual=attnres", "trainer.compile=true"),
+    first_step=(*NARROW, "residual=attnres", "trainer.compile=true"),
     bars=(
-        *(
-            Bar(f"{name}, time over vanilla's", overhead("strategies", name, "vanilla"), 2, "%")
-            for name in CHEAP
-        ),
+        *(Bar(f"{name}, time over vanilla's", overhead("cheap", name, "vanilla"), 2, "%") for name in CHEAP),
         Bar("attnres, time over vanilla's", overhead("strategies", "attnres", "vanilla"), 10, "%"),
         Bar("attnres, memory over vanilla's", memory_ratio("strategies", "attnres", "vanilla"), 1.15, "x"),
         *(
