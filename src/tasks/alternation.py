@@ -118,24 +118,26 @@ def time_in_turns(
 ) -> dict[str, Timing]:
     """All timings, the first one's in front: the baseline, which stays while groups of `at_once` others come and go.
 
-    No group begins after `deadline` (`time.monotonic`); `told` hears of each. With `failed`, a group that fails is
-    noted there and the others stand; without, it ends the bench.
+    No group begins after `deadline` (`time.monotonic`); `told` hears of each. With `failed`, the members of a group
+    that fails take their turns alone, and who fails alone is noted there; without, a failure ends the bench.
     """
     baseline, *others = builders
     # Each model is compiled for itself, though all run the same code.
     torch._dynamo.config.recompile_limit = max(8, 4 * len(builders))
     kept = functools.cache(builders[baseline])
     timings: dict[str, Timing] = {}
-    for start in range(0, max(1, len(others)), at_once):
-        if time.monotonic() > deadline:
-            break
-        some = others[start : start + at_once]
+    groups = [others[start : start + at_once] for start in range(0, max(1, len(others)), at_once)]
+    while groups and time.monotonic() <= deadline:
+        some = groups.pop(0)
         try:
             found = alternate({baseline: kept, **{name: builders[name] for name in some}}, device, rounds, seed)
         except Exception as error:
             if failed is None:
                 raise
-            failed.update(dict.fromkeys(some, one_line(error)))
+            if len(some) > 1:
+                groups[:0] = [[name] for name in some]
+            else:
+                failed.update(dict.fromkeys(some, one_line(error)))
             continue
         finally:
             gc.collect()

@@ -6,8 +6,10 @@ does: where the model's weights bear nanoGPT's names, losses from the same weigh
 
 `plain` is a Pre-LN GPT-2 as nanoGPT writes it: all logits at once, cross-entropy by torch, AdamW as torch chooses it.
 `hyper_connections` and `manifold_hyper_connections` are that model between the hyper-connections package's streams.
+`attention_residuals_of_fla` is our own model whose residual=attnres mixes by flash-linear-attention's kernels.
 
-Source: karpathy/nanoGPT, model.py and train.py; lucidrains/hyper-connections.
+Source: karpathy/nanoGPT, model.py and train.py; lucidrains/hyper-connections;
+fla-org/flash-linear-attention, fla/ops/attnres.
 """
 
 import importlib
@@ -20,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.mistakes import UserError
-from src.tasks.steps import StepSpec
+from src.residual.attnres import AttentionResiduals
+from src.residual.base import Site, StreamSpec
+from src.tasks.steps import StepSpec, residual_step
 
 Peer = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], torch.optim.Optimizer]
 N_STREAM = 4
@@ -138,13 +142,51 @@ def manifold_hyper_connections(spec: StepSpec) -> Peer:
 
 
 def _package_streams(name: str, spec: StepSpec) -> Callable[[int], nn.Module]:
-    try:
-        kind: Any = getattr(importlib.import_module("hyper_connections"), name)  # an optional package's
-    except ImportError as error:
-        raise UserError(
-            f"bench.peer: {name} needs the hyper-connections package; pip install hyper-connections"
-        ) from error
+    kind = _of_package("hyper_connections", name, "hyper-connections")
     return lambda site: kind(N_STREAM, dim=spec.n_embd, layer_index=site)
+
+
+class PackageAttentionResiduals(AttentionResiduals):
+    """residual=attnres whose mixture is `attend(query, sources, rms_weight=, rms_eps=)`; its state is the sources."""
+
+    def __init__(self, spec: StreamSpec, *, attend: Callable[..., Tensor], eps: float) -> None:
+        super().__init__(spec, eps=eps)
+        self.attend = attend
+
+    def begin(self, x0_BTD: Tensor) -> Any:  # here a tuple of tensors
+        return (x0_BTD,)
+
+    def read(self, state: Any, site: Site) -> tuple[Tensor, Any]:
+        return self._mixed(state, site.index - 1), state
+
+    def write(self, state: Any, site: Site, y_BTD: Tensor) -> Any:
+        return (*state, y_BTD.to(state[0].dtype))
+
+    def end(self, state: Any) -> Tensor:
+        return self._mixed(state, len(self.query_QD) - 1)
+
+    def _mixed(self, sources: tuple[Tensor, ...], query: int) -> Tensor:
+        if query < 0:
+            return sources[0]
+        gain_D = self.key_gain_QD[query]
+        return self.attend(self.query_QD[query], sources, rms_weight=gain_D, rms_eps=self.eps)
+
+
+def attention_residuals_of_fla(spec: StepSpec) -> Peer:
+    """The package's fused kernels, one a query; what lies between them compiled on a GPU, which alone has them."""
+    fused = _of_package("fla.ops.attnres", "fused_attnres", "fla-core")
+    attend = torch.compiler.disable(fused)  # type: ignore[no-untyped-call]  # torch's. It passes addresses, which no compiler can trace
+    gpt, step, optimizer = residual_step(spec, partial(PackageAttentionResiduals, attend=attend, eps=1e-6))
+    if spec.device == "cuda":
+        gpt.hidden = torch.compile(gpt.hidden, dynamic=False)  # type: ignore[method-assign]  # what the step calls
+    return gpt, step, optimizer
+
+
+def _of_package(module: str, name: str, package: str) -> Any:  # whatever an optional package has
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise UserError(f"bench.peer: {name} needs {package}; pip install {package}") from error
 
 
 def stepped(make: Callable[[StepSpec], PlainGPT], spec: StepSpec, *, compiled: bool) -> Peer:

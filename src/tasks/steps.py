@@ -4,9 +4,10 @@
 returns (model, step_fn), where `step_fn(x, y)` does one whole optimizer step and returns its loss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.models.optimizer import OptimizerConfig, apply_gradients, build_optimizer, set_lr
 from src.norm.layernorm import LayerNorm
+from src.residual.base import ResidualStrategy, StreamSpec
 from src.residual.vanilla import Vanilla
 from src.tasks.stopwatch import Lap, no_lap
 
@@ -46,7 +48,15 @@ class StepSpec:
 
 
 def vanilla_step(spec: StepSpec) -> tuple[GPT, Step]:
-    """residual=vanilla, norm=layernorm, embedding=tied under AdamW, as `task=train` steps it.
+    """residual=vanilla, as `residual_step`."""
+    gpt, step, _ = residual_step(spec, Vanilla)
+    return gpt, step
+
+
+def residual_step(
+    spec: StepSpec, residual: Callable[[StreamSpec], ResidualStrategy[Any]]
+) -> tuple[GPT, Step, torch.optim.Optimizer]:
+    """A strategy with norm=layernorm, embedding=tied under AdamW, eager, as `task=train` steps it.
 
     `step_fn` takes token ids and targets [B, T], or [A, B, T] with `grad_accum` = A > 1.
     """
@@ -63,10 +73,10 @@ def vanilla_step(spec: StepSpec) -> tuple[GPT, Step]:
         positions="learned",
     )
     norm = partial(LayerNorm, eps=1e-5)
-    gpt = GPT(sizes, residual=Vanilla, norm=norm, embedding=TiedEmbedding, seed=spec.seed).to(spec.device)
+    gpt = GPT(sizes, residual=residual, norm=norm, embedding=TiedEmbedding, seed=spec.seed).to(spec.device)
     keys = OptimizerConfig(spec.lr, spec.lr, 0, spec.weight_decay, (0.9, 0.95), 1e-8, spec.grad_clip)
-    step, _ = optimizer_step(gpt, keys, bf16=spec.dtype == "bfloat16", compiled=False, n_micro=spec.grad_accum)
-    return gpt, step
+    bf16 = spec.dtype == "bfloat16"
+    return gpt, *optimizer_step(gpt, keys, bf16=bf16, compiled=False, n_micro=spec.grad_accum)
 
 
 def optimizer_step(

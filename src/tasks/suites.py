@@ -159,7 +159,7 @@ GPU = Suite(
             "gpu",
             base=("model=gpt2_medium", "data.micro_batch_size=32", "data.global_batch_size=32", "trainer=gpu"),
             rows=tuple(strategy(name) for name in ("vanilla", *GPU_BOUNDS)),
-            peers=(("plain compiled", "plain_compiled"),),
+            peers=(("plain compiled", "plain_compiled"), ("fla attnres", "attention_residuals_of_fla")),
             at_once=2,
         ),
     ),
@@ -175,6 +175,12 @@ GPU = Suite(
         *(
             Bar(f"{name}, time over vanilla's", overhead("gpu", name, "vanilla"), bound, "%")
             for name, bound in GPU_BOUNDS.items()
+        ),
+        Bar(
+            "attnres, share of flash-linear-attention's overhead",
+            share_of_overhead("gpu", "attnres", "fla attnres", "vanilla"),
+            1 / 3,
+            "x",
         ),
         Bar("attnres, memory of a step over vanilla's", memory_more("gpu", "attnres", "vanilla"), 4, "GB"),
         Bar("hyperconn, memory of a step over vanilla's", memory_more("gpu", "hyperconn", "vanilla"), 2, "GB"),

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every GPU bar beside its figure in under 8 minutes, from a bare copy of this repository and without a network:
 #   tests/gpu/bars.sh OUT [override ...]        leaves OUT/bars.json and OUT/bars.md
-# Wheels of what the machine's Python lacks lie in the folder WHEELS (default: wheels/ beside this repository's files).
+# Wheels of what the machine's Python lacks lie in the folder WHEELS (default: wheels/ beside this repository's files);
+# fla-core and einops among them put flash-linear-attention's kernels beside ours.
 # Another Python than python3: PYTHON=...
 # A rehearsal on a CPU: tests/gpu/bars.sh OUT trainer=cpu model=tiny model.n_layer=2 model.vocab_size=512
 set -euo pipefail

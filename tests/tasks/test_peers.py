@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import re
+import sys
+import types
 
 import pytest
 import torch
@@ -10,11 +12,12 @@ from hydra import initialize_config_dir
 
 from src.mistakes import UserError
 from src.overrides import CONF
+from src.residual.attnres import AttentionResiduals
 from src.tasks import peers
 from src.tasks.contestants import composed_alone
 from src.tasks.peer_entry import LOSS_TOLERANCE, PeerEntry, read_peers, sizes_of
 from src.tasks.settings import Settings
-from src.tasks.steps import StepSpec
+from src.tasks.steps import StepSpec, residual_step
 from tests.runs import SMALL
 
 
@@ -38,6 +41,37 @@ def test_a_step_that_trains_otherwise_is_told_from_ours(settings: Settings) -> N
     gap = PeerEntry("hasty", hasty, settings).loss_gap()
     assert gap is not None
     assert gap > LOSS_TOLERANCE
+
+
+def test_the_mixture_of_a_package_stands_where_ours_does(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def fused_attnres(
+        query: torch.Tensor, residuals: tuple[torch.Tensor, ...], rms_weight: torch.Tensor, rms_eps: float
+    ) -> torch.Tensor:  # the package's equations under its names; its own runs on a GPU only
+        called.append(len(residuals))
+        v = torch.stack(residuals)
+        weight = (torch.nn.functional.rms_norm(v, v.shape[-1:], rms_weight, rms_eps) @ query).softmax(0)
+        return (weight[..., None] * v).sum(0)
+
+    package = types.SimpleNamespace(fused_attnres=fused_attnres)
+    monkeypatch.setitem(sys.modules, "fla.ops.attnres", package)
+    spec = sizes_of(settings)
+    _, ours, _ = residual_step(spec, functools.partial(AttentionResiduals, eps=1e-6))
+    _, theirs, _ = peers.attention_residuals_of_fla(spec)
+    tokens = torch.randint(512, (2, 33), generator=torch.Generator().manual_seed(0))
+    for _ in range(4):  # from the second step on queries are not zero
+        losses = [float(step(tokens[:, :-1], tokens[:, 1:])) for step in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert called[:4] == [2, 3, 4, 5]
+
+
+def test_a_package_that_is_missing_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fla.ops.attnres", None)
+    with pytest.raises(UserError, match="fused_attnres needs fla-core; pip install fla-core"):
+        peers.attention_residuals_of_fla(sizes_of(settings))
 
 
 def test_weights_that_do_not_fit_are_not_compared(settings: Settings) -> None:
