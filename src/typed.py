@@ -9,6 +9,8 @@ from typing import Any, Union, get_args, get_origin
 
 #: What float32 and int64 hold: beyond them a value fails far from where it was written.
 MAX_FLOAT, MAX_INT = 3.4e38, 2**63 - 1
+#: No path holds the first, and YAML reads the second (a line break, NEL) back as a space.
+NO_TEXT = frozenset("\0\x85")
 #: Keys at which `.inf` switches a limit off.
 INFINITE = ("optimizer.grad_clip", "guard.above_uniform_nats", "guard.spike_nats")
 #: What a name says about its range, whichever class has it: the ends, and whether the lower one is allowed.
@@ -82,7 +84,7 @@ def refuse_extremes(key: str, value: object) -> None:
         _refuse_number(key, value)
     elif isinstance(value, int) and not -MAX_INT <= value <= MAX_INT:
         raise ValueError(f"{key} must fit in 64 bits, got an integer of {value.bit_length()} bits")
-    elif isinstance(value, str) and ("\0" in value or not _encodes(value)):
+    elif isinstance(value, str) and (not NO_TEXT.isdisjoint(value) or not _encodes(value)):
         raise ValueError(f"{key} must be text of valid characters, got {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _refuse_outside(key, value)

@@ -17,6 +17,7 @@ from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.overrides import stored_yaml
 from src.tasks.settings import Settings, read_settings
+from src.typed import typed
 from tests.support import ROOT, SIZES, option, options
 
 ROOMS = ("residual", "norm", "embedding", "recurrence")
@@ -44,6 +45,7 @@ texts = st.text(st.characters(codec=None), max_size=12) | st.sampled_from(
         "a\nb",
         "é\u2028",
         "\udcff",
+        "a\x85b",
         "2:30",
     ]
 )
@@ -175,3 +177,9 @@ def test_an_integer_does_where_a_float_is_meant() -> None:
         config = changed(f"{room}.{key}", 1, room, name)
         assert config is not None
         build(read_settings(config))
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\x85b", "\udcff"])
+def test_text_that_no_file_gives_back_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.path must be text of valid characters"):
+        typed("data.path", text, str | None)
