@@ -54,6 +54,7 @@ class SuiteRun:
     def run(self) -> TaskEnd:
         """All of it that there is time for."""
         if self.suite.loop:  # before there are models and compiled code, which Python's collector would walk
+            torch.set_num_threads(1)  # CPU time of a second thread that waits would count
             self.measured.single["loop ms"] = 1e3 * loop_seconds(log_every_steps=10)
         for turn in self.suite.turns:
             self._turn(turn)

@@ -9,6 +9,7 @@ import torch
 
 from src.callbacks.guard import HORIZON, DivergedError, Guard, GuardKeys, checksum
 from src.models.language_model import StepResult
+from src.models.muon import MuonKeys
 from src.models.optimizer import OptimizerConfig, apply_gradients, build_optimizer
 from tests.support import tiny_gpt
 
@@ -67,9 +68,12 @@ def test_its_memory_goes_along_with_a_checkpoint() -> None:
     assert second.state_dict() == whole.state_dict()
 
 
-def test_an_optimizer_step_reads_nothing_back_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("muon", [None, MuonKeys(momentum=0.95, ns_steps=5, lr_scale=1.0)])
+def test_an_optimizer_step_reads_nothing_back_to_the_host(
+    muon: MuonKeys | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpt = tiny_gpt()
-    optimizer = build_optimizer(gpt, OptimizerConfig(1e-3, 1e-4, 0, 0.1, (0.9, 0.95), 1e-8, 1.0))
+    optimizer = build_optimizer(gpt, OptimizerConfig(1e-3, 1e-4, 0, 0.1, (0.9, 0.95), 1e-8, 1.0, muon))
     for param in gpt.parameters():
         param.grad = torch.ones_like(param)
 
