@@ -83,8 +83,6 @@ class _Source(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         score_BTQ, rrms_BT = depth_scores(v_BTD, key_QD, eps)
         ctx.save_for_backward(v_BTD, key_QD, score_BTQ, rrms_BT)
-        if index == 0:
-            _pulls.pop(forward, None)  # of a traced graph that has been run before, where one is run as it is
         ctx.pull, ctx.index = _pulls.setdefault(forward, Pull()), index
         ctx.mark_non_differentiable(score_BTQ)
         ctx.set_materialize_grads(False)
