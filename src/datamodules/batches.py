@@ -52,7 +52,7 @@ def validation_windows(slots: Sequence[ShardSlot], val_tokens: int, spec: BatchS
         if left <= 0:
             break
         shard = slot.shard()
-        part = shard.tokens[:left]
+        part = shard.read(0, min(left, shard.n_tokens))
         shard.check_ids(0, part, spec.vocab_size)
         parts.append(part)
         left -= len(part)

@@ -1,4 +1,4 @@
-"""Token shards, memory-mapped.
+"""Token shards, read where they lie.
 
     format      header                                                  tokens, little-endian
     llm.c       256 int32: [0] 20240520, [1] version 1, [2] n tokens    uint16 from byte 1024
@@ -12,7 +12,9 @@ Source: karpathy/llm.c, dev/data; KellerJordan/modded-nanogpt, data/; karpathy/n
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,18 +53,35 @@ class ShardError(ValueError):
     """Data that cannot be read right; says which file, where, what was found and what expected."""
 
 
+class _Descriptor:
+    """A file held open for reading, closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
 @dataclass(frozen=True)
 class TokenShard:
-    """One shard, memory-mapped; `tokens` is the whole of it, `sha256` what a manifest says of the file."""
+    """One shard of `n_tokens`, held open; `sha256` is what a manifest says of the file.
+
+    `tokens` maps the whole of it. Training reads with `read`: whoever touches the mapped page of a file that
+    was cut meanwhile is killed (SIGBUS), where a read is answered with fewer bytes.
+    """
 
     path: Path
-    tokens: Tokens
+    n_tokens: int
     format: Format
+    file: _Descriptor
     sha256: str | None = None
 
     @classmethod
     def open(cls, path: Path, *, headerless: bool = False) -> "TokenShard":
-        """Map a shard after checking header and size.
+        """Open a shard after checking header and size.
 
         Args:
             path: the file.
@@ -72,24 +91,47 @@ class TokenShard:
             ShardError: not this format, truncated, longer than its header says, or unreadable.
         """
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4", count=min(size, HEADER_BYTES) // 4)
-            form, count = (_headerless if headerless else _headed)(path, size, header)
-            tokens = np.memmap(path, dtype=form.dtype, mode="r", offset=form.header_bytes, shape=(count,))
+            file = _Descriptor(path)
+            size = os.fstat(file.number).st_size
+            header = np.frombuffer(
+                os.pread(file.number, HEADER_BYTES, 0), dtype="<i4", count=min(size, HEADER_BYTES) // 4
+            )
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-        return cls(path, tokens, form)
+        form, count = (_headerless if headerless else _headed)(path, size, header)
+        return cls(path, count, form, file)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """All of it, memory-mapped."""
+        with os.fdopen(os.dup(self.file.number), "rb") as file:
+            return np.memmap(
+                file, self.format.dtype, mode="r", offset=self.format.header_bytes, shape=(self.n_tokens,)
+            )
+
+    def read(self, start: int, count: int) -> Tokens:
+        """Tokens `start` to `start + count`, copied.
+
+        Raises:
+            ShardError: the file was cut since it was opened, or cannot be read any more.
+        """
+        out = np.empty(count, dtype=self.format.dtype)
+        left, at = out.data.cast("B"), self.byte_of(start)
+        while left:
+            try:
+                n = os.preadv(self.file.number, [left], at)
+            except OSError as error:
+                raise ShardError(f"{self.path}: cannot be read any more ({error.strerror})") from error
+            if n == 0:
+                size = os.fstat(self.file.number).st_size
+                raise ShardError(f"{self.path}: cut to {size} bytes while in use; restore it")
+            left, at = left[n:], at + n
+        return out
 
     @property
     def name(self) -> str:
         """The file's name."""
         return self.path.name
-
-    @property
-    def n_tokens(self) -> int:
-        """How many there are."""
-        return len(self.tokens)
 
     def shard(self) -> "TokenShard":
         """Itself: a local shard needs no fetching."""
@@ -103,23 +145,14 @@ class TokenShard:
 
     def byte_of(self, token: int) -> int:
         """Where a token lies in the file."""
-        return self.format.header_bytes + token * self.tokens.itemsize
-
-    def check_size(self) -> None:
-        """Refuse a file that was cut since it was mapped (reading it would kill the process)."""
-        try:
-            size = self.path.stat().st_size
-        except OSError as error:
-            raise ShardError(f"{self.path}: gone while in use ({error.strerror})") from error
-        if size < self.byte_of(len(self.tokens)):
-            raise ShardError(f"{self.path}: cut to {size} bytes while in use; restore it")
+        return self.format.header_bytes + token * np.dtype(self.format.dtype).itemsize
 
     def check_ids(self, start: int, tokens: Tokens, vocab_size: int) -> None:
         """Refuse ids outside the model's vocabulary; `tokens` were read from position `start` on."""
         if tokens.size and int(tokens.max()) >= vocab_size:
             at = start + int(np.argmax(tokens >= vocab_size))
             raise ShardError(
-                f"{self.path}: token {at} (byte {self.byte_of(at)}) has id {self.tokens[at]}, "
+                f"{self.path}: token {at} (byte {self.byte_of(at)}) has id {tokens[at - start]}, "
                 f"model.vocab_size is {vocab_size}; "
                 "raise model.vocab_size or make the shards with its tokenizer"
             )
@@ -138,7 +171,7 @@ class TokenShard:
 
     def fingerprint(self) -> str:
         """A hash of name, size and content; of a large file's content, header and 64 blocks spread evenly."""
-        digest = hashlib.sha256(f"{self.path.name} {len(self.tokens)}\n".encode())
+        digest = hashlib.sha256(f"{self.path.name} {self.n_tokens}\n".encode())
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
             if size <= WHOLE_BYTES:

@@ -24,7 +24,7 @@ class ShardSlot(Protocol):
         """How many tokens it has."""
 
     def shard(self) -> TokenShard:
-        """The shard, mapped."""
+        """The shard, open."""
 
     def stamp(self) -> dict[str, str | int]:
         """What identifies it, wherever it lies."""
@@ -72,11 +72,10 @@ class Windows:
         out = np.empty(shape, dtype=np.uint32) if self.vocab_size > 2**16 else np.empty(shape, dtype=np.uint16)
         for s in np.unique(shard_of).tolist():
             shard = self.shards[s].shard()
-            shard.check_size()
             first = int(self.ends[s - 1]) if s else 0
             for i in np.flatnonzero(shard_of == s):
                 start = self._start(s, int(windows[i]) - first)
-                found = shard.tokens[start : start + self.length]
+                found = shard.read(start, self.length)
                 shard.check_ids(start, found, self.vocab_size)
                 out[i] = found
         return out
@@ -102,7 +101,7 @@ class DocumentWindows(Windows):
                 f"{shard.path}: no end-of-text token {shard.format.end_of_text}, so no document starts; "
                 "use data.order=shuffled"
             )
-        last = len(shard.tokens) - self.length
+        last = shard.n_tokens - self.length
         following = np.searchsorted(starts, starts + self.length).tolist()
         kept, i = [], 0
         while i < len(starts) and starts[i] <= last:

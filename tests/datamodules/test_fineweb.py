@@ -1,6 +1,7 @@
 """Batches: the same global batch for every world size, every window once, a fixed validation set."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,17 @@ def test_bad_data_found_while_training_is_the_same_sentence_from_a_worker(worker
     batches = iter(module.train_dataloader())
     next(batches)
     for path in tmp_path.glob("*train*"):
-        write_bin(path, np.full(300, 600))
+        os.truncate(path, 1624)
     with pytest.raises(ShardError, match=r"^\S+\.bin: cut to 1624 bytes while in use; restore it$"):
         list(batches)
+
+
+def test_a_validation_shard_cut_while_training_changes_no_validation(tmp_path: Path) -> None:
+    module = data(make_shards(tmp_path))
+    before = torch.cat(list(module.val_batches(0, 1)))
+    for path in tmp_path.glob("*val*"):
+        os.truncate(path, 1024)
+    assert torch.equal(torch.cat(list(module.val_batches(0, 1))), before)
 
 
 def test_wide_ids_come_as_int32(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_bad_shard_is_refused_by_name(change: object, words: str, tmp_path: Pa
     assert words in str(refused.value)
 
 
-def test_a_shard_cut_while_in_use_is_noticed_before_it_is_read(tmp_path: Path) -> None:
+def test_a_shard_cut_while_in_use_ends_in_a_sentence_even_between_check_and_read(tmp_path: Path) -> None:
     windows = Windows([TokenShard.open(shard(tmp_path))], 10, vocab_size=512)
     assert windows.read(np.array([90])).shape == (1, 10)
     with (tmp_path / "fineweb_train_000001.bin").open("r+b") as file:
