@@ -1,5 +1,6 @@
 """The process that computes."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -27,10 +28,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own rules")
 def test_freed_memory_serves_the_next_step() -> None:
-    def pages(how: str) -> int:
+    def pages(how: str, **settings: str) -> int:
         done = subprocess.run(
-            [sys.executable, "-c", STEPS, how], cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", STEPS, how],
+            cwd=ROOT,
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return int(done.stdout)
 
-    assert pages("kept") < 100 < 10_000 < pages("given back")
+    # Left alone, glibc gives it back or not, as whatever lies at the end of its heap allows; so, surely.
+    assert pages("kept") < 100 < 10_000 < pages("given back", MALLOC_MMAP_THRESHOLD_="65536")
