@@ -23,7 +23,7 @@ from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.evaluation.generation import continuation, generate, padded
 from src.evaluation.shared_forwards import Forward, Row, forwards, scored_positions
 from src.models.gpt import GPT
-from src.models.loss import CHUNK_ROWS, Logits, log_softmax_, product_type
+from src.models.loss import Logits, log_softmax_, product_type
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
@@ -113,10 +113,10 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         greedy_M = torch.empty(len(target_M), dtype=torch.bool)
         w_VD = self.model.embedding.get_lm_head_weight().to(product_type(x_PD))
         head = Logits(x_PD, w_VD)
-        for at in range(0, len(x_PD), CHUNK_ROWS):
-            here_M = (place_M >= at) & (place_M < at + CHUNK_ROWS)
+        for at in range(0, len(x_PD), head.rows):
+            here_M = (place_M >= at) & (place_M < at + head.rows)
             pairs = place_M[here_M] - at, target_M[here_M]
-            logits_CV = head(x_PD[at : at + CHUNK_ROWS].to(w_VD.dtype))
+            logits_CV = head(x_PD[at : at + head.rows].to(w_VD.dtype))
             greedy = logits_CV[pairs] == logits_CV.amax(-1)[pairs[0]]
             place, target = (index[greedy] for index in pairs)
             greedy[greedy.clone()] = logits_CV[place].argmax(-1) == target  # of equal ones, the first

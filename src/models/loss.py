@@ -7,8 +7,10 @@ then: of N x V logits no more than `CHUNK_ROWS` x V exist at a time. Equal to `F
 full logits, in value and gradient, to float32 rounding. torch has `F.linear_cross_entropy` from 2.13 on
 only, so it cannot be relied on.
 
+On a CUDA device one kernel turns a chunk's logits into its losses and their gradient, where it serves.
+
 Source: Wijmans et al., "Cut Your Losses" (arXiv 2411.09009), section 3; Liger-Kernel's gradient in the forward.
-Shape letters: N rows (tokens of a batch), D n_embd, V vocab_size, C rows of a chunk.
+Shape letters: N rows (tokens of a batch), D n_embd, V vocab_size, C rows of a chunk, L of these lost to underflow.
 """
 
 from typing import Any
@@ -16,8 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.models.loss_kernel import kernel_for
+
 # Measured on a CPU, V = 50304: 256 rows take 0.9 of the time of 512 and half the memory; 128 gain nothing.
 CHUNK_ROWS = 256
+# Counted for a GPU under bf16: a chunk reads and writes all of dW, 12 D V bytes, and its logits are 12 C V, so that
+# from C = D on dW is the lesser part. With V = 50304 these rows take 0.4 GB.
+GPU_CHUNK_ROWS = 4096
+# A float32 probability below this is about to lose digits; its logarithm is -69.
+SMALLEST = 1e-30
+
+
+def chunk_rows(device: torch.device) -> int:
+    """How many rows' logits exist at a time."""
+    return CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS
 
 
 class Logits:
@@ -30,18 +44,22 @@ class Logits:
 
     def __init__(self, x_ND: Tensor, w_VD: Tensor) -> None:
         self.w_VD = w_VD
-        shape = (min(CHUNK_ROWS, x_ND.shape[0]), w_VD.shape[0])
-        self._product_CV = w_VD.new_empty(shape)
+        self.rows = chunk_rows(x_ND.device)
+        self._product_CV = w_VD.new_empty(min(self.rows, x_ND.shape[0]), w_VD.shape[0])
         wide = _wide(x_ND.dtype)
-        self._wide_CV = self._product_CV if wide == w_VD.dtype else w_VD.new_empty(shape, dtype=wide)
+        self._wide_CV = self._product_CV if wide == w_VD.dtype else self._product_CV.new_empty(0, dtype=wide)
+
+    def product(self, x_CD: Tensor) -> Tensor:
+        """`x W^T`, [C, V], in the type of the products; the next call overwrites it."""
+        return torch.mm(x_CD, self.w_VD.T, out=self._product_CV[: x_CD.shape[0]])
 
     def __call__(self, x_CD: Tensor) -> Tensor:
         """`x W^T`, [C, V], in float32 at least; the next call overwrites it."""
-        rows = slice(x_CD.shape[0])
-        torch.mm(x_CD, self.w_VD.T, out=self._product_CV[rows])
-        if self._wide_CV is not self._product_CV:
-            self._wide_CV[rows].copy_(self._product_CV[rows])
-        return self._wide_CV[rows]
+        product_CV = self.product(x_CD)
+        if self._wide_CV is self._product_CV:
+            return product_CV
+        self._wide_CV.resize_(self._product_CV.shape)  # in the first call
+        return self._wide_CV[: x_CD.shape[0]].copy_(product_CV)
 
     def narrow(self, wide_CV: Tensor) -> Tensor:
         """What `__call__` gave, in the type of the products."""
@@ -65,13 +83,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dw_VD = torch.zeros_like(weight_VD) if needs_w else None
         loss_N = torch.empty(x_ND.shape[0], dtype=_wide(x_ND.dtype), device=x_ND.device)
         logits, mean = Logits(x_ND, w_VD), 1.0 / x_ND.shape[0]
-        for at in range(0, x_ND.shape[0], CHUNK_ROWS):
-            rows = slice(at, at + CHUNK_ROWS)
-            x_CD, target_C1 = x_ND[rows].to(dtype), target_N[rows, None]
-            p_CV = logits(x_CD)
-            loss_N[rows] = _softmax_(p_CV, target_C1)
-            p_CV.scatter_add_(1, target_C1, torch.full_like(p_CV[:, :1], -1.0))
-            dlogits_CV = logits.narrow(p_CV)
+        for at in range(0, x_ND.shape[0], logits.rows):
+            rows = slice(at, at + logits.rows)
+            x_CD = x_ND[rows].to(dtype)
+            loss_N[rows], dlogits_CV = _losses_and_gradient(logits, x_CD, target_N[rows])
             if dx_ND is not None:
                 dx_ND[rows] = (dlogits_CV @ w_VD).mul_(mean)
             if dw_VD is not None:
@@ -91,6 +106,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _losses_and_gradient(logits: Logits, x_CD: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of each row, [C], and its gradient by the logits, [C, V], in the logits' memory."""
+    kernel = kernel_for(x_CD)
+    if kernel is not None:
+        dlogits_CV = logits.product(x_CD)
+        return kernel(dlogits_CV, target_C, gradient=True), dlogits_CV
+    p_CV, target_C1 = logits(x_CD), target_C[:, None]
+    if p_CV.device.type == "cpu":
+        torch.softmax(p_CV, -1, out=p_CV)
+        loss_C = _losses_of_probabilities(p_CV.gather(1, target_C1)[:, 0], logits.w_VD, x_CD, target_C)
+    else:
+        loss_C = _softmax_(p_CV, target_C1)
+    p_CV.scatter_add_(1, target_C1, torch.full_like(p_CV[:, :1], -1.0))
+    return loss_C, logits.narrow(p_CV)
+
+
+def _losses_of_probabilities(p_C: Tensor, w_VD: Tensor, x_CD: Tensor, target_C: Tensor) -> Tensor:
+    """The losses of targets with probabilities `p`; where these underflow, from the logits, which are made again.
+
+    It looks at values, for which a GPU would have to be waited for.
+    """
+    loss_C = -p_C.log()
+    lost_L = (p_C < SMALLEST).nonzero()[:, 0]
+    if len(lost_L):
+        logits_LV = (x_CD[lost_L] @ w_VD.T).to(loss_C.dtype)
+        of_target_L = logits_LV.gather(1, target_C[lost_L, None])[:, 0]
+        loss_C[lost_L] = logits_LV.logsumexp(-1) - of_target_L
+    return loss_C
 
 
 def _softmax_(logits_CV: Tensor, target_C1: Tensor) -> Tensor:
@@ -138,10 +183,14 @@ def token_losses(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     dtype = product_type(x_ND)
     w_VD = weight_VD.to(dtype)
     loss_N = torch.empty(x_ND.shape[0], dtype=_wide(x_ND.dtype), device=x_ND.device)
+    kernel = kernel_for(x_ND)
     with torch.autocast(x_ND.device.type, enabled=False):
         logits = Logits(x_ND, w_VD)
-        for at in range(0, x_ND.shape[0], CHUNK_ROWS):
-            rows = slice(at, at + CHUNK_ROWS)
-            logits_CV = logits(x_ND[rows].to(dtype))
-            loss_N[rows] = -log_softmax_(logits_CV).gather(1, target_N[rows, None])[:, 0]
+        for at in range(0, x_ND.shape[0], logits.rows):
+            rows = slice(at, at + logits.rows)
+            x_CD, target_C = x_ND[rows].to(dtype), target_N[rows]
+            if kernel is not None:
+                loss_N[rows] = kernel(logits.product(x_CD), target_C, gradient=False)
+            else:
+                loss_N[rows] = -log_softmax_(logits(x_CD)).gather(1, target_C[:, None])[:, 0]
     return loss_N
