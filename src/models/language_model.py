@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from src.models.gpt import GPT
 from src.models.optimizer import OptimizerConfig, Schedule, apply_gradients, build_optimizer, set_lr
+from src.models.training_pass import training_pass
 from src.models.visits import begin_visits
 
 
@@ -47,8 +48,7 @@ class LanguageModel(L.LightningModule):
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.seed = seed
-        compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False) if compile_trunk else gpt.hidden
-        self._train_hidden = compiled
+        self._train_hidden = training_pass(gpt, compiled=compile_trunk)
         self._params = list(gpt.parameters())
         self._compiled, self._warm = compile_trunk, False
 

@@ -16,6 +16,7 @@ from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.models.optimizer import OptimizerConfig, apply_gradients, build_optimizer, set_lr
+from src.models.training_pass import training_pass
 from src.norm.layernorm import LayerNorm
 from src.residual.base import ResidualStrategy, StreamSpec
 from src.residual.vanilla import Vanilla
@@ -89,7 +90,7 @@ def optimizer_step(
     optimizer = build_optimizer(gpt, keys)
     set_lr(optimizer, keys.lr)
     device = next(gpt.parameters()).device
-    hidden = torch.compile(gpt.hidden, fullgraph=True, dynamic=False) if compiled else gpt.hidden
+    hidden = training_pass(gpt, compiled=compiled)
     params = list(gpt.parameters())
 
     def step_fn(x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor:
