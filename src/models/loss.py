@@ -10,7 +10,8 @@ only, so it cannot be relied on.
 On a CUDA device one kernel turns a chunk's logits into its losses and their gradient, where it serves.
 
 Source: Wijmans et al., "Cut Your Losses" (arXiv 2411.09009), section 3; Liger-Kernel's gradient in the forward.
-Shape letters: N rows (tokens of a batch), D n_embd, V vocab_size, C rows of a chunk, L of these lost to underflow.
+Shape letters: N rows (tokens of a batch), D n_embd, V vocab_size, C rows of a chunk, L of these lost to underflow,
+R rows of the head.
 """
 
 from typing import Any
@@ -25,6 +26,8 @@ CHUNK_ROWS = 256
 # Counted for a GPU under bf16: a chunk reads and writes all of dW, 12 D V bytes, and its logits are 12 C V, so that
 # from C = D on dW is the lesser part. With V = 50304 these rows take 0.4 GB.
 GPU_CHUNK_ROWS = 4096
+# What a CPU converts at a time stays in its cache: rows of logits (16 or 64: the same), numbers of a gradient.
+CONVERTED_ROWS, ADDED_NUMBERS = 32, 2**18
 # A float32 probability below this is about to lose digits; its logarithm is -69.
 SMALLEST = 1e-30
 
@@ -46,8 +49,9 @@ class Logits:
         self.w_VD = w_VD
         self.rows = chunk_rows(x_ND.device)
         self._product_CV = w_VD.new_empty(min(self.rows, x_ND.shape[0]), w_VD.shape[0])
-        wide = _wide(x_ND.dtype)
-        self._wide_CV = self._product_CV if wide == w_VD.dtype else self._product_CV.new_empty(0, dtype=wide)
+        self.wide = _wide(x_ND.dtype)
+        same = self.wide == w_VD.dtype
+        self._wide_CV = self._product_CV if same else self._product_CV.new_empty(0, dtype=self.wide)
 
     def product(self, x_CD: Tensor) -> Tensor:
         """`x W^T`, [C, V], in the type of the products; the next call overwrites it."""
@@ -60,12 +64,6 @@ class Logits:
             return product_CV
         self._wide_CV.resize_(self._product_CV.shape)  # in the first call
         return self._wide_CV[: x_CD.shape[0]].copy_(product_CV)
-
-    def narrow(self, wide_CV: Tensor) -> Tensor:
-        """What `__call__` gave, in the type of the products."""
-        if self._wide_CV is self._product_CV:
-            return wide_CV
-        return self._product_CV[: wide_CV.shape[0]].copy_(wide_CV)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -93,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if dw_VD.dtype == dtype:
                     dw_VD.addmm_(dlogits_CV.T, x_CD, alpha=mean)
                 else:
-                    dw_VD.add_(dlogits_CV.T @ x_CD, alpha=mean)
+                    _add_(dw_VD, dlogits_CV.T @ x_CD, mean)
         ctx.save_for_backward(dx_ND, dw_VD)
         return loss_N.mean()
 
@@ -114,14 +112,32 @@ def _losses_and_gradient(logits: Logits, x_CD: Tensor, target_C: Tensor) -> tupl
     if kernel is not None:
         dlogits_CV = logits.product(x_CD)
         return kernel(dlogits_CV, target_C, gradient=True), dlogits_CV
-    p_CV, target_C1 = logits(x_CD), target_C[:, None]
-    if p_CV.device.type == "cpu":
-        torch.softmax(p_CV, -1, out=p_CV)
-        loss_C = _losses_of_probabilities(p_CV.gather(1, target_C1)[:, 0], logits.w_VD, x_CD, target_C)
-    else:
-        loss_C = _softmax_(p_CV, target_C1)
-    p_CV.scatter_add_(1, target_C1, torch.full_like(p_CV[:, :1], -1.0))
-    return loss_C, logits.narrow(p_CV)
+    logits_CV, on_cpu = logits.product(x_CD), x_CD.device.type == "cpu"
+    loss_C = torch.empty(len(x_CD), dtype=logits.wide, device=x_CD.device)
+    n_rows = CONVERTED_ROWS if on_cpu and logits_CV.dtype != logits.wide else len(x_CD)
+    for at in range(0, len(x_CD), n_rows):
+        rows = slice(at, at + n_rows)
+        p_CV, target_C1 = logits_CV[rows].to(logits.wide), target_C[rows, None]
+        if on_cpu:
+            torch.softmax(p_CV, -1, out=p_CV)
+            p_C = p_CV.gather(1, target_C1)[:, 0]
+            loss_C[rows] = _losses_of_probabilities(p_C, logits.w_VD, x_CD[rows], target_C[rows])
+        else:
+            loss_C[rows] = _softmax_(p_CV, target_C1)
+        p_CV.scatter_add_(1, target_C1, torch.full_like(p_CV[:, :1], -1.0))
+        if p_CV.dtype != logits_CV.dtype:
+            logits_CV[rows] = p_CV
+    return loss_C, logits_CV
+
+
+def _add_(sum_VD: Tensor, part_VD: Tensor, scale: float) -> None:
+    """`sum += scale * part`, where the part has fewer digits.
+
+    A CPU takes longer for it in one call: it converts slowly there, or fills memory that its cache does not hold.
+    """
+    n_rows = len(sum_VD) if sum_VD.device.type != "cpu" else max(1, ADDED_NUMBERS // sum_VD.shape[1])
+    for sum_RD, part_RD in zip(torch.split(sum_VD, n_rows), torch.split(part_VD, n_rows), strict=True):
+        sum_RD.add_(part_RD.to(sum_VD.dtype), alpha=scale)
 
 
 def _losses_of_probabilities(p_C: Tensor, w_VD: Tensor, x_CD: Tensor, target_C: Tensor) -> Tensor:
