@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.residual.block_sources import Blocks, attend_in_block, emitted
+from src.residual.depth_check import blocks_serve
 from src.residual.depth_operators import kernels_serve
 from src.residual.pulled_sources import attend_pulled, new_forward, source
 
@@ -31,6 +33,7 @@ class Sources(NamedTuple):
     key_QD: Tensor
     forward: int | None = None  # its number, where kernels run and a source pulls its gradient
     score_BTQ: tuple[Tensor, ...] = ()  # there: each source's scores as one tensor
+    blocks: Blocks | None = None  # on a GPU, where sources are read by blocks of queries
 
 
 class StreamAndSources(NamedTuple):
@@ -47,6 +50,8 @@ def open_sources(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
 
 def open_pulled(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
     """`open_sources` for those that only `append` to them and `attend` over them: by kernels where those serve."""
+    if blocks_serve(x0_BTD):
+        return append(Sources((), (), key_QD, new_forward(), blocks=Blocks()), x0_BTD, 0, eps)
     forward = new_forward() if kernels_serve(x0_BTD) else None
     return append(Sources((), (), key_QD, forward), x0_BTD, 0, eps)
 
@@ -58,12 +63,19 @@ def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
 
 def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float) -> Sources:
     """One more source, for the queries from `first_query` on."""
-    v_BTD = v_BTD.to(state.key_QD.dtype)
     key_QD = state.key_QD[first_query:]
+    if state.blocks is None or v_BTD.dtype != torch.bfloat16:  # which those kernels read as it is
+        v_BTD = v_BTD.to(state.key_QD.dtype)
     if state.forward is None:
         score_BT = scores(v_BTD, key_QD, eps).unbind(-1)
         return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BT=(*state.score_BT, score_BT))
-    v_BTD, score_BTQ = source(state.forward, len(state.v_BTD), v_BTD, key_QD, eps)
+    blocks = None
+    if state.blocks is None:
+        v_BTD, score_BTQ = source(state.forward, len(state.v_BTD), v_BTD, key_QD, eps)
+    else:
+        sources = state.v_BTD, state.score_BTQ
+        blocks, v_BTD, score_BTQ = emitted(state.forward, state.blocks, *sources, v_BTD, key_QD, eps)
+    state = state._replace(blocks=blocks)
     return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BTQ=(*state.score_BTQ, score_BTQ))
 
 
@@ -74,6 +86,8 @@ def attend(state: Sources, query: int) -> Tensor:
     if state.forward is None:
         return mixture(state.v_BTD, logits(state, query))
     from_the_end = query - len(state.key_QD)
+    if state.blocks is not None:
+        return attend_in_block(state.forward, state.blocks, from_the_end, state.score_BTQ, state.v_BTD)
     return cast(Tensor, attend_pulled(state.forward, from_the_end, state.score_BTQ, state.v_BTD))
 
 

@@ -122,19 +122,22 @@ def _addresses(tensors: Sequence[Tensor], column: int = 0) -> Tensor:
 _LIBRARY = Library("reslab", "DEF")  # type: ignore[no-untyped-call]  # torch's
 
 
-def _operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator of a function; what `custom_op` puts around one costs as much as the smallest kernel."""
+def operator(function: Callable[..., Any], fake: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """The operator of a function; what `custom_op` puts around one costs as much as the smallest kernel.
+
+    `device` is torch's dispatch key of those that it serves.
+    """
     name = function.__name__.removeprefix("_")
     schema = torch.library.infer_schema(function, mutates_args=())
     tags = torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides
     _LIBRARY.define(f"{name}{schema}", tags=tags)  # type: ignore[no-untyped-call]  # torch's
-    _LIBRARY.impl(name, function, "CPU")  # type: ignore[no-untyped-call]  # torch's
+    _LIBRARY.impl(name, function, device)  # type: ignore[no-untyped-call]  # torch's
     torch.library.register_fake(f"reslab::{name}", fake, lib=_LIBRARY)
-    operator: Callable[..., Any] = getattr(torch.ops.reslab, name).default
-    return operator
+    found: Callable[..., Any] = getattr(torch.ops.reslab, name).default
+    return found
 
 
-depth_scores = _operator(_depth_scores, _depth_scores_fake)
-depth_attend = _operator(_depth_attend, _depth_attend_fake)
-depth_attend_backward = _operator(_depth_attend_backward, _depth_attend_backward_fake)
-depth_pull = _operator(_depth_pull, _depth_pull_fake)
+depth_scores = operator(_depth_scores, _depth_scores_fake, "CPU")
+depth_attend = operator(_depth_attend, _depth_attend_fake, "CPU")
+depth_attend_backward = operator(_depth_attend_backward, _depth_attend_backward_fake, "CPU")
+depth_pull = operator(_depth_pull, _depth_pull_fake, "CPU")

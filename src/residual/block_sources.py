@@ -1,0 +1,237 @@
+"""Attention over depth on a GPU, where sources and gradients are read once a block, not once a query.
+
+    forward   s_i = r_i (v_i W^T) once;  x_l = sum_i a_li v_i,  a_li = exp(s_li - lse_l)
+    backward  g_li = a_li (<dx_l, v_i> - delta_l),  delta_l = <dx_l, x_l>
+              dv_i = sum_l a_li dx_l + r_i u_i - (r_i^2 / D) (sum_l g_li s_li) v_i,  u_i = sum_l g_li w_l
+              dW_l = sum_i sum_tokens g_li r_i v_i
+
+Queries and their gradients are static, so a block of queries reads all sources before it at once: partial mixtures,
+normalised, and their log-sum-exp, to which each query adds the sources since. The backward mirrors that. A query
+does nothing there but leave dx_l, and autograd runs a source's backward after those of all its queries: the first
+one of a group of sources pulls for the whole group what all queries have left, the others what was left since.
+What a query weighed is made anew from scores and lse. Bytes count here, and what is kept: the sources, once.
+`pulled_sources.py` is the same at one query a block, `depth_attention.py` the plain form.
+
+Hidden states a token that move at 48 queries (S: bfloat16, float32 is two), beside 3 * 1225 S of the plain form:
+    forward   scores 49, partials 125 + 70 writing, mixtures 146 + 70 and 86 writing
+    backward  dx by groups 266 + sources 49 + writing 88, then what came since 336 + x 96 + partials 88 + sources 49
+              + writing 49, keys 49
+
+Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 4 (the two phases of inference); the backward is
+this repository's.
+Shape letters: Q queries, J sources, L queries that met a source.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from src.residual.depth_blocks import blocks_far, blocks_mixture, blocks_partials, blocks_pull, blocks_scores
+
+BLOCK = 8  # queries forward, and sources backward, that share one reading
+
+
+class Block(NamedTuple):
+    """Consecutive queries from `first` on, and each one's mixture of the first `n_source` sources."""
+
+    first: int  # from the last, which is -1
+    n_source: int = 0
+    x_BTD: Sequence[Tensor] = ()
+    lse_BT: Sequence[Tensor] = ()
+
+
+class Blocks(NamedTuple):
+    """What is known of sources beyond themselves: 1 / rms of each, and the block of queries under way."""
+
+    rrms_BT: tuple[Tensor, ...] = ()
+    block: Block | None = None
+
+
+class Met:
+    """What a query's backward leaves for its sources; the first one that it meets makes delta."""
+
+    def __init__(self, query: int, dx_BTD: Tensor, x_BTD: Tensor, lse_BT: Tensor) -> None:
+        self.query, self.dx_BTD, self.lse_BT = query, dx_BTD, lse_BT
+        self.x_BTD: Tensor | None = x_BTD
+        self.delta_BT: Tensor | None = None
+
+
+class Pull:
+    """What has been left in the backward under way: by all queries, by those since a group's, and for its sources."""
+
+    def __init__(self) -> None:
+        self._backward = -1
+        self.clear()
+
+    def clear(self) -> None:
+        self.met: list[Met] = []
+        self.since: list[Met] = []
+        self.far: dict[int, list[Tensor]] = {}
+
+    def now(self) -> "Pull":
+        """It, with nothing of an earlier backward over the same graph."""
+        backward = torch._C._current_graph_task_id()
+        if backward != self._backward:
+            self._backward = backward
+            self.clear()
+        return self
+
+
+_pulls: WeakValueDictionary[int, Pull] = WeakValueDictionary()  # by forward; kept by its autograd graph
+
+
+def emitted(
+    forward: int,
+    blocks: Blocks,
+    values: Sequence[Tensor],
+    score_BTQ: Sequence[Tensor],
+    v_BTD: Tensor,
+    key_QD: Tensor,
+    eps: float,
+) -> tuple[Blocks, Tensor, Tensor]:
+    """One more source as its queries are to meet it and its scores [B, T, Q], after those there are."""
+    own = len(values)
+    group = [j for j in range(own - own % BLOCK, own) if values[j].dtype == v_BTD.dtype]
+    earlier = [tensor.detach() for j in group for tensor in (values[j], score_BTQ[j], blocks.rrms_BT[j])]
+    v_BTD, score, rrms_BT = _source(forward, own, v_BTD, key_QD, eps, earlier)
+    after = Blocks((*blocks.rrms_BT, rrms_BT), blocks.block)
+    first = -len(key_QD)
+    if after.block is None:
+        after = after._replace(block=Block(first))
+    elif first >= after.block.first + BLOCK and first < -1:
+        after = after._replace(block=_opened([*values, v_BTD], [*score_BTQ, score], first))
+    return after, v_BTD, score
+
+
+def attend_in_block(
+    forward: int, blocks: Blocks, query: int, score_BTQ: Sequence[Tensor], values: Sequence[Tensor]
+) -> Tensor:
+    """The mixture of one query, which counts from the last (-1), by the scores of each source."""
+    block = blocks.block
+    before: list[Tensor] = []
+    if block is not None and 0 <= query - block.first < len(block.x_BTD):
+        before = [block.x_BTD[query - block.first], block.lse_BT[query - block.first]]
+    since = block.n_source if block is not None and before else 0
+    return cast(Tensor, _mixture(forward, query, since, score_BTQ, before, values))
+
+
+def _opened(values: Sequence[Tensor], score_BTQ: Sequence[Tensor], first: int) -> Block:
+    scores = [score.detach() for score in score_BTQ]
+    x_BTD, lse = blocks_partials([v_BTD.detach() for v_BTD in values], scores, first, min(BLOCK, -first))
+    return Block(first, len(values), x_BTD, lse.unbind(0))
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # torch's
+def _source(
+    forward: int, index: int, v_BTD: Tensor, key_QD: Tensor, eps: float, earlier: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _Source.apply(forward, index, v_BTD.contiguous(), key_QD, eps, earlier)  # type: ignore[no-untyped-call]  # torch's
+    return cast(tuple[Tensor, Tensor, Tensor], out)
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # torch's
+def _mixture(
+    forward: int,
+    query: int,
+    since: int,
+    score_BTQ: Sequence[Tensor],
+    before: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> Tensor:
+    return cast(Tensor, _Mixture.apply(forward, query, since, score_BTQ, before, *values))  # type: ignore[no-untyped-call]  # torch's
+
+
+class _Source(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        forward: int,
+        index: int,
+        v_BTD: Tensor,
+        key_QD: Tensor,
+        eps: float,
+        earlier: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        score_BTQ, rrms_BT = blocks_scores(v_BTD, key_QD, eps)
+        ctx.save_for_backward(key_QD, *earlier, v_BTD, score_BTQ, rrms_BT)
+        ctx.pull, ctx.index = _pulls.setdefault(forward, Pull()), index
+        ctx.mark_non_differentiable(score_BTQ, rrms_BT)
+        ctx.set_materialize_grads(False)
+        return v_BTD.view_as(v_BTD), score_BTQ, rrms_BT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direct_BTD: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        pull, index = ctx.pull.now(), ctx.index
+        key_QD, *tensors = ctx.saved_tensors
+        group = [list(tensors[part::3]) for part in range(3)]  # v, score, 1 / rms
+        if index not in pull.far and len(group[0]) > 1 and pull.met:
+            *far, fresh_BT = blocks_far(*group, key_QD, *_left(pull.met))
+            _made(pull.met, fresh_BT)
+            first = index + 1 - len(group[0])
+            pull.far = {first + k: list(parts) for k, parts in enumerate(zip(*far, strict=True))}
+            pull.since = []
+        since = pull.since if index in pull.far else pull.met
+        direct = None if direct_BTD is None else direct_BTD.contiguous()
+        v_BTD, score_BTQ, rrms_BT = (part[-1] for part in group)
+        far = pull.far.get(index, [])
+        pulled = blocks_pull(v_BTD, key_QD, score_BTQ, rrms_BT, direct, far, *_left(since))
+        dv_BTD, dkey_QD, fresh_BT = pulled
+        _made(since, fresh_BT)
+        if index == 0:
+            pull.clear()
+        return None, None, dv_BTD, dkey_QD, None, None
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # autograd's context has no public type
+        forward: int,
+        query: int,
+        since: int,
+        score_BTQ: Sequence[Tensor],
+        before: Sequence[Tensor],
+        *values: Tensor,
+    ) -> Tensor:
+        if since == len(values):
+            x_BTD, lse_BT = before[0].view_as(before[0]), before[1]
+        else:
+            given = list(values[since:]), list(score_BTQ[since:])
+            x_BTD, lse_BT = blocks_mixture(*given, query, *(before or (None, None)))
+        ctx.save_for_backward(x_BTD, lse_BT)
+        ctx.pull, ctx.query, ctx.n_source = _pulls.setdefault(forward, Pull()), query, len(values)
+        return x_BTD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx_BTD: Tensor) -> tuple[None, ...]:
+        pull, met = ctx.pull.now(), Met(ctx.query, dx_BTD.contiguous(), *ctx.saved_tensors)
+        pull.met.append(met)
+        pull.since.append(met)
+        return cast(tuple[None, ...], (None,) * (5 + ctx.n_source))
+
+
+def _left(met: Sequence[Met]) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Number, dx, x, lse and delta: first those whose delta is to be made, with x."""
+    fresh = [one for one in met if one.delta_BT is None]
+    known = [one for one in met if one.delta_BT is not None]
+    both = [*fresh, *known]
+    return (
+        [one.query for one in both],
+        [one.dx_BTD for one in both],
+        [one.x_BTD for one in fresh if one.x_BTD is not None],
+        [one.lse_BT for one in both],
+        [one.delta_BT for one in known if one.delta_BT is not None],
+    )
+
+
+def _made(met: Sequence[Met], delta_BT: Sequence[Tensor]) -> None:
+    """Give queries the delta that was made for them, after which nobody needs x."""
+    fresh = [one for one in met if one.delta_BT is None]
+    for one, delta in zip(fresh, delta_BT, strict=True):
+        one.delta_BT, one.x_BTD = delta, None

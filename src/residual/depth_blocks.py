@@ -1,0 +1,161 @@
+"""The kernels of `depth_triton.py` as operators of torch, which a compiler calls and does not look into.
+
+Equations, and what each is for: `block_sources.py`. Sources are bfloat16 or of the keys' type, in which everything
+else is; all tensors are contiguous, on one device, and no operator has a gradient of its own. A query's number
+counts from the last (-1).
+
+Shape letters: Q queries of a source, J sources, L queries that met a source, K sources that are pulled together.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.residual.depth_operators import operator
+
+
+def _blocks_scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The scores [B, T, Q] of a source for Q queries, and 1 / rms [B, T] of its rows."""
+    out = _blocks_scores_fake(v_BTD, key_QD, eps)
+    _launch().scores(v_BTD, key_QD, eps, *out)
+    return out
+
+
+def _blocks_scores_fake(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    B, T, _ = v_BTD.shape
+    return key_QD.new_empty(B, T, len(key_QD)), key_QD.new_empty(B, T)
+
+
+def _blocks_partials(
+    values: list[Tensor], score_BTQ: list[Tensor], query: int, n_query: int
+) -> tuple[list[Tensor], Tensor]:
+    """The mixtures of consecutive queries from `query` on, and their log-sum-exp [n_query, B, T]."""
+    out = _blocks_partials_fake(values, score_BTQ, query, n_query)
+    _launch().mixtures(values, score_BTQ, query, (None, None), *out)
+    return out
+
+
+def _blocks_partials_fake(
+    values: list[Tensor], score_BTQ: list[Tensor], query: int, n_query: int
+) -> tuple[list[Tensor], Tensor]:
+    (B, T, D), like = values[0].shape, score_BTQ[0]
+    return [like.new_empty(B, T, D) for _ in range(n_query)], like.new_empty(n_query, B, T)
+
+
+def _blocks_mixture(
+    values: list[Tensor],
+    score_BTQ: list[Tensor],
+    query: int,
+    before_BTD: Tensor | None,
+    lse_before_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One query's mixture and its log-sum-exp [B, T]; `before` is its mixture of other sources."""
+    x_BTD, lse_BT = _blocks_mixture_fake(values, score_BTQ)
+    _launch().mixtures(values, score_BTQ, query, (before_BTD, lse_before_BT), [x_BTD], lse_BT)
+    return x_BTD, lse_BT
+
+
+def _blocks_mixture_fake(
+    values: list[Tensor], score_BTQ: list[Tensor], *others: object
+) -> tuple[Tensor, Tensor]:
+    B, T, D = values[0].shape
+    return score_BTQ[0].new_empty(B, T, D), score_BTQ[0].new_empty(B, T)
+
+
+def _blocks_far(
+    values: list[Tensor],
+    score_BTQ: list[Tensor],
+    rrms_BT: list[Tensor],
+    key_QD: Tensor,
+    queries: list[int],
+    dx_BTD: list[Tensor],
+    x_BTD: list[Tensor],
+    lse_BT: list[Tensor],
+    delta_BT: list[Tensor],
+) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    """What queries have left for K sources that all met them, for `blocks_pull`; the keys are the last source's.
+
+    K partial gradients, K times g r, [K, B, T] of g . s; and delta of the first queries, which come with x.
+    """
+    out = _blocks_far_fake(values, score_BTQ, rrms_BT, key_QD, queries, dx_BTD, x_BTD)
+    partial_BTD, product_BTQ, along, fresh_BT = out
+    members = (values, score_BTQ, rrms_BT, product_BTQ, partial_BTD)
+    left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT])
+    _launch().pull(members, key_QD, left, (None, None, along), final=False)
+    return out
+
+
+def _blocks_far_fake(
+    values: list[Tensor],
+    score_BTQ: list[Tensor],
+    rrms_BT: list[Tensor],
+    key_QD: Tensor,
+    queries: list[int],
+    dx_BTD: list[Tensor],
+    x_BTD: list[Tensor],
+    *others: object,
+) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    partial_BTD = [torch.empty_like(v_BTD, dtype=key_QD.dtype) for v_BTD in values]
+    product_BTQ = [torch.zeros_like(score) for score in score_BTQ]
+    along = key_QD.new_empty(len(values), *rrms_BT[0].shape)
+    return partial_BTD, product_BTQ, along, [torch.empty_like(rrms_BT[0]) for _ in x_BTD]
+
+
+def _blocks_pull(
+    v_BTD: Tensor,
+    key_QD: Tensor,
+    score_BTQ: Tensor,
+    rrms_BT: Tensor,
+    direct_BTD: Tensor | None,
+    far: list[Tensor],
+    queries: list[int],
+    dx_BTD: list[Tensor],
+    x_BTD: list[Tensor],
+    lse_BT: list[Tensor],
+    delta_BT: list[Tensor],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The gradients of a source and of its keys, and delta of the first queries, which come with x.
+
+    `far` is what other queries have left for it: its part of each of the first three that `blocks_far` gives, or none.
+    """
+    dv_BTD, dkey_QD, fresh_BT = out = _blocks_pull_fake(
+        v_BTD, key_QD, score_BTQ, rrms_BT, direct_BTD, far, queries, dx_BTD, x_BTD
+    )
+    near_BTQ = torch.zeros_like(score_BTQ)
+    members = ([v_BTD], [score_BTQ], [rrms_BT], [near_BTQ], [dv_BTD])
+    left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT])
+    partial_BTD, far_BTQ, along_BT = far or (None, None, None)
+    _launch().pull(members, key_QD, left, (direct_BTD, partial_BTD, along_BT), final=True)
+    _launch().keys_gradient(v_BTD, near_BTQ, far_BTQ, dkey_QD)
+    return out
+
+
+def _blocks_pull_fake(
+    v_BTD: Tensor,
+    key_QD: Tensor,
+    score_BTQ: Tensor,
+    rrms_BT: Tensor,
+    direct_BTD: Tensor | None,
+    far: list[Tensor],
+    queries: list[int],
+    dx_BTD: list[Tensor],
+    x_BTD: list[Tensor],
+    *others: object,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return torch.empty_like(v_BTD), torch.empty_like(key_QD), [torch.empty_like(rrms_BT) for _ in x_BTD]
+
+
+def _launch() -> Any:  # a module that needs Triton, which a machine without a GPU need not have
+    from src.residual import depth_launch
+
+    return depth_launch
+
+
+ANYWHERE = "CompositeExplicitAutograd"  # on a CPU Triton's interpreter runs them
+
+blocks_scores = operator(_blocks_scores, _blocks_scores_fake, ANYWHERE)
+blocks_partials = operator(_blocks_partials, _blocks_partials_fake, ANYWHERE)
+blocks_mixture = operator(_blocks_mixture, _blocks_mixture_fake, ANYWHERE)
+blocks_far = operator(_blocks_far, _blocks_far_fake, ANYWHERE)
+blocks_pull = operator(_blocks_pull, _blocks_pull_fake, ANYWHERE)

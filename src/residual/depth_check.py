@@ -1,0 +1,105 @@
+"""Whether the kernels for a GPU serve: they are tried before the first real use, on a few random rows.
+
+They are tried once a process for each device, type and width, in value and gradient, against the plain form in
+float64; where Triton is missing, a kernel does not compile or a result is wrong, the plain form runs and a line
+says so and why.
+
+Shape letters: Q queries.
+"""
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from src.residual import block_sources
+from src.residual.block_sources import Blocks, attend_in_block, emitted
+from src.residual.pulled_sources import new_forward
+
+log = logging.getLogger(__name__)
+
+EPS = 1e-6
+TOLERANCE = 0.02  # of the largest element: bfloat16's rounding is 0.004
+WHOLE = 4  # elements that a thread loads at once
+
+
+def blocks_serve(x: Tensor) -> bool:
+    """Whether there are kernels for a stream of rows like those of `x`; a compiler asks once, while it traces."""
+    if x.device.type != "cuda" or (not torch.compiler.is_compiling() and type(x) is not Tensor):
+        return False
+    return cast(bool, _serve(x.device, x.dtype, x.shape[-1]))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+def _serve(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    return why_not(device, dtype, width) is None
+
+
+@functools.cache
+def why_not(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+    """Why the plain form has to run for such rows, if it has to; also logged, once."""
+    reason = _why_not(device, dtype, width)
+    if reason is not None:
+        log.warning("attention over depth runs without kernels of its own, which costs speed only: %s", reason)
+    return reason
+
+
+def _why_not(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if dtype != torch.float32 or width % WHOLE:
+        return f"they are for rows of float32 in a multiple of {WHOLE}, not of {dtype} in {width}"
+    try:
+        off = max(_error(device, dtype, width, kept) for kept in (dtype, torch.bfloat16))
+    except Exception as error:  # of Triton, its compilers or the driver: whatever it is, the plain form can run
+        return f"{type(error).__name__}: {error}"
+    return None if off <= TOLERANCE else f"a trial of them is off by {off:.2g} of the largest element"
+
+
+@torch.enable_grad()
+def _error(device: torch.device, dtype: torch.dtype, width: int, kept: torch.dtype) -> float:
+    """The largest over value and gradients of two blocks, whose sources but the first are of the type `kept`."""
+    generator = torch.Generator().manual_seed(0)
+    Q = block_sources.BLOCK + 3
+    drawn = torch.randn(2 * Q + 2, 1, 2, width, generator=generator, dtype=torch.float64).to(device, kept)
+    values = [drawn[0].to(dtype), *drawn[1 : Q + 1]]
+    key_QD = (torch.randn(Q, width, generator=generator) / width**0.5).to(device, dtype)
+    given = [x.detach().requires_grad_() for x in (key_QD, *values)]
+    exactly = [x.detach().double().requires_grad_() for x in given]
+    results = []
+    for mixtures, leaves in ((_by_kernels, given), (_plainly, exactly)):
+        x_BTD = mixtures(leaves[0], leaves[1:])
+        total = torch.stack(
+            [(x * c.to(x.dtype)).sum() for x, c in zip(x_BTD, drawn[Q + 2 :], strict=True)]
+        ).sum()
+        results.append([*x_BTD, *torch.autograd.grad(total, leaves)])
+    errors = [(one - other).abs().max() / other.abs().max() for one, other in zip(*results, strict=True)]
+    return torch.stack(errors).nan_to_num(nan=float("inf")).max().item()
+
+
+def _by_kernels(key_QD: Tensor, given: Sequence[Tensor]) -> list[Tensor]:
+    forward, blocks = new_forward(), Blocks()
+    values: list[Tensor] = []
+    scores: list[Tensor] = []
+    found = []
+    for j, v_BTD in enumerate(given):
+        keys = key_QD[max(j - 1, 0) :]
+        blocks, v_BTD, score = emitted(forward, blocks, values, scores, v_BTD, keys, EPS)
+        values, scores = [*values, v_BTD], [*scores, score]
+        if j:
+            found.append(attend_in_block(forward, blocks, -len(keys), scores, values))
+    return found
+
+
+def _plainly(key_QD: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
+    found = []
+    for q, key_D in enumerate(key_QD):
+        v_BTDJ = torch.stack([*values[: q + 2]], dim=-1)
+        rrms_BTJ = (v_BTDJ.square().mean(2) + EPS).rsqrt()
+        weight_BTJ = ((v_BTDJ * key_D[:, None]).sum(2) * rrms_BTJ).softmax(-1)
+        found.append((v_BTDJ * weight_BTJ[:, :, None]).sum(-1))
+    return found

@@ -1,0 +1,207 @@
+"""Attention over depth for a GPU, in Triton; equations and what they are called for: `grouped_sources.py`.
+
+One program a token, which holds its row: each hidden state is read once, in one piece. Only the two thin products
+with the keys, `scores` and `keys_gradient`, take tokens by the tile.
+Hidden states come as tables of addresses: first those of the wide type (the arithmetic's), then those of bfloat16.
+
+Shape letters: J sources, L queries, K that a program serves at once (queries forward, sources backward), W the
+width and P other sizes up to a power of two, M tokens of a tile.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _row(table, i, stride: tl.constexpr, last, t, at_W, inside_W, D: tl.constexpr, TYPE: tl.constexpr):
+    """Token t's row of the tensor whose address is entry i of a table; nothing is read from `last` on."""
+    address = tl.load(table + stride * i, mask=i < last, other=0)
+    row = tl.multiple_of(address.to(tl.pointer_type(TYPE)), 4 * TYPE.primitive_bitwidth // 8) + t * D
+    there_W = inside_W & (tl.zeros_like(at_W) + i < last)
+    return tl.load(row + at_W, mask=there_W, other=0)
+
+
+@triton.jit
+def _number(table, i, offset, TYPE: tl.constexpr):
+    """One element of the tensor whose address is entry i of a table."""
+    return tl.load(tl.load(table + i).to(tl.pointer_type(TYPE)) + offset)
+
+
+@triton.jit
+def scores(
+    v, key, score, rrms, rows, eps, D: tl.constexpr, Q: tl.constexpr, QP: tl.constexpr, WIDE: tl.constexpr,
+    M: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """s = (v key^T) r [rows, Q] and r = (mean v^2 + eps)^-1/2 [rows], for M rows."""
+    t_M = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    q_Q, at_C = tl.arange(0, QP), tl.arange(0, CHUNK)
+    s_MQ = tl.zeros([M, QP], WIDE)
+    square_M = tl.zeros([M], WIDE)
+    for first in range(0, D, CHUNK):
+        inside_C = first + at_C < D
+        v_at = v + t_M[:, None] * D + (first + at_C)[None, :]
+        v_MC = tl.load(v_at, mask=(t_M < rows)[:, None] & inside_C[None, :], other=0).to(WIDE)
+        key_at = key + q_Q[None, :] * D + (first + at_C)[:, None]
+        key_CQ = tl.load(key_at, mask=(q_Q < Q)[None, :] & inside_C[:, None], other=0)
+        s_MQ += tl.dot(v_MC, key_CQ, input_precision=PRECISION, out_dtype=WIDE)
+        square_M += tl.sum(v_MC * v_MC, 1)
+    r_M = 1 / tl.sqrt(square_M / D + eps)
+    tl.store(rrms + t_M, r_M, mask=t_M < rows)
+    there_MQ = (t_M < rows)[:, None] & (q_Q < Q)[None, :]
+    tl.store(score + t_M[:, None] * Q + q_Q[None, :], s_MQ * r_M[:, None], mask=there_MQ)
+
+
+@triton.jit
+def _mixed(
+    x_KW, table, first, last, lse_K, n_query, t, at_W, inside_W, D: tl.constexpr, K: tl.constexpr,
+    TYPE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """x_k += sum_j exp(s_jk - lse_k) v_j over entries of a table (v, its score, and that one's stride)."""
+    k_K = tl.arange(0, K)
+    v_W = _row(table, first, 3, last, t, at_W, inside_W, D, TYPE)
+    for j in range(first, last):
+        ahead_W = _row(table, j + 1, 3, last, t, at_W, inside_W, D, TYPE)
+        s_at = tl.load(table + 3 * j + 1).to(tl.pointer_type(WIDE)) + t * tl.load(table + 3 * j + 2)
+        s_K = tl.load(s_at + k_K, mask=k_K < n_query, other=0)
+        x_KW += tl.exp(s_K - lse_K)[:, None] * v_W.to(WIDE)[None, :]
+        v_W = ahead_W
+    return x_KW
+
+
+@triton.jit(do_not_specialize=["n_wide", "n_source", "n_query"])
+def mixtures(
+    table, out, lse, before, lse_before, rows, n_wide, n_source, n_query, D: tl.constexpr, W: tl.constexpr,
+    JP: tl.constexpr, K: tl.constexpr, MORE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Consecutive queries' mixtures of sources, and what these weighed: lse = log sum_j exp s_j.
+
+    MORE: with one query's mixture `before` of other sources, which weigh `lse_before`.
+    """
+    t = tl.program_id(0).to(tl.int64)
+    j_J, k_K, at_W = tl.arange(0, JP), tl.arange(0, K), tl.arange(0, W)
+    inside_W = at_W < D
+    base_J = tl.load(table + 3 * j_J + 1, mask=j_J < n_source, other=0).to(tl.pointer_type(WIDE))
+    stride_J = tl.load(table + 3 * j_J + 2, mask=j_J < n_source, other=0)
+    there_JK = (j_J < n_source)[:, None] & (k_K < n_query)[None, :]
+    s_JK = tl.load((base_J + t * stride_J)[:, None] + k_K[None, :], mask=there_JK, other=float("-inf"))
+    s_JK = tl.where((k_K < n_query)[None, :], s_JK, 0)
+    top_K = tl.max(s_JK, 0)
+    x_KW = tl.zeros([K, W], WIDE)
+    if MORE:
+        lse_before_K = tl.load(lse_before + t + k_K, mask=k_K < n_query, other=0)
+        top_K = tl.maximum(top_K, lse_before_K)
+        total_K = tl.exp(lse_before_K - top_K) + tl.sum(tl.exp(s_JK - top_K[None, :]), 0)
+        lse_K = top_K + tl.log(total_K)
+        before_W = tl.load(before + t * D + at_W, mask=inside_W, other=0)
+        x_KW += tl.exp(lse_before_K - lse_K)[:, None] * before_W[None, :]
+    else:
+        lse_K = top_K + tl.log(tl.sum(tl.exp(s_JK - top_K[None, :]), 0))
+    tl.store(lse + k_K * rows + t, lse_K, mask=k_K < n_query)
+    x_KW = _mixed(x_KW, table, 0, n_wide, lse_K, n_query, t, at_W, inside_W, D, K, WIDE, WIDE)
+    x_KW = _mixed(x_KW, table, n_wide, n_source, lse_K, n_query, t, at_W, inside_W, D, K, tl.bfloat16, WIDE)
+    out_K = tl.load(out + k_K, mask=k_K < n_query, other=0).to(tl.pointer_type(WIDE))
+    out_KW = tl.multiple_of(out_K, 16)[:, None] + t * D + at_W[None, :]
+    tl.store(out_KW, x_KW, mask=(k_K < n_query)[:, None] & inside_W[None, :])
+
+
+@triton.jit
+def _pulled(
+    dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, first, last, n_member, t, at_W, inside_W,
+    D: tl.constexpr, K: tl.constexpr, FRESH: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """What queries of a table (dx, x, lse, delta, column) add to dv_k, and to sum_l g_kl s_kl."""
+    k_K = tl.arange(0, K)
+    there_K = k_K < n_member
+    score_K = tl.load(members + 6 * k_K + 1, mask=there_K, other=0).to(tl.pointer_type(WIDE))
+    product_K = tl.load(members + 6 * k_K + 3, mask=there_K, other=0).to(tl.pointer_type(WIDE))
+    n_key_K = tl.load(members + 6 * k_K + 5, mask=there_K, other=0)
+    dx_W = _row(queries, first, 5, last, t, at_W, inside_W, D, WIDE)
+    for i in range(first, last):
+        ahead_W = _row(queries, i + 1, 5, last, t, at_W, inside_W, D, WIDE)
+        column = tl.load(queries + 5 * i + 4)  # from the last
+        w_W = tl.load(key + (n_key + column) * D + at_W, mask=inside_W, other=0)
+        if FRESH:
+            x_W = _row(queries + 1, i, 5, last, t, at_W, inside_W, D, WIDE)
+            delta = tl.sum(dx_W * x_W, 0)
+            tl.store(tl.load(queries + 5 * i + 3).to(tl.pointer_type(WIDE)) + t, delta)
+        else:
+            delta = _number(queries, 5 * i + 3, t, WIDE)
+        lse = _number(queries, 5 * i + 2, t, WIDE)
+        at_K = t * n_key_K + n_key_K + column
+        s_K = tl.load(score_K + at_K, mask=there_K, other=0)
+        a_K = tl.where(there_K, tl.exp(s_K - lse), 0)
+        g_K = a_K * (tl.sum(v_KW.to(WIDE) * dx_W[None, :], 1) - delta)
+        along_K += g_K * s_K
+        tl.store(product_K + at_K, g_K * r_K, mask=there_K)
+        dv_KW += a_K[:, None] * dx_W[None, :] + (g_K * r_K)[:, None] * w_W[None, :]
+        dx_W = ahead_W
+    return dv_KW, along_K
+
+
+@triton.jit(do_not_specialize=["n_key", "n_fresh", "n_query", "n_member"])
+def pull(
+    members, queries, key, direct, partial, along, rows, n_key, n_fresh, n_query, n_member, D: tl.constexpr,
+    W: tl.constexpr, K: tl.constexpr, TYPE: tl.constexpr, FINAL: tl.constexpr, DIRECT: tl.constexpr, MORE: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """What queries have left for sources (v, score, r, g r, dv, number of keys), which all have met them all.
+
+    dv_k = sum_l a_kl dx_l + g_kl r_k w_l, along_k = sum_l g_kl s_kl. FINAL: one source's whole gradient, with what
+    came `direct` and (MORE) what other queries have left: dv = direct + partial + ... - along r^2 / D v.
+    """
+    t = tl.program_id(0).to(tl.int64)
+    k_K, at_W = tl.arange(0, K), tl.arange(0, W)
+    inside_W, there_K = at_W < D, k_K < n_member
+    there_KW = there_K[:, None] & inside_W[None, :]
+    v_K = tl.load(members + 6 * k_K, mask=there_K, other=0).to(tl.pointer_type(TYPE))
+    v_K = tl.multiple_of(v_K, 4 * TYPE.primitive_bitwidth // 8)
+    v_KW = tl.load(v_K[:, None] + t * D + at_W[None, :], mask=there_KW, other=0)
+    r_at_K = tl.load(members + 6 * k_K + 2, mask=there_K, other=0).to(tl.pointer_type(WIDE))
+    r_K = tl.load(r_at_K + t, mask=there_K, other=0)
+    dv_KW = tl.zeros([K, W], WIDE)
+    along_K = tl.zeros([K], WIDE)
+    if DIRECT:
+        dv_KW += tl.load(direct + t * D + at_W, mask=inside_W, other=0).to(WIDE)[None, :]
+    if MORE:
+        dv_KW += tl.load(partial + t * D + at_W, mask=inside_W, other=0)[None, :]
+        along_K += tl.load(along + t + k_K, mask=there_K, other=0)
+    dv_KW, along_K = _pulled(
+        dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, 0, n_fresh, n_member, t, at_W, inside_W,
+        D, K, True, WIDE,
+    )  # fmt: skip
+    dv_KW, along_K = _pulled(
+        dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, n_fresh, n_query, n_member, t, at_W, inside_W,
+        D, K, False, WIDE,
+    )  # fmt: skip
+    out_K = tl.load(members + 6 * k_K + 4, mask=there_K, other=0)
+    if FINAL:
+        dv_KW -= (along_K * r_K * r_K / D)[:, None] * v_KW.to(WIDE)
+        out_KW = out_K.to(tl.pointer_type(TYPE))[:, None] + t * D + at_W[None, :]
+        tl.store(out_KW, dv_KW.to(TYPE), mask=there_KW)
+    else:
+        out_KW = tl.multiple_of(out_K.to(tl.pointer_type(WIDE)), 16)[:, None] + t * D + at_W[None, :]
+        tl.store(out_KW, dv_KW, mask=there_KW)
+        tl.store(along + k_K * rows + t, along_K, mask=there_K)
+
+
+@triton.jit(do_not_specialize=["per_split"])
+def keys_gradient(
+    v, near, far, out, rows, per_split, D: tl.constexpr, Q: tl.constexpr, QP: tl.constexpr, M: tl.constexpr,
+    CHUNK: tl.constexpr, MORE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """dkey = dproduct^T v [Q, D], dproduct = near (+ far) [rows, Q]: a chunk of the width, for one split of the rows."""
+    at_C, q_Q, t_M = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK), tl.arange(0, QP), tl.arange(0, M)
+    split = tl.program_id(1).to(tl.int64)
+    dkey_QC = tl.zeros([QP, CHUNK], WIDE)
+    for first in range(0, per_split, M):
+        row_M = split * per_split + first + t_M
+        there_M = (row_M < rows) & (first + t_M < per_split)
+        at_QM, there_QM = row_M[None, :] * Q + q_Q[:, None], there_M[None, :] & (q_Q < Q)[:, None]
+        g_QM = tl.load(near + at_QM, mask=there_QM, other=0)
+        if MORE:
+            g_QM += tl.load(far + at_QM, mask=there_QM, other=0)
+        there_MC = there_M[:, None] & (at_C < D)[None, :]
+        v_MC = tl.load(v + row_M[:, None] * D + at_C[None, :], mask=there_MC, other=0).to(WIDE)
+        dkey_QC += tl.dot(g_QM, v_MC, input_precision=PRECISION, out_dtype=WIDE)
+    out_QC = out + (split * Q + q_Q[:, None]) * D + at_C[None, :]
+    tl.store(out_QC, dkey_QC, mask=(q_Q < Q)[:, None] & (at_C < D)[None, :])
