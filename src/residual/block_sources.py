@@ -52,7 +52,7 @@ class Blocks(NamedTuple):
 
 
 class Met:
-    """What a query's backward leaves for its sources; the first one that it meets makes delta."""
+    """What a query's backward leaves for its sources; the first one that it meets makes delta, and may round dx."""
 
     def __init__(self, query: int, dx_BTD: Tensor, x_BTD: Tensor, lse_BT: Tensor) -> None:
         self.query, self.dx_BTD, self.lse_BT = query, dx_BTD, lse_BT
@@ -71,6 +71,7 @@ class Pull:
         self.met: list[Met] = []
         self.since: list[Met] = []
         self.far: dict[int, list[Tensor]] = {}
+        self.narrow: bool | None = None  # as the first to pull says: whether dx is kept in bfloat16
 
     def now(self) -> "Pull":
         """It, with nothing of an earlier backward over the same graph."""
@@ -95,16 +96,18 @@ def emitted(
 ) -> tuple[Blocks, Tensor, Tensor]:
     """One more source as its queries are to meet it and its scores [B, T, Q], after those there are."""
     own = len(values)
-    group = [j for j in range(own - own % BLOCK, own) if values[j].dtype == v_BTD.dtype]
-    earlier = [tensor.detach() for j in group for tensor in (values[j], score_BTQ[j], blocks.rrms_BT[j])]
+    first = own
+    while first % BLOCK and (first == 1 or values[first - 1].dtype == v_BTD.dtype):
+        first -= 1  # the very first source may have a type of its own
+    group = zip(values[first:], score_BTQ[first:], blocks.rrms_BT[first:], strict=True)
+    earlier = [tensor.detach() for parts in group for tensor in parts]
     v_BTD, score, rrms_BT = _source(forward, own, v_BTD, key_QD, eps, earlier)
-    after = Blocks((*blocks.rrms_BT, rrms_BT), blocks.block)
-    first = -len(key_QD)
-    if after.block is None:
-        after = after._replace(block=Block(first))
-    elif first >= after.block.first + BLOCK and first < -1:
-        after = after._replace(block=_opened([*values, v_BTD], [*score_BTQ, score], first))
-    return after, v_BTD, score
+    query, block = -len(key_QD), blocks.block
+    if block is None:
+        block = Block(query)
+    elif block.first + BLOCK <= query < -1:  # the last one alone has nobody to share with
+        block = _opened([*values, v_BTD], [*score_BTQ, score], query)
+    return Blocks((*blocks.rrms_BT, rrms_BT), block), v_BTD, score
 
 
 def attend_in_block(
@@ -169,19 +172,20 @@ class _Source(torch.autograd.Function):
         pull, index = ctx.pull.now(), ctx.index
         key_QD, *tensors = ctx.saved_tensors
         group = [list(tensors[part::3]) for part in range(3)]  # v, score, 1 / rms
+        v_BTD, score_BTQ, rrms_BT = (part[-1] for part in group)
+        if pull.narrow is None:
+            pull.narrow = v_BTD.dtype == torch.bfloat16
         if index not in pull.far and len(group[0]) > 1 and pull.met:
-            *far, fresh_BT = blocks_far(*group, key_QD, *_left(pull.met))
-            _made(pull.met, fresh_BT)
+            *far, fresh_BT, kept_BTD = blocks_far(*group, key_QD, pull.narrow, *_left(pull.met))
+            _made(pull.met, fresh_BT, kept_BTD)
             first = index + 1 - len(group[0])
             pull.far = {first + k: list(parts) for k, parts in enumerate(zip(*far, strict=True))}
             pull.since = []
         since = pull.since if index in pull.far else pull.met
         direct = None if direct_BTD is None else direct_BTD.contiguous()
-        v_BTD, score_BTQ, rrms_BT = (part[-1] for part in group)
-        far = pull.far.get(index, [])
-        pulled = blocks_pull(v_BTD, key_QD, score_BTQ, rrms_BT, direct, far, *_left(since))
-        dv_BTD, dkey_QD, fresh_BT = pulled
-        _made(since, fresh_BT)
+        source = v_BTD, key_QD, score_BTQ, rrms_BT, direct, pull.far.get(index, [])
+        dv_BTD, dkey_QD, fresh_BT, kept_BTD = blocks_pull(*source, pull.narrow, *_left(since))
+        _made(since, fresh_BT, kept_BTD)
         if index == 0:
             pull.clear()
         return None, None, dv_BTD, dkey_QD, None, None
@@ -230,8 +234,10 @@ def _left(met: Sequence[Met]) -> tuple[list[int], list[Tensor], list[Tensor], li
     )
 
 
-def _made(met: Sequence[Met], delta_BT: Sequence[Tensor]) -> None:
-    """Give queries the delta that was made for them, after which nobody needs x."""
+def _made(met: Sequence[Met], delta_BT: Sequence[Tensor], kept_BTD: Sequence[Tensor]) -> None:
+    """Give queries the delta that was made for them, after which nobody needs x, and dx as it is to be kept."""
     fresh = [one for one in met if one.delta_BT is None]
-    for one, delta in zip(fresh, delta_BT, strict=True):
+    for i, (one, delta) in enumerate(zip(fresh, delta_BT, strict=True)):
         one.delta_BT, one.x_BTD = delta, None
+        if kept_BTD:
+            one.dx_BTD = kept_BTD[i]

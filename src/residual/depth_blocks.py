@@ -68,21 +68,23 @@ def _blocks_far(
     score_BTQ: list[Tensor],
     rrms_BT: list[Tensor],
     key_QD: Tensor,
+    narrow: bool,
     queries: list[int],
     dx_BTD: list[Tensor],
     x_BTD: list[Tensor],
     lse_BT: list[Tensor],
     delta_BT: list[Tensor],
-) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor], list[Tensor]]:
     """What queries have left for K sources that all met them, for `blocks_pull`; the keys are the last source's.
 
-    K partial gradients, K times g r, [K, B, T] of g . s; and delta of the first queries, which come with x.
+    K partial gradients, K times g r, [K, B, T] of g . s; then delta of the first queries, which come with x, and
+    their dx to be kept, where that is `narrow`: in bfloat16.
     """
-    out = _blocks_far_fake(values, score_BTQ, rrms_BT, key_QD, queries, dx_BTD, x_BTD)
-    partial_BTD, product_BTQ, along, fresh_BT = out
+    out = _blocks_far_fake(values, score_BTQ, rrms_BT, key_QD, narrow, queries, dx_BTD, x_BTD)
+    partial_BTD, product_BTQ, along, fresh_BT, kept_BTD = out
     members = (values, score_BTQ, rrms_BT, product_BTQ, partial_BTD)
-    left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT])
-    _launch().pull(members, key_QD, left, (None, None, along), final=False)
+    left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT], kept_BTD)
+    _launch().pull(members, key_QD, left, (None, None, along), final=False, narrow=narrow)
     return out
 
 
@@ -91,15 +93,16 @@ def _blocks_far_fake(
     score_BTQ: list[Tensor],
     rrms_BT: list[Tensor],
     key_QD: Tensor,
+    narrow: bool,
     queries: list[int],
     dx_BTD: list[Tensor],
     x_BTD: list[Tensor],
     *others: object,
-) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor], list[Tensor]]:
     partial_BTD = [torch.empty_like(v_BTD, dtype=key_QD.dtype) for v_BTD in values]
     product_BTQ = [torch.zeros_like(score) for score in score_BTQ]
     along = key_QD.new_empty(len(values), *rrms_BT[0].shape)
-    return partial_BTD, product_BTQ, along, [torch.empty_like(rrms_BT[0]) for _ in x_BTD]
+    return partial_BTD, product_BTQ, along, *_fresh(narrow, x_BTD)
 
 
 def _blocks_pull(
@@ -109,24 +112,25 @@ def _blocks_pull(
     rrms_BT: Tensor,
     direct_BTD: Tensor | None,
     far: list[Tensor],
+    narrow: bool,
     queries: list[int],
     dx_BTD: list[Tensor],
     x_BTD: list[Tensor],
     lse_BT: list[Tensor],
     delta_BT: list[Tensor],
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The gradients of a source and of its keys, and delta of the first queries, which come with x.
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The gradients of a source and of its keys; then of the first queries, which come with x, as `blocks_far`.
 
     `far` is what other queries have left for it: its part of each of the first three that `blocks_far` gives, or none.
     """
-    dv_BTD, dkey_QD, fresh_BT = out = _blocks_pull_fake(
-        v_BTD, key_QD, score_BTQ, rrms_BT, direct_BTD, far, queries, dx_BTD, x_BTD
-    )
+    out = _blocks_pull_fake(v_BTD, key_QD, score_BTQ, rrms_BT, direct_BTD, far, narrow, queries, dx_BTD, x_BTD)
+    dv_BTD, dkey_QD, fresh_BT, kept_BTD = out
     near_BTQ = torch.zeros_like(score_BTQ)
     members = ([v_BTD], [score_BTQ], [rrms_BT], [near_BTQ], [dv_BTD])
-    left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT])
+    left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT], kept_BTD)
     partial_BTD, far_BTQ, along_BT = far or (None, None, None)
-    _launch().pull(members, key_QD, left, (direct_BTD, partial_BTD, along_BT), final=True)
+    others = (direct_BTD, partial_BTD, along_BT)
+    _launch().pull(members, key_QD, left, others, final=True, narrow=narrow)
     _launch().keys_gradient(v_BTD, near_BTQ, far_BTQ, dkey_QD)
     return out
 
@@ -138,12 +142,18 @@ def _blocks_pull_fake(
     rrms_BT: Tensor,
     direct_BTD: Tensor | None,
     far: list[Tensor],
+    narrow: bool,
     queries: list[int],
     dx_BTD: list[Tensor],
     x_BTD: list[Tensor],
     *others: object,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    return torch.empty_like(v_BTD), torch.empty_like(key_QD), [torch.empty_like(rrms_BT) for _ in x_BTD]
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    return torch.empty_like(v_BTD), torch.empty_like(key_QD), *_fresh(narrow, x_BTD)
+
+
+def _fresh(narrow: bool, x_BTD: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    kept_BTD = [torch.empty_like(x, dtype=torch.bfloat16) for x in x_BTD] if narrow else []
+    return [x.new_empty(x.shape[:-1]) for x in x_BTD], kept_BTD
 
 
 def _launch() -> Any:  # a module that needs Triton, which a machine without a GPU need not have

@@ -54,32 +54,37 @@ def mixtures(
 def pull(
     members: tuple[list[Tensor], ...],
     key_QD: Tensor,
-    left: tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]],
+    left: tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]],
     others: tuple[Tensor | None, Tensor | None, Tensor | None],
     *,
     final: bool,
+    narrow: bool,
 ) -> None:
-    """What queries have left (number, dx, x, lse, delta) for sources (v, score, 1 / rms, g r, dv); the keys: the last's.
+    """What queries have left (number, dx, x, lse, delta, dx as kept) for sources (v, score, 1 / rms, g r, dv).
 
-    x is there for the first queries alone, those whose delta is made. `others` is the source's direct gradient, and
-    what other queries have left for it: the partial gradient and g . s, which is made where it is not `final`.
+    The keys are the last source's. The first queries, with x, are those whose delta is made, and dx to keep, which is
+    bfloat16 where it is `narrow`.
+    `others` is the source's direct gradient, and what other queries have left for it: the partial gradient and g . s,
+    which is made where it is not `final`.
     """
-    queries, dx_BTD, x_BTD, lse_BT, delta_BT = left
+    numbers, dx_BTD, x_BTD, lse_BT, delta_BT, kept_BTD = left
     sources: list[int] = []
     for v_BTD, score_BTQ, *three in zip(*members, strict=True):
         sources += (*map(_address, (v_BTD, score_BTQ, *three)), score_BTQ.shape[-1])
     entries: list[int] = []
-    for i, query in enumerate(queries):
+    for i, number in enumerate(numbers):
         x = _address(x_BTD[i]) if i < len(x_BTD) else 0
-        entries += (_address(dx_BTD[i]), x, _address(lse_BT[i]), _address(delta_BT[i]), query)
-    table, v_BTD = _table([*sources, *entries], key_QD), members[0][0]
-    counts = (len(key_QD), len(x_BTD), len(queries), len(members[0]))
+        kept = _address(kept_BTD[i]) if i < len(kept_BTD) else 0
+        entries += (_address(dx_BTD[i]), x, _address(lse_BT[i]), _address(delta_BT[i]), kept, number)
+    table, types = _table([*sources, *entries], key_QD), [TYPES[v_BTD.dtype] for v_BTD in members[0]]
+    counts = (len(key_QD), len(x_BTD), len(numbers), len(types))
     flags = {"FINAL": final, "DIRECT": others[0] is not None, "MORE": others[1] is not None}
-    kind = {"TYPE": TYPES[v_BTD.dtype], "K": triton.next_power_of_2(len(members[0]))}
-    rows = v_BTD.shape[:-1].numel()
+    kinds = {"FIRST": types[0], "TYPE": types[-1], "KEPT": tl.bfloat16 if narrow else TYPES[key_QD.dtype]}
+    rows = members[2][0].numel()
     given = (table, table[len(sources) :], key_QD, *others, rows, *counts)
+    n = {"K": triton.next_power_of_2(len(types)), **_row_sizes(key_QD, members[0][0])}
     with _on(key_QD):
-        depth_triton.pull[(rows,)](*given, **flags, **kind, **_row_sizes(key_QD, v_BTD))
+        depth_triton.pull[(rows,)](*given, **flags, **kinds, **n)
 
 
 def keys_gradient(v_BTD: Tensor, near_BTQ: Tensor, far_BTQ: Tensor | None, dkey_QD: Tensor) -> None:

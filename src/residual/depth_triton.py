@@ -1,6 +1,6 @@
 """Attention over depth for a GPU, in Triton; equations and what they are called for: `grouped_sources.py`.
 
-One program a token, which holds its row: each hidden state is read once, in one piece. Only the two thin products
+One program a token, which holds its row, [1, W]: each hidden state is read once, in one piece. Only the two thin products
 with the keys, `scores` and `keys_gradient`, take tokens by the tile.
 Hidden states come as tables of addresses: first those of the wide type (the arithmetic's), then those of bfloat16.
 
@@ -13,12 +13,17 @@ import triton.language as tl
 
 
 @triton.jit
+def _rows(address, t, D: tl.constexpr, TYPE: tl.constexpr):
+    """Where token t's row begins, or rows; a thread takes four elements of each, whatever their type."""
+    return tl.multiple_of(address.to(tl.pointer_type(TYPE)), 4 * TYPE.primitive_bitwidth // 8) + t * D
+
+
+@triton.jit
 def _row(table, i, stride: tl.constexpr, last, t, at_W, inside_W, D: tl.constexpr, TYPE: tl.constexpr):
     """Token t's row of the tensor whose address is entry i of a table; nothing is read from `last` on."""
     address = tl.load(table + stride * i, mask=i < last, other=0)
-    row = tl.multiple_of(address.to(tl.pointer_type(TYPE)), 4 * TYPE.primitive_bitwidth // 8) + t * D
     there_W = inside_W & (tl.zeros_like(at_W) + i < last)
-    return tl.load(row + at_W, mask=there_W, other=0)
+    return tl.load(_rows(address, t, D, TYPE) + at_W, mask=there_W, other=0)
 
 
 @triton.jit
@@ -63,7 +68,7 @@ def _mixed(
         ahead_W = _row(table, j + 1, 3, last, t, at_W, inside_W, D, TYPE)
         s_at = tl.load(table + 3 * j + 1).to(tl.pointer_type(WIDE)) + t * tl.load(table + 3 * j + 2)
         s_K = tl.load(s_at + k_K, mask=k_K < n_query, other=0)
-        x_KW += tl.exp(s_K - lse_K)[:, None] * v_W.to(WIDE)[None, :]
+        x_KW += tl.exp(s_K - lse_K)[:, None] * v_W.to(WIDE)
         v_W = ahead_W
     return x_KW
 
@@ -78,7 +83,7 @@ def mixtures(
     MORE: with one query's mixture `before` of other sources, which weigh `lse_before`.
     """
     t = tl.program_id(0).to(tl.int64)
-    j_J, k_K, at_W = tl.arange(0, JP), tl.arange(0, K), tl.arange(0, W)
+    j_J, k_K, at_W = tl.arange(0, JP), tl.arange(0, K), tl.arange(0, W)[None, :]
     inside_W = at_W < D
     base_J = tl.load(table + 3 * j_J + 1, mask=j_J < n_source, other=0).to(tl.pointer_type(WIDE))
     stride_J = tl.load(table + 3 * j_J + 2, mask=j_J < n_source, other=0)
@@ -93,94 +98,106 @@ def mixtures(
         total_K = tl.exp(lse_before_K - top_K) + tl.sum(tl.exp(s_JK - top_K[None, :]), 0)
         lse_K = top_K + tl.log(total_K)
         before_W = tl.load(before + t * D + at_W, mask=inside_W, other=0)
-        x_KW += tl.exp(lse_before_K - lse_K)[:, None] * before_W[None, :]
+        x_KW += tl.exp(lse_before_K - lse_K)[:, None] * before_W
     else:
         lse_K = top_K + tl.log(tl.sum(tl.exp(s_JK - top_K[None, :]), 0))
     tl.store(lse + k_K * rows + t, lse_K, mask=k_K < n_query)
     x_KW = _mixed(x_KW, table, 0, n_wide, lse_K, n_query, t, at_W, inside_W, D, K, WIDE, WIDE)
     x_KW = _mixed(x_KW, table, n_wide, n_source, lse_K, n_query, t, at_W, inside_W, D, K, tl.bfloat16, WIDE)
-    out_K = tl.load(out + k_K, mask=k_K < n_query, other=0).to(tl.pointer_type(WIDE))
-    out_KW = tl.multiple_of(out_K, 16)[:, None] + t * D + at_W[None, :]
-    tl.store(out_KW, x_KW, mask=(k_K < n_query)[:, None] & inside_W[None, :])
+    out_K = _rows(tl.load(out + k_K, mask=k_K < n_query, other=0), t, D, WIDE)
+    tl.store(out_K[:, None] + at_W, x_KW, mask=(k_K < n_query)[:, None] & inside_W)
 
 
 @triton.jit
 def _pulled(
     dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, first, last, n_member, t, at_W, inside_W,
-    D: tl.constexpr, K: tl.constexpr, FRESH: tl.constexpr, WIDE: tl.constexpr,
+    D: tl.constexpr, K: tl.constexpr, FRESH: tl.constexpr, KEPT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """What queries of a table (dx, x, lse, delta, column) add to dv_k, and to sum_l g_kl s_kl."""
+    """What queries of a table (dx, x, lse, delta, dx to keep, number) add to dv_k, and to sum_l g_kl s_kl.
+
+    FRESH: they have come by now; delta is made, and dx rounded to what is KEPT.
+    """
     k_K = tl.arange(0, K)
     there_K = k_K < n_member
     score_K = tl.load(members + 6 * k_K + 1, mask=there_K, other=0).to(tl.pointer_type(WIDE))
     product_K = tl.load(members + 6 * k_K + 3, mask=there_K, other=0).to(tl.pointer_type(WIDE))
     n_key_K = tl.load(members + 6 * k_K + 5, mask=there_K, other=0)
-    dx_W = _row(queries, first, 5, last, t, at_W, inside_W, D, WIDE)
+    COMES: tl.constexpr = WIDE if FRESH else KEPT
+    given_W = _row(queries, first, 6, last, t, at_W, inside_W, D, COMES)
     for i in range(first, last):
-        ahead_W = _row(queries, i + 1, 5, last, t, at_W, inside_W, D, WIDE)
-        column = tl.load(queries + 5 * i + 4)  # from the last
-        w_W = tl.load(key + (n_key + column) * D + at_W, mask=inside_W, other=0)
+        ahead_W = _row(queries, i + 1, 6, last, t, at_W, inside_W, D, COMES)
+        number = tl.load(queries + 6 * i + 5)  # from the last
+        w_W = tl.load(key + (n_key + number) * D + at_W, mask=inside_W, other=0)
+        dx_W = given_W.to(KEPT).to(WIDE)
         if FRESH:
-            x_W = _row(queries + 1, i, 5, last, t, at_W, inside_W, D, WIDE)
-            delta = tl.sum(dx_W * x_W, 0)
-            tl.store(tl.load(queries + 5 * i + 3).to(tl.pointer_type(WIDE)) + t, delta)
+            if KEPT != WIDE:
+                kept = _rows(tl.load(queries + 6 * i + 4), t, D, KEPT)
+                tl.store(kept + at_W, given_W.to(KEPT), mask=inside_W)
+            x_W = _row(queries + 1, i, 6, last, t, at_W, inside_W, D, WIDE)
+            delta = tl.sum(dx_W * x_W)
+            tl.store(tl.load(queries + 6 * i + 3).to(tl.pointer_type(WIDE)) + t, delta)
         else:
-            delta = _number(queries, 5 * i + 3, t, WIDE)
-        lse = _number(queries, 5 * i + 2, t, WIDE)
-        at_K = t * n_key_K + n_key_K + column
+            delta = _number(queries, 6 * i + 3, t, WIDE)
+        lse = _number(queries, 6 * i + 2, t, WIDE)
+        at_K = t * n_key_K + n_key_K + number
         s_K = tl.load(score_K + at_K, mask=there_K, other=0)
         a_K = tl.where(there_K, tl.exp(s_K - lse), 0)
-        g_K = a_K * (tl.sum(v_KW.to(WIDE) * dx_W[None, :], 1) - delta)
+        g_K = a_K * (tl.sum(v_KW * dx_W, 1) - delta)
         along_K += g_K * s_K
         tl.store(product_K + at_K, g_K * r_K, mask=there_K)
-        dv_KW += a_K[:, None] * dx_W[None, :] + (g_K * r_K)[:, None] * w_W[None, :]
-        dx_W = ahead_W
+        dv_KW += a_K[:, None] * dx_W
+        dv_KW += (g_K * r_K)[:, None] * w_W
+        given_W = ahead_W
     return dv_KW, along_K
 
 
 @triton.jit(do_not_specialize=["n_key", "n_fresh", "n_query", "n_member"])
 def pull(
     members, queries, key, direct, partial, along, rows, n_key, n_fresh, n_query, n_member, D: tl.constexpr,
-    W: tl.constexpr, K: tl.constexpr, TYPE: tl.constexpr, FINAL: tl.constexpr, DIRECT: tl.constexpr, MORE: tl.constexpr,
-    WIDE: tl.constexpr,
+    W: tl.constexpr, K: tl.constexpr, FIRST: tl.constexpr, TYPE: tl.constexpr, KEPT: tl.constexpr,
+    FINAL: tl.constexpr, DIRECT: tl.constexpr, MORE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """What queries have left for sources (v, score, r, g r, dv, number of keys), which all have met them all.
 
     dv_k = sum_l a_kl dx_l + g_kl r_k w_l, along_k = sum_l g_kl s_kl. FINAL: one source's whole gradient, with what
     came `direct` and (MORE) what other queries have left: dv = direct + partial + ... - along r^2 / D v.
+    The FIRST source may have a type of its own.
     """
     t = tl.program_id(0).to(tl.int64)
-    k_K, at_W = tl.arange(0, K), tl.arange(0, W)
+    k_K, at_W = tl.arange(0, K), tl.arange(0, W)[None, :]
     inside_W, there_K = at_W < D, k_K < n_member
-    there_KW = there_K[:, None] & inside_W[None, :]
-    v_K = tl.load(members + 6 * k_K, mask=there_K, other=0).to(tl.pointer_type(TYPE))
-    v_K = tl.multiple_of(v_K, 4 * TYPE.primitive_bitwidth // 8)
-    v_KW = tl.load(v_K[:, None] + t * D + at_W[None, :], mask=there_KW, other=0)
+    there_KW = there_K[:, None] & inside_W
+    v_K = tl.load(members + 6 * k_K, mask=there_K, other=0)
+    if FIRST == TYPE:
+        v_KW = tl.load(_rows(v_K, t, D, TYPE)[:, None] + at_W, mask=there_KW, other=0).to(WIDE)
+    else:
+        others_KW = there_KW & (k_K > 0)[:, None]
+        v_KW = tl.load(_rows(v_K, t, D, TYPE)[:, None] + at_W, mask=others_KW, other=0).to(WIDE)
+        first_W = tl.load(_rows(tl.load(members), t, D, FIRST) + at_W, mask=inside_W, other=0).to(WIDE)
+        v_KW += tl.where((k_K == 0)[:, None], first_W, 0)
     r_at_K = tl.load(members + 6 * k_K + 2, mask=there_K, other=0).to(tl.pointer_type(WIDE))
     r_K = tl.load(r_at_K + t, mask=there_K, other=0)
     dv_KW = tl.zeros([K, W], WIDE)
     along_K = tl.zeros([K], WIDE)
     if DIRECT:
-        dv_KW += tl.load(direct + t * D + at_W, mask=inside_W, other=0).to(WIDE)[None, :]
+        dv_KW += tl.load(direct + t * D + at_W, mask=inside_W, other=0).to(WIDE)
     if MORE:
-        dv_KW += tl.load(partial + t * D + at_W, mask=inside_W, other=0)[None, :]
+        dv_KW += tl.load(partial + t * D + at_W, mask=inside_W, other=0)
         along_K += tl.load(along + t + k_K, mask=there_K, other=0)
     dv_KW, along_K = _pulled(
         dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, 0, n_fresh, n_member, t, at_W, inside_W,
-        D, K, True, WIDE,
+        D, K, True, KEPT, WIDE,
     )  # fmt: skip
     dv_KW, along_K = _pulled(
         dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, n_fresh, n_query, n_member, t, at_W, inside_W,
-        D, K, False, WIDE,
+        D, K, False, KEPT, WIDE,
     )  # fmt: skip
     out_K = tl.load(members + 6 * k_K + 4, mask=there_K, other=0)
     if FINAL:
-        dv_KW -= (along_K * r_K * r_K / D)[:, None] * v_KW.to(WIDE)
-        out_KW = out_K.to(tl.pointer_type(TYPE))[:, None] + t * D + at_W[None, :]
-        tl.store(out_KW, dv_KW.to(TYPE), mask=there_KW)
+        dv_KW -= (along_K * r_K * r_K / D)[:, None] * v_KW
+        tl.store(_rows(out_K, t, D, TYPE)[:, None] + at_W, dv_KW.to(TYPE), mask=there_KW)
     else:
-        out_KW = tl.multiple_of(out_K.to(tl.pointer_type(WIDE)), 16)[:, None] + t * D + at_W[None, :]
-        tl.store(out_KW, dv_KW, mask=there_KW)
+        tl.store(_rows(out_K, t, D, WIDE)[:, None] + at_W, dv_KW, mask=there_KW)
         tl.store(along + k_K * rows + t, along_K, mask=there_K)
 
 

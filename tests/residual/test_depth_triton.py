@@ -138,6 +138,20 @@ def test_every_source_and_key_gets_its_gradient(
     assert_close(found, plain, tolerance)
 
 
+@pytest.mark.parametrize("halves", [(1, 2, 4, 5, 6), (1, 2, 3, 7), (1, 2, 3, 4, 5, 6, 7)])
+def test_sources_of_two_types(halves: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [torch.bfloat16 if j in halves else torch.float32 for j in range(8)]
+    values = [random(1, 2, 12, seed=j, dtype=kind).requires_grad_() for j, kind in enumerate(kinds)]
+    given = [random(8, 12, seed=99, dtype=torch.float32).requires_grad_(), *values]
+    of = mixed(8)
+    found = torch.autograd.grad(of(*given), given)
+    for one, other in zip(
+        found, plainly(monkeypatch, lambda: torch.autograd.grad(of(*given), given)), strict=True
+    ):
+        assert one.dtype == other.dtype
+        assert (one - other).float().norm() <= 0.01 * other.float().norm()
+
+
 def test_the_gradients_are_the_derivatives() -> None:
     n_source = BLOCK + 1
     given = [random(n_source, 4).requires_grad_()]
