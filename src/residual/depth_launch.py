@@ -19,7 +19,9 @@ from src.residual import depth_triton
 
 TOKENS = 64  # of a tile
 CHUNK = 64  # of the width, in the thin products
+TOGETHER = 4  # sources, or their gradients, that fit into the registers of one program
 SPLITS = 32  # of the rows, where a sum runs over them
+FUSED = {"enable_fp_fusion": True}  # products and sums, which Triton may be told not to
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}
 
 
@@ -82,9 +84,16 @@ def pull(
     kinds = {"FIRST": types[0], "TYPE": types[-1], "KEPT": tl.bfloat16 if narrow else TYPES[key_QD.dtype]}
     rows = members[2][0].numel()
     given = (table, table[len(sources) :], key_QD, *others, rows, *counts)
-    n = {"K": triton.next_power_of_2(len(types)), **_row_sizes(key_QD, members[0][0])}
+    parts = triton.cdiv(len(types), TOGETHER)
+    n = {
+        "K": triton.next_power_of_2(min(len(types), TOGETHER)),
+        "PARTS": parts,
+        **_row_sizes(key_QD, members[0][0]),
+    }
+    if not final:
+        n["num_warps"] = max(1, n["num_warps"] // 2)  # sums over a row cost less in fewer threads
     with _on(key_QD):
-        depth_triton.pull[(rows,)](*given, **flags, **kinds, **n)
+        depth_triton.pull[(rows * parts,)](*given, **flags, **kinds, **n)
 
 
 def keys_gradient(v_BTD: Tensor, near_BTQ: Tensor, far_BTQ: Tensor | None, dkey_QD: Tensor) -> None:
@@ -103,7 +112,8 @@ def keys_gradient(v_BTD: Tensor, near_BTQ: Tensor, far_BTQ: Tensor | None, dkey_
 def _row_sizes(wide: Tensor, x_BTD: Tensor) -> dict[str, Any]:
     D = x_BTD.shape[-1]
     W = max(16, triton.next_power_of_2(D))
-    return {"D": D, "W": W, "WIDE": TYPES[wide.dtype], "num_warps": min(16, max(1, W // 256))}
+    sizes = {"D": D, "W": W, "WIDE": TYPES[wide.dtype]}
+    return {**sizes, **FUSED, "num_warps": min(16, max(1, W // 256))}
 
 
 def _tile_sizes(key_QD: Tensor) -> dict[str, Any]:
@@ -111,7 +121,7 @@ def _tile_sizes(key_QD: Tensor) -> dict[str, Any]:
     exact = torch.get_float32_matmul_precision() == "highest"
     Q, D = key_QD.shape
     sizes = {"D": D, "Q": Q, "QP": max(16, triton.next_power_of_2(Q)), "M": TOKENS, "CHUNK": CHUNK}
-    return {**sizes, "WIDE": TYPES[key_QD.dtype], "PRECISION": "ieee" if exact else "tf32"}
+    return {**sizes, **FUSED, "WIDE": TYPES[key_QD.dtype], "PRECISION": "ieee" if exact else "tf32"}
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:

@@ -23,7 +23,8 @@ def _row(table, i, stride: tl.constexpr, last, t, at_W, inside_W, D: tl.constexp
     """Token t's row of the tensor whose address is entry i of a table; nothing is read from `last` on."""
     address = tl.load(table + stride * i, mask=i < last, other=0)
     there_W = inside_W & (tl.zeros_like(at_W) + i < last)
-    return tl.load(_rows(address, t, D, TYPE) + at_W, mask=there_W, other=0)
+    # Past the first cache, which is left to what programs share.
+    return tl.load(_rows(address, t, D, TYPE) + at_W, mask=there_W, other=0, cache_modifier=".cg")
 
 
 @triton.jit
@@ -110,18 +111,18 @@ def mixtures(
 
 @triton.jit
 def _pulled(
-    dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, first, last, n_member, t, at_W, inside_W,
-    D: tl.constexpr, K: tl.constexpr, FRESH: tl.constexpr, KEPT: tl.constexpr, WIDE: tl.constexpr,
+    dv_KW, along_K, v_KW, r_K, k_K, members, queries, key, n_key, first, last, n_member, t, at_W, inside_W,
+    D: tl.constexpr, FRESH: tl.constexpr, KEPT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """What queries of a table (dx, x, lse, delta, dx to keep, number) add to dv_k, and to sum_l g_kl s_kl.
 
     FRESH: they have come by now; delta is made, and dx rounded to what is KEPT.
     """
-    k_K = tl.arange(0, K)
     there_K = k_K < n_member
     score_K = tl.load(members + 6 * k_K + 1, mask=there_K, other=0).to(tl.pointer_type(WIDE))
     product_K = tl.load(members + 6 * k_K + 3, mask=there_K, other=0).to(tl.pointer_type(WIDE))
-    n_key_K = tl.load(members + 6 * k_K + 5, mask=there_K, other=0)
+    end_K = (t + 1) * tl.load(members + 6 * k_K + 5, mask=there_K, other=0)
+    score_K, product_K = score_K + end_K, product_K + end_K
     COMES: tl.constexpr = WIDE if FRESH else KEPT
     given_W = _row(queries, first, 6, last, t, at_W, inside_W, D, COMES)
     for i in range(first, last):
@@ -132,21 +133,23 @@ def _pulled(
         if FRESH:
             if KEPT != WIDE:
                 kept = _rows(tl.load(queries + 6 * i + 4), t, D, KEPT)
-                tl.store(kept + at_W, given_W.to(KEPT), mask=inside_W)
+                tl.store(
+                    kept + at_W, given_W.to(KEPT), mask=inside_W & (tl.min(k_K) + tl.zeros_like(at_W) == 0)
+                )
             x_W = _row(queries + 1, i, 6, last, t, at_W, inside_W, D, WIDE)
             delta = tl.sum(dx_W * x_W)
             tl.store(tl.load(queries + 6 * i + 3).to(tl.pointer_type(WIDE)) + t, delta)
         else:
             delta = _number(queries, 6 * i + 3, t, WIDE)
         lse = _number(queries, 6 * i + 2, t, WIDE)
-        at_K = t * n_key_K + n_key_K + number
-        s_K = tl.load(score_K + at_K, mask=there_K, other=0)
-        a_K = tl.where(there_K, tl.exp(s_K - lse), 0)
+        s_K = tl.load(score_K + number, mask=there_K, other=0)
+        a_K = tl.exp(s_K - lse)
         g_K = a_K * (tl.sum(v_KW * dx_W, 1) - delta)
         along_K += g_K * s_K
-        tl.store(product_K + at_K, g_K * r_K, mask=there_K)
+        p_K = g_K * r_K
+        tl.store(product_K + number, p_K, mask=there_K)
         dv_KW += a_K[:, None] * dx_W
-        dv_KW += (g_K * r_K)[:, None] * w_W
+        dv_KW += p_K[:, None] * w_W
         given_W = ahead_W
     return dv_KW, along_K
 
@@ -154,17 +157,17 @@ def _pulled(
 @triton.jit(do_not_specialize=["n_key", "n_fresh", "n_query", "n_member"])
 def pull(
     members, queries, key, direct, partial, along, rows, n_key, n_fresh, n_query, n_member, D: tl.constexpr,
-    W: tl.constexpr, K: tl.constexpr, FIRST: tl.constexpr, TYPE: tl.constexpr, KEPT: tl.constexpr,
+    W: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr, FIRST: tl.constexpr, TYPE: tl.constexpr, KEPT: tl.constexpr,
     FINAL: tl.constexpr, DIRECT: tl.constexpr, MORE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """What queries have left for sources (v, score, r, g r, dv, number of keys), which all have met them all.
 
     dv_k = sum_l a_kl dx_l + g_kl r_k w_l, along_k = sum_l g_kl s_kl. FINAL: one source's whole gradient, with what
     came `direct` and (MORE) what other queries have left: dv = direct + partial + ... - along r^2 / D v.
-    The FIRST source may have a type of its own.
+    The FIRST source may have a type of its own. Each of PARTS programs, which meet in the cache, serves K of them.
     """
-    t = tl.program_id(0).to(tl.int64)
-    k_K, at_W = tl.arange(0, K), tl.arange(0, W)[None, :]
+    t = (tl.program_id(0) // PARTS).to(tl.int64)
+    k_K, at_W = tl.program_id(0) % PARTS * K + tl.arange(0, K), tl.arange(0, W)[None, :]
     inside_W, there_K = at_W < D, k_K < n_member
     there_KW = there_K[:, None] & inside_W
     v_K = tl.load(members + 6 * k_K, mask=there_K, other=0)
@@ -183,14 +186,14 @@ def pull(
         dv_KW += tl.load(direct + t * D + at_W, mask=inside_W, other=0).to(WIDE)
     if MORE:
         dv_KW += tl.load(partial + t * D + at_W, mask=inside_W, other=0)
-        along_K += tl.load(along + t + k_K, mask=there_K, other=0)
+        along_K += tl.load(along + k_K * rows + t, mask=there_K, other=0)
     dv_KW, along_K = _pulled(
-        dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, 0, n_fresh, n_member, t, at_W, inside_W,
-        D, K, True, KEPT, WIDE,
+        dv_KW, along_K, v_KW, r_K, k_K, members, queries, key, n_key, 0, n_fresh, n_member, t, at_W, inside_W,
+        D, True, KEPT, WIDE,
     )  # fmt: skip
     dv_KW, along_K = _pulled(
-        dv_KW, along_K, v_KW, r_K, members, queries, key, n_key, n_fresh, n_query, n_member, t, at_W, inside_W,
-        D, K, False, KEPT, WIDE,
+        dv_KW, along_K, v_KW, r_K, k_K, members, queries, key, n_key, n_fresh, n_query, n_member, t, at_W, inside_W,
+        D, False, KEPT, WIDE,
     )  # fmt: skip
     out_K = tl.load(members + 6 * k_K + 4, mask=there_K, other=0)
     if FINAL:

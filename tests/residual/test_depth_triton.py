@@ -20,7 +20,7 @@ from tests.support import jitter, tiny_gpt, tokens
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1e-6
-BLOCK = 4  # smaller than at work: the interpreter is slow
+BLOCK = 5  # smaller than at work: the interpreter is slow
 LAYERS = BLOCK + 1  # their sources fill two blocks and begin a third
 TYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 
