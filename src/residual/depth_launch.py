@@ -17,10 +17,8 @@ from torch import Tensor
 
 from src.residual import depth_triton
 
-TOKENS = 64  # of a tile
-CHUNK = 64  # of the width, in the thin products
 TOGETHER = 4  # sources, or their gradients, that fit into the registers of one program
-SPLITS = 32  # of the rows, where a sum runs over them
+SPLITS = 64  # of the rows, where a sum runs over them
 FUSED = {"enable_fp_fusion": True}  # products and sums, which Triton may be told not to
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}
 
@@ -29,8 +27,8 @@ def scores(v_BTD: Tensor, key_QD: Tensor, eps: float, score_BTQ: Tensor, rrms_BT
     """A source's scores and 1 / rms."""
     rows = rrms_BT.numel()
     with _on(v_BTD):
-        kernel = depth_triton.scores[(triton.cdiv(rows, TOKENS),)]
-        kernel(v_BTD, key_QD, score_BTQ, rrms_BT, rows, eps, **_tile_sizes(key_QD))
+        kernel = depth_triton.scores[(triton.cdiv(rows, 64),)]
+        kernel(v_BTD, key_QD, score_BTQ, rrms_BT, rows, len(key_QD), eps, **_tile_sizes(key_QD, 64, 64))
 
 
 def mixtures(
@@ -99,13 +97,14 @@ def pull(
 def keys_gradient(v_BTD: Tensor, near_BTQ: Tensor, far_BTQ: Tensor | None, dkey_QD: Tensor) -> None:
     """dkey = (near + far)^T v."""
     (Q, D), rows = dkey_QD.shape, v_BTD.shape[:-1].numel()
-    per_split = triton.cdiv(rows, SPLITS * TOKENS) * TOKENS
+    per_split = triton.cdiv(rows, SPLITS * 32) * 32
     splits = triton.cdiv(rows, per_split)
     part_QD = dkey_QD.new_empty(splits, Q, D)
+    sizes = _tile_sizes(dkey_QD, 32, 256)
     with _on(v_BTD):
-        kernel = depth_triton.keys_gradient[(triton.cdiv(D, CHUNK), splits)]
-        given = (v_BTD, near_BTQ, far_BTQ, part_QD, rows, per_split)
-        kernel(*given, MORE=far_BTQ is not None, **_tile_sizes(dkey_QD))
+        kernel = depth_triton.keys_gradient[(triton.cdiv(D, sizes["CHUNK"]), splits)]
+        given = (v_BTD, near_BTQ, far_BTQ, part_QD, rows, per_split, Q)
+        kernel(*given, MORE=far_BTQ is not None, num_warps=8, **sizes)
     torch.sum(part_QD, 0, out=dkey_QD)
 
 
@@ -116,11 +115,12 @@ def _row_sizes(wide: Tensor, x_BTD: Tensor) -> dict[str, Any]:
     return {**sizes, **FUSED, "num_warps": min(16, max(1, W // 256))}
 
 
-def _tile_sizes(key_QD: Tensor) -> dict[str, Any]:
+def _tile_sizes(key_QD: Tensor, tokens: int, chunk: int) -> dict[str, Any]:
     """A thin product is as precise as torch's are."""
     exact = torch.get_float32_matmul_precision() == "highest"
     Q, D = key_QD.shape
-    sizes = {"D": D, "Q": Q, "QP": max(16, triton.next_power_of_2(Q)), "M": TOKENS, "CHUNK": CHUNK}
+    chunk = min(chunk, max(16, triton.next_power_of_2(D)))
+    sizes = {"D": D, "QP": max(16, triton.next_power_of_2(Q)), "M": tokens, "CHUNK": chunk}
     return {**sizes, **FUSED, "WIDE": TYPES[key_QD.dtype], "PRECISION": "ieee" if exact else "tf32"}
 
 

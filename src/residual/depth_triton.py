@@ -33,9 +33,9 @@ def _number(table, i, offset, TYPE: tl.constexpr):
     return tl.load(tl.load(table + i).to(tl.pointer_type(TYPE)) + offset)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "Q"])
 def scores(
-    v, key, score, rrms, rows, eps, D: tl.constexpr, Q: tl.constexpr, QP: tl.constexpr, WIDE: tl.constexpr,
+    v, key, score, rrms, rows, Q, eps, D: tl.constexpr, QP: tl.constexpr, WIDE: tl.constexpr,
     M: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """s = (v key^T) r [rows, Q] and r = (mean v^2 + eps)^-1/2 [rows], for M rows."""
@@ -74,7 +74,10 @@ def _mixed(
     return x_KW
 
 
-@triton.jit(do_not_specialize=["n_wide", "n_source", "n_query"])
+@triton.jit(
+    do_not_specialize=["rows", "n_wide", "n_source", "n_query"],
+    do_not_specialize_on_alignment=["out", "lse_before"],
+)
 def mixtures(
     table, out, lse, before, lse_before, rows, n_wide, n_source, n_query, D: tl.constexpr, W: tl.constexpr,
     JP: tl.constexpr, K: tl.constexpr, MORE: tl.constexpr, WIDE: tl.constexpr,
@@ -154,7 +157,10 @@ def _pulled(
     return dv_KW, along_K
 
 
-@triton.jit(do_not_specialize=["n_key", "n_fresh", "n_query", "n_member"])
+@triton.jit(
+    do_not_specialize=["rows", "n_key", "n_fresh", "n_query", "n_member"],
+    do_not_specialize_on_alignment=["queries", "along"],
+)
 def pull(
     members, queries, key, direct, partial, along, rows, n_key, n_fresh, n_query, n_member, D: tl.constexpr,
     W: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr, FIRST: tl.constexpr, TYPE: tl.constexpr, KEPT: tl.constexpr,
@@ -204,9 +210,9 @@ def pull(
         tl.store(along + k_K * rows + t, along_K, mask=there_K)
 
 
-@triton.jit(do_not_specialize=["per_split"])
+@triton.jit(do_not_specialize=["rows", "per_split", "Q"])
 def keys_gradient(
-    v, near, far, out, rows, per_split, D: tl.constexpr, Q: tl.constexpr, QP: tl.constexpr, M: tl.constexpr,
+    v, near, far, out, rows, per_split, Q, D: tl.constexpr, QP: tl.constexpr, M: tl.constexpr,
     CHUNK: tl.constexpr, MORE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """dkey = dproduct^T v [Q, D], dproduct = near (+ far) [rows, Q]: a chunk of the width, for one split of the rows."""
