@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from src.models.gpt import GPT
 from src.residual import block_sources, depth_attention, depth_check
@@ -190,11 +192,25 @@ def test_sources_stay_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert (one - other).norm() <= 0.02 * other.norm()
 
 
-def test_a_compiler_sees_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpt = model("attnres", torch.float64, 2)
-    compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False, backend="aot_eager")
-    found = gradients(gpt, compiled)
-    assert_close(found, plainly(monkeypatch, lambda: gradients(gpt, gpt.hidden)), 1e-11)
+def test_a_compiler_tries_them_and_sees_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_sources, "BLOCK", 2)
+    monkeypatch.setattr(
+        depth_attention, "blocks_serve", lambda x: depth_check._serve(x.device, x.dtype, x.shape[-1])
+    )
+    depth_check.why_not.cache_clear()
+    gpt = model("attnres", torch.float32, 2)
+    graphs = []
+
+    def tell(graph: torch.fx.GraphModule, _inputs: object) -> Any:
+        graphs.append({str(node.target) for node in graph.graph.nodes if "reslab" in str(node.target)})
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=tell, bw_compiler=tell)
+    found = gradients(gpt, torch.compile(gpt.hidden, fullgraph=True, dynamic=False, backend=backend))
+    assert depth_check.why_not.cache_info().currsize == 1
+    forward = {f"reslab.blocks_{name}.default" for name in ("scores", "partials", "mixture")}
+    assert graphs == [forward, {"reslab.blocks_far.default", "reslab.blocks_pull.default"}]
+    assert_close(found, plainly(monkeypatch, lambda: gradients(gpt, gpt.hidden)), 1e-5)
 
 
 def test_forwards_and_backwards_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
