@@ -1,4 +1,4 @@
-"""Attention over depth on a GPU, where sources and gradients are read once a block, not once a query.
+"""Attention over depth by kernels, where sources and gradients are read once a block, not once a query.
 
     forward   s_i = r_i (v_i W^T) once;  x_l = sum_i a_li v_i,  a_li = exp(s_li - lse_l)
     backward  g_li = a_li (<dx_l, v_i> - delta_l),  delta_l = <dx_l, x_l>
@@ -9,8 +9,9 @@ Queries and their gradients are static, so a block of queries reads all sources 
 normalised, and their log-sum-exp, to which each query adds the sources since. The backward mirrors that. A query
 does nothing there but leave dx_l, and autograd runs a source's backward after those of all its queries: the first
 one of a group of sources pulls for the whole group what all queries have left, the others what was left since.
-What a query weighed is made anew from scores and lse. Bytes count here, and what is kept: the sources, once.
-`pulled_sources.py` is the same at one query a block, `depth_attention.py` the plain form.
+What a query weighed is made anew from scores and lse. Bytes count here, and what is kept: the sources, once, and
+what a query returns, which the sublayer that is given it keeps as well.
+`depth_attention.py` has the plain form.
 
 Hidden states a token that move at 48 queries (S: bfloat16, float32 is two), beside 3 * 1225 S of the plain form:
     forward   scores 49, partials 125 + 70 writing, mixtures 146 + 70 and 86 writing
@@ -22,6 +23,7 @@ this repository's.
 Shape letters: Q queries, J sources, L queries that met a source.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 from weakref import WeakValueDictionary
@@ -45,8 +47,9 @@ class Block(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """What is known of sources beyond themselves: 1 / rms of each, and the block of queries under way."""
+    """What is known of a forward's sources beyond themselves: 1 / rms of each, and the block of queries under way."""
 
+    forward: int  # its number
     rrms_BT: tuple[Tensor, ...] = ()
     block: Block | None = None
 
@@ -82,11 +85,17 @@ class Pull:
         return self
 
 
+_forwards = itertools.count()
 _pulls: WeakValueDictionary[int, Pull] = WeakValueDictionary()  # by forward; kept by its autograd graph
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+def new_forward() -> int:
+    """A number by which the sources and queries of one forward find each other; a compiled graph has none left."""
+    return next(_forwards)
+
+
 def emitted(
-    forward: int,
     blocks: Blocks,
     values: Sequence[Tensor],
     score_BTQ: Sequence[Tensor],
@@ -101,17 +110,17 @@ def emitted(
         first -= 1  # the very first source may have a type of its own
     group = zip(values[first:], score_BTQ[first:], blocks.rrms_BT[first:], strict=True)
     earlier = [tensor.detach() for parts in group for tensor in parts]
-    v_BTD, score, rrms_BT = _source(forward, own, v_BTD, key_QD, eps, earlier)
+    v_BTD, score, rrms_BT = _source(blocks.forward, own, v_BTD, key_QD, eps, earlier)
     query, block = -len(key_QD), blocks.block
     if block is None:
         block = Block(query)
     elif block.first + BLOCK <= query < -1:  # the last one alone has nobody to share with
         block = _opened([*values, v_BTD], [*score_BTQ, score], query)
-    return Blocks((*blocks.rrms_BT, rrms_BT), block), v_BTD, score
+    return Blocks(blocks.forward, (*blocks.rrms_BT, rrms_BT), block), v_BTD, score
 
 
 def attend_in_block(
-    forward: int, blocks: Blocks, query: int, score_BTQ: Sequence[Tensor], values: Sequence[Tensor]
+    blocks: Blocks, query: int, score_BTQ: Sequence[Tensor], values: Sequence[Tensor]
 ) -> Tensor:
     """The mixture of one query, which counts from the last (-1), by the scores of each source."""
     block = blocks.block
@@ -119,7 +128,7 @@ def attend_in_block(
     if block is not None and 0 <= query - block.first < len(block.x_BTD):
         before = [block.x_BTD[query - block.first], block.lse_BT[query - block.first]]
     since = block.n_source if block is not None and before else 0
-    return cast(Tensor, _mixture(forward, query, since, score_BTQ, before, values))
+    return cast(Tensor, _mixture(blocks.forward, query, since, score_BTQ, before, values))
 
 
 def _opened(values: Sequence[Tensor], score_BTQ: Sequence[Tensor], first: int) -> Block:

@@ -5,8 +5,9 @@
 Queries do not depend on activations, so a source's scores for all queries to come are one thin product when
 the source appears. The mixture is a running sum over the list: nothing of shape [sources, B, T, D] exists.
 Both are autograd functions that keep the sources, each once, and the softmax weights. A compiler is given the
-plain form, which it differentiates and fuses itself. There every number of sources makes C++ kernels of its own,
-minutes of compiling; so on a CPU what `open_pulled` opens reaches it as operators.
+plain form, which it differentiates and fuses itself. What `open_pulled` opens goes through kernels where these serve,
+which a compiler does not look into (`block_sources.py`): on a CPU it would make kernels of its own for every number of
+sources, for minutes.
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 4 (the two phases of inference).
 Shape letters: Q queries, J sources so far.
@@ -19,10 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.residual.block_sources import Blocks, attend_in_block, emitted
-from src.residual.depth_check import blocks_serve
-from src.residual.depth_operators import kernels_serve
-from src.residual.pulled_sources import attend_pulled, new_forward, source
+from src.residual.block_sources import Blocks, attend_in_block, emitted, new_forward
+from src.residual.depth_check import blocks_serve, native_serves
 
 
 class Sources(NamedTuple):
@@ -31,9 +30,8 @@ class Sources(NamedTuple):
     v_BTD: tuple[Tensor, ...]
     score_BT: tuple[tuple[Tensor, ...], ...]
     key_QD: Tensor
-    forward: int | None = None  # its number, where kernels run and a source pulls its gradient
-    score_BTQ: tuple[Tensor, ...] = ()  # there: each source's scores as one tensor
-    blocks: Blocks | None = None  # on a GPU, where sources are read by blocks of queries
+    blocks: Blocks | None = None  # where kernels run: there each source's scores are one tensor
+    score_BTQ: tuple[Tensor, ...] = ()
 
 
 class StreamAndSources(NamedTuple):
@@ -50,10 +48,8 @@ def open_sources(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
 
 def open_pulled(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
     """`open_sources` for those that only `append` to them and `attend` over them: by kernels where those serve."""
-    if blocks_serve(x0_BTD):
-        return append(Sources((), (), key_QD, new_forward(), blocks=Blocks()), x0_BTD, 0, eps)
-    forward = new_forward() if kernels_serve(x0_BTD) else None
-    return append(Sources((), (), key_QD, forward), x0_BTD, 0, eps)
+    blocks = Blocks(new_forward()) if blocks_serve(x0_BTD) else None
+    return append(Sources((), (), key_QD, blocks), x0_BTD, 0, eps)
 
 
 def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
@@ -64,37 +60,31 @@ def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
 def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float) -> Sources:
     """One more source, for the queries from `first_query` on."""
     key_QD = state.key_QD[first_query:]
-    if state.blocks is None or v_BTD.dtype != torch.bfloat16:  # which those kernels read as it is
+    if (
+        state.blocks is None or v_BTD.dtype != torch.bfloat16 or native_serves(state.key_QD)
+    ):  # else read as it is
         v_BTD = v_BTD.to(state.key_QD.dtype)
-    if state.forward is None:
+    if state.blocks is None:
         score_BT = scores(v_BTD, key_QD, eps).unbind(-1)
         return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BT=(*state.score_BT, score_BT))
-    blocks = None
-    if state.blocks is None:
-        v_BTD, score_BTQ = source(state.forward, len(state.v_BTD), v_BTD, key_QD, eps)
-    else:
-        sources = state.v_BTD, state.score_BTQ
-        blocks, v_BTD, score_BTQ = emitted(state.forward, state.blocks, *sources, v_BTD, key_QD, eps)
-    state = state._replace(blocks=blocks)
-    return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BTQ=(*state.score_BTQ, score_BTQ))
+    blocks, v_BTD, score_BTQ = emitted(state.blocks, state.v_BTD, state.score_BTQ, v_BTD, key_QD, eps)
+    v, score = (*state.v_BTD, v_BTD), (*state.score_BTQ, score_BTQ)
+    return state._replace(v_BTD=v, blocks=blocks, score_BTQ=score)
 
 
 def attend(state: Sources, query: int) -> Tensor:
     """One query's mixture of all sources so far, [B, T, D]; one source needs no query."""
     if len(state.v_BTD) == 1:
         return state.v_BTD[0]
-    if state.forward is None:
+    if state.blocks is None:
         return mixture(state.v_BTD, logits(state, query))
-    from_the_end = query - len(state.key_QD)
-    if state.blocks is not None:
-        return attend_in_block(state.forward, state.blocks, from_the_end, state.score_BTQ, state.v_BTD)
-    return cast(Tensor, attend_pulled(state.forward, from_the_end, state.score_BTQ, state.v_BTD))
+    return attend_in_block(state.blocks, query - len(state.key_QD), state.score_BTQ, state.v_BTD)
 
 
 def logits(state: Sources, query: int) -> Tensor:
     """The scores [B, T, J] of all sources so far for one query."""
     from_the_end = query - len(state.key_QD)  # where all sources' scores agree
-    if state.forward is None:
+    if state.blocks is None:
         return torch.stack([score_BT[from_the_end] for score_BT in state.score_BT], dim=-1)
     return torch.stack([score_BTQ[..., from_the_end] for score_BTQ in state.score_BTQ], dim=-1)
 

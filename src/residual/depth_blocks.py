@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.residual.depth_operators import operator
+from src.residual import depth_native
+from src.residual.native import Kernels, built_for
+from src.residual.operators import operator
 
 
 def _blocks_scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The scores [B, T, Q] of a source for Q queries, and 1 / rms [B, T] of its rows."""
     out = _blocks_scores_fake(v_BTD, key_QD, eps)
-    _launch().scores(v_BTD, key_QD, eps, *out)
+    native = native_for(key_QD)
+    if native is not None:
+        depth_native.scores(native, v_BTD, key_QD, eps, *out)
+    else:
+        _launch().scores(v_BTD, key_QD, eps, *out)
     return out
 
 
@@ -32,7 +38,7 @@ def _blocks_partials(
 ) -> tuple[list[Tensor], Tensor]:
     """The mixtures of consecutive queries from `query` on, and their log-sum-exp [n_query, B, T]."""
     out = _blocks_partials_fake(values, score_BTQ, query, n_query)
-    _launch().mixtures(values, score_BTQ, query, (None, None), *out)
+    _mixtures(values, score_BTQ, query, (None, None), *out)
     return out
 
 
@@ -52,8 +58,16 @@ def _blocks_mixture(
 ) -> tuple[Tensor, Tensor]:
     """One query's mixture and its log-sum-exp [B, T]; `before` is its mixture of other sources."""
     x_BTD, lse_BT = _blocks_mixture_fake(values, score_BTQ)
-    _launch().mixtures(values, score_BTQ, query, (before_BTD, lse_before_BT), [x_BTD], lse_BT)
+    _mixtures(values, score_BTQ, query, (before_BTD, lse_before_BT), [x_BTD], lse_BT)
     return x_BTD, lse_BT
+
+
+def _mixtures(values: list[Tensor], *others: Any) -> None:
+    native = native_for(values[0])
+    if native is not None:
+        depth_native.mixtures(native, values, *others)
+    else:
+        _launch().mixtures(values, *others)
 
 
 def _blocks_mixture_fake(
@@ -83,6 +97,10 @@ def _blocks_far(
     out = _blocks_far_fake(values, score_BTQ, rrms_BT, key_QD, narrow, queries, dx_BTD, x_BTD)
     partial_BTD, product_BTQ, along, fresh_BT, kept_BTD = out
     members = (values, score_BTQ, rrms_BT, product_BTQ, partial_BTD)
+    native = native_for(key_QD)
+    if native is not None:
+        depth_native.far(native, members, (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT]), along)
+        return out
     left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT], kept_BTD)
     _launch().pull(members, key_QD, left, (None, None, along), final=False, narrow=narrow)
     return out
@@ -125,6 +143,14 @@ def _blocks_pull(
     """
     out = _blocks_pull_fake(v_BTD, key_QD, score_BTQ, rrms_BT, direct_BTD, far, narrow, queries, dx_BTD, x_BTD)
     dv_BTD, dkey_QD, fresh_BT, kept_BTD = out
+    native = native_for(key_QD)
+    if native is not None:
+        member = ([v_BTD], [score_BTQ], [rrms_BT], [score_BTQ], [dv_BTD])  # its g r is made and used at once
+        known = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT])
+        came = (direct_BTD, *(far or (None, None, None)))
+        partial, product, along = came[1:]
+        depth_native.pull(native, member, key_QD, known, (direct_BTD, partial, product, along), dkey_QD)
+        return out
     near_BTQ = torch.zeros_like(score_BTQ)
     members = ([v_BTD], [score_BTQ], [rrms_BT], [near_BTQ], [dv_BTD])
     left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT], kept_BTD)
@@ -156,16 +182,19 @@ def _fresh(narrow: bool, x_BTD: list[Tensor]) -> tuple[list[Tensor], list[Tensor
     return [x.new_empty(x.shape[:-1]) for x in x_BTD], kept_BTD
 
 
+def native_for(x: Tensor) -> Kernels | None:
+    """The CPU's kernels, in C++, where they serve."""
+    return built_for(x.dtype, x.shape[-1], "depth") if x.device.type == "cpu" else None
+
+
 def _launch() -> Any:  # a module that needs Triton, which a machine without a GPU need not have
     from src.residual import depth_launch
 
     return depth_launch
 
 
-ANYWHERE = "CompositeExplicitAutograd"  # on a CPU Triton's interpreter runs them
-
-blocks_scores = operator(_blocks_scores, _blocks_scores_fake, ANYWHERE)
-blocks_partials = operator(_blocks_partials, _blocks_partials_fake, ANYWHERE)
-blocks_mixture = operator(_blocks_mixture, _blocks_mixture_fake, ANYWHERE)
-blocks_far = operator(_blocks_far, _blocks_far_fake, ANYWHERE)
-blocks_pull = operator(_blocks_pull, _blocks_pull_fake, ANYWHERE)
+blocks_scores = operator(_blocks_scores, _blocks_scores_fake)
+blocks_partials = operator(_blocks_partials, _blocks_partials_fake)
+blocks_mixture = operator(_blocks_mixture, _blocks_mixture_fake)
+blocks_far = operator(_blocks_far, _blocks_far_fake)
+blocks_pull = operator(_blocks_pull, _blocks_pull_fake)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from src.residual import block_sources
-from src.residual.block_sources import Blocks, attend_in_block, emitted
-from src.residual.pulled_sources import new_forward
+from src.residual.block_sources import Blocks, attend_in_block, emitted, new_forward
+from src.residual.native import built_for
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,21 @@ WHOLE = 4  # elements that a thread loads at once
 
 def blocks_serve(x: Tensor) -> bool:
     """Whether there are kernels for a stream of rows like those of `x`; a compiler asks once, while it traces."""
-    if x.device.type != "cuda" or (not torch.compiler.is_compiling() and type(x) is not Tensor):
+    if not torch.compiler.is_compiling() and type(x) is not Tensor:
         return False
-    return cast(bool, _serve(x.device, x.dtype, x.shape[-1]))
+    if x.device.type == "cpu":
+        return native_serves(x)
+    return x.device.type == "cuda" and cast(bool, _serve(x.device, x.dtype, x.shape[-1]))
+
+
+def native_serves(x: Tensor) -> bool:
+    """Whether it is those in C++, which know one type."""
+    return x.device.type == "cpu" and cast(bool, _native_serves(x.dtype, x.shape[-1]))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+def _native_serves(dtype: torch.dtype, width: int) -> bool:
+    return built_for(dtype, width, "depth") is not None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
@@ -82,16 +94,16 @@ def _error(device: torch.device, dtype: torch.dtype, width: int, kept: torch.dty
 
 
 def _by_kernels(key_QD: Tensor, given: Sequence[Tensor]) -> list[Tensor]:
-    forward, blocks = new_forward(), Blocks()
+    blocks = Blocks(new_forward())
     values: list[Tensor] = []
     scores: list[Tensor] = []
     found = []
     for j, v_BTD in enumerate(given):
         keys = key_QD[max(j - 1, 0) :]
-        blocks, v_BTD, score = emitted(forward, blocks, values, scores, v_BTD, keys, EPS)
+        blocks, v_BTD, score = emitted(blocks, values, scores, v_BTD, keys, EPS)
         values, scores = [*values, v_BTD], [*scores, score]
         if j:
-            found.append(attend_in_block(forward, blocks, -len(keys), scores, values))
+            found.append(attend_in_block(blocks, -len(keys), scores, values))
     return found
 
 

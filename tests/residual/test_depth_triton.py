@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
 from src.models.gpt import GPT
-from src.residual import block_sources, depth_attention, depth_check
+from src.residual import block_sources, depth_attention, depth_blocks, depth_check
 from src.residual.attnres import AttentionResiduals
 from src.residual.depth_attention import Sources, append, attend, open_pulled
 from src.residual.depth_blocks import blocks_mixture, blocks_partials, blocks_scores
@@ -39,6 +39,8 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
     torch.use_deterministic_algorithms(True)
     monkeypatch.setattr(depth_attention, "blocks_serve", lambda x: True)
+    monkeypatch.setattr(depth_attention, "native_serves", lambda x: False)
+    monkeypatch.setattr(depth_blocks, "native_for", lambda x: None)
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -57,7 +59,6 @@ def assert_close(ones: Sequence[Tensor], others: Sequence[Tensor], tolerance: fl
 def plainly(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
     with monkeypatch.context() as patch:
         patch.setattr(depth_attention, "blocks_serve", lambda x: False)
-        patch.setattr(depth_attention, "kernels_serve", lambda x: False)
         return call()
 
 
@@ -281,7 +282,6 @@ def test_a_failed_trial_takes_the_plain_form_and_says_so(
     monkeypatch.setattr(
         depth_attention, "blocks_serve", lambda x: depth_check.why_not(x.device, x.dtype, 16) is None
     )
-    monkeypatch.setattr(depth_attention, "kernels_serve", lambda x: False)
     for trial, words in ((lambda *sizes: 0.5, "off by 0.5"), (broken, "no such instruction")):
         caplog.clear()
         depth_check.why_not.cache_clear()

@@ -113,7 +113,7 @@ def test_sources_that_pull_their_gradients(
     for plain in (True, False):
         with monkeypatch.context() as patch:
             if plain:
-                patch.setattr(depth_attention, "kernels_serve", lambda x: False)
+                patch.setattr(depth_attention, "blocks_serve", lambda x: False)
             x0 = random(2, 19, D, dtype=dtype).requires_grad_()
             out = flow(strategy, spec, x0, [lambda x, w=w: torch.tanh(x @ w) for w in weights])
         early = torch.autograd.grad(out.sum(), weights[-2:], retain_graph=True)  # leaves no trace

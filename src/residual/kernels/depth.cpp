@@ -1,12 +1,35 @@
-// Attention over depth (pulled_sources.py): scores of a source, a query's mixture, and their backward.
-// Tables hold the addresses of tensors, [J] of the sources of a query or [L] of the queries of a source.
+// Attention over depth (block_sources.py): scores of a source, mixtures of sources, and what sources pull.
+// Tables hold addresses and numbers: of tensors [J] of sources, or a row for each source or query.
 #include <cmath>
+#include <cstdint>
 #include <omp.h>
 
 #include "rows.h"
 
-constexpr int TILE = 16;  // tokens
-constexpr int STEP = 8;   // vectors of a row at a time
+constexpr int TILE = 16;     // tokens
+constexpr int STEP = 8;      // vectors of a row at a time
+constexpr int TOGETHER = 8;  // queries or sources at a time
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int PAIR = 2;  // 16 sums in 32 registers
+#else
+constexpr int PAIR = 1;
+#endif
+
+// A source: itself, its scores, 1 / rms; where its g r and its gradient go; for how many queries it has keys.
+struct Source {
+    const F *v, *score, *r;
+    F *product, *dv;
+    int64_t n_key;
+};
+
+// A query: its gradient, what it gave (or null: delta is known), log-sum-exp, delta, its number from the last.
+struct Query {
+    const F *dx, *x, *lse;
+    F* delta;
+    int64_t number;
+};
+
+static inline long whole(long n) { return (n + W - 1) / W * W; }
 
 // to += sum_j weight_j row_j, over K vectors from d on.
 template <int K>
@@ -24,6 +47,48 @@ static inline void add_row_sums(const F* const* rows, const F* weight, long n, l
     long d = 0;
     for (; d + STEP * W <= D; d += STEP * W) add_rows<STEP>(rows, weight, n, offset + d, to + d);
     for (; d < D; d += W) add_rows<1>(rows, weight, n, offset + d, to + d);
+}
+
+// to_k = sum_j weight_jk row_j, over S vectors from d on; the first n of TOGETHER are stored.
+template <int S>
+static inline void sum_rows(
+    const F* const* rows, const F* weight, long J, long offset, F* const* to, long n
+) {
+    V acc[TOGETHER][S] = {};
+    for (long j = 0; j < J; j++) {
+        V row[S];
+        UNROLLED for (int i = 0; i < S; i++) row[i] = load(rows[j] + offset + i * W);
+        UNROLLED for (int k = 0; k < TOGETHER; k++) {
+            const F a = weight[j * TOGETHER + k];
+            UNROLLED for (int i = 0; i < S; i++) acc[k][i] += a * row[i];
+        }
+    }
+    for (long k = 0; k < n; k++)
+        for (int i = 0; i < S; i++) store(to[k] + offset + i * W, acc[k][i]);
+}
+
+static inline void row_sums(
+    const F* const* rows, const F* weight, long J, long offset, F* const* to, long n, long D
+) {
+    long d = 0;
+    for (; d + PAIR * W <= D; d += PAIR * W) sum_rows<PAIR>(rows, weight, J, offset + d, to, n);
+    for (; d < D; d += W) sum_rows<1>(rows, weight, J, offset + d, to, n);
+}
+
+// out[r * TOGETHER + k] = <a_r, b_k>, for R rows a.
+template <int R>
+static inline void dots(const F* const* a, long at, const F* const* b, long offset, long D, F* out) {
+    V acc[R][TOGETHER] = {};
+    for (long d = offset; d < offset + D; d += W) {
+        V row[R];
+        UNROLLED for (int r = 0; r < R; r++) row[r] = load(a[at + r] + d);
+        UNROLLED for (int k = 0; k < TOGETHER; k++) {
+            const V other = load(b[k] + d);
+            UNROLLED for (int r = 0; r < R; r++) acc[r][k] += row[r] * other;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int k = 0; k < TOGETHER; k++) out[r * TOGETHER + k] = sum(acc[r][k]);
 }
 
 // s = (v key^T) r [tokens, Q] and r = (mean v^2 + eps)^-1/2 [tokens].
@@ -45,81 +110,148 @@ extern "C" void depth_scores(
     }
 }
 
-// x = sum_j weight_j v_j, weight [tokens, J] the softmax of the scores: the one of source j of token t is at
-// score[j][t * stride[j]].
-extern "C" void depth_attend(
-    const F* const* v, const F* const* score, const int64_t* stride, F* weight, F* x, long tokens, long D, long J,
-    long threads
+// Mixtures x_k [tokens, D] of n queries (1 or up to TOGETHER) and their log-sum-exp, lse [n, tokens]. The score of
+// source j for query k is at score[j][t * stride[j] + k]. `before` (or null) is one query's mixture of other sources.
+extern "C" void depth_mixtures(
+    const F* const* v, const F* const* score, const int64_t* stride, const F* before, const F* lse_before,
+    F* const* x, F* lse, long tokens, long D, long J, long n, long threads
 ) {
+    const long K = n == 1 ? 1 : TOGETHER;
 #pragma omp parallel num_threads(threads)
     {
-        const long padded = (J + W - 1) / W * W;
-        F* lane = (F*)malloc(padded * sizeof(F));
+        F* lane = (F*)malloc(whole(J * K) * sizeof(F));
 #pragma omp for schedule(static)
         for (long t = 0; t < tokens; t++) {
-            F top = score[0][t * stride[0]], total = 0;
-            for (long j = 0; j < J; j++) {
-                lane[j] = score[j][t * stride[j]];
-                top = lane[j] > top ? lane[j] : top;
+            F top[TOGETHER] = {}, sum[TOGETHER] = {}, first = 0;
+            for (long k = 0; k < n; k++) top[k] = before ? lse_before[t] : score[0][t * stride[0] + k];
+            for (long j = 0; j < J; j++)
+                for (long k = 0; k < K; k++) {
+                    const F s = k < n ? score[j][t * stride[j] + k] : 0;
+                    top[k] = s > top[k] ? s : top[k];
+                    lane[j * K + k] = s;
+                }
+            for (long j = 0; j < J; j++)
+                for (long k = 0; k < K; k++) lane[j * K + k] -= top[k];
+            for (long i = J * K; i < whole(J * K); i++) lane[i] = 0;
+            for (long i = 0; i < J * K; i += W) store(lane + i, exp(load(lane + i)));
+            if (before) sum[0] = first = std::exp(lse_before[t] - top[0]);
+            for (long j = 0; j < J; j++)
+                for (long k = 0; k < K; k++) sum[k] += lane[j * K + k];
+            for (long k = 0; k < n; k++) lse[k * tokens + t] = top[k] + std::log(sum[k]);
+            for (long j = 0; j < J; j++)
+                for (long k = 0; k < K; k++) lane[j * K + k] /= sum[k];
+            if (n > 1) {
+                row_sums(v, lane, J, t * D, x, n, D);
+                continue;
             }
-            for (long j = J; j < padded; j++) lane[j] = top;
-            for (long j = 0; j < padded; j += W) store(lane + j, exp(load(lane + j) - top));
-            for (long j = 0; j < J; j++) total += lane[j];
-            for (long j = 0; j < J; j++) weight[t * J + j] = lane[j] / total;
-            memset(x + t * D, 0, D * sizeof(F));
-            add_row_sums(v, weight + t * J, J, t * D, x + t * D, D);
+            F* to = x[0] + t * D;
+            if (before)
+                for (long d = 0; d < D; d += W) store(to + d, first / sum[0] * load(before + t * D + d));
+            else
+                memset(to, 0, D * sizeof(F));
+            add_row_sums(v, lane, J, t * D, to, D);
         }
         free(lane);
     }
 }
 
-// dlogit [tokens, J] from dx; the sources' own gradients are pulled.
-extern "C" void depth_attend_backward(
-    const F* const* v, const F* weight, const F* dx, F* dlogit, long tokens, long D, long J, long threads
-) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long t = 0; t < tokens; t++) {
-        F mean = 0;
-        for (long j = 0; j < J; j++) {
-            dlogit[t * J + j] = dot(dx + t * D, v[j] + t * D, D);
-            mean += weight[t * J + j] * dlogit[t * J + j];
-        }
-        for (long j = 0; j < J; j++) dlogit[t * J + j] = weight[t * J + j] * (dlogit[t * J + j] - mean);
-    }
+// delta = <dx, x> where it is not known.
+static inline F delta_of(const Query& query, long t, long D) {
+    if (query.x) query.delta[t] = dot(query.dx + t * D, query.x + t * D, D);
+    return query.delta[t];
 }
 
-// The gradient of one source from all queries that met it: dv = direct + sum_l weight_l dx_l + that through the
-// scores. Of query l, in column query[l] of the scores: dx[l] [tokens, D]; weight[l] and dlogit[l] at t * stride[l].
-// Adds to dkey [threads, Q, D].
-extern "C" void depth_pull(
-    const F* v, const F* key, const F* s, const F* r, const F* direct, const F* const* dx, const F* const* weight,
-    const F* const* dlogit, const int64_t* stride, const int64_t* query, F* dv, F* dkey, long tokens, long D, long Q,
-    long L, long threads
+// What L queries have left for K sources that all met them: of each sum_l a dx_l, its g r by query, and sum_l g s in
+// along [K, tokens].
+extern "C" void depth_far(
+    const Source* sources, const Query* queries, F* along, long tokens, long D, long K, long L, long threads
 ) {
 #pragma omp parallel num_threads(threads)
     {
+        const long size = whole((L + 1) * TOGETHER);
+        F *a = (F*)malloc(size * sizeof(F)), *dot_LK = (F*)malloc(size * sizeof(F));
+        const F** dx = (const F**)malloc(L * sizeof(F*));
+        const F* v[TOGETHER];
+        F* dv[TOGETHER];
+        for (long l = 0; l < L; l++) dx[l] = queries[l].dx;
+        for (long k = 0; k < TOGETHER; k++) v[k] = sources[k < K ? k : 0].v, dv[k] = sources[k < K ? k : 0].dv;
+        for (long i = 0; i < size; i++) a[i] = 0;
+#pragma omp for schedule(static)
+        for (long t = 0; t < tokens; t++) {
+            long l = 0;
+            for (; l + PAIR <= L; l += PAIR) dots<PAIR>(dx, l, v, t * D, D, dot_LK + l * TOGETHER);
+            for (; l < L; l++) dots<1>(dx, l, v, t * D, D, dot_LK + l * TOGETHER);
+            for (l = 0; l < L; l++) {
+                for (long k = 0; k < K; k++) {
+                    const long at = (t + 1) * sources[k].n_key + queries[l].number;
+                    a[l * TOGETHER + k] = sources[k].score[at] - queries[l].lse[t];
+                }
+                for (long k = K; k < TOGETHER; k++) a[l * TOGETHER + k] = 0;
+            }
+            for (long i = 0; i < L * TOGETHER; i += W) store(a + i, exp(load(a + i)));
+            F sum[TOGETHER] = {};
+            for (l = 0; l < L; l++) {
+                const F delta = delta_of(queries[l], t, D);
+                for (long k = 0; k < K; k++) {
+                    const Source& source = sources[k];
+                    const long at = (t + 1) * source.n_key + queries[l].number, i = l * TOGETHER + k;
+                    const F g = a[i] * (dot_LK[i] - delta);
+                    sum[k] += g * source.score[at];
+                    source.product[at] = g * source.r[t];
+                }
+            }
+            for (long k = 0; k < K; k++) along[k * tokens + t] = sum[k];
+            row_sums(dx, a, L, t * D, dv, K, D);
+        }
+        free(a);
+        free(dot_LK);
+        free(dx);
+    }
+}
+
+// The gradient of one source and of its keys [threads, Q, D], to which it adds: what came direct (or null), what
+// other queries have left (`partial`, `far`, `far_along`, or nulls), and what these L queries have.
+extern "C" void depth_pull(
+    const Source* source, const Query* queries, const F* key, const F* direct, const F* partial, const F* far,
+    const F* far_along, F* dkey, long tokens, long D, long Q, long L, long threads
+) {
+    const F *v = source->v, *s = source->score, *r = source->r;
+    F* dv = source->dv;
+#pragma omp parallel num_threads(threads)
+    {
         F* own_dkey = dkey + omp_get_thread_num() * Q * D;
-        F* met = (F*)malloc(L * sizeof(F));
+        F* a = (F*)malloc(whole(L + 1) * sizeof(F));
         F* dp = (F*)malloc(TILE * Q * sizeof(F));
+        const F** dx = (const F**)malloc((L + 1) * sizeof(F*));
+        for (long l = 0; l < L; l++) dx[l] = queries[l].dx;
+        for (long l = 0; l < whole(L + 1); l++) a[l] = 0;
 #pragma omp for schedule(static)
         for (long t0 = 0; t0 < tokens; t0 += TILE) {
             const long n = tokens - t0 < TILE ? tokens - t0 : TILE;
             Along along[TILE];
-            memset(dp, 0, TILE * Q * sizeof(F));
+            if (far) memcpy(dp, far + t0 * Q, n * Q * sizeof(F));
+            else memset(dp, 0, n * Q * sizeof(F));
             for (long t = t0; t < t0 + n; t++) {
-                F score = 0;
+                F score = far ? far_along[t] : 0;
+                for (long l = 0; l < L; l++) a[l] = s[(t + 1) * Q + queries[l].number] - queries[l].lse[t];
+                for (long l = 0; l < L; l += W) store(a + l, exp(load(a + l)));
                 for (long l = 0; l < L; l++) {
-                    const F g = dlogit[l][t * stride[l]];
-                    met[l] = weight[l][t * stride[l]];
-                    dp[(t - t0) * Q + query[l]] = g * r[t];
-                    score += g * s[t * Q + query[l]];
+                    const long column = Q + queries[l].number;
+                    const F g = a[l] * (dot(dx[l] + t * D, v + t * D, D) - delta_of(queries[l], t, D));
+                    dp[(t - t0) * Q + column] = g * r[t];
+                    score += g * s[t * Q + column];
                 }
                 along[t - t0] = {-score * r[t] * r[t] / D, 0};
-                if (direct) memcpy(dv + t * D, direct + t * D, D * sizeof(F));
-                else memset(dv + t * D, 0, D * sizeof(F));
-                add_row_sums(dx, met, L, t * D, dv + t * D, D);
+                F* to = dv + t * D;
+                for (long d = 0; d < D; d += W) {
+                    V row = {};
+                    if (direct) row += load(direct + t * D + d);
+                    if (partial) row += load(partial + t * D + d);
+                    store(to + d, row);
+                }
+                add_row_sums(dx, a, L, t * D, to, D);
             }
-            const F *h = v + t0 * D;
+            const F* h = v + t0 * D;
             F* dh = dv + t0 * D;
             spread_block<0>(h, dh, n, key, D, dp, Q, along);
             long q = 0;
@@ -132,7 +264,8 @@ extern "C" void depth_pull(
                 gather_block<1>(h, n, own_dkey + q * D, D, dp + q, Q);
             }
         }
-        free(met);
+        free(a);
         free(dp);
+        free(dx);
     }
 }

@@ -1,4 +1,4 @@
-"""Compiled, sources that pull their gradients are the plain form's, whichever forwards and backwards there are."""
+"""Compiled, sources read by blocks are the plain form's on a CPU, whichever forwards and backwards there are."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,8 +37,8 @@ def assert_close(one: list[Tensor], other: list[Tensor], tolerance: float) -> No
         assert torch.allclose(x, y, rtol=tolerance, atol=tolerance * x.abs().max().item())
 
 
-def model(name: str, recurrence: str = "none") -> GPT:
-    return jitter(tiny_gpt(name, recurrence=recurrence)).double()
+def model(name: str, recurrence: str = "none", n_layer: int = 3) -> GPT:
+    return jitter(tiny_gpt(name, n_layer=n_layer, recurrence=recurrence)).double()
 
 
 def in_one_graph(gpt: GPT) -> tuple[Hidden, list[set[str]]]:
@@ -56,7 +56,7 @@ def in_one_graph(gpt: GPT) -> tuple[Hidden, list[set[str]]]:
 
 def plainly(monkeypatch: pytest.MonkeyPatch, gpt: GPT, call: Callable[[Hidden], Any]) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr(depth_attention, "kernels_serve", lambda x: False)
+        patch.setattr(depth_attention, "blocks_serve", lambda x: False)
         return call(gpt.hidden)
 
 
@@ -84,14 +84,14 @@ def test_inductor_makes_of_them_the_plain_form_and_finds_it_again(monkeypatch: p
         counters.clear()
         results.append(value_and_gradients(torch.compile(mixed, fullgraph=True, dynamic=False)))
     assert counters["inductor"]["fxgraph_cache_hit"] == 2  # one each way
-    monkeypatch.setattr(depth_attention, "kernels_serve", lambda x: False)
+    monkeypatch.setattr(depth_attention, "blocks_serve", lambda x: False)
     for result in results:
         assert_close(value_and_gradients(mixed), result, 2e-5)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_compiler_sees_operators_and_every_source_pulls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpt = model(name)
+    gpt = model(name, n_layer=6)  # 13 sources: a block, and some
     compiled, operators = in_one_graph(gpt)
     results = [
         gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1))) for hidden in (compiled, gpt.hidden)
@@ -100,8 +100,8 @@ def test_a_compiler_sees_operators_and_every_source_pulls(name: str, monkeypatch
         monkeypatch, gpt, lambda hidden: gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1)))
     )
     assert operators == [
-        {"reslab.depth_scores.default", "reslab.depth_attend.default"},
-        {"reslab.depth_attend_backward.default", "reslab.depth_pull.default"},
+        {f"reslab.blocks_{name}.default" for name in ("scores", "partials", "mixture")},
+        {f"reslab.blocks_{name}.default" for name in ("far", "pull")},
     ]
     for result in results:
         assert_close(plain, result, 1e-10)

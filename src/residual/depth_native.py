@@ -1,0 +1,95 @@
+"""Calls `kernels/depth.cpp`: tables of addresses and sizes; the CPU's counterpart of `depth_launch`.
+
+All tensors are contiguous, on the CPU and of one type; outputs are given. A query's number counts from the last (-1).
+
+Shape letters: Q queries of a source, J sources, L queries that met a source, K sources that are pulled together.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from src.residual.native import Kernels
+
+#: Number, dx, x (of the first queries, whose delta is to be made), lse, delta.
+Left = tuple[Sequence[int], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
+
+
+def scores(
+    kernels: Kernels, v_BTD: Tensor, key_QD: Tensor, eps: float, score_BTQ: Tensor, rrms_BT: Tensor
+) -> None:
+    """A source's scores and 1 / rms."""
+    sizes = (rrms_BT.numel(), key_QD.shape[1], len(key_QD), torch.get_num_threads())
+    kernels("depth_scores", v_BTD, key_QD, score_BTQ, rrms_BT, *sizes, eps)
+
+
+def mixtures(
+    kernels: Kernels,
+    values: Sequence[Tensor],
+    score_BTQ: Sequence[Tensor],
+    query: int,
+    before: tuple[Tensor | None, Tensor | None],
+    x_BTD: Sequence[Tensor],
+    lse: Tensor,
+) -> None:
+    """Consecutive queries' mixtures, the first's from `query` on, which `before` and its log-sum-exp may open."""
+    tables = (
+        _table(map(_address, values)),
+        _table(_address(score, query) for score in score_BTQ),
+        _table(score.shape[-1] for score in score_BTQ),
+    )
+    tokens, D = x_BTD[0].shape[:-1].numel(), x_BTD[0].shape[-1]
+    sizes = (tokens, D, len(values), len(x_BTD), torch.get_num_threads())
+    kernels("depth_mixtures", *tables, *before, _table(map(_address, x_BTD)), lse, *sizes)
+
+
+def far(kernels: Kernels, members: tuple[Sequence[Tensor], ...], left: Left, along: Tensor) -> None:
+    """What queries have left for sources (v, score, 1 / rms, g r, partial dv), and [K, B, T] of g . s."""
+    D, tokens = members[0][0].shape[-1], along[0].numel()
+    sizes = (tokens, D, len(along), len(left[0]), torch.get_num_threads())
+    kernels("depth_far", _sources(members), _queries(left), along, *sizes)
+
+
+def pull(
+    kernels: Kernels,
+    member: tuple[Sequence[Tensor], ...],
+    key_QD: Tensor,
+    left: Left,
+    others: tuple[Tensor | None, ...],
+    dkey_QD: Tensor,
+) -> None:
+    """The gradient of a source and of its keys; `others` came direct, and from other queries: partial dv, g r, g . s."""
+    (Q, D), threads = key_QD.shape, torch.get_num_threads()
+    part_QD = key_QD.new_zeros(threads, Q, D)
+    sizes = (member[0][0].shape[:-1].numel(), D, Q, len(left[0]), threads)
+    kernels("depth_pull", _sources(member), _queries(left), key_QD, *others, part_QD, *sizes)
+    torch.sum(part_QD, 0, out=dkey_QD)
+
+
+def _sources(members: tuple[Sequence[Tensor], ...]) -> Tensor:
+    rows = zip(*members, strict=True)
+    return _table(n for row in rows for n in (*map(_address, row), row[1].shape[-1]))
+
+
+def _queries(left: Left) -> Tensor:
+    numbers, dx_BTD, x_BTD, lse_BT, delta_BT = left
+    known = [0] * (len(numbers) - len(x_BTD))
+    parts = (
+        map(_address, dx_BTD),
+        [*map(_address, x_BTD), *known],
+        map(_address, lse_BT),
+        map(_address, delta_BT),
+        numbers,
+    )
+    return _table(n for row in zip(*parts, strict=True) for n in row)
+
+
+def _table(numbers: Iterable[int]) -> Tensor:
+    return torch.tensor([*numbers], dtype=torch.int64)
+
+
+def _address(x: Tensor, column: int = 0) -> int:
+    """Of the first row's element in a column, which may count from the last."""
+    assert x.is_contiguous()  # the kernels know sizes, not strides
+    return x.data_ptr() + column % x.shape[-1] * x.element_size()

@@ -1,0 +1,29 @@
+"""Functions as operators of torch, which a compiler calls and does not look into.
+
+They have no gradient of their own: autograd functions call them.
+"""
+
+from collections.abc import Callable
+from typing import Any  # what an operator takes and gives is its function's business
+
+import torch
+from torch.library import Library
+
+_LIBRARY = Library("reslab", "DEF")  # type: ignore[no-untyped-call]  # torch's
+
+
+def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator of a function, on any device; what `custom_op` puts around one costs as much as the smallest kernel.
+
+    Args:
+        function: its name, less a leading underscore, is the operator's.
+        fake: the same for a compiler: outputs of the right type and shape, not filled.
+    """
+    name = function.__name__.removeprefix("_")
+    schema = torch.library.infer_schema(function, mutates_args=())
+    tags = torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides
+    _LIBRARY.define(f"{name}{schema}", tags=tags)  # type: ignore[no-untyped-call]  # torch's
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]  # torch's
+    torch.library.register_fake(f"reslab::{name}", fake, lib=_LIBRARY)
+    found: Callable[..., Any] = getattr(torch.ops.reslab, name).default
+    return found
