@@ -76,7 +76,7 @@ def _why_not(device: torch.device, dtype: torch.dtype, width: int) -> str | None
 def _error(device: torch.device, dtype: torch.dtype, width: int, kept: torch.dtype) -> float:
     """The largest over value and gradients of two blocks, whose sources but the first are of the type `kept`."""
     generator = torch.Generator().manual_seed(0)
-    Q = block_sources.BLOCK + 3
+    Q = 2 * block_sources.BLOCK
     drawn = torch.randn(2 * Q + 2, 1, 2, width, generator=generator, dtype=torch.float64).to(device, kept)
     values = [drawn[0].to(dtype), *drawn[1 : Q + 1]]
     key_QD = (torch.randn(Q, width, generator=generator) / width**0.5).to(device, dtype)
