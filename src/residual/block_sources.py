@@ -5,18 +5,16 @@
               dv_i = sum_l a_li dx_l + r_i u_i - (r_i^2 / D) (sum_l g_li s_li) v_i,  u_i = sum_l g_li w_l
               dW_l = sum_i sum_tokens g_li r_i v_i
 
-Queries and their gradients are static, so a block of queries reads all sources before it at once: partial mixtures,
-normalised, and their log-sum-exp, to which each query adds the sources since. The backward mirrors that. A query
-does nothing there but leave dx_l, and autograd runs a source's backward after those of all its queries: the first
-one of a group of sources pulls for the whole group what all queries have left, the others what was left since.
-What a query weighed is made anew from scores and lse. Bytes count here, and what is kept: the sources, once, and
-what a query returns, which the sublayer that is given it keeps as well.
-`depth_attention.py` has the plain form.
+A query does not depend on activations, so a block of queries reads all sources before it at once: each one's mixture
+of them and its log-sum-exp, to which it later adds the sources since. The backward mirrors that. A query does nothing
+there but leave dx_l, and autograd runs a source's backward after those of all its queries: the first of a group of
+sources pulls for the whole group what all queries have left, the others what was left since. Where sources are
+bfloat16, dx is read as it comes once, and then as bfloat16. Kept are the sources, once, scores, and what a query
+returns, which the sublayer that is given it keeps as well. `depth_attention.py` has the plain form.
 
-Hidden states a token that move at 48 queries (S: bfloat16, float32 is two), beside 3 * 1225 S of the plain form:
-    forward   scores 49, partials 125 + 70 writing, mixtures 146 + 70 and 86 writing
-    backward  dx by groups 266 + sources 49 + writing 88, then what came since 336 + x 96 + partials 88 + sources 49
-              + writing 49, keys 49
+Hidden states that move for a token, in bfloat16 (float32 counts double), at 48 sublayers with bfloat16 outputs:
+    forward   615: scores 52; blocks read 135, write 80; queries read 192 and 70 of a block, write 86
+    backward  899: fresh dx, x 240; groups read 175, write 96; sources read 176 and 96 of a group, write 50; keys 66
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 4 (the two phases of inference); the backward is
 this repository's.
@@ -104,8 +102,7 @@ def emitted(
     eps: float,
 ) -> tuple[Blocks, Tensor, Tensor]:
     """One more source as its queries are to meet it and its scores [B, T, Q], after those there are."""
-    own = len(values)
-    first = own
+    first = own = len(values)
     while first % BLOCK and (first == 1 or values[first - 1].dtype == v_BTD.dtype):
         first -= 1  # the very first source may have a type of its own
     group = zip(values[first:], score_BTQ[first:], blocks.rrms_BT[first:], strict=True)
@@ -185,14 +182,15 @@ class _Source(torch.autograd.Function):
         if pull.narrow is None:
             pull.narrow = v_BTD.dtype == torch.bfloat16
         if index not in pull.far and len(group[0]) > 1 and pull.met:
-            *far, fresh_BT, kept_BTD = blocks_far(*group, key_QD, pull.narrow, *_left(pull.met))
+            *left, fresh_BT, kept_BTD = blocks_far(*group, key_QD, pull.narrow, *_left(pull.met))
             _made(pull.met, fresh_BT, kept_BTD)
-            first = index + 1 - len(group[0])
-            pull.far = {first + k: list(parts) for k, parts in enumerate(zip(*far, strict=True))}
+            numbered = enumerate(zip(*left, strict=True), index + 1 - len(group[0]))
+            pull.far = {number: list(parts) for number, parts in numbered}
             pull.since = []
-        since = pull.since if index in pull.far else pull.met
+        far = pull.far.pop(index, [])
+        since = pull.since if far else pull.met
         direct = None if direct_BTD is None else direct_BTD.contiguous()
-        source = v_BTD, key_QD, score_BTQ, rrms_BT, direct, pull.far.get(index, [])
+        source = v_BTD, key_QD, score_BTQ, rrms_BT, direct, far
         dv_BTD, dkey_QD, fresh_BT, kept_BTD = blocks_pull(*source, pull.narrow, *_left(since))
         _made(since, fresh_BT, kept_BTD)
         if index == 0:

@@ -72,6 +72,7 @@ def _why_not(device: torch.device, dtype: torch.dtype, width: int) -> str | None
     return None if off <= TOLERANCE else f"a trial of them is off by {off:.2g} of the largest element"
 
 
+@torch.inference_mode(False)  # where a validation comes first
 @torch.enable_grad()
 def _error(device: torch.device, dtype: torch.dtype, width: int, kept: torch.dtype) -> float:
     """The largest over value and gradients of two blocks, whose sources but the first are of the type `kept`."""

@@ -25,10 +25,10 @@ TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: t
 
 def scores(v_BTD: Tensor, key_QD: Tensor, eps: float, score_BTQ: Tensor, rrms_BT: Tensor) -> None:
     """A source's scores and 1 / rms."""
-    rows = rrms_BT.numel()
+    rows, sizes = rrms_BT.numel(), _tile_sizes(key_QD, 64, 64)
     with _on(v_BTD):
-        kernel = depth_triton.scores[(triton.cdiv(rows, 64),)]
-        kernel(v_BTD, key_QD, score_BTQ, rrms_BT, rows, len(key_QD), eps, **_tile_sizes(key_QD, 64, 64))
+        kernel = depth_triton.scores[(triton.cdiv(rows, 64), triton.cdiv(len(key_QD), sizes["QP"]))]
+        kernel(v_BTD, key_QD, score_BTQ, rrms_BT, rows, len(key_QD), eps, **sizes)
 
 
 def mixtures(
@@ -102,7 +102,9 @@ def keys_gradient(v_BTD: Tensor, near_BTQ: Tensor, far_BTQ: Tensor | None, dkey_
     part_QD = dkey_QD.new_empty(splits, Q, D)
     sizes = _tile_sizes(dkey_QD, 32, 256)
     with _on(v_BTD):
-        kernel = depth_triton.keys_gradient[(triton.cdiv(D, sizes["CHUNK"]), splits)]
+        kernel = depth_triton.keys_gradient[
+            (triton.cdiv(D, sizes["CHUNK"]), splits, triton.cdiv(Q, sizes["QP"]))
+        ]
         given = (v_BTD, near_BTQ, far_BTQ, part_QD, rows, per_split, Q)
         kernel(*given, MORE=far_BTQ is not None, num_warps=8, **sizes)
     torch.sum(part_QD, 0, out=dkey_QD)
@@ -120,7 +122,7 @@ def _tile_sizes(key_QD: Tensor, tokens: int, chunk: int) -> dict[str, Any]:
     exact = torch.get_float32_matmul_precision() == "highest"
     Q, D = key_QD.shape
     chunk = min(chunk, max(16, triton.next_power_of_2(D)))
-    sizes = {"D": D, "QP": max(16, triton.next_power_of_2(Q)), "M": tokens, "CHUNK": chunk}
+    sizes = {"D": D, "QP": min(64, max(16, triton.next_power_of_2(Q))), "M": tokens, "CHUNK": chunk}
     return {**sizes, **FUSED, "WIDE": TYPES[key_QD.dtype], "PRECISION": "ieee" if exact else "tf32"}
 
 

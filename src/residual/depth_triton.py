@@ -38,9 +38,9 @@ def scores(
     v, key, score, rrms, rows, Q, eps, D: tl.constexpr, QP: tl.constexpr, WIDE: tl.constexpr,
     M: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """s = (v key^T) r [rows, Q] and r = (mean v^2 + eps)^-1/2 [rows], for M rows."""
+    """s = (v key^T) r [rows, Q] and r = (mean v^2 + eps)^-1/2 [rows], for M rows and QP queries."""
     t_M = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
-    q_Q, at_C = tl.arange(0, QP), tl.arange(0, CHUNK)
+    q_Q, at_C = tl.program_id(1) * QP + tl.arange(0, QP), tl.arange(0, CHUNK)
     s_MQ = tl.zeros([M, QP], WIDE)
     square_M = tl.zeros([M], WIDE)
     for first in range(0, D, CHUNK):
@@ -215,8 +215,12 @@ def keys_gradient(
     v, near, far, out, rows, per_split, Q, D: tl.constexpr, QP: tl.constexpr, M: tl.constexpr,
     CHUNK: tl.constexpr, MORE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """dkey = dproduct^T v [Q, D], dproduct = near (+ far) [rows, Q]: a chunk of the width, for one split of the rows."""
-    at_C, q_Q, t_M = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK), tl.arange(0, QP), tl.arange(0, M)
+    """dkey = dproduct^T v [Q, D], dproduct = near (+ far) [rows, Q].
+
+    A program makes a chunk of the width for QP queries, over one split of the rows.
+    """
+    at_C, q_Q = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK), tl.program_id(2) * QP + tl.arange(0, QP)
+    t_M = tl.arange(0, M)
     split = tl.program_id(1).to(tl.int64)
     dkey_QC = tl.zeros([QP, CHUNK], WIDE)
     for first in range(0, per_split, M):
