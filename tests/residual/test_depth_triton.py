@@ -114,28 +114,23 @@ def test_scores_far_apart_stay_numbers() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 def test_the_gradient_of_many_keys(dtype: torch.dtype, tolerance: float) -> None:
     Q, D = 71, 20
-    v, key = random(2, 35, D, dtype=dtype), random(Q, D, seed=1, dtype=dtype)
-    far = [random(2, 35, D, seed=2, dtype=dtype), random(2, 35, Q, seed=3, dtype=dtype), v.new_zeros(2, 35)]
+    v, key = random(1, 9, D, dtype=dtype), random(Q, D, seed=1, dtype=dtype)
+    far = [random(1, 9, D, seed=2, dtype=dtype), random(1, 9, Q, seed=3, dtype=dtype), v.new_zeros(1, 9)]
     score, rrms = blocks_scores(v, key, EPS)
     dv, dkey, *_ = blocks_pull(v, key, score, rrms, None, far, False, [], [], [], [], [])
     assert_close([dv, dkey], [far[0], far[1].flatten(0, 1).t() @ v.flatten(0, 1)], tolerance)
 
 
-def mixed(n_source: int) -> Callable[..., Tensor]:
-    """A function of the keys and the sources, where some sources go elsewhere too."""
-
-    def of(key: Tensor, *values: Tensor) -> Tensor:
-        state = open_pulled(values[0], key, EPS)
-        total = values[0].sum() * 0
-        for j, v in enumerate(values[1:]):
-            state = append(state, v, j, EPS)
-            total = (
-                total + attend(state, j).pow(3).sum() + (state.v_BTD[-1].square().sum() if j % 3 == 0 else 0)
-            )
-        return total
-
-    assert n_source > 1
-    return of
+def mixed(key: Tensor, *values: Tensor) -> Tensor:
+    """A number that the keys and the sources make, where some sources go elsewhere too."""
+    state = open_pulled(values[0], key, EPS)
+    total = values[0].sum() * 0
+    for j, v in enumerate(values[1:]):
+        state = append(state, v, j, EPS)
+        total = total + attend(state, j).pow(3).sum()
+        if j % 3 == 0:
+            total = total + state.v_BTD[-1].square().sum()
+    return total
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
@@ -145,31 +140,30 @@ def test_every_source_and_key_gets_its_gradient(
 ) -> None:
     values = [random(1, 2, 12, seed=j, dtype=dtype).requires_grad_() for j in range(n_source)]
     given = [random(n_source, 12, seed=99, dtype=dtype).requires_grad_(), *values]
-    of = mixed(n_source)
-    found = torch.autograd.grad(of(*given), given)
-    plain = plainly(monkeypatch, lambda: torch.autograd.grad(of(*given), given))
+    found = torch.autograd.grad(mixed(*given), given)
+    plain = plainly(monkeypatch, lambda: torch.autograd.grad(mixed(*given), given))
     assert_close(found, plain, tolerance)
 
 
-@pytest.mark.parametrize("halves", [(1, 2, 4, 5, 6), (1, 2, 3, 7), (1, 2, 3, 4, 5, 6, 7)])
+@pytest.mark.parametrize("halves", [(1, 2, 4, 5, 6), (1, 2, 3, 7)])
 def test_sources_of_two_types(halves: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [torch.bfloat16 if j in halves else torch.float32 for j in range(8)]
     values = [random(1, 2, 12, seed=j, dtype=kind).requires_grad_() for j, kind in enumerate(kinds)]
     given = [random(8, 12, seed=99, dtype=torch.float32).requires_grad_(), *values]
-    of = mixed(8)
-    found = torch.autograd.grad(of(*given), given)
+    found = torch.autograd.grad(mixed(*given), given)
     for one, other in zip(
-        found, plainly(monkeypatch, lambda: torch.autograd.grad(of(*given), given)), strict=True
+        found, plainly(monkeypatch, lambda: torch.autograd.grad(mixed(*given), given)), strict=True
     ):
         assert one.dtype == other.dtype
         assert (one - other).float().norm() <= 0.01 * other.float().norm()
 
 
-def test_the_gradients_are_the_derivatives() -> None:
-    n_source = BLOCK + 1
+def test_the_gradients_are_the_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_sources, "BLOCK", 2)
+    n_source = 5
     given = [random(n_source, 4).requires_grad_()]
     given += [random(1, 1, 4, seed=j + 1).requires_grad_() for j in range(n_source)]
-    assert torch.autograd.gradcheck(mixed(n_source), given, fast_mode=True, atol=1e-7)
+    assert torch.autograd.gradcheck(mixed, given, fast_mode=True, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "dtype", "tolerance"), [("attnres", *TYPES[1]), ("delta_attnres", *TYPES[0])])
