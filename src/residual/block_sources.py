@@ -9,12 +9,12 @@ A query does not depend on activations, so a block of queries reads all sources 
 of them and its log-sum-exp, to which it later adds the sources since. The backward mirrors that. A query does nothing
 there but leave dx_l, and autograd runs a source's backward after those of all its queries: the first of a group of
 sources pulls for the whole group what all queries have left, the others what was left since. Where sources are
-bfloat16, dx is read as it comes once, and then as bfloat16. Kept are the sources, once, scores, and what a query
-returns, which the sublayer that is given it keeps as well. `depth_attention.py` has the plain form.
+bfloat16, so are what a group is left, and dx after its first reading. Kept are the sources, once, scores, and what a
+query returns, which the sublayer that is given it keeps as well. `depth_attention.py` has the plain form.
 
 Hidden states that move for a token, in bfloat16 (float32 counts double), at 48 sublayers with bfloat16 outputs:
     forward   615: scores 52; blocks read 135, write 80; queries read 192 and 70 of a block, write 86
-    backward  899: fresh dx, x 240; groups read 175, write 96; sources read 176 and 96 of a group, write 50; keys 66
+    backward  803: fresh dx, x 240; groups read 175, write 48; sources read 176 and 48 of a group, write 50; keys 66
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 4 (the two phases of inference); the backward is
 this repository's.

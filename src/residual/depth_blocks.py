@@ -92,7 +92,7 @@ def _blocks_far(
     """What queries have left for K sources that all met them, for `blocks_pull`; the keys are the last source's.
 
     K partial gradients, K times g r, [K, B, T] of g . s; then delta of the first queries, which come with x, and
-    their dx to be kept, where that is `narrow`: in bfloat16.
+    their dx to be kept, where that is `narrow`: in bfloat16, as the partial gradients are then.
     """
     out = _blocks_far_fake(values, score_BTQ, rrms_BT, key_QD, narrow, queries, dx_BTD, x_BTD)
     partial_BTD, product_BTQ, along, fresh_BT, kept_BTD = out
@@ -117,7 +117,8 @@ def _blocks_far_fake(
     x_BTD: list[Tensor],
     *others: object,
 ) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor], list[Tensor]]:
-    partial_BTD = [torch.empty_like(v_BTD, dtype=key_QD.dtype) for v_BTD in values]
+    kind = torch.bfloat16 if narrow else key_QD.dtype
+    partial_BTD = [torch.empty_like(v_BTD, dtype=kind) for v_BTD in values]
     product_BTQ = [torch.zeros_like(score) for score in score_BTQ]
     along = key_QD.new_empty(len(values), *rrms_BT[0].shape)
     return partial_BTD, product_BTQ, along, *_fresh(narrow, x_BTD)

@@ -189,9 +189,9 @@ def pull(
     dv_KW = tl.zeros([K, W], WIDE)
     along_K = tl.zeros([K], WIDE)
     if DIRECT:
-        dv_KW += tl.load(direct + t * D + at_W, mask=inside_W, other=0).to(WIDE)
+        dv_KW += tl.load(_rows(direct.to(tl.int64), t, D, TYPE) + at_W, mask=inside_W, other=0).to(WIDE)
     if MORE:
-        dv_KW += tl.load(partial + t * D + at_W, mask=inside_W, other=0)
+        dv_KW += tl.load(_rows(partial.to(tl.int64), t, D, KEPT) + at_W, mask=inside_W, other=0).to(WIDE)
         along_K += tl.load(along + k_K * rows + t, mask=there_K, other=0)
     dv_KW, along_K = _pulled(
         dv_KW, along_K, v_KW, r_K, k_K, members, queries, key, n_key, 0, n_fresh, n_member, t, at_W, inside_W,
@@ -206,7 +206,7 @@ def pull(
         dv_KW -= (along_K * r_K * r_K / D)[:, None] * v_KW
         tl.store(_rows(out_K, t, D, TYPE)[:, None] + at_W, dv_KW.to(TYPE), mask=there_KW)
     else:
-        tl.store(_rows(out_K, t, D, WIDE)[:, None] + at_W, dv_KW, mask=there_KW)
+        tl.store(_rows(out_K, t, D, KEPT)[:, None] + at_W, dv_KW.to(KEPT), mask=there_KW)
         tl.store(along + k_K * rows + t, along_K, mask=there_K)
 
 

@@ -1,5 +1,6 @@
 """Attention over depth by the kernels for a GPU is the plain form: on a GPU, or through Triton's interpreter."""
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from tests.support import jitter, tiny_gpt, tokens
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1e-6
-BLOCK = 5  # smaller than at work: the interpreter is slow
+BLOCK, TOGETHER = 3, 2  # smaller than at work: the interpreter is slow
 LAYERS = BLOCK + 1  # their sources fill two blocks and begin a third
 TYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 
@@ -36,13 +37,29 @@ if DEVICE.type == "cpu" and tuple(map(int, version("triton").split(".")[:2])) < 
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels serve, and what they leave unwritten is not a number."""
     monkeypatch.setattr(block_sources, "BLOCK", BLOCK)
+    monkeypatch.setattr("src.residual.depth_launch.TOGETHER", TOGETHER)
     torch.compiler.reset()
     torch.use_deterministic_algorithms(True)
     monkeypatch.setattr(depth_attention, "blocks_serve", lambda x: True)
     monkeypatch.setattr(depth_attention, "native_serves", lambda x: False)
     monkeypatch.setattr(depth_blocks, "native_for", lambda x: None)
+    if DEVICE.type == "cpu":
+        let_the_interpreter_round(monkeypatch)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def let_the_interpreter_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To bfloat16, as a GPU does; by itself it cuts off."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    convert = interpreter._convert_float
+
+    def rounded(given: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (str(source), str(target)) != ("fp32", "bf16"):
+            return convert(given, source, target, mode)
+        return torch.tensor(given).bfloat16().view(torch.int16).numpy().view("uint16")
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
