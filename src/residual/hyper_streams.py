@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
+from src.residual.replay import Replay
 
 
 class Streams(NamedTuple):
@@ -33,6 +34,7 @@ class Streams(NamedTuple):
     h_BTND: Tensor
     b: Tensor  # [N] static, [B, T, N] dynamic
     y_BTD: Tensor | None = None  # waiting
+    replay: Replay | None = None  # where kernels serve: what makes the streams again
 
 
 class SiteWeights(NamedTuple):
@@ -72,7 +74,7 @@ def scale_output_(sublayer: nn.Module, scale: float) -> None:
 
 def widen(x0_BTD: Tensor, n_stream: int, b: Tensor) -> Streams:
     """N copies of the embedding."""
-    return Streams(x0_BTD.unsqueeze(2).expand(-1, -1, n_stream, -1), b)
+    return Streams(x0_BTD.unsqueeze(2).expand(-1, -1, n_stream, -1), b, None, Replay(x0_BTD))
 
 
 def mix(a: Tensor, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,9 +93,10 @@ def written(state: Streams) -> Tensor:
     """The streams, with the output that waits."""
     if state.y_BTD is None:
         return state.h_BTND
+    given = state.h_BTND, state.b, state.y_BTD.to(state.h_BTND.dtype)
     if torch.compiler.is_compiling():
-        return _written(state.h_BTND, state.b, state.y_BTD)
-    return cast(Tensor, _Write.apply(*state))  # type: ignore[no-untyped-call]  # torch's
+        return _written(*given)
+    return cast(Tensor, _Write.apply(*given))  # type: ignore[no-untyped-call]  # torch's
 
 
 def stream_mixing(

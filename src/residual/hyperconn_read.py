@@ -11,6 +11,8 @@ Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.2, equatio
 Shape letters: N streams, M = N + 1 columns of A, C = N + 2 columns of W, P = C + 1 rows of w, K = B * T * N.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +21,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from src.residual.hyper_streams import Streams, blend_backward, room_for_read, split_blend, written
+from src.residual.hyperconn_gpu import Given, replayed_read
 from src.residual.native import Kernels, kernels_for
+from src.residual.stream_operators import fits
+from src.residual.stream_trial import Trial, fault
 
 EPS = 1e-5
 
@@ -48,16 +53,47 @@ class Dynamic(NamedTuple):
 
 def read_dynamic(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
     """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
+    if fits(state.h_BTND, len(weights.b_N), weights.w_DC) and _gpu_serves(*_question(state)):
+        return replayed_read(state, Given(*_given(weights)), EPS)
     if torch.compiler.is_compiling():
-        h_BTND = written(state)
-        dynamic = dynamic_weights(h_BTND, weights)
-        u_BTD, h_BTND = split_blend(dynamic.a_BTNM, h_BTND)
-        return u_BTD, Streams(h_BTND, dynamic.b_BTN)
+        return _plain_read(state, weights)
     kernels = kernels_for(state.h_BTND, "hyperconn", N=state.h_BTND.shape[2])
-    function, given = (_Read, (written(state),)) if kernels is None else (_KernelRead, (kernels, *state))
+    function, given = (_Read, (written(state),)) if kernels is None else (_KernelRead, (kernels, *state[:3]))
     out = function.apply(*given, *weights)  # type: ignore[no-untyped-call]  # torch's
     u_BTD, h_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
     return u_BTD, Streams(h_BTND, b_BTN)
+
+
+def _plain_read(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
+    h_BTND = written(state)
+    dynamic = dynamic_weights(h_BTND, weights)
+    u_BTD, h_BTND = split_blend(dynamic.a_BTNM, h_BTND)
+    return u_BTD, Streams(h_BTND, dynamic.b_BTN)
+
+
+def _question(state: Streams) -> tuple[torch.dtype, torch.dtype, int, int, str]:
+    h_BTND, y_BTD = state.h_BTND, state.y_BTD
+    output = h_BTND.dtype if y_BTD is None else y_BTD.dtype
+    return h_BTND.dtype, output, h_BTND.shape[2], h_BTND.shape[3], h_BTND.device.type
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+def _gpu_serves(streams: torch.dtype, output: torch.dtype, n: int, d: int, device: str) -> bool:
+    return _gpu_fault(streams, output, n, d, device) is None
+
+
+@functools.cache
+def _gpu_fault(streams: torch.dtype, output: torch.dtype, n: int, d: int, device: str) -> str | None:
+    """Why the GPU's kernels do not serve, asked once: three sites of them against the plain form."""
+
+    def kernels(state: Streams, weights: Sequence[Tensor]) -> tuple[Tensor, Streams]:
+        return replayed_read(state, Given(*_given(Weights(*weights))), EPS)
+
+    def plain(state: Streams, weights: Sequence[Tensor]) -> tuple[Tensor, Streams]:
+        return _plain_read(state, Weights(*weights))
+
+    shapes = ((d, n + 2), (d,), (d,), (2,), (n, n + 1), (n,))
+    return fault("hyperconn", kernels, plain, shapes, Trial(streams, output, n, d, device))
 
 
 def dynamic_weights(h_BTND: Tensor, weights: Weights) -> Dynamic:

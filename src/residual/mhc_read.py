@@ -33,7 +33,7 @@ def read_by_kernels(
     kernels: Kernels, state: Streams, weights: Weights, n_iteration: int, eps: float
 ) -> tuple[Tensor, Streams]:
     """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
-    out = _Read.apply(kernels, n_iteration, eps, *state, *weights)  # type: ignore[no-untyped-call]  # torch's
+    out = _Read.apply(kernels, n_iteration, eps, *state[:3], *weights)  # type: ignore[no-untyped-call]  # torch's
     u_BTD, h_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
     return u_BTD, Streams(h_BTND, b_BTN)
 

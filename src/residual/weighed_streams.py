@@ -47,7 +47,7 @@ class WeighedStreams(ResidualStrategy[Streams]):
         return u_BTD, Streams(h_BTND, b)
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return state._replace(y_BTD=y_BTD.to(state.h_BTND.dtype))
+        return state._replace(y_BTD=y_BTD if state.replay else y_BTD.to(state.h_BTND.dtype))
 
     def end(self, state: Streams) -> Tensor:
         return written(state).mean(2)

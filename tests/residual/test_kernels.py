@@ -55,7 +55,7 @@ def test_the_read_of_hyperconn(
         h, weights = random(2, 19, n, D, dtype=dtype).requires_grad_(), hyperconn_site(n, dtype)
         b, y = random(2, 19, n, dtype=dtype).requires_grad_(), random(2, 19, D, dtype=dtype).requires_grad_()
         state = Streams(h, b, y if waits else None)
-        u, (mixed, b_next, _) = read_dynamic(state, hyperconn_read.Weights(*weights))
+        u, (mixed, b_next, *_) = read_dynamic(state, hyperconn_read.Weights(*weights))
         out = (u, mixed, b_next)
         total = sum((x * random(*x.shape, dtype=dtype, seed=i)).sum() for i, x in enumerate(out))
         grads: Any = torch.autograd.grad(total, [h, *weights, *((b, y) if waits else ())])
@@ -92,7 +92,7 @@ def test_the_read_of_mhc(
             if plain:
                 patch.setattr(mhc, "kernels_for", lambda *a, **k: None)
             h, b, y = (random(2, 19, *shape, dtype=dtype).requires_grad_() for shape in ((n, D), (n,), (D,)))
-            u, (mixed, b_next, _) = strategy.read(Streams(h, b, y if waits else None), site)
+            u, (mixed, b_next, *_) = strategy.read(Streams(h, b, y if waits else None), site)
         out = (u, mixed, b_next)
         total = sum((x * random(*x.shape, dtype=dtype, seed=i)).sum() for i, x in enumerate(out))
         grads: Any = torch.autograd.grad(total, [h, *strategy.parameters(), *((b, y) if waits else ())])

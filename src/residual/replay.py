@@ -1,0 +1,50 @@
+"""From what a backward makes a site's streams again, where kernels serve: a segment's first streams, and what came since.
+
+    H <- the segment's first streams;   for every site since, in order:   H <- A_r^T H + B y
+
+A site that kept its streams would keep N times what its sublayer does. So only one in `SEGMENT` of them is kept
+(the embedding, which is the first, is kept anyway), and the others are made again in registers, from weights
+that are few and outputs y that the sublayers' gradients need as well.
+
+Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174), section 4.
+Shape letters: N streams, C = N + 2 columns of [A | B].
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Sites of a segment, by the streams' type. A site's backward reads half as many outputs, 2 bytes an element, and
+#: a segment keeps 4 streams: with 12 and float32, 48 sites keep 3 times 4 streams, and read 6 outputs each.
+SEGMENT = {torch.float32: 12, torch.float64: 12, torch.bfloat16: 6}
+
+
+class Replay(NamedTuple):
+    """The streams a segment starts with, [B, T, N, D] or the one they are copies of, and the sites since.
+
+    Of every site its weights [A | B], [B, T, N, C], and its output [B, T, D] once it is written. Streams that
+    their site has mixed already start with its B alone, [B, T, N].
+    """
+
+    start: Tensor
+    weights: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+
+    def visited(self, weights: Tensor) -> "Replay":
+        """With one site more, whose output is still to come."""
+        return self._replace(weights=(*self.weights, weights))
+
+
+def replay_of(h: Tensor, b_BTN: Tensor | None, y_BTD: Tensor | None, replay: Replay | None) -> Replay:
+    """What makes the streams `h` with the output `y` in them, if one waits; it opens a segment where one is full."""
+    if y_BTD is None or b_BTN is None:
+        return Replay(h.detach())
+    y_BTD = y_BTD.detach()
+    if replay is None or len(replay.outputs) == SEGMENT[h.dtype] or _other_type(replay, y_BTD):
+        return Replay(h.detach(), (b_BTN.detach(),), (y_BTD,))
+    return replay._replace(outputs=(*replay.outputs, y_BTD))
+
+
+def _other_type(replay: Replay, y_BTD: Tensor) -> bool:
+    return len(replay.outputs) > 0 and replay.outputs[0].dtype != y_BTD.dtype
