@@ -147,9 +147,13 @@ def replayed_read(state: Streams, given: Given, eps: float) -> tuple[Tensor, Str
     b_BTN = None if y_BTD is None else state.b.contiguous()
     replay = replay_of(h, b_BTN, y_BTD, None if copies else state.replay)
     others = (*given, replay.start, *replay.weights, *replay.outputs)
-    out = _Read.apply(eps, len(replay.outputs), h, b_BTN, y_BTD, *others)  # type: ignore[no-untyped-call]  # torch's
-    u_BTD, mixed_BTND, b_out_BTN, own_BTNC = cast(tuple[Tensor, Tensor, Tensor, Tensor], out)
+    u_BTD, mixed_BTND, b_out_BTN, own_BTNC = _read(eps, len(replay.outputs), h, b_BTN, y_BTD, *others)
     return u_BTD, Streams(mixed_BTND, b_out_BTN, None, replay.visited(own_BTNC.detach()))
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # torch's
+def _read(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], _Read.apply(*args))  # type: ignore[no-untyped-call]  # torch's
 
 
 class _Read(torch.autograd.Function):

@@ -1,7 +1,10 @@
 """The kernels in Triton, by its interpreter on the CPU, against the plain form of what they compute."""
 
+import gc
 import importlib.util
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from src.residual import hyperconn_read, replay, stream_operators, stream_trial
 from src.residual.base import ResidualStrategy
 from src.residual.hyperconn import HyperConnections
 from tests.residual.plain import jittered, stream_spec
+from tests.residual.test_memory import STATE, Storages
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5}
@@ -19,31 +23,60 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 
+SITES = 6
+
+
 @pytest.fixture(autouse=True)
-def _kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+def _kernels_serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On this device; and what they leave unwritten is not a number."""
     monkeypatch.setattr(stream_operators, "DEVICES", (DEVICE,))
-    monkeypatch.setattr(stream_trial, "ROWS", 2)
+    monkeypatch.setattr(stream_trial, "ROWS", 1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    hyperconn_read._gpu_fault.cache_clear()
+
+
+def hyperconn(n: int, width: int, dtype: torch.dtype) -> HyperConnections:
+    strategy = HyperConnections(
+        stream_spec(SITES // 2, width), n_stream=n, scale_init=0.3, output_init_scale=1.0
+    )
+    return cast(HyperConnections, jittered(strategy).to(DEVICE, dtype))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE)
+
+
+def plainly(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(hyperconn_read, "fits", lambda *_: False)
+
+
+def flow(strategy: ResidualStrategy[Any], x0: Tensor, y_type: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """The end, and what the sublayers were given."""
+    state, given = strategy.begin(x0), []
+    for site in stream_spec(SITES // 2).sites:
+        u, state = strategy.read(state, site)
+        given.append(u.to(y_type).to(x0.dtype))  # which rounds what the plain form does not
+        state = strategy.write(state, site, torch.tanh(given[-1] * (1 + site.index)).to(y_type))
+    return strategy.end(state), given
 
 
 def outcome(
-    strategy: ResidualStrategy[Any], n_site: int, shape: tuple[int, ...], y_type: torch.dtype, kernels: bool
+    strategy: ResidualStrategy[Any], x0: Tensor, y_type: torch.dtype, run: Callable[..., Any] = flow
 ) -> list[Tensor]:
-    """The end, what sublayers are given, and the gradients of the embedding and all parameters."""
-    dtype = next(strategy.parameters()).dtype
-    generator = torch.Generator().manual_seed(0)
-    x0 = torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype).requires_grad_()
-    state, given = strategy.begin(x0), []
-    for site in stream_spec(n_site // 2).sites:
-        u, state = strategy.read(state, site)
-        assert (state.replay is not None) == kernels
-        given.append(u.to(y_type).to(dtype))  # which rounds what the plain form does not
-        state = strategy.write(state, site, torch.tanh(given[-1] * (1 + site.index)).to(y_type))
-    end = strategy.end(state)
-    total = sum(
-        ((x * torch.randn(x.shape, generator=generator).to(DEVICE)).sum() for x in (end, *given)),
-        start=torch.zeros((), device=DEVICE),
-    )
-    return [end, *given, *torch.autograd.grad(total, [x0, *strategy.parameters()])]
+    """Beside those, the gradients of the embedding and of all parameters."""
+    x0 = x0.to(next(strategy.parameters()).dtype).requires_grad_()
+    end, given = run(strategy, x0, y_type)
+    parts = [(x * random(*x.shape, seed=k)).sum() for k, x in enumerate((end, *given))]
+    grads = torch.autograd.grad(torch.stack(parts).sum(), [x0, *strategy.parameters()])
+    return [end.detach(), *(u.detach() for u in given), *grads]
+
+
+def assert_close(ones: list[Tensor], others: list[Tensor], bound: float) -> None:
+    for one, other in zip(ones, others, strict=True):
+        assert torch.allclose(one, other, rtol=bound, atol=bound * one.abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -58,14 +91,74 @@ def test_hyperconn_replays_over_several_segments(
     n: int, width: int, dtype: torch.dtype, y_type: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(replay.SEGMENT, dtype, 2)
-    results = []
-    for kernels in (False, True):
-        monkeypatch.setattr(hyperconn_read, "fits", stream_operators.fits if kernels else lambda *_: False)
-        spec = stream_spec(3, width)
-        strategy = jittered(HyperConnections(spec, n_stream=n, scale_init=0.3, output_init_scale=1.0)).to(
-            DEVICE, dtype
-        )
-        results.append(outcome(strategy, 6, (1, 3, width), y_type, kernels))
-    bound = TOLERANCE[dtype] if y_type == dtype else 0.02
-    for one, other in zip(*results, strict=True):
-        assert torch.allclose(one, other, rtol=bound, atol=bound * one.abs().max().item())
+    strategy, x0 = hyperconn(n, width, dtype), random(1, 3, width)
+    ours = outcome(strategy, x0, y_type)
+    assert hyperconn_read._gpu_fault.cache_info().currsize > 0
+    plainly(monkeypatch)
+    theirs = outcome(strategy, x0, y_type)
+    assert_close(ours, theirs, TOLERANCE[dtype] if y_type == dtype else 0.02)
+
+
+def test_a_compiler_traces_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(replay.SEGMENT, torch.float64, 2)
+    strategy, x0 = hyperconn(2, 16, torch.float64), random(1, 2, 16)
+    torch.compiler.reset()
+    compiled = torch.compile(flow, backend="aot_eager", fullgraph=True)
+    ours = outcome(strategy, x0, torch.float64, compiled)
+    assert hyperconn_read._gpu_fault.cache_info().currsize > 0
+    plainly(monkeypatch)
+    assert_close(ours, outcome(strategy, x0, torch.float64), 1e-11)
+
+
+def test_outputs_of_unlike_types_are_never_in_one_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy, x0 = hyperconn(2, 16, torch.float32), random(1, 2, 16).float()
+    state = strategy.begin(x0)
+    for site, y_type in zip(stream_spec().sites, [torch.float32, torch.bfloat16] * 3, strict=True):
+        u, state = strategy.read(state, site)
+        assert len({y.dtype for y in state.replay.outputs}) <= 1
+        assert state.y_BTD is None
+        state = strategy.write(state, site, u.to(y_type))
+    u.sum().backward()
+    assert strategy.w_SDC.grad is not None
+
+
+def kept_bytes(strategy: HyperConnections, n_token: int, width: int) -> float:
+    """What the backward needs, over sublayers u / 2, which keep nothing."""
+    leaf = random(1, n_token, width).float().requires_grad_()
+    with Storages() as made:
+        state = strategy.begin(leaf * 1.0)
+        for site in stream_spec(SITES // 2).sites:
+            u, state = strategy.read(state, site)
+            state = strategy.write(state, site, (u / 2).to(torch.bfloat16))
+        end = strategy.end(state)
+        del u, state
+    gc.collect()  # the interpreter leaves cycles
+    return made.kept(but=[end, *strategy.parameters()]) * 4 * STATE
+
+
+@pytest.mark.parametrize(("segment", "segments"), [(12, 1), (3, 2), (2, 3)])
+def test_what_a_token_keeps(segment: int, segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(replay.SEGMENT, torch.float32, segment)
+    n, width = 4, 64
+    strategy = hyperconn(n, width, torch.float32)
+    kept = kept_bytes(strategy, 2, width) - kept_bytes(strategy, 1, width)
+    starts = 4 * width + (segments - 1) * 4 * n * width
+    outputs = (SITES - 1) * 2 * width + 4 * width  # the last is written in float32
+    numbers = SITES * 4 * n * ((n + 2) + (n + 4) + 1)
+    assert kept == starts + outputs + numbers
+
+
+@pytest.mark.parametrize("fails", ["the trial", "the import"])
+def test_where_the_kernels_fail_the_plain_form_runs_and_one_line_says_so(
+    fails: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if fails == "the trial":
+        monkeypatch.setattr(stream_trial, "BOUND", {torch.float32: -1.0})
+    else:
+        monkeypatch.setitem(sys.modules, "src.residual.hyperconn_triton", None)
+    strategy, x0 = hyperconn(2, 16, torch.float32), random(1, 2, 16)
+    ours = outcome(strategy, x0, torch.float32)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("the GPU kernels of hyperconn are not used, which costs speed only")
+    plainly(monkeypatch)
+    assert all(map(torch.equal, ours, outcome(strategy, x0, torch.float32)))

@@ -25,6 +25,7 @@ from tests.residual.plain import flow
 from tests.support import component
 
 N_LAYER, B, T, D = 24, 2, 16, 1024
+STATE = B * T * D
 
 #: Hidden states kept. One for each layer's stream or sublayer's output, where those enter a learned product.
 BARS = {
@@ -65,7 +66,7 @@ class Storages(TorchDispatchMode):
         """Hidden states alive, other than in `but`."""
         others = {StorageWeakRef(tensor.untyped_storage()) for tensor in but}
         alive = [n for ref, n in self.n_bytes.items() if ref not in others and not ref.expired()]
-        return sum(alive) / (4 * B * T * D)
+        return sum(alive) / (4 * STATE)
 
 
 class Halved(torch.autograd.Function):
