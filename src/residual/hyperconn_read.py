@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from src.residual.hyper_streams import Streams, blend_backward, room_for_read, split_blend, written
-from src.residual.hyperconn_gpu import Given, replayed_read
+from src.residual.hyperconn_gpu import HYPERCONN
 from src.residual.native import Kernels, kernels_for
+from src.residual.replayed_read import replayed_read
 from src.residual.stream_operators import fits
 from src.residual.stream_trial import Trial, fault
 
@@ -53,8 +54,8 @@ class Dynamic(NamedTuple):
 
 def read_dynamic(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
     """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
-    if fits(state.h_BTND, len(weights.b_N), weights.w_DC) and _gpu_serves(*_question(state)):
-        return replayed_read(state, Given(*_given(weights)), EPS)
+    if _on_gpu(state, weights):
+        return replayed_read(HYPERCONN, state, _given(weights), (EPS,))
     if torch.compiler.is_compiling():
         return _plain_read(state, weights)
     kernels = kernels_for(state.h_BTND, "hyperconn", N=state.h_BTND.shape[2])
@@ -71,29 +72,30 @@ def _plain_read(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
     return u_BTD, Streams(h_BTND, dynamic.b_BTN)
 
 
-def _question(state: Streams) -> tuple[torch.dtype, torch.dtype, int, int, str]:
+def _on_gpu(state: Streams, weights: Weights) -> bool:
     h_BTND, y_BTD = state.h_BTND, state.y_BTD
-    output = h_BTND.dtype if y_BTD is None else y_BTD.dtype
-    return h_BTND.dtype, output, h_BTND.shape[2], h_BTND.shape[3], h_BTND.device.type
+    N, D = h_BTND.shape[2:]
+    types = h_BTND.dtype, h_BTND.dtype if y_BTD is None else y_BTD.dtype
+    return fits(h_BTND, N, weights.w_DC) and _gpu_serves(*types, N, D, h_BTND.device.type)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
 def _gpu_serves(streams: torch.dtype, output: torch.dtype, n: int, d: int, device: str) -> bool:
-    return _gpu_fault(streams, output, n, d, device) is None
+    return _gpu_fault(Trial(streams, output, n, d, device)) is None
 
 
 @functools.cache
-def _gpu_fault(streams: torch.dtype, output: torch.dtype, n: int, d: int, device: str) -> str | None:
-    """Why the GPU's kernels do not serve, asked once: three sites of them against the plain form."""
+def _gpu_fault(trial: Trial) -> str | None:
+    """Why the GPU's kernels do not serve, asked once."""
 
     def kernels(state: Streams, weights: Sequence[Tensor]) -> tuple[Tensor, Streams]:
-        return replayed_read(state, Given(*_given(Weights(*weights))), EPS)
+        return replayed_read(HYPERCONN, state, _given(Weights(*weights)), (EPS,))
 
     def plain(state: Streams, weights: Sequence[Tensor]) -> tuple[Tensor, Streams]:
         return _plain_read(state, Weights(*weights))
 
-    shapes = ((d, n + 2), (d,), (d,), (2,), (n, n + 1), (n,))
-    return fault("hyperconn", kernels, plain, shapes, Trial(streams, output, n, d, device))
+    n, d = trial.n_stream, trial.width
+    return fault(HYPERCONN, kernels, plain, ((d, n + 2), (d,), (d,), (2,), (n, n + 1), (n,)), trial)
 
 
 def dynamic_weights(h_BTND: Tensor, weights: Weights) -> Dynamic:

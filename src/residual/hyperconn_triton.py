@@ -23,7 +23,7 @@ def rrms(kept, at, D: tl.constexpr, C: tl.constexpr, inside, eps):
     return mean, 1 / tl.sqrt(tl.maximum(square - mean * mean, 0.0) + eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def hyperconn_forward(
     h,
     b,
@@ -91,7 +91,7 @@ def hyperconn_forward(
             tl.store(out + (t * N + j) * D + d, row.to(out.dtype.element_ty), mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "J"])
 def hyperconn_backward(
     start,
     coefficients,

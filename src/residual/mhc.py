@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
 from src.residual.hyper_streams import SiteWeights, Streams
-from src.residual.mhc_read import Weights, read_by_kernels
+from src.residual.mhc_read import Weights, read_by_kernels, read_on_gpu, site_weights
 from src.residual.native import kernels_for
-from src.residual.projected_streams import mixing_weights, project
-from src.residual.sinkhorn import sinkhorn
 from src.residual.weighed_streams import WeighedStreams
 
 
@@ -67,15 +65,17 @@ class ManifoldHyperConnections(WeighedStreams):
         yield ParamGroup((self.scale_S3, self.bias_SC))
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
+        weights = self._site(site.index)
+        on_gpu = read_on_gpu(state, weights, self.n_iteration, self.eps)
+        if on_gpu is not None:
+            return on_gpu
         kernels = kernels_for(state.h_BTND, "mhc", N=self.n_stream)
         if kernels is None:
             return super().read(state, site)
-        weights = Weights(self.phi_SCV[site.index], self.scale_S3[site.index], self.bias_SC[site.index])
         return read_by_kernels(kernels, state, weights, self.n_iteration, self.eps)
 
+    def _site(self, k: int) -> Weights:
+        return Weights(self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k])
+
     def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
-        n = self.n_stream
-        weights = project(h_BTND, self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k], self.eps)
-        logit_BTR = weights.mixing_BTR
-        res = sinkhorn(logit_BTR.reshape(-1, n, n), self.n_iteration).view(*logit_BTR.shape[:2], n, n)
-        return SiteWeights(mixing_weights(weights.pre_BTN, res), weights.post_BTN)
+        return site_weights(h_BTND, self._site(k), self.n_iteration, self.eps)

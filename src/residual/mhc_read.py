@@ -11,14 +11,22 @@ Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.3 (kernel fusion, recomp
 Shape letters: N streams, C = N * N + 2 * N columns of phi, V = N * D.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from src.residual.hyper_streams import Streams, room_for_read
+from src.residual.hyper_streams import SiteWeights, Streams, mix, room_for_read, written
+from src.residual.mhc_gpu import MHC, MOST_STREAMS
 from src.residual.native import Kernels
+from src.residual.projected_streams import mixing_weights, project
+from src.residual.replayed_read import replayed_read
+from src.residual.sinkhorn import sinkhorn
+from src.residual.stream_operators import fits
+from src.residual.stream_trial import Trial, fault
 
 
 class Weights(NamedTuple):
@@ -36,6 +44,52 @@ def read_by_kernels(
     out = _Read.apply(kernels, n_iteration, eps, *state[:3], *weights)  # type: ignore[no-untyped-call]  # torch's
     u_BTD, h_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
     return u_BTD, Streams(h_BTND, b_BTN)
+
+
+def read_on_gpu(
+    state: Streams, weights: Weights, n_iteration: int, eps: float
+) -> tuple[Tensor, Streams] | None:
+    """The same by a GPU's kernels, or None where they do not serve."""
+    h_BTND, y_BTD = state.h_BTND, state.y_BTD
+    N, D = h_BTND.shape[2:]
+    if not fits(h_BTND, N, weights.phi_CV, MOST_STREAMS):
+        return None
+    types = h_BTND.dtype, h_BTND.dtype if y_BTD is None else y_BTD.dtype
+    if not _gpu_serves(*types, N, D, h_BTND.device.type, n_iteration, eps):
+        return None
+    return replayed_read(MHC, state, weights, (n_iteration, eps))
+
+
+def site_weights(h_BTND: Tensor, weights: Weights, n_iteration: int, eps: float) -> SiteWeights:
+    """The plain form."""
+    B, T, N, _ = h_BTND.shape
+    pre_BTN, post_BTN, logit_BTR = project(h_BTND, *weights, eps)
+    res_BTNN = sinkhorn(logit_BTR.reshape(-1, N, N), n_iteration).view(B, T, N, N)
+    return SiteWeights(mixing_weights(pre_BTN, res_BTNN), post_BTN)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+def _gpu_serves(
+    streams: torch.dtype, output: torch.dtype, n: int, d: int, device: str, n_iteration: int, eps: float
+) -> bool:
+    return _gpu_fault(Trial(streams, output, n, d, device), n_iteration, eps) is None
+
+
+@functools.cache
+def _gpu_fault(trial: Trial, n_iteration: int, eps: float) -> str | None:
+    """Why the GPU's kernels do not serve, asked once."""
+
+    def kernels(state: Streams, weights: Sequence[Tensor]) -> tuple[Tensor, Streams]:
+        return replayed_read(MHC, state, tuple(weights), (n_iteration, eps))
+
+    def plain(state: Streams, weights: Sequence[Tensor]) -> tuple[Tensor, Streams]:
+        h_BTND = written(state)
+        a, b = site_weights(h_BTND, Weights(*weights), n_iteration, eps)
+        u_BTD, mixed_BTND = mix(a, h_BTND)
+        return u_BTD, Streams(mixed_BTND, b)
+
+    n, columns = trial.n_stream, trial.n_stream * (trial.n_stream + 2)
+    return fault(MHC, kernels, plain, ((columns, n * trial.width), (3,), (columns,)), trial)
 
 
 class _Read(torch.autograd.Function):

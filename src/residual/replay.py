@@ -36,13 +36,11 @@ class Replay(NamedTuple):
         return self._replace(weights=(*self.weights, weights))
 
 
-def replay_of(h: Tensor, b_BTN: Tensor | None, y_BTD: Tensor | None, replay: Replay | None) -> Replay:
-    """What makes the streams `h` with the output `y` in them, if one waits; it opens a segment where one is full."""
-    if y_BTD is None or b_BTN is None:
-        return Replay(h.detach())
+def replay_of(h_BTND: Tensor, b_BTN: Tensor, y_BTD: Tensor, replay: Replay | None) -> Replay:
+    """What makes the streams h + b y; it opens a segment where one is full, or has outputs of another type."""
     y_BTD = y_BTD.detach()
-    if replay is None or len(replay.outputs) == SEGMENT[h.dtype] or _other_type(replay, y_BTD):
-        return Replay(h.detach(), (b_BTN.detach(),), (y_BTD,))
+    if replay is None or len(replay.outputs) == SEGMENT[h_BTND.dtype] or _other_type(replay, y_BTD):
+        return Replay(h_BTND.detach(), (b_BTN.detach(),), (y_BTD,))
     return replay._replace(outputs=(*replay.outputs, y_BTD))
 
 

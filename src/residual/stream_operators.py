@@ -43,16 +43,15 @@ def weights_type(streams: torch.dtype) -> torch.dtype:
     return torch.float64 if streams == torch.float64 else torch.float32
 
 
-def fits(h: Tensor, n_stream: int, parameter: Tensor) -> bool:
+def fits(h: Tensor, n_stream: int, parameter: Tensor, most_streams: int = 8) -> bool:
     """Whether kernels could serve streams like `h`: on a GPU, of a type and width for them."""
-    padded = _power_of_two(h.shape[-1])
     return (
         h.device.type in DEVICES
         and h.dtype in SEGMENT
         and parameter.dtype == weights_type(h.dtype)
         and h.shape[-1] % 16 == 0
-        and 2 <= n_stream <= 8
-        and n_stream * padded <= MOST_ELEMENTS
+        and 2 <= n_stream <= most_streams
+        and n_stream * power_of_two(h.shape[-1]) <= MOST_ELEMENTS
     )
 
 
@@ -71,19 +70,19 @@ def failing(name: str, check: Callable[[], float], bound: float) -> str | None:
     return reason
 
 
-def launched(kernel: Any, h: Tensor, tokens: int, n_stream: int, direction: tuple[int, int]) -> "Launch":
-    """A kernel, with the programs and warps for streams like `h`."""
-    padded = _power_of_two(h.shape[-1])
-    warps = max(1, min(16, _power_of_two(n_stream * padded // (32 * direction[0]))))
-    programs = min(tokens, _multiprocessors(h.device) * max(1, direction[1] // warps))
-    return Launch(kernel, programs, warps, h, n_stream)
+def by_token(kernel: Any, h: Tensor, tokens: int, n_stream: int, direction: tuple[int, int]) -> "Launch":
+    """A kernel whose programs have a token's streams at a time."""
+    elements, most_warps = direction
+    warps = max(1, min(16, power_of_two(n_stream * power_of_two(h.shape[-1]) // (32 * elements))))
+    programs = min(tokens, multiprocessors(h.device) * max(1, most_warps // warps))
+    return Launch(kernel, (programs,), warps, h, n_stream)
 
 
 class Launch:
-    """A kernel ready to run; `programs` of them share the tokens."""
+    """A kernel ready to run in a grid of programs, on streams like `h`."""
 
-    def __init__(self, kernel: Any, programs: int, warps: int, h: Tensor, n_stream: int) -> None:
-        self.kernel, self.programs, self.warps, self.h, self.n_stream = kernel, programs, warps, h, n_stream
+    def __init__(self, kernel: Any, grid: tuple[int, ...], warps: int, h: Tensor, n_stream: int) -> None:
+        self.kernel, self.grid, self.warps, self.h, self.n_stream = kernel, grid, warps, h, n_stream
 
     def __call__(self, *args: Any, **constants: Any) -> None:
         import triton.language as tl
@@ -92,10 +91,10 @@ class Launch:
         reckoned = tl.float64 if self.h.dtype == torch.float64 else tl.float32
         tensors = [x for x in args if isinstance(x, Tensor)]
         assert all(x.is_contiguous() for x in tensors)  # the kernels know sizes, not strides
-        self.kernel[(self.programs,)](
+        self.kernel[self.grid](
             *args,
             D=D,
-            DP=_power_of_two(D),
+            DP=power_of_two(D),
             N=self.n_stream,
             **constants,
             TOGETHER=self.h.device.type == "cuda",
@@ -112,12 +111,23 @@ def padded(tensors: Sequence[Tensor], other: Tensor) -> tuple[Tensor, ...]:
     return (*tensors, *[first] * (longest - len(tensors)))
 
 
-def _power_of_two(n: int) -> int:
+def backward_room(
+    start: Tensor, outputs: list[Tensor], dh_BTND: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of h (of its one row, where its streams are copies), and of B and y where y waited."""
+    if outputs:
+        return torch.empty_like(dh_BTND), like.new_empty(dh_BTND.shape[:3]), torch.empty_like(outputs[-1])
+    return torch.empty_like(start), like.new_empty(0), like.new_empty(0)
+
+
+def power_of_two(n: int) -> int:
+    """The least that is no less."""
     return 1 << max(0, n - 1).bit_length()
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """How many programs can be expected to run at once, in units of those that share one."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count

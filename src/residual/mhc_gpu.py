@@ -1,0 +1,169 @@
+"""`mhc_triton`, `mhc_mix_triton` and `mhc_pull_triton` as operators of torch.
+
+Equations: `mhc_read.py`.
+
+Shape letters: M tokens of a tile, E columns of a chunk of D, N streams, C = N * N + 2 * N columns of phi, V = N * D,
+P programs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from src.residual.replay import Replay
+from src.residual.replayed_read import Grads, Kernels, Numbers, registered
+from src.residual.stream_operators import (
+    BACKWARD,
+    FORWARD,
+    Launch,
+    backward_room,
+    by_token,
+    multiprocessors,
+    operator,
+    padded,
+    power_of_two,
+)
+
+#: More streams have more columns of phi than a program holds.
+MOST_STREAMS = 4
+#: Tokens and columns that a program has at a time, and its warps: the weights, their gradients, what is pulled.
+WEIGHTS, LOGITS, PULL = (64, 64, 4), (32, 1), (16, 64, 8)
+
+
+def _mhc_read(
+    h: Tensor,
+    b_BTN: Tensor | None,
+    y_BTD: Tensor | None,
+    phi_CV: Tensor,
+    scale_3: Tensor,
+    bias_C: Tensor,
+    n_iteration: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """u, the mixed streams, B, and to keep: [A | B], and [phi vec(H) | its square]; `h` may be the copies' one row."""
+    from src.residual.mhc_mix_triton import mhc_mix
+    from src.residual.mhc_triton import mhc_weights
+
+    out = _mhc_read_fake(h, b_BTN, y_BTD, phi_CV, scale_3, bias_C, n_iteration, eps)
+    u_BTD, mixed_BTND, b_out_BTN, own_BTNC, kept = out
+    N, tokens = own_BTNC.shape[2], u_BTD.shape[:2].numel()
+    (M, E, warps), cases = WEIGHTS, {"COPIES": h.dim() == 3, "WAITS": y_BTD is not None}
+    given = (h, h, h) if y_BTD is None else (h, b_BTN, y_BTD)
+    Launch(mhc_weights, (-(-tokens // M),), warps, h, N)(
+        *given, phi_CV, scale_3, bias_C, b_out_BTN, own_BTNC, kept, tokens, n_iteration, eps,
+        CP=_columns(N), M=M, E=E, **cases,
+    )  # fmt: skip
+    by_token(mhc_mix, h, tokens, N, FORWARD)(*given, own_BTNC, u_BTD, mixed_BTND, tokens, **cases)
+    return out
+
+
+def _mhc_read_fake(
+    h: Tensor,
+    b_BTN: Tensor | None,
+    y_BTD: Tensor | None,
+    phi_CV: Tensor,
+    scale_3: Tensor,
+    bias_C: Tensor,
+    n_iteration: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (C, V), B, T, D = phi_CV.shape, h.shape[0], h.shape[1], h.shape[-1]
+    N = V // D
+    u_BTD = h.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
+    kept = phi_CV.new_empty(B, T, N, N + 2), phi_CV.new_empty(B, T, C + 1)
+    return u_BTD, h.new_empty(B, T, N, D), phi_CV.new_empty(B, T, N), *kept
+
+
+def _mhc_read_backward(
+    start: Tensor,
+    weights: list[Tensor],
+    outputs: list[Tensor],
+    b_BTN: Tensor | None,
+    phi_CV: Tensor,
+    scale_3: Tensor,
+    bias_C: Tensor,
+    own_BTNC: Tensor,
+    kept: Tensor,
+    du_BTD: Tensor,
+    dh_BTND: Tensor,
+    db_BTN: Tensor,
+    n_iteration: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of h, of B and the output that waited, of phi, and the sums [2, C] of dlogit and dlogit z r over tokens."""
+    from src.residual.mhc_mix_triton import mhc_dots
+    from src.residual.mhc_pull_triton import mhc_pull
+    from src.residual.mhc_triton import mhc_weights_backward
+
+    (B, T, N, D), C, J = dh_BTND.shape, len(bias_C), len(outputs)
+    tokens = B * T
+    replayed = (start, padded(weights, own_BTNC), padded(outputs, du_BTD), J)
+    cases = {"COPIES": start.dim() == 3, "MIXED": J > 0 and weights[0].dim() == 3, "WAITS": J > 0}
+    longest = len(replayed[1])
+    da = phi_CV.new_empty(tokens, N, N + 1)
+    by_token(mhc_dots, dh_BTND, tokens, N, BACKWARD)(*replayed, du_BTD, dh_BTND, da, tokens, K=longest, **cases)
+
+    (M, warps), left = LOGITS, torch.empty_like(kept)
+    tiles = -(-tokens // M)
+    small_P2C, room = phi_CV.new_empty(tiles, 2, C), phi_CV.new_empty(tiles, n_iteration, 2 * N, M)
+    Launch(mhc_weights_backward, (tiles,), warps, dh_BTND, N)(
+        scale_3, bias_C, kept, da, db_BTN, left, small_P2C, room, tokens, n_iteration, eps, M=M
+    )
+
+    M, E, warps = PULL
+    chunks = -(-D // E)
+    programs = min(-(-tokens // M), -(-2 * multiprocessors(start.device) // chunks))
+    dh, db, dy = backward_room(start, outputs, dh_BTND, phi_CV)
+    db_parts, dphi_PCV = phi_CV.new_empty(chunks, *db.shape), phi_CV.new_empty(programs, *phi_CV.shape)
+    Launch(mhc_pull, (chunks, programs), warps, dh_BTND, N)(
+        *replayed, own_BTNC if b_BTN is None else b_BTN, phi_CV, own_BTNC, left, du_BTD, dh_BTND,
+        dh, db_parts, dy, dphi_PCV, tokens, CP=_columns(N), M=M, E=E, K=longest, **cases,
+    )  # fmt: skip
+    return dh, db_parts.sum(0), dy, dphi_PCV.sum(0), small_P2C.sum(0)
+
+
+def _mhc_read_backward_fake(
+    start: Tensor,
+    weights: list[Tensor],
+    outputs: list[Tensor],
+    b_BTN: Tensor | None,
+    phi_CV: Tensor,
+    scale_3: Tensor,
+    bias_C: Tensor,
+    own_BTNC: Tensor,
+    kept: Tensor,
+    du_BTD: Tensor,
+    dh_BTND: Tensor,
+    db_BTN: Tensor,
+    n_iteration: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    out = backward_room(start, outputs, dh_BTND, phi_CV)
+    return *out, torch.empty_like(phi_CV), phi_CV.new_empty(2, len(bias_C))
+
+
+def _columns(n_stream: int) -> int:
+    """A power of two that holds the columns of phi."""
+    return max(16, power_of_two(n_stream * n_stream + 2 * n_stream))
+
+
+mhc_read = operator(_mhc_read, _mhc_read_fake)
+mhc_read_backward = operator(_mhc_read_backward, _mhc_read_backward_fake)
+
+
+def _backward(
+    replay: Replay,
+    b_BTN: Tensor | None,
+    parameters: Sequence[Tensor],
+    numbers: Numbers,
+    grads: Grads,
+    constants: tuple[float, ...],
+) -> tuple[Tensor, ...]:
+    made, N = (replay.start, list(replay.weights), list(replay.outputs)), grads.db_BTN.shape[-1]
+    *dgiven, small_2C = mhc_read_backward(*made, b_BTN, *parameters, *numbers, *grads, *constants)
+    dscale_3 = torch.stack([part.sum() for part in small_2C[1].split((N, N, N * N))])
+    return *dgiven, dscale_3, small_2C[0]
+
+
+MHC = registered("mhc", Kernels(3, mhc_read, _backward))

@@ -1,0 +1,157 @@
+"""The backward of mHC's projection and mixing on a GPU: by chunks of D, over tiles of tokens.
+
+    dH_i = sum_m A_im given_m + phi_i^T dz + along H_i;   dphi_i = sum over tokens of dz H_i^T
+    dy = sum_i b_i dH_i;   db_i = <y, dH_i>
+
+A program has a chunk of D, all streams of it, and passes over tokens, so that what it adds to dphi stays with it. It
+replays that chunk of the streams, a token's weights being columns of numbers.
+
+Shape letters: M tokens of a tile, E columns of a chunk, N streams, C = N * N + 2 * N columns of phi, K the most
+sites of a segment.
+"""
+
+import triton
+import triton.language as tl
+
+from src.residual.stream_triton import chosen
+
+
+@triton.jit
+def _chunks(h, t, d, there, D: tl.constexpr, N: tl.constexpr, COPIES: tl.constexpr, F: tl.constexpr):
+    out = ()
+    for i in tl.static_range(N):
+        row = t * D if COPIES else (t * N + i) * D
+        out = out + (tl.load(h + row[:, None] + d[None, :], mask=there, other=0.0).to(F),)
+    return out
+
+
+@triton.jit
+def _written(chunks, b, stride: tl.constexpr, y_ME, inside, N: tl.constexpr):
+    out = ()
+    for i in tl.static_range(N):
+        out = out + (chunks[i] + tl.load(b + i * stride, mask=inside, other=0.0)[:, None] * y_ME,)
+    return out
+
+
+@triton.jit
+def _stepped(chunks, weights, y_ME, inside, N: tl.constexpr, S: tl.constexpr, F: tl.constexpr):
+    out = ()
+    for j in tl.static_range(N):
+        row = tl.load(weights + j + 1, mask=inside, other=0.0)[:, None] * chunks[0]
+        for i in tl.static_range(1, N):
+            row += tl.load(weights + i * (N + 2) + j + 1, mask=inside, other=0.0)[:, None] * chunks[i]
+        out = out + (row.to(S).to(F),)
+    return _written(out, weights + N + 1, N + 2, y_ME, inside, N)
+
+
+@triton.jit
+def _replayed(
+    chunks,
+    coefficients,
+    outputs,
+    J,
+    t,
+    d,
+    inside,
+    there,
+    D: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    MIXED: tl.constexpr,
+    S: tl.constexpr,
+    F: tl.constexpr,
+):
+    at = (t * D)[:, None] + d[None, :]
+    y_ME = tl.load(outputs[0] + at, mask=there, other=0.0).to(F)
+    if MIXED:
+        chunks = _written(chunks, coefficients[0] + t * N, 1, y_ME, inside, N)
+    else:
+        chunks = _stepped(chunks, coefficients[0] + t * N * (N + 2), y_ME, inside, N, S, F)
+    for j in range(1, J):
+        y_ME = tl.load(chosen(outputs, j, K) + at, mask=there, other=0.0).to(F)
+        weights = chosen(coefficients, j, K) + t * N * (N + 2)
+        chunks = _stepped(chunks, weights, y_ME, inside, N, S, F)
+    return chunks, y_ME
+
+
+@triton.jit(do_not_specialize=["tokens", "J"])
+def mhc_pull(
+    start,
+    coefficients,
+    outputs,
+    J,
+    b,
+    phi,
+    weights,
+    left,
+    du,
+    dout,
+    dh,
+    db,
+    dy,
+    dphi,
+    tokens,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    N: tl.constexpr,
+    CP: tl.constexpr,
+    M: tl.constexpr,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    COPIES: tl.constexpr,
+    MIXED: tl.constexpr,
+    WAITS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    F: tl.constexpr,
+):
+    """`db`: partial sums [chunks, tokens, N]; `dphi`: [programs of a chunk, C, N * D]."""
+    C: tl.constexpr = N * N + 2 * N
+    S: tl.constexpr = start.dtype.element_ty
+    chunk, c, d = tl.program_id(0), tl.arange(0, CP), tl.program_id(0) * E + tl.arange(0, E)
+    dphi_rows = ()
+    for _ in tl.static_range(N):
+        dphi_rows = dphi_rows + (tl.zeros([CP, E], F),)
+    for tile in range(tl.program_id(1), tl.cdiv(tokens, M), tl.num_programs(1)):
+        t = tile * M + tl.arange(0, M).to(tl.int64)
+        inside = t < tokens
+        there = inside[:, None] & (d < D)[None, :]
+        chunks = _chunks(start, t, d, there, D, N, COPIES, F)
+        if WAITS:
+            chunks, y_ME = _replayed(
+                chunks, coefficients, outputs, J, t, d, inside, there, D, N, K, MIXED, S, F
+            )
+        at = (t * D)[:, None] + d[None, :]
+        given = (tl.load(du + at, mask=there, other=0.0).to(F),) + _chunks(dout, t, d, there, D, N, False, F)
+        dz_at = left + (t * (C + 1))[:, None] + c[None, :]
+        dz_MC = tl.load(dz_at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
+        along_M = tl.load(left + t * (C + 1) + C, mask=inside, other=0.0)
+        own, new_dphi = weights + t * N * (N + 2), ()
+        if WAITS:
+            dy_ME = tl.zeros([M, E], F)
+        if COPIES and not WAITS:
+            dx_ME = tl.zeros([M, E], F)
+        for i in tl.static_range(N):
+            phi_at = phi + (c * (N * D))[:, None] + (i * D + d)[None, :]
+            phi_CE = tl.load(phi_at, mask=(c < C)[:, None] & (d < D)[None, :], other=0.0)
+            row = along_M[:, None] * chunks[i]
+            row += tl.dot(dz_MC, phi_CE, input_precision="tf32x3", out_dtype=F)
+            for m in tl.static_range(N + 1):
+                row += tl.load(own + i * (N + 2) + m, mask=inside, other=0.0)[:, None] * given[m]
+            dphi_row = tl.dot(tl.trans(dz_MC), chunks[i], input_precision="tf32x3", out_dtype=F)
+            new_dphi = new_dphi + (dphi_rows[i] + dphi_row,)
+            if WAITS:
+                tl.store(db + (chunk * tokens + t) * N + i, tl.sum(row * y_ME, 1), mask=inside)
+                dy_ME += tl.load(b + t * N + i, mask=inside, other=0.0)[:, None] * row
+            if COPIES and not WAITS:
+                dx_ME += row
+            else:
+                at_dh = dh + ((t * N + i) * D)[:, None] + d[None, :]
+                tl.store(at_dh, row.to(dh.dtype.element_ty), mask=there)
+        dphi_rows = new_dphi
+        if WAITS:
+            tl.store(dy + at, dy_ME.to(dy.dtype.element_ty), mask=there)
+        if COPIES and not WAITS:
+            tl.store(dh + at, dx_ME.to(dh.dtype.element_ty), mask=there)
+    for i in tl.static_range(N):
+        at_dphi = dphi + ((tl.program_id(1) * C + c) * (N * D))[:, None] + (i * D + d)[None, :]
+        tl.store(at_dphi, dphi_rows[i], mask=(c < C)[:, None] & (d < D)[None, :])
