@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Sites of a segment, by the streams' type. A site's backward reads half as many outputs, 2 bytes an element, and
-#: a segment keeps 4 streams: with 12 and float32, 48 sites keep 3 times 4 streams, and read 6 outputs each.
-SEGMENT = {torch.float32: 12, torch.float64: 12, torch.bfloat16: 6}
+#: Sites of a segment, by the streams' type. A site's backward reads half as many outputs, 2 bytes an element, on
+#: top of the start; a start is N streams kept. With these, 48 sites keep 2 starts of float32, or 4 of bfloat16.
+SEGMENT = {torch.float32: 16, torch.float64: 16, torch.bfloat16: 10}
 
 
 class Replay(NamedTuple):

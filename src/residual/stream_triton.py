@@ -48,12 +48,24 @@ def written(rows, b, stride: tl.constexpr, y_row, N: tl.constexpr):
 
 
 @triton.jit
-def stepped(rows, weights, y_row, N: tl.constexpr, S: tl.constexpr, F: tl.constexpr):
+def numbers(weights, t, N: tl.constexpr, there):
+    """[A | B] of token `t`, in registers."""
+    out = ()
+    for k in tl.static_range(N * (N + 2)):
+        out = out + (tl.load(weights + t * (N * (N + 2)) + k, mask=there, other=0.0),)
+    return out
+
+
+@triton.jit
+def stepped(rows, own, y_row, N: tl.constexpr, S: tl.constexpr, F: tl.constexpr):
     """What the next site reads; mixed streams have been in memory, of type S."""
     out = ()
     for j in tl.static_range(N):
-        out = out + (mixed(rows, weights, j + 1, N).to(S).to(F),)
-    return written(out, weights + N + 1, N + 2, y_row, N)
+        row = own[j + 1] * rows[0]
+        for i in tl.static_range(1, N):
+            row += own[i * (N + 2) + j + 1] * rows[i]
+        out = out + (row.to(S).to(F) + own[j * (N + 2) + N + 1] * y_row,)
+    return out
 
 
 @triton.jit
@@ -80,16 +92,19 @@ def replayed(
     S: tl.constexpr,
     F: tl.constexpr,
 ):
-    """The streams after J >= 1 sites, and the last of their outputs."""
-    y_row = tl.load(outputs[0] + t * D + d, mask=d < D, other=0.0).to(F)
+    """The streams after J >= 1 sites, and the last of their outputs; memory is read a site ahead."""
+    y_row = tl.load(outputs[0] + t * D + d, mask=d < D, other=0.0)
     if MIXED:
-        rows = written(rows, weights[0] + t * N, 1, y_row, N)
-    else:
-        rows = stepped(rows, weights[0] + t * N * (N + 2), y_row, N, S, F)
-    for j in range(1, J):
-        y_row = tl.load(chosen(outputs, j, K) + t * D + d, mask=d < D, other=0.0).to(F)
-        rows = stepped(rows, chosen(weights, j, K) + t * N * (N + 2), y_row, N, S, F)
-    return rows, y_row
+        rows = written(rows, weights[0] + t * N, 1, y_row.to(F), N)
+    first: tl.constexpr = 1 if MIXED else 0
+    own = numbers(chosen(weights, first, K), t, N, first < J)
+    next_row = tl.load(chosen(outputs, first, K) + t * D + d, mask=d < tl.where(first < J, D, 0), other=0.0)
+    for j in range(first, J):
+        y_row, now, more = next_row, own, j + 1 < J
+        own = numbers(chosen(weights, j + 1, K), t, N, more)
+        next_row = tl.load(chosen(outputs, j + 1, K) + t * D + d, mask=d < tl.where(more, D, 0), other=0.0)
+        rows = stepped(rows, now, y_row.to(F), N, S, F)
+    return rows, y_row.to(F)
 
 
 @triton.jit
