@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.residual.replay import Replay
 from src.residual.replayed_read import Grads, Kernels, Numbers, registered
-from src.residual.stream_operators import BACKWARD, FORWARD, backward_room, by_token, operator, padded
+from src.residual.stream_operators import BACKWARD, FORWARD, backward_room, by_token, operator, table_of
 
 
 def _hyperconn_read(
@@ -76,16 +76,17 @@ def _hyperconn_read_backward(
     from src.residual.hyperconn_triton import hyperconn_backward
 
     out = backward_room(start, outputs, dh_BTND, w_CD)
-    N, D, J = dh_BTND.shape[2], dh_BTND.shape[3], len(outputs)
+    N, D = dh_BTND.shape[2:]
+    table, longest, J = table_of(start, weights, outputs)
     tokens = dh_BTND.shape[:2].numel()
     launch = by_token(hyperconn_backward, dh_BTND, tokens, N, BACKWARD)
     P, C = launch.grid[0], N + 2
     dw_PCD, small_P3NC = w_CD.new_empty(P, C, D), w_CD.new_empty(P, 3, N, C)
     launch(
-        start, padded(weights, own_BTNC), padded(outputs, du_BTD), J, own_BTNC if b_BTN is None else b_BTN,
+        start, table, J, own_BTNC if b_BTN is None else b_BTN,
         w_CD, bias_C, scale_2, own_BTNC, kept, du_BTD, dh_BTND, db_BTN,
         *out, dw_PCD, small_P3NC, w_CD.new_empty(P, 2, N, C + 2), tokens, eps,
-        **_columns(N), K=len(padded(weights, own_BTNC)), COPIES=start.dim() == 3,
+        **_columns(N), K=longest, COPIES=start.dim() == 3,
         MIXED=J > 0 and weights[0].dim() == 3, WAITS=J > 0,
     )  # fmt: skip
     return *out, dw_PCD.sum(0), small_P3NC.sum(0)

@@ -94,8 +94,7 @@ def hyperconn_forward(
 @triton.jit(do_not_specialize=["tokens", "J"])
 def hyperconn_backward(
     start,
-    coefficients,
-    outputs,
+    table,
     J,
     b,
     w,
@@ -129,6 +128,7 @@ def hyperconn_backward(
     """By program: dw [C, D]; small [3, N, C] of d[A | B], d[A | B] z and dz; room [2, N, C + 2]."""
     C: tl.constexpr = N + 2
     S: tl.constexpr = start.dtype.element_ty
+    Y: tl.constexpr = du.dtype.element_ty
     d, i, c = tl.arange(0, DP), tl.arange(0, NP)[:, None], tl.arange(0, CP)[None, :]
     inside, used = d < D, (i < N) & (c < C)
     bias_1C = tl.load(bias + c, mask=c < C, other=0.0)
@@ -143,7 +143,7 @@ def hyperconn_backward(
         given = (tl.load(du + t * D + d, mask=inside, other=0.0).to(F),) + rows_of(dout, t, d, D, N, False, F)
         rows = rows_of(start, t, d, D, N, COPIES, F)
         if WAITS:
-            rows, y_row = replayed(rows, coefficients, outputs, J, t, d, D, N, K, MIXED, S, F)
+            rows, y_row = replayed(rows, table, J, t, d, D, N, K, MIXED, S, Y, F)
         for m in tl.static_range(N + 1):
             products = ()
             for k in tl.static_range(N):

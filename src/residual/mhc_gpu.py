@@ -21,8 +21,8 @@ from src.residual.stream_operators import (
     by_token,
     multiprocessors,
     operator,
-    padded,
     power_of_two,
+    table_of,
 )
 
 #: More streams have more columns of phi than a program holds.
@@ -96,11 +96,10 @@ def _mhc_read_backward(
     from src.residual.mhc_pull_triton import mhc_pull
     from src.residual.mhc_triton import mhc_weights_backward
 
-    (B, T, N, D), C, J = dh_BTND.shape, len(bias_C), len(outputs)
-    tokens = B * T
-    replayed = (start, padded(weights, own_BTNC), padded(outputs, du_BTD), J)
+    (B, T, N, D), C = dh_BTND.shape, len(bias_C)
+    table, longest, J = table_of(start, weights, outputs)
+    replayed, tokens = (start, table, J), B * T
     cases = {"COPIES": start.dim() == 3, "MIXED": J > 0 and weights[0].dim() == 3, "WAITS": J > 0}
-    longest = len(replayed[1])
     da = phi_CV.new_empty(tokens, N, N + 1)
     by_token(mhc_dots, dh_BTND, tokens, N, BACKWARD)(*replayed, du_BTD, dh_BTND, da, tokens, K=longest, **cases)
 

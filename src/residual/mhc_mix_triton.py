@@ -45,8 +45,7 @@ def mhc_mix(
 @triton.jit(do_not_specialize=["tokens", "J"])
 def mhc_dots(
     start,
-    coefficients,
-    outputs,
+    table,
     J,
     du,
     dout,
@@ -64,13 +63,14 @@ def mhc_dots(
 ):
     """The gradient [tokens, N, N + 1] of A."""
     S: tl.constexpr = start.dtype.element_ty
+    Y: tl.constexpr = du.dtype.element_ty
     d = tl.arange(0, DP)
     for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
         du_row = tl.load(du + t * D + d, mask=d < D, other=0.0).to(F)
         given = (du_row,) + rows_of(dout, t, d, D, N, False, F)
         rows = rows_of(start, t, d, D, N, COPIES, F)
         if WAITS:
-            rows, _ = replayed(rows, coefficients, outputs, J, t, d, D, N, K, MIXED, S, F)
+            rows, _ = replayed(rows, table, J, t, d, D, N, K, MIXED, S, Y, F)
         for m in tl.static_range(N + 1):
             products = ()
             for k in tl.static_range(N):

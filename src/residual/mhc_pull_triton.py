@@ -13,7 +13,7 @@ sites of a segment.
 import triton
 import triton.language as tl
 
-from src.residual.stream_triton import chosen
+from src.residual.stream_triton import pointer
 
 
 @triton.jit
@@ -47,8 +47,7 @@ def _stepped(chunks, weights, y_ME, inside, N: tl.constexpr, S: tl.constexpr, F:
 @triton.jit
 def _replayed(
     chunks,
-    coefficients,
-    outputs,
+    table,
     J,
     t,
     d,
@@ -59,17 +58,18 @@ def _replayed(
     K: tl.constexpr,
     MIXED: tl.constexpr,
     S: tl.constexpr,
+    Y: tl.constexpr,
     F: tl.constexpr,
 ):
     at = (t * D)[:, None] + d[None, :]
-    y_ME = tl.load(outputs[0] + at, mask=there, other=0.0).to(F)
+    y_ME = tl.load(pointer(table, K, Y, True) + at, mask=there, other=0.0).to(F)
     if MIXED:
-        chunks = _written(chunks, coefficients[0] + t * N, 1, y_ME, inside, N)
+        chunks = _written(chunks, pointer(table, 0, F, True) + t * N, 1, y_ME, inside, N)
     else:
-        chunks = _stepped(chunks, coefficients[0] + t * N * (N + 2), y_ME, inside, N, S, F)
+        chunks = _stepped(chunks, pointer(table, 0, F, True) + t * N * (N + 2), y_ME, inside, N, S, F)
     for j in range(1, J):
-        y_ME = tl.load(chosen(outputs, j, K) + at, mask=there, other=0.0).to(F)
-        weights = chosen(coefficients, j, K) + t * N * (N + 2)
+        y_ME = tl.load(pointer(table, K + j, Y, True) + at, mask=there, other=0.0).to(F)
+        weights = pointer(table, j, F, True) + t * N * (N + 2)
         chunks = _stepped(chunks, weights, y_ME, inside, N, S, F)
     return chunks, y_ME
 
@@ -77,8 +77,7 @@ def _replayed(
 @triton.jit(do_not_specialize=["tokens", "J"])
 def mhc_pull(
     start,
-    coefficients,
-    outputs,
+    table,
     J,
     b,
     phi,
@@ -107,6 +106,7 @@ def mhc_pull(
     """`db`: partial sums [chunks, tokens, N]; `dphi`: [programs of a chunk, C, N * D]."""
     C: tl.constexpr = N * N + 2 * N
     S: tl.constexpr = start.dtype.element_ty
+    Y: tl.constexpr = du.dtype.element_ty
     chunk, c, d = tl.program_id(0), tl.arange(0, CP), tl.program_id(0) * E + tl.arange(0, E)
     dphi_rows = ()
     for _ in tl.static_range(N):
@@ -117,9 +117,7 @@ def mhc_pull(
         there = inside[:, None] & (d < D)[None, :]
         chunks = _chunks(start, t, d, there, D, N, COPIES, F)
         if WAITS:
-            chunks, y_ME = _replayed(
-                chunks, coefficients, outputs, J, t, d, inside, there, D, N, K, MIXED, S, F
-            )
+            chunks, y_ME = _replayed(chunks, table, J, t, d, inside, there, D, N, K, MIXED, S, Y, F)
         at = (t * D)[:, None] + d[None, :]
         given = (tl.load(du + at, mask=there, other=0.0).to(F),) + _chunks(dout, t, d, there, D, N, False, F)
         dz_at = left + (t * (C + 1))[:, None] + c[None, :]

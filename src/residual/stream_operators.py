@@ -5,7 +5,7 @@ Shape letters: N streams.
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any  # what an operator takes and gives, and a kernel, is its own business
 
 import torch
@@ -104,11 +104,21 @@ class Launch:
         )
 
 
-def padded(tensors: Sequence[Tensor], other: Tensor) -> tuple[Tensor, ...]:
-    """As many as a segment may have, so that one kernel serves any number."""
-    longest = max(SEGMENT.values())
-    first = tensors[0] if tensors else other
-    return (*tensors, *[first] * (longest - len(tensors)))
+def table_of(start: Tensor, weights: list[Tensor], outputs: list[Tensor]) -> tuple[Tensor, int, int]:
+    """The addresses of a replay's tensors on their device, the most of a kind that may be, and how many are.
+
+    A kernel writes it from its arguments: no copy from the host, and one kernel for any number of them.
+    """
+    from src.residual.stream_triton import listed
+
+    J, longest = len(outputs), max(SEGMENT.values())
+    table = torch.empty(2 * longest, dtype=torch.int64, device=start.device)
+    if J:
+        more = longest - J
+        listed[(1,)](
+            (*weights, *weights[:1] * more), (*outputs, *outputs[:1] * more), table, K=longest, num_warps=1
+        )
+    return table, longest, J
 
 
 def backward_room(

@@ -5,8 +5,8 @@ weights are rows [A | B] of C = N + 2 columns in memory.
 
     replay    H <- the segment's first streams;   for every site since, in order:   H <- A_r^T H + B y
 
-`MIXED`: the first streams have been mixed already, and the first weights are B alone. The addresses of weights
-and outputs come as tuples of the same length K for every site, so that there is one kernel for all of them.
+`MIXED`: the first streams have been mixed already, and the first weights are B alone. Weights and outputs come as
+a table of addresses, K and K of which J are used, so that there is one kernel for any J.
 
 Shape letters: N streams, C columns of [A | B], K the most sites of a segment.
 """
@@ -69,19 +69,24 @@ def stepped(rows, own, y_row, N: tl.constexpr, S: tl.constexpr, F: tl.constexpr)
 
 
 @triton.jit
-def chosen(pointers, j, K: tl.constexpr):
-    """The j-th of K pointers."""
-    address = pointers[0].to(tl.int64)
-    for k in tl.static_range(1, K):
-        address = tl.where(j == k, pointers[k].to(tl.int64), address)
-    return tl.multiple_of(address.to(pointers[0].dtype), 16)
+def listed(weights, outputs, table, K: tl.constexpr):
+    """The addresses of K sites' weights, then of their outputs, as a table."""
+    for k in tl.static_range(K):
+        tl.store(table + k, weights[k].to(tl.int64))
+        tl.store(table + K + k, outputs[k].to(tl.int64))
+
+
+@triton.jit
+def pointer(table, k, TYPE: tl.constexpr, there):
+    """What an entry of a table points to."""
+    address = tl.load(table + k, mask=there, other=0)
+    return tl.multiple_of(address.to(tl.pointer_type(TYPE)), 16)
 
 
 @triton.jit
 def replayed(
     rows,
-    weights,
-    outputs,
+    table,
     J,
     t,
     d,
@@ -90,19 +95,24 @@ def replayed(
     K: tl.constexpr,
     MIXED: tl.constexpr,
     S: tl.constexpr,
+    Y: tl.constexpr,
     F: tl.constexpr,
 ):
-    """The streams after J >= 1 sites, and the last of their outputs; memory is read a site ahead."""
-    y_row = tl.load(outputs[0] + t * D + d, mask=d < D, other=0.0)
+    """The streams after J >= 1 sites, and the last of their outputs (of type Y); memory is read a site ahead."""
+    y_row = tl.load(pointer(table, K, Y, True) + t * D + d, mask=d < D, other=0.0)
     if MIXED:
-        rows = written(rows, weights[0] + t * N, 1, y_row.to(F), N)
+        rows = written(rows, pointer(table, 0, F, True) + t * N, 1, y_row.to(F), N)
     first: tl.constexpr = 1 if MIXED else 0
-    own = numbers(chosen(weights, first, K), t, N, first < J)
-    next_row = tl.load(chosen(outputs, first, K) + t * D + d, mask=d < tl.where(first < J, D, 0), other=0.0)
+    own = numbers(pointer(table, first, F, first < J), t, N, first < J)
+    next_row = tl.load(
+        pointer(table, K + first, Y, first < J) + t * D + d, mask=d < tl.where(first < J, D, 0), other=0.0
+    )
     for j in range(first, J):
         y_row, now, more = next_row, own, j + 1 < J
-        own = numbers(chosen(weights, j + 1, K), t, N, more)
-        next_row = tl.load(chosen(outputs, j + 1, K) + t * D + d, mask=d < tl.where(more, D, 0), other=0.0)
+        own = numbers(pointer(table, j + 1, F, more), t, N, more)
+        next_row = tl.load(
+            pointer(table, K + j + 1, Y, more) + t * D + d, mask=d < tl.where(more, D, 0), other=0.0
+        )
         rows = stepped(rows, now, y_row.to(F), N, S, F)
     return rows, y_row.to(F)
 
