@@ -12,7 +12,7 @@ Shape letters: N streams, C = N + 2 columns of W, K the most sites of a segment.
 import triton
 import triton.language as tl
 
-from src.residual.stream_triton import left, mixed, replayed, rows_of, sums, tanh, unwritten, written
+from src.residual.stream_triton import left, mixed, replayed, rows_of, shared, sums, tanh, unwritten, written
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def rrms(kept, at, D: tl.constexpr, C: tl.constexpr, inside, eps):
     return mean, 1 / tl.sqrt(tl.maximum(square - mean * mean, 0.0) + eps)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "R"])
 def hyperconn_forward(
     h,
     b,
@@ -33,11 +33,14 @@ def hyperconn_forward(
     scale,
     a,
     static_b,
+    shares,
+    R,
     u,
     out,
     b_out,
-    weights,
+    shares_out,
     kept,
+    room,
     tokens,
     eps,
     D: tl.constexpr,
@@ -45,18 +48,21 @@ def hyperconn_forward(
     N: tl.constexpr,
     NP: tl.constexpr,
     CP: tl.constexpr,
+    RP: tl.constexpr,
     COPIES: tl.constexpr,
+    FRESH: tl.constexpr,
     WAITS: tl.constexpr,
     TOGETHER: tl.constexpr,
     F: tl.constexpr,
 ):
-    """u, the mixed streams and B, and what is kept: [A | B] and the sums."""
+    """u, the mixed streams, B, their shares, and what is kept; by program room [N, C] for [A | B]."""
     C: tl.constexpr = N + 2
     d, i, c = tl.arange(0, DP), tl.arange(0, NP)[:, None], tl.arange(0, CP)[None, :]
     bias_1C = tl.load(bias + c, mask=c < C, other=0.0)
     scale_1C = tl.load(scale + (c == N + 1).to(tl.int32))
     static_NC = tl.load(a + i * (N + 1) + c, mask=(i < N) & (c < N + 1), other=0.0)
     static_NC += tl.load(static_b + i + c * 0, mask=(i < N) & (c == N + 1), other=0.0)
+    own = room + tl.program_id(0) * (N * C)
     for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
         rows = rows_of(h, t, d, D, N, COPIES, F)
         if WAITS:
@@ -81,26 +87,28 @@ def hyperconn_forward(
         p_NC = tl.load(kept + at + c, mask=(i < N) & (c < C), other=0.0)
         _, r_N1 = rrms(kept, at, D, C, i < N, eps)
         weight_NC = static_NC + scale_1C * tanh(p_NC * r_N1 + bias_1C)
-        tl.store(weights + (t * N + i) * C + c, weight_NC, mask=(i < N) & (c < C))
+        tl.store(own + i * C + c, weight_NC, mask=(i < N) & (c < C))
         tl.store(b_out + t * N + i + c * 0, weight_NC, mask=(i < N) & (c == N + 1))
         tl.debug_barrier()
-        own = weights + t * N * C
         tl.store(u + t * D + d, mixed(rows, own, 0, N).to(u.dtype.element_ty), mask=d < D)
         for j in tl.static_range(N):
             row = mixed(rows, own, j + 1, N)
             tl.store(out + (t * N + j) * D + d, row.to(out.dtype.element_ty), mask=d < D)
+        shared(shares, b, own, shares_out, R, t, N, NP, RP, COPIES, FRESH, WAITS)
 
 
 @triton.jit(do_not_specialize=["tokens", "J"])
 def hyperconn_backward(
     start,
+    shares,
     table,
     J,
     b,
     w,
     bias,
     scale,
-    weights,
+    a,
+    static_b,
     kept,
     du,
     dout,
@@ -118,32 +126,30 @@ def hyperconn_backward(
     N: tl.constexpr,
     NP: tl.constexpr,
     CP: tl.constexpr,
-    K: tl.constexpr,
     COPIES: tl.constexpr,
-    MIXED: tl.constexpr,
+    FRESH: tl.constexpr,
     WAITS: tl.constexpr,
     TOGETHER: tl.constexpr,
     F: tl.constexpr,
 ):
-    """By program: dw [C, D]; small [3, N, C] of d[A | B], d[A | B] z and dz; room [2, N, C + 2]."""
+    """By program: dw [C, D]; small [3, N, C] of d[A | B], d[A | B] z and dz; room [3, N, C + 2]."""
     C: tl.constexpr = N + 2
-    S: tl.constexpr = start.dtype.element_ty
     Y: tl.constexpr = du.dtype.element_ty
     d, i, c = tl.arange(0, DP), tl.arange(0, NP)[:, None], tl.arange(0, CP)[None, :]
     inside, used = d < D, (i < N) & (c < C)
     bias_1C = tl.load(bias + c, mask=c < C, other=0.0)
     scale_1C = tl.load(scale + (c == N + 1).to(tl.int32))
-    da_room = room + tl.program_id(0) * (2 * N * (C + 2))
-    dp_room = da_room + N * (C + 2)
-    static_NC, scale_NC, bias_NC = tl.zeros([NP, CP], F), tl.zeros([NP, CP], F), tl.zeros([NP, CP], F)
+    static_NC = tl.load(a + i * (N + 1) + c, mask=(i < N) & (c < N + 1), other=0.0)
+    static_NC += tl.load(static_b + i + c * 0, mask=(i < N) & (c == N + 1), other=0.0)
+    da_room = room + tl.program_id(0) * (3 * N * (C + 2))
+    dp_room, a_room = da_room + N * (C + 2), da_room + 2 * N * (C + 2)
+    dab_NC, scale_NC, bias_NC = tl.zeros([NP, CP], F), tl.zeros([NP, CP], F), tl.zeros([NP, CP], F)
     dw_rows = ()
     for _ in tl.static_range(C):
         dw_rows = dw_rows + (tl.zeros([DP], F),)
     for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
         given = (tl.load(du + t * D + d, mask=inside, other=0.0).to(F),) + rows_of(dout, t, d, D, N, False, F)
-        rows = rows_of(start, t, d, D, N, COPIES, F)
-        if WAITS:
-            rows, y_row = replayed(rows, table, J, t, d, D, N, K, MIXED, S, Y, F)
+        rows, y_row = replayed(start, shares, table, J, b, t, d, D, N, COPIES, FRESH, WAITS, Y, F)
         for m in tl.static_range(N + 1):
             products = ()
             for k in tl.static_range(N):
@@ -159,18 +165,19 @@ def hyperconn_backward(
         g_NC = tl.load(da_room + i * (C + 2) + c, mask=used & (c < N + 1), other=0.0)
         g_NC += tl.load(db_out + t * N + i + c * 0, mask=used & (c == N + 1), other=0.0)
         dz_NC = g_NC * scale_1C * (1 - z_NC * z_NC)
-        static_NC += g_NC
+        dab_NC += g_NC
         scale_NC += g_NC * z_NC
         bias_NC += dz_NC
         along_N1 = tl.sum(dz_NC * p_NC, 1)[:, None] * (-1.0 / D) * r_N1 * r_N1 * r_N1
         left_NC = tl.where(c < C, dz_NC * r_N1, tl.where(c == C, along_N1, -along_N1 * mean_N1))
+        tl.store(a_room + i * (C + 2) + c, static_NC + scale_1C * z_NC, mask=used)
         tl.store(dp_room + i * (C + 2) + c, left_NC, mask=(i < N) & (c < C + 2))
         tl.debug_barrier()
         dh_rows = ()
         for k in tl.static_range(N):
             row = tl.load(dp_room + k * (C + 2) + C) * rows[k] + tl.load(dp_room + k * (C + 2) + C + 1)
             for m in tl.static_range(N + 1):
-                row += tl.load(weights + (t * N + k) * C + m) * given[m]
+                row += tl.load(a_room + k * (C + 2) + m) * given[m]
             dh_rows = dh_rows + (row,)
         new_dw = ()
         for column in tl.static_range(C):
@@ -187,6 +194,6 @@ def hyperconn_backward(
     for column in tl.static_range(C):
         tl.store(dw + (tl.program_id(0) * C + column) * D + d, dw_rows[column], mask=inside)
     own = small + tl.program_id(0) * (3 * N * C) + i * C + c
-    tl.store(own, static_NC, mask=used)
+    tl.store(own, dab_NC, mask=used)
     tl.store(own + N * C, scale_NC, mask=used)
     tl.store(own + 2 * N * C, bias_NC, mask=used)

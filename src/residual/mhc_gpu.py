@@ -3,16 +3,15 @@
 Equations: `mhc_read.py`.
 
 Shape letters: M tokens of a tile, E columns of a chunk of D, N streams, C = N * N + 2 * N columns of phi, V = N * D,
-P programs.
+R rows of shares.
 """
 
-from collections.abc import Sequence
+from math import isqrt
 
 import torch
 from torch import Tensor
 
-from src.residual.replay import Replay
-from src.residual.replayed_read import Grads, Kernels, Numbers, registered
+from src.residual.replayed_read import Kernels, registered
 from src.residual.stream_operators import (
     BACKWARD,
     FORWARD,
@@ -22,6 +21,7 @@ from src.residual.stream_operators import (
     multiprocessors,
     operator,
     power_of_two,
+    shares_of,
     table_of,
 )
 
@@ -35,18 +35,19 @@ def _mhc_read(
     h: Tensor,
     b_BTN: Tensor | None,
     y_BTD: Tensor | None,
+    shares_BTRN: Tensor | None,
     phi_CV: Tensor,
     scale_3: Tensor,
     bias_C: Tensor,
     n_iteration: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u, the mixed streams, B, and to keep: [A | B], and [phi vec(H) | its square]; `h` may be the copies' one row."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """u, the mixed streams, B, shares; to keep [A | B] and [phi vec(H) | its square]; `h` may be the copies' one row."""
     from src.residual.mhc_mix_triton import mhc_mix
     from src.residual.mhc_triton import mhc_weights
 
-    out = _mhc_read_fake(h, b_BTN, y_BTD, phi_CV, scale_3, bias_C, n_iteration, eps)
-    u_BTD, mixed_BTND, b_out_BTN, own_BTNC, kept = out
+    out = _mhc_read_fake(h, b_BTN, y_BTD, shares_BTRN, phi_CV, scale_3, bias_C, n_iteration, eps)
+    u_BTD, mixed_BTND, b_out_BTN, shares_out_BTRN, own_BTNC, kept = out
     N, tokens = own_BTNC.shape[2], u_BTD.shape[:2].numel()
     (M, E, warps), cases = WEIGHTS, {"COPIES": h.dim() == 3, "WAITS": y_BTD is not None}
     given = (h, h, h) if y_BTD is None else (h, b_BTN, y_BTD)
@@ -54,7 +55,11 @@ def _mhc_read(
         *given, phi_CV, scale_3, bias_C, b_out_BTN, own_BTNC, kept, tokens, n_iteration, eps,
         CP=_columns(N), M=M, E=E, **cases,
     )  # fmt: skip
-    by_token(mhc_mix, h, tokens, N, FORWARD)(*given, own_BTNC, u_BTD, mixed_BTND, tokens, **cases)
+    R, _, RP = shares_of(h, y_BTD, shares_BTRN, N)
+    by_token(mhc_mix, h, tokens, N, FORWARD)(
+        *given, own_BTNC, own_BTNC if shares_BTRN is None else shares_BTRN, R, u_BTD, mixed_BTND, shares_out_BTRN,
+        tokens, NP=power_of_two(N), RP=RP, FRESH=shares_BTRN is None, **cases,
+    )  # fmt: skip
     return out
 
 
@@ -62,22 +67,25 @@ def _mhc_read_fake(
     h: Tensor,
     b_BTN: Tensor | None,
     y_BTD: Tensor | None,
+    shares_BTRN: Tensor | None,
     phi_CV: Tensor,
     scale_3: Tensor,
     bias_C: Tensor,
     n_iteration: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (C, V), B, T, D = phi_CV.shape, h.shape[0], h.shape[1], h.shape[-1]
     N = V // D
     u_BTD = h.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
+    _, R, _ = shares_of(h, y_BTD, shares_BTRN, N)
+    b_out_BTN, shares_out_BTRN = phi_CV.new_empty(B, T, N), phi_CV.new_empty(B, T, R, N)
     kept = phi_CV.new_empty(B, T, N, N + 2), phi_CV.new_empty(B, T, C + 1)
-    return u_BTD, h.new_empty(B, T, N, D), phi_CV.new_empty(B, T, N), *kept
+    return u_BTD, h.new_empty(B, T, N, D), b_out_BTN, shares_out_BTRN, *kept
 
 
 def _mhc_read_backward(
     start: Tensor,
-    weights: list[Tensor],
+    shares_BTRN: Tensor | None,
     outputs: list[Tensor],
     b_BTN: Tensor | None,
     phi_CV: Tensor,
@@ -97,11 +105,12 @@ def _mhc_read_backward(
     from src.residual.mhc_triton import mhc_weights_backward
 
     (B, T, N, D), C = dh_BTND.shape, len(bias_C)
-    table, longest, J = table_of(start, weights, outputs)
-    replayed, tokens = (start, table, J), B * T
-    cases = {"COPIES": start.dim() == 3, "MIXED": J > 0 and weights[0].dim() == 3, "WAITS": J > 0}
+    tokens, b = B * T, own_BTNC if b_BTN is None else b_BTN
+    shares = own_BTNC if shares_BTRN is None else shares_BTRN
+    replayed = (start, shares, table_of(start, outputs), len(outputs), b)
+    cases = {"COPIES": start.dim() == 3, "FRESH": shares_BTRN is None, "WAITS": len(outputs) > 0}
     da = phi_CV.new_empty(tokens, N, N + 1)
-    by_token(mhc_dots, dh_BTND, tokens, N, BACKWARD)(*replayed, du_BTD, dh_BTND, da, tokens, K=longest, **cases)
+    by_token(mhc_dots, dh_BTND, tokens, N, BACKWARD)(*replayed, du_BTD, dh_BTND, da, tokens, **cases)
 
     (M, warps), left = LOGITS, torch.empty_like(kept)
     tiles = -(-tokens // M)
@@ -116,15 +125,15 @@ def _mhc_read_backward(
     dh, db, dy = backward_room(start, outputs, dh_BTND, phi_CV)
     db_parts, dphi_PCV = phi_CV.new_empty(chunks, *db.shape), phi_CV.new_empty(programs, *phi_CV.shape)
     Launch(mhc_pull, (chunks, programs), warps, dh_BTND, N)(
-        *replayed, own_BTNC if b_BTN is None else b_BTN, phi_CV, own_BTNC, left, du_BTD, dh_BTND,
-        dh, db_parts, dy, dphi_PCV, tokens, CP=_columns(N), M=M, E=E, K=longest, **cases,
+        *replayed, phi_CV, own_BTNC, left, du_BTD, dh_BTND,
+        dh, db_parts, dy, dphi_PCV, tokens, CP=_columns(N), M=M, E=E, **cases,
     )  # fmt: skip
     return dh, db_parts.sum(0), dy, dphi_PCV.sum(0), small_P2C.sum(0)
 
 
 def _mhc_read_backward_fake(
     start: Tensor,
-    weights: list[Tensor],
+    shares_BTRN: Tensor | None,
     outputs: list[Tensor],
     b_BTN: Tensor | None,
     phi_CV: Tensor,
@@ -151,16 +160,9 @@ mhc_read = operator(_mhc_read, _mhc_read_fake)
 mhc_read_backward = operator(_mhc_read_backward, _mhc_read_backward_fake)
 
 
-def _backward(
-    replay: Replay,
-    b_BTN: Tensor | None,
-    parameters: Sequence[Tensor],
-    numbers: Numbers,
-    grads: Grads,
-    constants: tuple[float, ...],
-) -> tuple[Tensor, ...]:
-    made, N = (replay.start, list(replay.weights), list(replay.outputs)), grads.db_BTN.shape[-1]
-    *dgiven, small_2C = mhc_read_backward(*made, b_BTN, *parameters, *numbers, *grads, *constants)
+def _backward(*args: Tensor | float | None) -> tuple[Tensor, ...]:
+    *dgiven, small_2C = mhc_read_backward(*args)
+    N = isqrt(small_2C.shape[1] + 1) - 1  # (N + 1)^2 = C + 1
     dscale_3 = torch.stack([part.sum() for part in small_2C[1].split((N, N, N * N))])
     return *dgiven, dscale_3, small_2C[0]
 

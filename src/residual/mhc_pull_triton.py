@@ -4,16 +4,15 @@
     dy = sum_i b_i dH_i;   db_i = <y, dH_i>
 
 A program has a chunk of D, all streams of it, and passes over tokens, so that what it adds to dphi stays with it. It
-replays that chunk of the streams, a token's weights being columns of numbers.
+replays that chunk of the streams; a token's numbers are columns.
 
-Shape letters: M tokens of a tile, E columns of a chunk, N streams, C = N * N + 2 * N columns of phi, K the most
-sites of a segment.
+Shape letters: M tokens of a tile, E columns of a chunk, N streams, C = N * N + 2 * N columns of phi.
 """
 
 import triton
 import triton.language as tl
 
-from src.residual.stream_triton import pointer
+from src.residual.stream_triton import output
 
 
 @triton.jit
@@ -26,57 +25,65 @@ def _chunks(h, t, d, there, D: tl.constexpr, N: tl.constexpr, COPIES: tl.constex
 
 
 @triton.jit
-def _written(chunks, b, stride: tl.constexpr, y_ME, inside, N: tl.constexpr):
-    out = ()
-    for i in tl.static_range(N):
-        out = out + (chunks[i] + tl.load(b + i * stride, mask=inside, other=0.0)[:, None] * y_ME,)
-    return out
-
-
-@triton.jit
-def _stepped(chunks, weights, y_ME, inside, N: tl.constexpr, S: tl.constexpr, F: tl.constexpr):
-    out = ()
-    for j in tl.static_range(N):
-        row = tl.load(weights + j + 1, mask=inside, other=0.0)[:, None] * chunks[0]
-        for i in tl.static_range(1, N):
-            row += tl.load(weights + i * (N + 2) + j + 1, mask=inside, other=0.0)[:, None] * chunks[i]
-        out = out + (row.to(S).to(F),)
-    return _written(out, weights + N + 1, N + 2, y_ME, inside, N)
+def _column(numbers, row, columns: tl.constexpr, column, inside):
+    """A number of every token, beside its chunk; each has a row of `columns`."""
+    return tl.load(numbers + row * columns + column, mask=inside, other=0.0)[:, None]
 
 
 @triton.jit
 def _replayed(
-    chunks,
+    start,
+    shares,
     table,
     J,
+    b,
     t,
     d,
     inside,
     there,
     D: tl.constexpr,
     N: tl.constexpr,
-    K: tl.constexpr,
-    MIXED: tl.constexpr,
-    S: tl.constexpr,
+    COPIES: tl.constexpr,
+    FRESH: tl.constexpr,
+    WAITS: tl.constexpr,
     Y: tl.constexpr,
     F: tl.constexpr,
 ):
+    """`stream_triton.replayed`, of chunks."""
+    S: tl.constexpr = start.dtype.element_ty
     at = (t * D)[:, None] + d[None, :]
-    y_ME = tl.load(pointer(table, K, Y, True) + at, mask=there, other=0.0).to(F)
-    if MIXED:
-        chunks = _written(chunks, pointer(table, 0, F, True) + t * N, 1, y_ME, inside, N)
-    else:
-        chunks = _stepped(chunks, pointer(table, 0, F, True) + t * N * (N + 2), y_ME, inside, N, S, F)
-    for j in range(1, J):
-        y_ME = tl.load(pointer(table, K + j, Y, True) + at, mask=there, other=0.0).to(F)
-        weights = pointer(table, j, F, True) + t * N * (N + 2)
-        chunks = _stepped(chunks, weights, y_ME, inside, N, S, F)
-    return chunks, y_ME
+    chunks = _chunks(start, t, d, there, D, N, COPIES, F)
+    if WAITS:
+        y_ME = tl.load(output(table, J - 1, True, Y) + at, mask=there, other=0.0).to(F)
+    if not FRESH:
+        first: tl.constexpr = 1 if COPIES else N
+        made, row = (), t * (first + J - 1)
+        for i in tl.static_range(N):
+            chunk = _column(shares, row, N, i, inside) * chunks[0]
+            for r in tl.static_range(1, first):
+                chunk += _column(shares, row + r, N, i, inside) * chunks[r]
+            made = made + (chunk,)
+        for j in range(0, J - 1):
+            other_ME = tl.load(output(table, j, True, Y) + at, mask=there, other=0.0).to(F)
+            grown = ()
+            for i in tl.static_range(N):
+                grown = grown + (made[i] + _column(shares, row + first + j, N, i, inside) * other_ME,)
+            made = grown
+        chunks = ()
+        for i in tl.static_range(N):
+            chunks = chunks + (made[i].to(S).to(F),)
+    if WAITS:
+        written = ()
+        for i in tl.static_range(N):
+            written = written + (chunks[i] + _column(b, t, N, i, inside) * y_ME,)
+        return written, y_ME
+    return chunks, chunks[0]
 
 
 @triton.jit(do_not_specialize=["tokens", "J"])
 def mhc_pull(
     start,
+    shares,
     table,
     J,
     b,
@@ -96,16 +103,14 @@ def mhc_pull(
     CP: tl.constexpr,
     M: tl.constexpr,
     E: tl.constexpr,
-    K: tl.constexpr,
     COPIES: tl.constexpr,
-    MIXED: tl.constexpr,
+    FRESH: tl.constexpr,
     WAITS: tl.constexpr,
     TOGETHER: tl.constexpr,
     F: tl.constexpr,
 ):
     """`db`: partial sums [chunks, tokens, N]; `dphi`: [programs of a chunk, C, N * D]."""
     C: tl.constexpr = N * N + 2 * N
-    S: tl.constexpr = start.dtype.element_ty
     Y: tl.constexpr = du.dtype.element_ty
     chunk, c, d = tl.program_id(0), tl.arange(0, CP), tl.program_id(0) * E + tl.arange(0, E)
     dphi_rows = ()
@@ -115,9 +120,9 @@ def mhc_pull(
         t = tile * M + tl.arange(0, M).to(tl.int64)
         inside = t < tokens
         there = inside[:, None] & (d < D)[None, :]
-        chunks = _chunks(start, t, d, there, D, N, COPIES, F)
-        if WAITS:
-            chunks, y_ME = _replayed(chunks, table, J, t, d, inside, there, D, N, K, MIXED, S, Y, F)
+        chunks, y_ME = _replayed(
+            start, shares, table, J, b, t, d, inside, there, D, N, COPIES, FRESH, WAITS, Y, F
+        )
         at = (t * D)[:, None] + d[None, :]
         given = (tl.load(du + at, mask=there, other=0.0).to(F),) + _chunks(dout, t, d, there, D, N, False, F)
         dz_at = left + (t * (C + 1))[:, None] + c[None, :]

@@ -1,13 +1,15 @@
 """From what a backward makes a site's streams again, where kernels serve: a segment's first streams, and what came since.
 
-    H <- the segment's first streams;   for every site since, in order:   H <- A_r^T H + B y
+    H_i = sum_r share_ri start_r + sum_j share_ji y_j        the shares of site k + 1: those of k, with B, times A_r
 
 A site that kept its streams would keep N times what its sublayer does. So only one in `SEGMENT` of them is kept
-(the embedding, which is the first, is kept anyway), and the others are made again in registers, from weights
-that are few and outputs y that the sublayers' gradients need as well.
+(the embedding, which is the first, is kept anyway). The others are sums of these and of the outputs y since, which
+the sublayers' gradients need as well; what is kept of a token are its N shares in each. They differ from the streams
+of the forward by rounding.
 
-Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174), section 4.
-Shape letters: N streams, C = N + 2 columns of [A | B].
+Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174), section 4; that streams are
+weighted sums is this repository's use of it.
+Shape letters: N streams, R rows of shares: those of the start, then one of each output.
 """
 
 from typing import NamedTuple
@@ -21,26 +23,29 @@ SEGMENT = {torch.float32: 16, torch.float64: 16, torch.bfloat16: 10}
 
 
 class Replay(NamedTuple):
-    """The streams a segment starts with, [B, T, N, D] or the one they are copies of, and the sites since.
+    """The streams a segment starts with, [B, T, N, D] or the one [B, T, D] they are copies of, and what came since.
 
-    Of every site its weights [A | B], [B, T, N, C], and its output [B, T, D] once it is written. Streams that
-    their site has mixed already start with its B alone, [B, T, N].
+    `outputs` [B, T, D] of the sites since, and the shares [B, T, R, N] of the streams in start and outputs, as the
+    last of those sites mixed them; None: no site has.
     """
 
     start: Tensor
-    weights: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
+    shares: Tensor | None = None
 
-    def visited(self, weights: Tensor) -> "Replay":
-        """With one site more, whose output is still to come."""
-        return self._replace(weights=(*self.weights, weights))
+    @property
+    def n_row(self) -> int:
+        """R."""
+        if self.shares is not None:
+            return self.shares.shape[2]
+        return 1 if self.start.dim() == 3 else self.start.shape[2]
 
 
-def replay_of(h_BTND: Tensor, b_BTN: Tensor, y_BTD: Tensor, replay: Replay | None) -> Replay:
-    """What makes the streams h + b y; it opens a segment where one is full, or has outputs of another type."""
+def replay_of(h_BTND: Tensor, y_BTD: Tensor, replay: Replay | None) -> Replay:
+    """What makes streams `h` with `y` written to them; it opens a segment where one is full, or of another type."""
     y_BTD = y_BTD.detach()
     if replay is None or len(replay.outputs) == SEGMENT[h_BTND.dtype] or _other_type(replay, y_BTD):
-        return Replay(h_BTND.detach(), (b_BTN.detach(),), (y_BTD,))
+        return Replay(h_BTND.detach(), (y_BTD,))
     return replay._replace(outputs=(*replay.outputs, y_BTD))
 
 

@@ -16,26 +16,11 @@ from src.residual.hyper_streams import Streams
 from src.residual.replay import Replay, replay_of
 
 
-class Numbers(NamedTuple):
-    """What a forward leaves for the backward: its weights [A | B], and what it keeps of a token otherwise."""
-
-    weights_BTNC: Tensor
-    kept: Tensor
-
-
-class Grads(NamedTuple):
-    """Of u, the mixed streams and B."""
-
-    du_BTD: Tensor
-    dh_BTND: Tensor
-    db_BTN: Tensor
-
-
 class Kernels(NamedTuple):
     """Of one strategy.
 
-    forward(h, b, y, *parameters, *constants): u, the mixed streams, B, *Numbers.
-    backward(replay, b, parameters, numbers, grads, constants): the gradients of h, b and y, then of each parameter.
+    forward(h, b, y, shares, *parameters, *constants): u, the mixed streams, B, their shares, and what is kept.
+    backward(start, shares, outputs, b, *parameters, *kept, *grads, *constants): of h, b, y and each parameter.
     """
 
     n_parameter: int
@@ -59,15 +44,15 @@ def replayed_read(
     assert len(parameters) == _KERNELS[name].n_parameter
     replay, y_BTD = state.replay, state.y_BTD
     if y_BTD is None:
-        h = state.h_BTND if replay is None else replay.start  # the one row that all streams are
-        given: tuple[Tensor | None, ...] = (h.contiguous(), None, None)
-        replay = Replay(h.contiguous().detach())
+        h = (state.h_BTND if replay is None else replay.start).contiguous()  # the one row that all streams are
+        given: tuple[Tensor | None, ...] = (h, None, None)
+        replay = Replay(h.detach())
     else:
         h, b_BTN, y_BTD = state.h_BTND.contiguous(), state.b.contiguous(), y_BTD.contiguous()
-        given, replay = (h, b_BTN, y_BTD), replay_of(h, b_BTN, y_BTD, replay)
-    saved = (replay.start, *replay.weights, *replay.outputs)
-    u_BTD, mixed_BTND, b_out_BTN, own_BTNC = _read(name, constants, *given, *parameters, *saved)
-    return u_BTD, Streams(mixed_BTND, b_out_BTN, None, replay.visited(own_BTNC.detach()))
+        given, replay = (h, b_BTN, y_BTD), replay_of(h, y_BTD, replay)
+    saved = (replay.shares, replay.start, *replay.outputs)
+    u_BTD, mixed_BTND, b_out_BTN, shares_BTRN = _read(name, constants, *given, *parameters, *saved)
+    return u_BTD, Streams(mixed_BTND, b_out_BTN, None, replay._replace(shares=shares_BTRN.detach()))
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # torch's
@@ -84,25 +69,25 @@ class _Read(torch.autograd.Function):
         h: Tensor,
         b_BTN: Tensor | None,
         y_BTD: Tensor | None,
-        *others: Tensor,
+        *others: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kernels = _KERNELS[name]
-        parameters = others[: kernels.n_parameter]
-        u_BTD, mixed_BTND, b_out_BTN, *numbers = kernels.forward(h, b_BTN, y_BTD, *parameters, *constants)
-        ctx.save_for_backward(b_BTN, *numbers, *others)
-        ctx.kernels, ctx.constants = kernels, constants
-        ctx.mark_non_differentiable(numbers[0])
-        return u_BTD, mixed_BTND, b_out_BTN, numbers[0]
+        parameters, shares_BTRN = others[: kernels.n_parameter], others[kernels.n_parameter]
+        out = kernels.forward(h, b_BTN, y_BTD, shares_BTRN, *parameters, *constants)
+        u_BTD, mixed_BTND, b_out_BTN, shares_out_BTRN, *kept = out
+        ctx.save_for_backward(b_BTN, *others, *kept)
+        ctx.kernels, ctx.constants, ctx.n_other = kernels, constants, len(others)
+        ctx.mark_non_differentiable(shares_out_BTRN)
+        return u_BTD, mixed_BTND, b_out_BTN, shares_out_BTRN
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        b_BTN, weights_BTNC, kept, *others = ctx.saved_tensors
-        n = ctx.kernels.n_parameter
-        parameters, start, since = others[:n], others[n], others[n + 1 :]
-        replay = Replay(start, tuple(since[: len(since) // 2]), tuple(since[len(since) // 2 :]))
-        given = Grads(*(grad.contiguous() for grad in grads[:3]))
+        b_BTN, *saved = ctx.saved_tensors
+        others, kept, n = saved[: ctx.n_other], saved[ctx.n_other :], ctx.kernels.n_parameter
+        parameters, (shares_BTRN, start, *outputs) = others[:n], others[n:]
+        given = (grad.contiguous() for grad in grads[:3])
         dh, db, dy, *dparameters = ctx.kernels.backward(
-            replay, b_BTN, parameters, Numbers(weights_BTNC, kept), given, ctx.constants
+            start, shares_BTRN, outputs, b_BTN, *parameters, *kept, *given, *ctx.constants
         )
-        waited = (db, dy) if since else (None, None)
+        waited = (db, dy) if outputs else (None, None)
         return None, None, dh, *waited, *dparameters, *[None] * (len(others) - n)

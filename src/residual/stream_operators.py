@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from src.residual.replay import SEGMENT
+from src.residual.replay import SEGMENT, Replay
 
 log = logging.getLogger(__name__)
 
@@ -104,21 +104,21 @@ class Launch:
         )
 
 
-def table_of(start: Tensor, weights: list[Tensor], outputs: list[Tensor]) -> tuple[Tensor, int, int]:
-    """The addresses of a replay's tensors on their device, the most of a kind that may be, and how many are.
-
-    A kernel writes it from its arguments: no copy from the host, and one kernel for any number of them.
-    """
+def table_of(start: Tensor, outputs: list[Tensor]) -> Tensor:
+    """The outputs' addresses on their device, written by a kernel from its arguments: no copy from the host."""
     from src.residual.stream_triton import listed
 
-    J, longest = len(outputs), max(SEGMENT.values())
-    table = torch.empty(2 * longest, dtype=torch.int64, device=start.device)
-    if J:
-        more = longest - J
-        listed[(1,)](
-            (*weights, *weights[:1] * more), (*outputs, *outputs[:1] * more), table, K=longest, num_warps=1
-        )
-    return table, longest, J
+    longest = max(SEGMENT.values())
+    table = torch.empty(longest, dtype=torch.int64, device=start.device)
+    if outputs:
+        listed[(1,)]((*outputs, *outputs[:1] * (longest - len(outputs))), table, K=longest, num_warps=1)
+    return table
+
+
+def shares_of(h: Tensor, y_BTD: Tensor | None, shares_BTRN: Tensor | None, n: int) -> tuple[int, int, int]:
+    """Of a read's shares: the rows given, those it leaves, and the power of two that holds the most of them."""
+    given = Replay(h, (), shares_BTRN).n_row
+    return given, given + (y_BTD is not None), power_of_two(n + max(SEGMENT.values()))
 
 
 def backward_room(

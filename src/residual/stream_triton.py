@@ -1,14 +1,12 @@
 """What the kernels of hyper-connections for a GPU share: a token's streams in registers, mixed, written, replayed.
 
 A program holds the N streams of a token as a tuple of rows of D, in the type F, and passes over tokens. A token's
-weights are rows [A | B] of C = N + 2 columns in memory.
+weights are rows [A | B] of C = N + 2 columns in memory. Equations of replaying, and what shares are: `replay.py`.
 
-    replay    H <- the segment's first streams;   for every site since, in order:   H <- A_r^T H + B y
+`COPIES`: the streams a segment starts with are one row. `FRESH`: no site has been visited since. `WAITS`: the last
+output, which its site's B writes. A kernel finds outputs by a table of addresses, so there is one for any number.
 
-`MIXED`: the first streams have been mixed already, and the first weights are B alone. Weights and outputs come as
-a table of addresses, K and K of which J are used, so that there is one kernel for any J.
-
-Shape letters: N streams, C columns of [A | B], K the most sites of a segment.
+Shape letters: N streams, C columns of [A | B], R rows of shares, K the most outputs of a segment.
 """
 
 import triton
@@ -48,73 +46,100 @@ def written(rows, b, stride: tl.constexpr, y_row, N: tl.constexpr):
 
 
 @triton.jit
-def numbers(weights, t, N: tl.constexpr, there):
-    """[A | B] of token `t`, in registers."""
-    out = ()
-    for k in tl.static_range(N * (N + 2)):
-        out = out + (tl.load(weights + t * (N * (N + 2)) + k, mask=there, other=0.0),)
-    return out
+def shared(
+    shares,
+    b,
+    weights,
+    out,
+    R,
+    t,
+    N: tl.constexpr,
+    NP: tl.constexpr,
+    RP: tl.constexpr,
+    COPIES: tl.constexpr,
+    FRESH: tl.constexpr,
+    WAITS: tl.constexpr,
+):
+    """Leave the shares of the mixed streams, [R or R + 1, N], from R of the streams and B by the weights at `weights`."""
+    r_R1, j_1N = tl.arange(0, RP)[:, None], tl.arange(0, NP)[None, :]
+    rows = R + 1 if WAITS else R
+    out_RN = tl.zeros([RP, NP], weights.dtype.element_ty)
+    for i in tl.static_range(N):
+        if FRESH:
+            first = 0 if COPIES else i
+            share_R1 = tl.where(r_R1 == first, 1.0, 0.0).to(weights.dtype.element_ty)
+        else:
+            share_R1 = tl.load(shares + (t * R + r_R1) * N + i, mask=r_R1 < R, other=0.0)
+        if WAITS:
+            share_R1 = tl.where(r_R1 == R, tl.load(b + t * N + i), share_R1)
+        a_1N = tl.load(weights + i * (N + 2) + 1 + j_1N, mask=j_1N < N, other=0.0)
+        out_RN += share_R1 * a_1N
+    tl.store(out + (t * rows + r_R1) * N + j_1N, out_RN, mask=(r_R1 < rows) & (j_1N < N))
 
 
 @triton.jit
-def stepped(rows, own, y_row, N: tl.constexpr, S: tl.constexpr, F: tl.constexpr):
-    """What the next site reads; mixed streams have been in memory, of type S."""
-    out = ()
-    for j in tl.static_range(N):
-        row = own[j + 1] * rows[0]
-        for i in tl.static_range(1, N):
-            row += own[i * (N + 2) + j + 1] * rows[i]
-        out = out + (row.to(S).to(F) + own[j * (N + 2) + N + 1] * y_row,)
-    return out
-
-
-@triton.jit
-def listed(weights, outputs, table, K: tl.constexpr):
-    """The addresses of K sites' weights, then of their outputs, as a table."""
+def listed(outputs, table, K: tl.constexpr):
+    """The addresses of K outputs, as a table."""
     for k in tl.static_range(K):
-        tl.store(table + k, weights[k].to(tl.int64))
-        tl.store(table + K + k, outputs[k].to(tl.int64))
+        tl.store(table + k, outputs[k].to(tl.int64))
 
 
 @triton.jit
-def pointer(table, k, TYPE: tl.constexpr, there):
-    """What an entry of a table points to."""
-    address = tl.load(table + k, mask=there, other=0)
-    return tl.multiple_of(address.to(tl.pointer_type(TYPE)), 16)
+def output(table, j, there, Y: tl.constexpr):
+    """The j-th of the outputs in a table, if it is there."""
+    address = tl.load(table + j, mask=there, other=0)
+    return tl.multiple_of(address.to(tl.pointer_type(Y)), 16)
 
 
 @triton.jit
 def replayed(
-    rows,
+    start,
+    shares,
     table,
     J,
+    b,
     t,
     d,
     D: tl.constexpr,
     N: tl.constexpr,
-    K: tl.constexpr,
-    MIXED: tl.constexpr,
-    S: tl.constexpr,
+    COPIES: tl.constexpr,
+    FRESH: tl.constexpr,
+    WAITS: tl.constexpr,
     Y: tl.constexpr,
     F: tl.constexpr,
 ):
-    """The streams after J >= 1 sites, and the last of their outputs (of type Y); memory is read a site ahead."""
-    y_row = tl.load(pointer(table, K, Y, True) + t * D + d, mask=d < D, other=0.0)
-    if MIXED:
-        rows = written(rows, pointer(table, 0, F, True) + t * N, 1, y_row.to(F), N)
-    first: tl.constexpr = 1 if MIXED else 0
-    own = numbers(pointer(table, first, F, first < J), t, N, first < J)
-    next_row = tl.load(
-        pointer(table, K + first, Y, first < J) + t * D + d, mask=d < tl.where(first < J, D, 0), other=0.0
-    )
-    for j in range(first, J):
-        y_row, now, more = next_row, own, j + 1 < J
-        own = numbers(pointer(table, j + 1, F, more), t, N, more)
-        next_row = tl.load(
-            pointer(table, K + j + 1, Y, more) + t * D + d, mask=d < tl.where(more, D, 0), other=0.0
-        )
-        rows = stepped(rows, now, y_row.to(F), N, S, F)
-    return rows, y_row.to(F)
+    """The streams that a site reads, and the last of the J outputs in them; memory is read an output ahead."""
+    S: tl.constexpr = start.dtype.element_ty
+    if WAITS:
+        y_row = tl.load(output(table, J - 1, True, Y) + t * D + d, mask=d < D, other=0.0).to(F)
+    rows = rows_of(start, t, d, D, N, COPIES, F)
+    if not FRESH:
+        first: tl.constexpr = 1 if COPIES else N
+        own = shares + t * (first + J - 1) * N
+        made, share = (), ()
+        for i in tl.static_range(N):
+            row = tl.load(own + i) * rows[0]
+            for r in tl.static_range(1, first):
+                row += tl.load(own + r * N + i) * rows[r]
+            made = made + (row,)
+            share = share + (tl.load(own + first * N + i, mask=J > 1, other=0.0),)
+        next_row = tl.load(output(table, 0, J > 1, Y) + t * D + d, mask=d < tl.where(J > 1, D, 0), other=0.0)
+        for j in range(0, J - 1):
+            row, now, more = next_row.to(F), share, j + 2 < J
+            next_row = tl.load(
+                output(table, j + 1, more, Y) + t * D + d, mask=d < tl.where(more, D, 0), other=0.0
+            )
+            grown, share = (), ()
+            for i in tl.static_range(N):
+                grown = grown + (made[i] + now[i] * row,)
+                share = share + (tl.load(own + (first + j + 1) * N + i, mask=more, other=0.0),)
+            made = grown
+        rows = ()
+        for i in tl.static_range(N):
+            rows = rows + (made[i].to(S).to(F),)
+    if WAITS:
+        return written(rows, b + t * N, 1, y_row, N), y_row
+    return rows, rows[0]
 
 
 @triton.jit

@@ -136,6 +136,10 @@ def test_outputs_of_unlike_types_are_never_in_one_segment(monkeypatch: pytest.Mo
     assert all(p.grad is not None for p in strategy.parameters())
 
 
+#: Rows of the shares that sites are given, by the most of a segment; one that starts a segment is given none.
+SHARES = {12: (1, 2, 3, 4, 5), 3: (1, 2, 3, 3), 2: (1, 2, 3)}
+
+
 def kept_bytes(strategy: ResidualStrategy[Any], n_token: int, width: int) -> float:
     """What the backward needs, over sublayers u / 2, which keep nothing."""
     leaf = random(1, n_token, width).float().requires_grad_()
@@ -155,13 +159,14 @@ def kept_bytes(strategy: ResidualStrategy[Any], n_token: int, width: int) -> flo
 )
 def test_what_a_token_keeps(name: str, segment: int, segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(replay.SEGMENT, torch.float32, segment)
-    n, width = 2, 32
+    n, width = 2, 32  # a start of one row; later ones of n
     strategy = built(name, n, width, torch.float32)
     kept = kept_bytes(strategy, 2, width) - kept_bytes(strategy, 1, width)
     starts = width + (segments - 1) * n * width
     outputs = (SITES - 1) * width / 2 + width  # in bf16; the last is written in float32
-    own = n * (n + 4) if name == "hyperconn" else n * n + 2 * n + 1
-    assert kept == 4 * (starts + outputs + SITES * (n * (n + 2) + n + own))
+    shares = sum(n * r for r in SHARES[segment])
+    own = n * (n + 4) if name == "hyperconn" else n * (n + 2) + n * n + 2 * n + 1
+    assert kept == 4 * (starts + outputs + shares + SITES * (n + own))
 
 
 @pytest.mark.parametrize("fails", ["the trial", "the import"])
