@@ -121,7 +121,7 @@ def _mhc_read_backward(
 
     M, E, warps = PULL
     chunks = -(-D // E)
-    programs = min(-(-tokens // M), -(-2 * multiprocessors(start.device) // chunks))
+    programs = min(-(-tokens // M), max(1, multiprocessors(start.device) // chunks))
     dh, db, dy = backward_room(start, outputs, dh_BTND, phi_CV)
     db_parts, dphi_PCV = phi_CV.new_empty(chunks, *db.shape), phi_CV.new_empty(programs, *phi_CV.shape)
     Launch(mhc_pull, (chunks, programs), warps, dh_BTND, N)(

@@ -5,7 +5,8 @@ Shape letters: N streams.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any  # what an operator takes and gives, and a kernel, is its own business
 
 import torch
@@ -20,8 +21,9 @@ log = logging.getLogger(__name__)
 DEVICES = ("cuda",)
 #: Elements of a token's streams; more do not fit a program's registers.
 MOST_ELEMENTS = 16384
-#: Elements of a thread, and warps of a multiprocessor, for the two directions.
-FORWARD, BACKWARD = (64, 12), (32, 8)
+#: Elements of a thread, and warps of a multiprocessor among which its registers are shared, for the two directions.
+FORWARD, BACKWARD = (64, 12), (32, 12)
+REGISTERS = 65536  # of a multiprocessor
 
 _LIBRARY = Library("reslab", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
 
@@ -75,14 +77,24 @@ def by_token(kernel: Any, h: Tensor, tokens: int, n_stream: int, direction: tupl
     elements, most_warps = direction
     warps = max(1, min(16, power_of_two(n_stream * power_of_two(h.shape[-1]) // (32 * elements))))
     programs = min(tokens, multiprocessors(h.device) * max(1, most_warps // warps))
-    return Launch(kernel, (programs,), warps, h, n_stream)
+    registers = min(255, REGISTERS // (32 * max(most_warps, warps)) // 8 * 8)
+    return Launch(kernel, (programs,), warps, h, n_stream, {"maxnreg": registers})
 
 
 class Launch:
     """A kernel ready to run in a grid of programs, on streams like `h`."""
 
-    def __init__(self, kernel: Any, grid: tuple[int, ...], warps: int, h: Tensor, n_stream: int) -> None:
-        self.kernel, self.grid, self.warps, self.h, self.n_stream = kernel, grid, warps, h, n_stream
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        warps: int,
+        h: Tensor,
+        n_stream: int,
+        options: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        self.kernel, self.grid, self.h, self.n_stream = kernel, grid, h, n_stream
+        self.options = {"num_warps": warps, "enable_fp_fusion": True, **options}
 
     def __call__(self, *args: Any, **constants: Any) -> None:
         import triton.language as tl
@@ -99,8 +111,7 @@ class Launch:
             **constants,
             TOGETHER=self.h.device.type == "cuda",
             F=reckoned,
-            num_warps=self.warps,
-            enable_fp_fusion=True,
+            **self.options,
         )
 
 
