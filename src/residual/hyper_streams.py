@@ -58,6 +58,20 @@ def require_streams(n_stream: int) -> None:
         )
 
 
+def stored_type(stream_dtype: str) -> torch.dtype | None:
+    """That of the streams in memory; None: the embedding's."""
+    if stream_dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"residual.stream_dtype must be float32 or bfloat16, got {stream_dtype}; float32 rounds nothing"
+        )
+    return torch.bfloat16 if stream_dtype == "bfloat16" else None
+
+
+def in_type(state: Streams, dtype: torch.dtype | None) -> Streams:
+    """With streams of that type, if any."""
+    return state if dtype is None else state._replace(h_BTND=state.h_BTND.to(dtype))
+
+
 def static_mixing(spec: StreamSpec, n_stream: int) -> tuple[nn.Parameter, nn.Parameter]:
     """A [S, N, N + 1]: site k reads stream k mod N and leaves all as they are; B [S, N] of ones."""
     a_SNM = torch.zeros(spec.n_site, n_stream, n_stream + 1)

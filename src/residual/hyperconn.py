@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.hyper_streams import SiteWeights, Streams, scale_output_, static_mixing
-from src.residual.hyperconn_read import Weights, dynamic_weights, read_dynamic
+from src.residual.hyper_streams import SiteWeights, Streams, in_type, scale_output_, static_mixing
+from src.residual.hyperconn_read import Weights, dynamic_weights, read_dynamic, read_on_gpu
 from src.residual.weighed_streams import WeighedStreams
 
 
@@ -28,10 +28,13 @@ class HyperConnections(WeighedStreams):
         scale_init: initial factor of the dynamic part (0.01 in the paper).
         output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
+        stream_dtype: of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
-    def __init__(self, spec: StreamSpec, *, n_stream: int, scale_init: float, output_init_scale: float) -> None:
-        super().__init__(n_stream)
+    def __init__(
+        self, spec: StreamSpec, *, n_stream: int, scale_init: float, output_init_scale: float, stream_dtype: str
+    ) -> None:
+        super().__init__(n_stream, stream_dtype)
         self.output_init_scale = output_init_scale
         self.a_SNM, self.b_SN = static_mixing(spec, n_stream)
         self.w_SDC = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd, n_stream + 2))
@@ -47,7 +50,12 @@ class HyperConnections(WeighedStreams):
         scale_output_(sublayer, self.output_init_scale)
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        return read_dynamic(state, self._site(site.index))
+        weights = self._site(site.index)
+        on_gpu = read_on_gpu(state, weights)
+        if on_gpu is not None:
+            return on_gpu
+        u_BTD, state = read_dynamic(in_type(state, self.reckoned), weights)
+        return u_BTD, in_type(state, self.stored)
 
     def _site(self, k: int) -> Weights:
         packed = (self.w_SDC, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2, self.a_SNM, self.b_SN)

@@ -54,8 +54,6 @@ class Dynamic(NamedTuple):
 
 def read_dynamic(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
     """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
-    if _on_gpu(state, weights):
-        return replayed_read(HYPERCONN, state, _given(weights), (EPS,))
     if torch.compiler.is_compiling():
         return _plain_read(state, weights)
     kernels = kernels_for(state.h_BTND, "hyperconn", N=state.h_BTND.shape[2])
@@ -72,11 +70,14 @@ def _plain_read(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
     return u_BTD, Streams(h_BTND, dynamic.b_BTN)
 
 
-def _on_gpu(state: Streams, weights: Weights) -> bool:
+def read_on_gpu(state: Streams, weights: Weights) -> tuple[Tensor, Streams] | None:
+    """The same by a GPU's kernels, or None where they do not serve."""
     h_BTND, y_BTD = state.h_BTND, state.y_BTD
     N, D = h_BTND.shape[2:]
     types = h_BTND.dtype, h_BTND.dtype if y_BTD is None else y_BTD.dtype
-    return fits(h_BTND, N, weights.w_DC) and _gpu_serves(*types, N, D, h_BTND.device.type)
+    if not fits(h_BTND, N, weights.w_DC) or not _gpu_serves(*types, N, D, h_BTND.device.type):
+        return None
+    return replayed_read(HYPERCONN, state, _given(weights), (EPS,))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's

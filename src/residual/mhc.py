@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.hyper_streams import SiteWeights, Streams
+from src.residual.hyper_streams import SiteWeights, Streams, in_type
 from src.residual.mhc_read import Weights, read_by_kernels, read_on_gpu, site_weights
 from src.residual.native import kernels_for
 from src.residual.weighed_streams import WeighedStreams
@@ -34,6 +34,7 @@ class ManifoldHyperConnections(WeighedStreams):
         own_share: initial weight of stream k mod N in site k's read, the others share the rest.
         res_logit: initial logit of the mixing's diagonal (0 elsewhere).
         eps: added to the mean square of vec(H).
+        stream_dtype: of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class ManifoldHyperConnections(WeighedStreams):
         own_share: float,
         res_logit: float,
         eps: float,
+        stream_dtype: str,
     ) -> None:
-        super().__init__(n_stream)
+        super().__init__(n_stream, stream_dtype)
         if not 0 < own_share < 1:
             raise ValueError(f"residual.own_share must be between 0 and 1, got {own_share}; 0.7 is customary")
         self.n_iteration, self.eps = n_iteration, eps
@@ -69,10 +71,12 @@ class ManifoldHyperConnections(WeighedStreams):
         on_gpu = read_on_gpu(state, weights, self.n_iteration, self.eps)
         if on_gpu is not None:
             return on_gpu
-        kernels = kernels_for(state.h_BTND, "mhc", N=self.n_stream)
+        reckoned = in_type(state, self.reckoned)
+        kernels = kernels_for(reckoned.h_BTND, "mhc", N=self.n_stream)
         if kernels is None:
             return super().read(state, site)
-        return read_by_kernels(kernels, state, weights, self.n_iteration, self.eps)
+        u_BTD, reckoned = read_by_kernels(kernels, reckoned, weights, self.n_iteration, self.eps)
+        return u_BTD, in_type(reckoned, self.stored)
 
     def _site(self, k: int) -> Weights:
         return Weights(self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k])

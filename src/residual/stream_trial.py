@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.residual.hyper_streams import Streams, widen
+from src.residual.hyper_streams import Streams, in_type, widen
 from src.residual.stream_operators import failing, weights_type
 
 Read = Callable[[Streams, Sequence[Tensor]], tuple[Tensor, Streams]]
@@ -46,11 +46,15 @@ def fault(name: str, kernels: Read, plain: Read, shapes: Iterable[tuple[int, ...
     def error() -> float:
         worst = 0.0
         for copies in (True, False):
-            ours, theirs = _results(kernels, weights, trial, copies), _results(plain, weights, trial, copies)
+            ours, theirs = _results(kernels, weights, trial, copies), _results(stored, weights, trial, copies)
             for one, other in zip(ours, theirs, strict=True):
                 size = other.abs().amax().clamp_min(torch.finfo(other.dtype).tiny)
                 worst = max(worst, float(((one - other).abs().amax() / size).nan_to_num(nan=torch.inf)))
         return worst
+
+    def stored(state: Streams, weights: Sequence[Tensor]) -> tuple[Tensor, Streams]:
+        u_BTD, state = plain(in_type(state, weights_type(trial.streams)), weights)
+        return u_BTD, in_type(state, trial.streams)
 
     bound = max(BOUND[trial.streams], BOUND[trial.output])
     return failing(name, error, bound)

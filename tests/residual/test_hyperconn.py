@@ -12,7 +12,9 @@ from tests.residual.plain import embedding_like, flow, jittered, stream_spec, su
 
 def test_it_is_the_papers_recurrence() -> None:
     spec, branches, x0, n = stream_spec(), sublayers(6), embedding_like(), 3
-    strategy = jittered(HyperConnections(spec, n_stream=n, scale_init=0.01, output_init_scale=1.0))
+    strategy = jittered(
+        HyperConnections(spec, n_stream=n, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32")
+    )
     h = x0.unsqueeze(2).repeat(1, 1, n, 1)
     for k, branch in enumerate(branches):
         normed = F.layer_norm(h, (6,), strategy.norm_weight_SD[k], strategy.norm_bias_SD[k], 1e-5)
@@ -26,7 +28,9 @@ def test_it_is_the_papers_recurrence() -> None:
 
 
 def test_only_the_projection_has_weight_decay_and_the_count_is_the_papers() -> None:
-    strategy = HyperConnections(stream_spec(24, 1024), n_stream=4, scale_init=0.01, output_init_scale=1.0)
+    strategy = HyperConnections(
+        stream_spec(24, 1024), n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"
+    )
     assert [g.decay for g in strategy.param_groups()] == [True, False]
     assert next(strategy.param_groups()).params == (strategy.w_SDC,)
     assert sum(p.numel() for p in strategy.parameters()) == 394_464
@@ -34,7 +38,9 @@ def test_only_the_projection_has_weight_decay_and_the_count_is_the_papers() -> N
 
 def test_streams_separate_once_trained() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = HyperConnections(spec, n_stream=4, scale_init=0.01, output_init_scale=1.0).double()
+    strategy = HyperConnections(
+        spec, n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"
+    ).double()
     optimizer = torch.optim.AdamW(strategy.parameters(), lr=1e-2)
     for _ in range(10):
         optimizer.zero_grad()
@@ -52,7 +58,9 @@ def test_streams_separate_once_trained() -> None:
 def test_it_is_the_published_package_with_the_same_weights() -> None:
     package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
     spec, branches, x0, n, d = stream_spec(), sublayers(6), embedding_like(), 4, 6
-    ours = jittered(HyperConnections(spec, n_stream=n, scale_init=0.01, output_init_scale=1.0))
+    ours = jittered(
+        HyperConnections(spec, n_stream=n, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32")
+    )
     expand, reduce = package.get_expand_reduce_stream_functions(n)
     x = expand(x0)
     for k, branch in enumerate(branches):
@@ -75,7 +83,9 @@ def test_it_is_the_published_package_with_the_same_weights() -> None:
 
 def test_at_init_it_is_the_published_package_at_init() -> None:
     package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
-    ours = HyperConnections(stream_spec(), n_stream=4, scale_init=0.01, output_init_scale=1.0)
+    ours = HyperConnections(
+        stream_spec(), n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"
+    )
     for k in range(6):
         theirs = package.HyperConnections(4, dim=6, layer_index=k)
         assert torch.equal(ours.a_SNM[k], theirs.static_alpha)

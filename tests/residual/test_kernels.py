@@ -21,6 +21,7 @@ MHC_KEYS: dict[str, Any] = {
     "own_share": 0.7,
     "res_logit": 8.0,
     "eps": 1e-6,
+    "stream_dtype": "float32",
 }
 
 
@@ -35,7 +36,11 @@ def needs_kernels(source: str, **sizes: int) -> None:
 
 
 def hyperconn_site(n: int, dtype: torch.dtype) -> list[Tensor]:
-    strategy = jittered(HyperConnections(stream_spec(1, D), n_stream=n, scale_init=0.3, output_init_scale=1.0))
+    strategy = jittered(
+        HyperConnections(
+            stream_spec(1, D), n_stream=n, scale_init=0.3, output_init_scale=1.0, stream_dtype="float32"
+        )
+    )
     return [t.detach().to(dtype).requires_grad_() for t in strategy._site(1)]
 
 
@@ -66,7 +71,11 @@ def test_the_read_of_hyperconn(
 
 def test_the_gradients_of_hyperconns_read_are_its_derivatives() -> None:
     needs_kernels("hyperconn", N=2)
-    strategy = jittered(HyperConnections(stream_spec(1, 8), n_stream=2, scale_init=0.3, output_init_scale=1.0))
+    strategy = jittered(
+        HyperConnections(
+            stream_spec(1, 8), n_stream=2, scale_init=0.3, output_init_scale=1.0, stream_dtype="float32"
+        )
+    )
     weights = [t.detach().requires_grad_() for t in strategy._site(1)]
     state = [random(1, 2, *shape).requires_grad_() for shape in ((2, 8), (2,), (8,))]
 

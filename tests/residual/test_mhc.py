@@ -17,6 +17,7 @@ KEYS: dict[str, Any] = {
     "own_share": 0.7,
     "res_logit": 8.0,
     "eps": 1e-6,
+    "stream_dtype": "float32",
 }
 
 

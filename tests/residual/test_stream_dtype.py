@@ -1,0 +1,52 @@
+"""Streams of hyper-connections stored in bfloat16: rounded between sites, and reckoned with in float32."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from src.residual.base import ResidualStrategy
+from tests.residual.plain import flow, jittered, stream_spec, sublayers
+from tests.support import component
+
+
+def made(name: str, stream_dtype: str, n_embd: int = 32) -> ResidualStrategy[Any]:
+    factory: partial[ResidualStrategy[Any]] = component("residual", name)
+    strategy = factory(stream_spec(2, n_embd), stream_dtype=stream_dtype)
+    jittered(strategy).float()
+    return strategy
+
+
+@pytest.mark.parametrize("name", ["hyperconn", "mhc"])
+def test_they_are_those_of_float32_up_to_rounding(name: str) -> None:
+    x0 = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
+    branches = [lambda x, f=f: f(x.double()).float() for f in sublayers(4, 32)]
+    ends, grads = [], []
+    for stream_dtype in ("float32", "bfloat16"):
+        strategy = made(name, stream_dtype)
+        end = flow(strategy, stream_spec(2, 32), x0, branches)
+        assert end.dtype == torch.float32
+        ends.append(end)
+        grads.append(torch.autograd.grad(end.square().mean(), [*strategy.parameters()]))
+    assert not torch.equal(*ends)
+    assert torch.allclose(*ends, rtol=0.05, atol=0.05 * ends[0].abs().max().item())
+    for one, other in zip(*grads, strict=True):
+        assert (one - other).norm() < 0.1 * one.norm()
+
+
+@pytest.mark.parametrize("name", ["hyperconn", "mhc"])
+def test_between_sites_they_are_bfloat16_and_what_a_sublayer_is_given_is_not(name: str) -> None:
+    strategy = made(name, "bfloat16")
+    state = strategy.begin(torch.ones(1, 2, 32))
+    for site in stream_spec(2, 32).sites:
+        u, state = strategy.read(state, site)
+        assert (state.h_BTND.dtype, u.dtype) == (torch.bfloat16, torch.float32)
+        state = strategy.write(state, site, u.bfloat16())
+        assert state.y_BTD.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["hyperconn", "mhc"])
+def test_other_types_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"residual.stream_dtype must be float32 or bfloat16, got float16; "):
+        made(name, "float16")
