@@ -103,16 +103,9 @@ class Launch:
         reckoned = tl.float64 if self.h.dtype == torch.float64 else tl.float32
         tensors = [x for x in args if isinstance(x, Tensor)]
         assert all(x.is_contiguous() for x in tensors)  # the kernels know sizes, not strides
-        self.kernel[self.grid](
-            *args,
-            D=D,
-            DP=power_of_two(D),
-            N=self.n_stream,
-            **constants,
-            TOGETHER=self.h.device.type == "cuda",
-            F=reckoned,
-            **self.options,
-        )
+        constants |= {"D": D, "DP": power_of_two(D), "N": self.n_stream, "F": reckoned}
+        with torch.cuda.device_of(self.h):
+            self.kernel[self.grid](*args, **constants, TOGETHER=self.h.device.type == "cuda", **self.options)
 
 
 def table_of(start: Tensor, outputs: list[Tensor]) -> Tensor:
@@ -122,7 +115,9 @@ def table_of(start: Tensor, outputs: list[Tensor]) -> Tensor:
     longest = max(SEGMENT.values())
     table = torch.empty(longest, dtype=torch.int64, device=start.device)
     if outputs:
-        listed[(1,)]((*outputs, *outputs[:1] * (longest - len(outputs))), table, K=longest, num_warps=1)
+        as_many = (*outputs, *outputs[:1] * (longest - len(outputs)))
+        with torch.cuda.device_of(table):
+            listed[(1,)](as_many, table, K=longest, num_warps=1, enable_fp_fusion=True)
     return table
 
 
