@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from src.residual.hyper_streams import Streams
 from src.residual.replay import Replay, replay_of
@@ -81,6 +82,7 @@ class _Read(torch.autograd.Function):
         return u_BTD, mixed_BTND, b_out_BTN, shares_out_BTRN
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         b_BTN, *saved = ctx.saved_tensors
         others, kept, n = saved[: ctx.n_other], saved[ctx.n_other :], ctx.kernels.n_parameter

@@ -104,7 +104,7 @@ class Launch:
         tensors = [x for x in args if isinstance(x, Tensor)]
         assert all(x.is_contiguous() for x in tensors)  # the kernels know sizes, not strides
         constants |= {"D": D, "DP": power_of_two(D), "N": self.n_stream, "F": reckoned}
-        with torch.cuda.device_of(self.h):
+        with torch.cuda.device_of(self.h):  # type: ignore[no-untyped-call]  # torch's
             self.kernel[self.grid](*args, **constants, TOGETHER=self.h.device.type == "cuda", **self.options)
 
 
@@ -116,7 +116,7 @@ def table_of(start: Tensor, outputs: list[Tensor]) -> Tensor:
     table = torch.empty(longest, dtype=torch.int64, device=start.device)
     if outputs:
         as_many = (*outputs, *outputs[:1] * (longest - len(outputs)))
-        with torch.cuda.device_of(table):
+        with torch.cuda.device_of(table):  # type: ignore[no-untyped-call]  # torch's
             listed[(1,)](as_many, table, K=longest, num_warps=1, enable_fp_fusion=True)
     return table
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,8 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5}
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
+if DEVICE == "cpu" and tuple(map(int, version("triton").split(".")[:2])) < (3, 9):
+    pytest.skip("this Triton's interpreter does not know today's numpy", allow_module_level=True)
 
 
 SITES = 6
