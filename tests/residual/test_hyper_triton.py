@@ -41,17 +41,12 @@ if DEVICE == "cpu" and tuple(map(int, version("triton").split(".")[:2])) < (3, 9
 SITES = 6
 
 
-def passing(name: str, check: Callable[[], float], bound: float) -> None:
-    """In place of `failing`: the kernels must serve; the largest of few numbers is smaller beside its rounding."""
-    assert check() <= 4 * bound
-
-
 @pytest.fixture(autouse=True)
 def _kernels_serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """On this device; and what they leave unwritten is not a number."""
     monkeypatch.setattr(stream_operators, "DEVICES", (DEVICE,))
     monkeypatch.setattr(stream_trial, "ROWS", 1)
-    monkeypatch.setattr(stream_trial, "failing", passing)
+    monkeypatch.setattr(stream_trial, "failing", lambda *_: None)  # tests of their own try them
     for module in (hyperconn_gpu, mhc_gpu):  # few programs, which take turns
         monkeypatch.setattr(module, "FORWARD", (64, 2))
         monkeypatch.setattr(module, "BACKWARD", (32, 2))
@@ -70,7 +65,7 @@ def built(
     strategy: ResidualStrategy[Any] = (
         HyperConnections(spec, output_init_scale=1.0, **keys)
         if name == "hyperconn"
-        else ManifoldHyperConnections(spec, n_iteration=4, own_share=0.7, res_logit=3.0, eps=1e-6, **keys)
+        else ManifoldHyperConnections(spec, n_iteration=3, own_share=0.7, res_logit=3.0, eps=1e-6, **keys)
     )
     return cast(ResidualStrategy[Any], jittered(strategy).to(DEVICE, dtype))
 
@@ -146,11 +141,14 @@ def test_streams_stored_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["hyperconn", "mhc"])
 def test_a_trial_of_more_tokens_than_programs_take_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_trial, "ROWS", mhc_gpu.PULL[0] + 1 if name == "mhc" else 5)
+    errors: list[float] = []
+    monkeypatch.setattr(stream_trial, "failing", lambda name, check, bound: errors.append(check() / bound))
     trial = stream_trial.Trial(torch.float64, torch.float64, 2, 16, DEVICE)
     if name == "hyperconn":
         hyperconn_read._gpu_fault.__wrapped__(trial)
     else:
         mhc_read._gpu_fault.__wrapped__(trial, 2, 1e-6)
+    assert 0 < errors[0] < 1
 
 
 @pytest.mark.parametrize("name", ["hyperconn", "mhc"])
