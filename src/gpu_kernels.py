@@ -1,41 +1,57 @@
 """Whether kernels in Triton serve: on a CUDA device, where the package is and what they make there is right.
 
+They are tried before their first real use. Where they fail, the plain form runs and a line in the log says why.
 A leaf: any room may import it.
 """
 
+import contextlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 log = logging.getLogger(__name__)
 
-_found: dict[str, bool] = {}
+_wanted = True
 
 
-def serve(kernels: str, device: torch.device, check: Callable[[], bool]) -> bool:
-    """Whether to use some kernels on a device; found out once a process, and said where the answer is no.
+def wanted(device: torch.device) -> bool:
+    """Whether a device is one for such kernels, and nobody measures what it does without."""
+    return device.type == "cuda" and _wanted
+
+
+@contextlib.contextmanager
+def left_out() -> Iterator[None]:
+    """Everything takes its plain form, to be compared with."""
+    global _wanted
+    before, _wanted = _wanted, False
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def failing(kernels: str, error: Callable[[], float], bound: float) -> str | None:
+    """Why some kernels are not to be used, which is also logged; None: they are. Callers remember the answer.
 
     Args:
         kernels: their name.
-        device: where they would run.
-        check: runs them on a small case on that device; whether the plain form's results came out.
+        error: tries them on a small case, on the device that they are for; how far they are off.
+        bound: from which on they are wrong.
     """
-    if device.type != "cuda":
-        return False
-    if kernels not in _found:
-        reason = _reason_against(check)
-        if reason:
-            log.warning("the %s kernels are left out, which costs speed only: %s", kernels, reason)
-        _found[kernels] = not reason
-    return _found[kernels]
+    reason = _reason_against(error, bound)
+    if reason is not None:
+        log.warning("the GPU kernels of %s are not used, which costs speed only: %s", kernels, reason)
+    return reason
 
 
-def _reason_against(check: Callable[[], bool]) -> str:
+def _reason_against(error: Callable[[], float], bound: float) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     try:
-        return "" if check() else "they do not agree with the plain form on this device"
-    except Exception as error:  # a compiler's and a driver's errors are of any kind
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        with torch.inference_mode(False), torch.enable_grad():  # a validation may come first
+            off = error()
+    except Exception as raised:  # a compiler for a machine unknown here may raise anything
+        return f"{type(raised).__name__}: {raised}".splitlines()[0]
+    return None if off <= bound else f"they differ from the plain form by {off:.1e} of its size"

@@ -1,26 +1,22 @@
 """Whether the kernels for a GPU serve: they are tried before the first real use, on a few random rows.
 
 They are tried once a process for each device, type and width, in value and gradient, against the plain form in
-float64; where Triton is missing, a kernel does not compile or a result is wrong, the plain form runs and a line
-says so and why.
+float64.
 
 Shape letters: Q queries.
 """
 
 import functools
-import importlib.util
-import logging
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from src.gpu_kernels import failing, wanted
 from src.residual import block_sources
 from src.residual.block_sources import Blocks, attend_in_block, emitted, new_forward
 from src.residual.native import built_for
-
-log = logging.getLogger(__name__)
 
 EPS = 1e-6
 TOLERANCE = 0.02  # of the largest element: bfloat16's rounding is 0.004
@@ -33,7 +29,7 @@ def blocks_serve(x: Tensor) -> bool:
         return False
     if x.device.type == "cpu":
         return native_serves(x)
-    return x.device.type == "cuda" and cast(bool, _serve(x.device, x.dtype, x.shape[-1]))
+    return wanted(x.device) and cast(bool, _serve(x.device, x.dtype, x.shape[-1]))
 
 
 def native_serves(x: Tensor) -> bool:
@@ -54,26 +50,17 @@ def _serve(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 @functools.cache
 def why_not(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
     """Why the plain form has to run for such rows, if it has to; also logged, once."""
-    reason = _why_not(device, dtype, width)
-    if reason is not None:
-        log.warning("attention over depth runs without kernels of its own, which costs speed only: %s", reason)
-    return reason
+
+    def error() -> float:
+        if dtype != torch.float32 or width % WHOLE:
+            raise ValueError(
+                f"they are for rows of float32 in a multiple of {WHOLE}, not of {dtype} in {width}"
+            )
+        return max(_error(device, dtype, width, kept) for kept in (dtype, torch.bfloat16))
+
+    return failing("attention over depth", error, TOLERANCE)
 
 
-def _why_not(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if dtype != torch.float32 or width % WHOLE:
-        return f"they are for rows of float32 in a multiple of {WHOLE}, not of {dtype} in {width}"
-    try:
-        off = max(_error(device, dtype, width, kept) for kept in (dtype, torch.bfloat16))
-    except Exception as error:  # of Triton, its compilers or the driver: whatever it is, the plain form can run
-        return f"{type(error).__name__}: {error}"
-    return None if off <= TOLERANCE else f"a trial of them is off by {off:.2g} of the largest element"
-
-
-@torch.inference_mode(False)  # where a validation comes first
-@torch.enable_grad()
 def _error(device: torch.device, dtype: torch.dtype, width: int, kept: torch.dtype) -> float:
     """The largest over value and gradients of two blocks, whose sources but the first are of the type `kept`."""
     generator = torch.Generator().manual_seed(0)

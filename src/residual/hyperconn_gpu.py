@@ -8,13 +8,13 @@ Shape letters: N streams, M = N + 1 columns of A, C = N + 2 columns of W, P prog
 import torch
 from torch import Tensor
 
+from src.residual.operators import operator
 from src.residual.replayed_read import Kernels, registered
 from src.residual.stream_operators import (
     BACKWARD,
     FORWARD,
     backward_room,
     by_token,
-    operator,
     power_of_two,
     shares_of,
     table_of,

@@ -11,6 +11,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from src.residual.operators import operator
 from src.residual.replayed_read import Kernels, registered
 from src.residual.stream_operators import (
     BACKWARD,
@@ -19,7 +20,6 @@ from src.residual.stream_operators import (
     backward_room,
     by_token,
     multiprocessors,
-    operator,
     power_of_two,
     shares_of,
     table_of,

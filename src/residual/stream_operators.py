@@ -4,40 +4,23 @@ Shape letters: N streams.
 """
 
 import functools
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any  # what an operator takes and gives, and a kernel, is its own business
 
 import torch
 from torch import Tensor
-from torch.library import Library
 
+from src.gpu_kernels import wanted
 from src.residual.replay import SEGMENT, Replay
 
-log = logging.getLogger(__name__)
-
-#: Where the kernels serve; Triton's interpreter runs them on any device.
-DEVICES = ("cuda",)
+#: Devices that kernels serve on besides those of their own: where Triton's interpreter runs them.
+DEVICES: tuple[str, ...] = ()
 #: Elements of a token's streams; more do not fit a program's registers.
 MOST_ELEMENTS = 16384
 #: Elements of a thread, and warps of a multiprocessor among which its registers are shared, for the two directions.
 FORWARD, BACKWARD = (64, 12), (32, 12)
 REGISTERS = 65536  # of a multiprocessor
-
-_LIBRARY = Library("reslab", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
-
-
-def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator of a function, which a compiler calls and does not look into."""
-    name = function.__name__.removeprefix("_")
-    schema = torch.library.infer_schema(function, mutates_args=())
-    tags = torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides
-    _LIBRARY.define(f"{name}{schema}", tags=tags)  # type: ignore[no-untyped-call]  # torch's
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]  # torch's
-    torch.library.register_fake(f"reslab::{name}", fake, lib=_LIBRARY)
-    called: Callable[..., Any] = getattr(torch.ops.reslab, name).default
-    return called
 
 
 def weights_type(streams: torch.dtype) -> torch.dtype:
@@ -48,28 +31,13 @@ def weights_type(streams: torch.dtype) -> torch.dtype:
 def fits(h: Tensor, n_stream: int, parameter: Tensor, most_streams: int = 8) -> bool:
     """Whether kernels could serve streams like `h`: on a GPU, of a type and width for them."""
     return (
-        h.device.type in DEVICES
+        (wanted(h.device) or h.device.type in DEVICES)
         and h.dtype in SEGMENT
         and parameter.dtype == weights_type(h.dtype)
         and h.shape[-1] % 16 == 0
         and 2 <= n_stream <= most_streams
         and n_stream * power_of_two(h.shape[-1]) <= MOST_ELEMENTS
     )
-
-
-def failing(name: str, check: Callable[[], float], bound: float) -> str | None:
-    """Why kernels are not to be used: what their check raises, or that it finds more than `bound`."""
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            error = check()
-    except Exception as error_:  # a compiler for a machine unknown here may raise anything
-        reason = f"{type(error_).__name__}: {error_}".splitlines()[0]
-    else:
-        if error <= bound:
-            return None
-        reason = f"they differ from the plain form by {error:.1e} of its size"
-    log.warning("the GPU kernels of %s are not used, which costs speed only: %s", name, reason)
-    return reason
 
 
 def by_token(kernel: Any, h: Tensor, tokens: int, n_stream: int, direction: tuple[int, int]) -> "Launch":

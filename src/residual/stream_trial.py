@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.gpu_kernels import failing
 from src.residual.hyper_streams import Streams, in_type, widen
-from src.residual.stream_operators import failing, weights_type
+from src.residual.stream_operators import weights_type
 
 Read = Callable[[Streams, Sequence[Tensor]], tuple[Tensor, Streams]]
 

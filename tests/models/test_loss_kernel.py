@@ -72,36 +72,45 @@ def test_the_loss_by_the_kernel_is_the_plain_one(
         assert (ours - theirs).norm() <= (2**-7 if autocast else 1e-6) * theirs.norm()
 
 
-def test_its_check_passes_what_is_right_and_nothing_else(
+def test_its_trial_passes_what_is_right_and_nothing_else(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 8192)
-    assert loss_kernel._agrees(torch.device("cpu"))
+    device = torch.device("cpu")
+    assert loss_kernel._error(device) < 1
     right = kernels.losses_
-    monkeypatch.setattr(kernels, "losses_", lambda *args, **kwargs: right(*args, **kwargs) * 1.001)
-    assert not loss_kernel._agrees(torch.device("cpu"))
+    for factor in (1.001, math.nan):
+        monkeypatch.setattr(kernels, "losses_", lambda *args, f=factor, **keys: right(*args, **keys) * f)
+        assert loss_kernel._error(device) > 1
 
 
-def test_kernels_serve_where_their_check_passes_and_one_line_says_so_where_not(
+def test_kernels_serve_where_their_trial_passes_and_one_line_says_so_where_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gpu_kernels, "_found", {})
     monkeypatch.setattr(gpu_kernels.importlib.util, "find_spec", lambda _: object())
-    gpu = torch.device("cuda")
 
-    def breaks() -> bool:
+    def breaks() -> float:
         raise RuntimeError("no such instruction\nand a long story")
 
-    assert gpu_kernels.serve("right", gpu, lambda: True)
-    assert not gpu_kernels.serve("right", torch.device("cpu"), lambda: True)
+    assert gpu_kernels.failing("right", lambda: 0.5, 1.0) is None
     assert not caplog.records
-    for _ in range(2):  # found out once
-        assert not gpu_kernels.serve("wrong", gpu, lambda: False)
-        assert not gpu_kernels.serve("broken", gpu, breaks)
+    reasons = [gpu_kernels.failing("wrong", lambda off=off: off, 1.0) for off in (2.0, math.nan)]
+    reasons.append(gpu_kernels.failing("broken", breaks, 1.0))
     monkeypatch.setattr(gpu_kernels.importlib.util, "find_spec", lambda _: None)
-    assert not gpu_kernels.serve("absent", gpu, lambda: True)
-    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "they do not agree with the plain form on this device",
+    reasons.append(gpu_kernels.failing("absent", lambda: 0.5, 1.0))
+    assert reasons == [
+        "they differ from the plain form by 2.0e+00 of its size",
+        "they differ from the plain form by nan of its size",
         "RuntimeError: no such instruction",
         "Triton is not installed",
     ]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == reasons
+
+
+def test_they_are_for_gpus_and_can_be_left_out_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert gpu_kernels.wanted(gpu)
+    assert not gpu_kernels.wanted(cpu)
+    with gpu_kernels.left_out():
+        assert not gpu_kernels.wanted(gpu)
+    assert gpu_kernels.wanted(gpu)

@@ -303,7 +303,7 @@ def test_a_failed_trial_takes_the_plain_form_and_says_so(
     monkeypatch.setattr(
         depth_attention, "blocks_serve", lambda x: depth_check.why_not(x.device, x.dtype, 16) is None
     )
-    for trial, words in ((lambda *sizes: 0.5, "off by 0.5"), (broken, "no such instruction")):
+    for trial, words in ((lambda *sizes: 0.5, "by 5.0e-01"), (broken, "no such instruction")):
         caplog.clear()
         depth_check.why_not.cache_clear()
         with monkeypatch.context() as patch:

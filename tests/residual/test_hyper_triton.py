@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from src import gpu_kernels
 from src.residual import (
     hyperconn_gpu,
     hyperconn_read,
@@ -211,7 +212,7 @@ def test_what_a_token_keeps(name: str, segment: int, segments: int, monkeypatch:
 def test_where_the_kernels_fail_the_plain_form_runs_and_one_line_says_so(
     fails: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stream_trial, "failing", stream_operators.failing)
+    monkeypatch.setattr(stream_trial, "failing", gpu_kernels.failing)
     hyperconn_read._gpu_fault.cache_clear()
     if fails == "the trial":
         monkeypatch.setattr(stream_trial, "BOUND", {torch.float32: -1.0})
