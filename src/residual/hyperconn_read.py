@@ -25,7 +25,7 @@ from src.residual.hyperconn_gpu import HYPERCONN
 from src.residual.native import Kernels, kernels_for
 from src.residual.replayed_read import replayed_read
 from src.residual.stream_operators import fits
-from src.residual.stream_trial import Trial, fault
+from src.residual.stream_trial import Trial, asked, fault
 
 EPS = 1e-5
 
@@ -72,10 +72,9 @@ def _plain_read(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
 
 def read_on_gpu(state: Streams, weights: Weights) -> tuple[Tensor, Streams] | None:
     """The same by a GPU's kernels, or None where they do not serve."""
-    h_BTND, y_BTD = state.h_BTND, state.y_BTD
-    N, D = h_BTND.shape[2:]
-    types = h_BTND.dtype, h_BTND.dtype if y_BTD is None else y_BTD.dtype
-    if not fits(h_BTND, N, weights.w_DC) or not _gpu_serves(*types, N, D, h_BTND.device.type):
+    if state.replay is None or not fits(state.h_BTND, len(weights.b_N), weights.w_DC):
+        return None  # as they do at none after a site where they do not
+    if not _gpu_serves(*asked(state)):
         return None
     return replayed_read(HYPERCONN, state, _given(weights), (EPS,))
 

@@ -14,6 +14,8 @@ import triton.language as tl
 
 from src.residual.stream_triton import left, mixed, replayed, rows_of, shared, sums, tanh, unwritten, written
 
+SMALL = ["scale", "bias", "a", "static_b"]  # a site's row of them is aligned as chance will have it
+
 
 @triton.jit
 def rrms(kept, at, D: tl.constexpr, C: tl.constexpr, inside, eps):
@@ -23,7 +25,7 @@ def rrms(kept, at, D: tl.constexpr, C: tl.constexpr, inside, eps):
     return mean, 1 / tl.sqrt(tl.maximum(square - mean * mean, 0.0) + eps)
 
 
-@triton.jit(do_not_specialize=["tokens", "R"])
+@triton.jit(do_not_specialize=["tokens", "R"], do_not_specialize_on_alignment=SMALL)
 def hyperconn_forward(
     h,
     b,
@@ -97,7 +99,7 @@ def hyperconn_forward(
         shared(shares, b, own, shares_out, R, t, N, NP, RP, COPIES, FRESH, WAITS)
 
 
-@triton.jit(do_not_specialize=["tokens", "J"])
+@triton.jit(do_not_specialize=["tokens", "J"], do_not_specialize_on_alignment=SMALL)
 def hyperconn_backward(
     start,
     shares,

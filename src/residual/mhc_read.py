@@ -26,7 +26,7 @@ from src.residual.projected_streams import mixing_weights, project
 from src.residual.replayed_read import replayed_read
 from src.residual.sinkhorn import sinkhorn
 from src.residual.stream_operators import fits
-from src.residual.stream_trial import Trial, fault
+from src.residual.stream_trial import Trial, asked, fault
 
 
 class Weights(NamedTuple):
@@ -50,12 +50,9 @@ def read_on_gpu(
     state: Streams, weights: Weights, n_iteration: int, eps: float
 ) -> tuple[Tensor, Streams] | None:
     """The same by a GPU's kernels, or None where they do not serve."""
-    h_BTND, y_BTD = state.h_BTND, state.y_BTD
-    N, D = h_BTND.shape[2:]
-    if not fits(h_BTND, N, weights.phi_CV, MOST_STREAMS):
-        return None
-    types = h_BTND.dtype, h_BTND.dtype if y_BTD is None else y_BTD.dtype
-    if not _gpu_serves(*types, N, D, h_BTND.device.type, n_iteration, eps):
+    if state.replay is None or not fits(state.h_BTND, state.h_BTND.shape[2], weights.phi_CV, MOST_STREAMS):
+        return None  # as they do at none after a site where they do not
+    if not _gpu_serves(*asked(state), n_iteration, eps):
         return None
     return replayed_read(MHC, state, weights, (n_iteration, eps))
 

@@ -9,6 +9,8 @@ Shape letters: M tokens of a tile, E columns of a chunk of D, N streams, C = N *
 import triton
 import triton.language as tl
 
+SMALL = ["scale", "bias"]  # a site's row of them is aligned as chance will have it
+
 
 @triton.jit
 def _gate(kept, at, c: tl.constexpr, part: tl.constexpr, r, scale, bias, inside):
@@ -54,7 +56,7 @@ def _divided(m, total, dim: tl.constexpr, N: tl.constexpr):
     return out
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=SMALL)
 def mhc_weights(
     h,
     b,
@@ -117,7 +119,7 @@ def mhc_weights(
         tl.store(weights + (t * N + k % N) * (N + 2) + 1 + k // N, m[k], mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=SMALL)
 def mhc_weights_backward(
     scale,
     bias,

@@ -39,6 +39,12 @@ class Trial(NamedTuple):
         return x.to(self.device, dtype or weights_type(self.streams))
 
 
+def asked(state: Streams) -> tuple[torch.dtype, torch.dtype, int, int, str]:
+    """The trial of a read of `state`; where no output waits, they will be bfloat16, which is what GPUs train in."""
+    output = torch.bfloat16 if state.y_BTD is None else state.y_BTD.dtype
+    return state.h_BTND.dtype, output, *state.h_BTND.shape[2:], state.h_BTND.device.type
+
+
 def fault(name: str, kernels: Read, plain: Read, shapes: Iterable[tuple[int, ...]], trial: Trial) -> str | None:
     """Why the kernels do not serve, or None; parameters of these shapes, the first D times as wide as it is long."""
     scale = trial.width**-0.5

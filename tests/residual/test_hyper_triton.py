@@ -215,7 +215,7 @@ def test_where_the_kernels_fail_the_plain_form_runs_and_one_line_says_so(
     monkeypatch.setattr(stream_trial, "failing", gpu_kernels.failing)
     hyperconn_read._gpu_fault.cache_clear()
     if fails == "the trial":
-        monkeypatch.setattr(stream_trial, "BOUND", {torch.float32: -1.0})
+        monkeypatch.setattr(stream_trial, "BOUND", dict.fromkeys(stream_trial.BOUND, -1.0))
     else:
         monkeypatch.setitem(sys.modules, "src.residual.hyperconn_triton", None)
     strategy, x0 = built("hyperconn", 2, 16, torch.float32), random(1, 2, 16)
