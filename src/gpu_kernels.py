@@ -13,23 +13,28 @@ import torch
 
 log = logging.getLogger(__name__)
 
-_wanted = True
+_residual_wanted = True
 
 
 def wanted(device: torch.device) -> bool:
-    """Whether a device is one for such kernels, and nobody measures what it does without."""
-    return device.type == "cuda" and _wanted
+    """Whether a device is one for such kernels."""
+    return device.type == "cuda"
+
+
+def residual_wanted(device: torch.device) -> bool:
+    """Whether it is, and nobody measures what a residual strategy costs without them."""
+    return wanted(device) and _residual_wanted
 
 
 @contextlib.contextmanager
-def left_out() -> Iterator[None]:
-    """Everything takes its plain form, to be compared with."""
-    global _wanted
-    before, _wanted = _wanted, False
+def residual_left_out() -> Iterator[None]:
+    """Residual strategies take their plain form, to be compared with; a compiler asks while it traces."""
+    global _residual_wanted
+    before, _residual_wanted = _residual_wanted, False
     try:
         yield
     finally:
-        _wanted = before
+        _residual_wanted = before
 
 
 def failing(kernels: str, error: Callable[[], float], bound: float) -> str | None:

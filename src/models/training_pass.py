@@ -22,11 +22,11 @@ ON_HOPPER = (
 
 def training_pass(gpt: GPT, *, compiled: bool) -> Callable[[Tensor], Tensor]:
     """`gpt.hidden` for batches of one shape; evaluation, whose shapes vary, calls `gpt.hidden` itself."""
-    hidden = torch.compile(gpt.hidden, fullgraph=True, dynamic=False) if compiled else gpt.hidden
+    made = torch.compile(gpt.hidden, fullgraph=True, dynamic=False) if compiled else None
 
     def forward(idx_BT: Tensor) -> Tensor:
         with attention_for(idx_BT.device):
-            return hidden(idx_BT)
+            return gpt.hidden(idx_BT) if made is None else made(idx_BT)
 
     return forward
 

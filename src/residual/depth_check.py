@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from src.gpu_kernels import failing, wanted
+from src.gpu_kernels import failing, residual_wanted
 from src.residual import block_sources
 from src.residual.block_sources import Blocks, attend_in_block, emitted, new_forward
 from src.residual.native import built_for
@@ -29,7 +29,7 @@ def blocks_serve(x: Tensor) -> bool:
         return False
     if x.device.type == "cpu":
         return native_serves(x)
-    return wanted(x.device) and cast(bool, _serve(x.device, x.dtype, x.shape[-1]))
+    return residual_wanted(x.device) and cast(bool, _serve(x.device, x.dtype, x.shape[-1]))
 
 
 def native_serves(x: Tensor) -> bool:

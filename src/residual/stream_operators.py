@@ -11,7 +11,7 @@ from typing import Any  # what an operator takes and gives, and a kernel, is its
 import torch
 from torch import Tensor
 
-from src.gpu_kernels import wanted
+from src.gpu_kernels import residual_wanted
 from src.residual.replay import SEGMENT, Replay
 
 #: Devices that kernels serve on besides those of their own: where Triton's interpreter runs them.
@@ -31,7 +31,7 @@ def weights_type(streams: torch.dtype) -> torch.dtype:
 def fits(h: Tensor, n_stream: int, parameter: Tensor, most_streams: int = 8) -> bool:
     """Whether kernels could serve streams like `h`: on a GPU, of a type and width for them."""
     return (
-        (wanted(h.device) or h.device.type in DEVICES)
+        (residual_wanted(h.device) or h.device.type in DEVICES)
         and h.dtype in SEGMENT
         and parameter.dtype == weights_type(h.dtype)
         and h.shape[-1] % 16 == 0

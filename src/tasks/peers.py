@@ -6,7 +6,8 @@ does: where the model's weights bear nanoGPT's names, losses from the same weigh
 
 `plain` is a Pre-LN GPT-2 as nanoGPT writes it: all logits at once, cross-entropy by torch, AdamW as torch chooses it.
 `hyper_connections` and `manifold_hyper_connections` are that model between the hyper-connections package's streams.
-`attention_residuals_of_fla` is our own model whose residual=attnres mixes by flash-linear-attention's kernels.
+`attention_residuals_of_fla` is our own model whose residual=attnres mixes by flash-linear-attention's kernels;
+`attnres_plain`, `hyperconn_plain` and `mhc_plain` are it without ours for a GPU, as a compiler makes them.
 
 Source: karpathy/nanoGPT, model.py and train.py; lucidrains/hyper-connections;
 fla-org/flash-linear-attention, fla/ops/attnres.
@@ -21,9 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.gpu_kernels import residual_left_out
 from src.mistakes import UserError
 from src.residual.attnres import AttentionResiduals
-from src.residual.base import Site, StreamSpec
+from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.hyperconn import HyperConnections
+from src.residual.mhc import ManifoldHyperConnections
 from src.tasks.steps import StepSpec, residual_step
 
 Peer = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], torch.optim.Optimizer]
@@ -170,6 +174,37 @@ class PackageAttentionResiduals(AttentionResiduals):
             return sources[0]
         gain_D = self.key_gain_QD[query]
         return self.attend(self.query_QD[query], sources, rms_weight=gain_D, rms_eps=self.eps)
+
+
+def attnres_plain(spec: StepSpec) -> Peer:
+    """residual=attnres without its kernels for a GPU: what a compiler makes of it there."""
+    return _plain_form(spec, AttentionResiduals, eps=1e-5)
+
+
+def hyperconn_plain(spec: StepSpec) -> Peer:
+    """residual=hyperconn without its kernels for a GPU."""
+    keys = {"scale_init": 0.01, "output_init_scale": 1.0, "stream_dtype": "float32"}
+    return _plain_form(spec, HyperConnections, n_stream=N_STREAM, **keys)
+
+
+def mhc_plain(spec: StepSpec) -> Peer:
+    """residual=mhc without its kernels for a GPU."""
+    keys = {"n_iteration": 20, "scale_init": 0.01, "own_share": 0.7, "res_logit": 8.0, "eps": 1e-6}
+    return _plain_form(spec, ManifoldHyperConnections, n_stream=N_STREAM, **keys, stream_dtype="float32")
+
+
+def _plain_form(
+    spec: StepSpec, kind: Callable[..., ResidualStrategy[Any]], **keys: Any
+) -> Peer:  # a strategy's own
+    gpt, step, optimizer = residual_step(spec, partial(kind, **keys))
+    if spec.device == "cuda":
+        gpt.hidden = torch.compile(gpt.hidden, fullgraph=True, dynamic=False)  # type: ignore[method-assign]  # what the step calls
+
+    def plain_step(idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        with residual_left_out():
+            return step(idx_BT, targets_BT)
+
+    return gpt, plain_step, optimizer
 
 
 def attention_residuals_of_fla(spec: StepSpec) -> Peer:

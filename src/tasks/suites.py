@@ -162,6 +162,19 @@ GPU = Suite(
             peers=(("plain compiled", "plain_compiled"), ("fla attnres", "attention_residuals_of_fla")),
             at_once=2,
         ),
+        Turn(  # no bar's: whether the kernels are worth having
+            "plain forms",
+            base=("model=gpt2_medium", "data.micro_batch_size=32", "data.global_batch_size=32", "trainer=gpu"),
+            rows=(
+                *(strategy(name) for name in ("vanilla", "attnres", "hyperconn", "mhc")),
+                *(
+                    f"{name} bf16: residual={name} residual.stream_dtype=bfloat16"
+                    for name in ("hyperconn", "mhc")
+                ),
+            ),
+            peers=tuple((f"{name} plain", f"{name}_plain") for name in ("attnres", "hyperconn", "mhc")),
+            at_once=2,
+        ),
     ),
     bars=(
         Bar("vanilla, MFU", mfu("gpu", "vanilla"), 55, "%", False),

@@ -107,10 +107,13 @@ def test_kernels_serve_where_their_trial_passes_and_one_line_says_so_where_not(
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == reasons
 
 
-def test_they_are_for_gpus_and_can_be_left_out_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_are_for_gpus_and_the_residuals_can_be_left_out_to_be_measured() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert gpu_kernels.wanted(gpu)
+    assert gpu_kernels.residual_wanted(gpu)
     assert not gpu_kernels.wanted(cpu)
-    with gpu_kernels.left_out():
-        assert not gpu_kernels.wanted(gpu)
-    assert gpu_kernels.wanted(gpu)
+    assert not gpu_kernels.residual_wanted(cpu)
+    with gpu_kernels.residual_left_out():
+        assert not gpu_kernels.residual_wanted(gpu)
+        assert gpu_kernels.wanted(gpu)
+    assert gpu_kernels.residual_wanted(gpu)

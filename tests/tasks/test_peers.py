@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import initialize_config_dir
 
+from src import gpu_kernels
 from src.mistakes import UserError
 from src.overrides import CONF
 from src.residual.attnres import AttentionResiduals
@@ -19,6 +20,7 @@ from src.tasks.peer_entry import LOSS_TOLERANCE, PeerEntry, read_peers, sizes_of
 from src.tasks.settings import Settings
 from src.tasks.steps import StepSpec, residual_step
 from tests.runs import SMALL
+from tests.support import component
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +132,24 @@ def test_a_trusted_packages_function_is_a_peer(settings: Settings) -> None:
     text = "mine: tests.tasks.test_peers:sizes_of"
     (entry,) = read_peers([text], settings, ["tests"])
     assert (entry.name, entry.function.__name__) == ("mine", "sizes_of")
+
+
+@pytest.mark.parametrize("name", ["attnres", "hyperconn", "mhc"])
+def test_a_plain_form_is_the_shipped_strategy_without_its_kernels(
+    name: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = sizes_of(settings)
+    gpt, step, _ = getattr(peers, f"{name}_plain")(spec)
+    shipped, its_step, _ = residual_step(spec, component("residual", name))
+    idx = torch.randint(spec.vocab_size, (2, spec.block_size))
+    wanted, hidden = [], gpt.hidden
+
+    def asked(idx: torch.Tensor) -> torch.Tensor:
+        wanted.append(gpu_kernels.residual_wanted(torch.device("cuda")))
+        return hidden(idx)
+
+    monkeypatch.setattr(gpt, "hidden", asked)
+    shipped.load_state_dict(gpt.state_dict())
+    for _ in range(2):
+        assert torch.allclose(step(idx, idx), its_step(idx, idx), rtol=1e-6)
+    assert wanted == [False, False]
