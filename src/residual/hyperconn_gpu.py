@@ -1,6 +1,7 @@
 """`hyperconn_triton` as operators of torch; they are given the centred projection, the bias in z, and the rest as it is.
 
-Equations: `hyperconn_read.py`, its plain form.
+Equations: `hyperconn_read.py`, its plain form. KiB that a token moves at a site, of 48 with N = 4, D = 1024, outputs in
+bfloat16: 37 forward and 65 backward with streams in float32; 20 and 38 in bfloat16.
 
 Shape letters: N streams, M = N + 1 columns of A, C = N + 2 columns of W, P programs, R rows of shares.
 """

@@ -1,6 +1,8 @@
 """`mhc_triton`, `mhc_mix_triton` and `mhc_pull_triton` as operators of torch.
 
-Equations: `mhc_read.py`.
+Equations: `mhc_read.py`. KiB that a token moves at a site, of 48 with N = 4, D = 1024, outputs in bfloat16: 55 forward
+and 113 backward with streams in float32; 31 and 66 in bfloat16. The projection is as wide as all streams, so tiles of
+tokens share it, and the streams are read once for it and once more to be mixed.
 
 Shape letters: M tokens of a tile, E columns of a chunk of D, N streams, C = N * N + 2 * N columns of phi, V = N * D,
 R rows of shares.
