@@ -62,7 +62,7 @@ def _hyperconn_read_fake(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, T, D, N = h.shape[0], h.shape[1], h.shape[-1], len(b_N)
-    u_BTD = h.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
+    u_BTD = w_CD.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
     _, R, _ = shares_of(h, y_BTD, shares_BTRN, N)
     b_out_BTN, shares_out_BTRN = w_CD.new_empty(B, T, N), w_CD.new_empty(B, T, R, N)
     return u_BTD, h.new_empty(B, T, N, D), b_out_BTN, shares_out_BTRN, w_CD.new_empty(B, T, N, N + 4)

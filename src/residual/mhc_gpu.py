@@ -78,7 +78,7 @@ def _mhc_read_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (C, V), B, T, D = phi_CV.shape, h.shape[0], h.shape[1], h.shape[-1]
     N = V // D
-    u_BTD = h.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
+    u_BTD = phi_CV.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
     _, R, _ = shares_of(h, y_BTD, shares_BTRN, N)
     b_out_BTN, shares_out_BTRN = phi_CV.new_empty(B, T, N), phi_CV.new_empty(B, T, R, N)
     kept = phi_CV.new_empty(B, T, N, N + 2), phi_CV.new_empty(B, T, C + 1)

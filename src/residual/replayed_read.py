@@ -41,7 +41,7 @@ def registered(name: str, kernels: Kernels) -> str:
 def replayed_read(
     name: str, state: Streams, parameters: tuple[Tensor, ...], constants: tuple[float, ...]
 ) -> tuple[Tensor, Streams]:
-    """What the sublayer is given [B, T, D], in the type of the output that waited; and the mixed streams."""
+    """What the sublayer is given [B, T, D], in the type of the output that waited (else the weights'); mixed streams."""
     assert len(parameters) == _KERNELS[name].n_parameter
     replay, y_BTD = state.replay, state.y_BTD
     if y_BTD is None:

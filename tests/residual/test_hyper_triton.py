@@ -129,13 +129,17 @@ def test_a_read_replays_over_several_segments(
     assert_close(ours, theirs, TOLERANCE[dtype] if y_type == dtype else 0.02)
 
 
-@pytest.mark.parametrize("name", ["hyperconn", "mhc"])
-def test_streams_stored_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "y_type"),
+    [("hyperconn", torch.bfloat16), ("hyperconn", torch.float32), ("mhc", torch.bfloat16)],
+)
+def test_streams_stored_in_bfloat16(name: str, y_type: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(replay.SEGMENT, torch.bfloat16, 2)
     strategy, x0 = built(name, 2, 16, torch.float32, "bfloat16"), random(1, 2, 16)
-    ours = outcome(strategy, x0, torch.bfloat16)
+    assert strategy.read(strategy.begin(x0.float()), stream_spec().sites[0])[0].dtype == torch.float32
+    ours = outcome(strategy, x0, y_type)
     plainly(monkeypatch)
-    theirs = outcome(strategy, x0, torch.bfloat16)
+    theirs = outcome(strategy, x0, y_type)
     assert_close(ours, theirs, 0.03)
 
 
