@@ -34,6 +34,7 @@ def mixtures(
     lse: Tensor,
 ) -> None:
     """Consecutive queries' mixtures, the first's from `query` on, which `before` and its log-sum-exp may open."""
+    assert {v_BTD.dtype for v_BTD in values} == {lse.dtype}  # the kernels know one type
     tables = (
         _table(map(_address, values)),
         _table(_address(score, query) for score in score_BTQ),
