@@ -5,6 +5,7 @@ front (`src/callbacks/stop.py`), which finish the step; between jobs and after t
 """
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -35,12 +36,27 @@ def guarded(start: Callable[[], int]) -> int:
         signal.signal(signum, leave)
     try:
         code = start()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        code = 128 + signal.SIGPIPE
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"{stop or 'stopped by SIGINT'}", file=sys.stderr)
         code = exit_code(stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
     for signum in STOP_SIGNALS:  # all is done: what is left is the interpreter's own end
         signal.signal(signum, lambda *_: os._exit(code))
     return code
+
+
+def _unread() -> bool:
+    """Whether who read the output has left, as `head` does; what is still to be written goes nowhere then."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def refuse_to_go_on() -> None:

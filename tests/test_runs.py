@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -305,6 +307,17 @@ def test_the_help_page_lists_every_group_and_the_keys(tmp_path: Path) -> None:
     for word in ("residual:", "hyperconn", "data.global_batch_size", "resume=<run folder>"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_who_leaves_early_is_no_traceback() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), "--help"], stdout=theirs, stderr=subprocess.PIPE
+    )
+    os.close(theirs)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (128 + signal.SIGPIPE, b"")
 
 
 def test_a_run_exports_to_transformers_and_trains_on_from_there(
