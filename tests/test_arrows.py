@@ -13,6 +13,7 @@ LEAVES = {
     "src.lock",
     "src.machine_code",
     "src.mistakes",
+    "src.native",
     "src.signals",
     "src.typed",
 }
@@ -25,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "lock": set(),
     "machine_code": set(),
     "mistakes": set(),
+    "native": set(),
     "signals": set(),
     "typed": set(),
     "overrides": set(),

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.native import Kernels, built_for
 from src.residual import depth_native
-from src.residual.native import Kernels, built_for
 from src.residual.operators import operator
 
 
@@ -185,7 +185,7 @@ def _fresh(narrow: bool, x_BTD: list[Tensor]) -> tuple[list[Tensor], list[Tensor
 
 def native_for(x: Tensor) -> Kernels | None:
     """The CPU's kernels, in C++, where they serve."""
-    return built_for(x.dtype, x.shape[-1], "depth") if x.device.type == "cpu" else None
+    return built_for(x.dtype, x.shape[-1], "residual/kernels/depth") if x.device.type == "cpu" else None
 
 
 def _launch() -> Any:  # a module that needs Triton, which a machine without a GPU need not have

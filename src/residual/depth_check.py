@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from src.gpu_kernels import failing, residual_wanted
+from src.native import built_for
 from src.residual import block_sources
 from src.residual.block_sources import Blocks, attend_in_block, emitted, new_forward
-from src.residual.native import built_for
 
 EPS = 1e-6
 TOLERANCE = 0.02  # of the largest element: bfloat16's rounding is 0.004
@@ -39,7 +39,7 @@ def native_serves(x: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
 def _native_serves(dtype: torch.dtype, width: int) -> bool:
-    return built_for(dtype, width, "depth") is not None
+    return built_for(dtype, width, "residual/kernels/depth") is not None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from src.residual.native import Kernels
+from src.native import Kernels
 
 #: Number, dx, x (of the first queries, whose delta is to be made), lse, delta.
 Left = tuple[Sequence[int], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from src.native import Kernels, kernels_for
 from src.residual.hyper_streams import Streams, blend_backward, room_for_read, split_blend, written
 from src.residual.hyperconn_gpu import HYPERCONN
-from src.residual.native import Kernels, kernels_for
 from src.residual.replayed_read import replayed_read
 from src.residual.stream_operators import fits
 from src.residual.stream_trial import Trial, asked, fault
@@ -56,7 +56,7 @@ def read_dynamic(state: Streams, weights: Weights) -> tuple[Tensor, Streams]:
     """What the sublayer is given [B, T, D], and the mixed streams with the weights of its write."""
     if torch.compiler.is_compiling():
         return _plain_read(state, weights)
-    kernels = kernels_for(state.h_BTND, "hyperconn", N=state.h_BTND.shape[2])
+    kernels = kernels_for(state.h_BTND, "residual/kernels/hyperconn", N=state.h_BTND.shape[2])
     function, given = (_Read, (written(state),)) if kernels is None else (_KernelRead, (kernels, *state[:3]))
     out = function.apply(*given, *weights)  # type: ignore[no-untyped-call]  # torch's
     u_BTD, h_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)

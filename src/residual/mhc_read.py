@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from src.native import Kernels
 from src.residual.hyper_streams import SiteWeights, Streams, mix, room_for_read, written
 from src.residual.mhc_gpu import MHC, MOST_STREAMS
-from src.residual.native import Kernels
 from src.residual.projected_streams import mixing_weights, project
 from src.residual.replayed_read import replayed_read
 from src.residual.sinkhorn import sinkhorn

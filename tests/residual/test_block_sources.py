@@ -11,8 +11,9 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
+from src import native
 from src.models.gpt import GPT
-from src.residual import depth_attention, native
+from src.residual import depth_attention
 from src.residual.depth_attention import append, attend, open_pulled
 from tests.support import jitter, tiny_gpt, tokens
 
@@ -24,7 +25,7 @@ Hidden = Callable[[Tensor], Tensor]
 @pytest.fixture(autouse=True)
 def _kernels() -> None:
     torch.compiler.reset()
-    if native.built_for(torch.float32, D, "depth") is None:
+    if native.built_for(torch.float32, D, "residual/kernels/depth") is None:
         pytest.skip("no C++ compiler")
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.residual import depth_attention, hyperconn_read, mhc, native
+from src import native
+from src.residual import depth_attention, hyperconn_read, mhc
 from src.residual.attnres import AttentionResiduals
 from src.residual.hyper_streams import Streams
 from src.residual.hyperconn import HyperConnections
@@ -50,7 +51,7 @@ def hyperconn_site(n: int, dtype: torch.dtype) -> list[Tensor]:
 def test_the_read_of_hyperconn(
     n: int, dtype: torch.dtype, atol: float, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs_kernels("hyperconn", N=n)
+    needs_kernels("residual/kernels/hyperconn", N=n)
     results = []
     for plain in (True, False):
         if plain:
@@ -70,7 +71,7 @@ def test_the_read_of_hyperconn(
 
 
 def test_the_gradients_of_hyperconns_read_are_its_derivatives() -> None:
-    needs_kernels("hyperconn", N=2)
+    needs_kernels("residual/kernels/hyperconn", N=2)
     strategy = jittered(
         HyperConnections(
             stream_spec(1, 8), n_stream=2, scale_init=0.3, output_init_scale=1.0, stream_dtype="float32"
@@ -92,7 +93,7 @@ def test_the_gradients_of_hyperconns_read_are_its_derivatives() -> None:
 def test_the_read_of_mhc(
     n: int, dtype: torch.dtype, atol: float, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs_kernels("mhc", N=n)
+    needs_kernels("residual/kernels/mhc", N=n)
     spec, site = stream_spec(1, D), stream_spec(1, D).sites[1]
     strategy = jittered(ManifoldHyperConnections(spec, **{**MHC_KEYS, "n_stream": n})).to(dtype)
     results = []
@@ -114,7 +115,7 @@ def test_the_read_of_mhc(
 def test_sources_that_pull_their_gradients(
     dtype: torch.dtype, atol: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs_kernels("depth")
+    needs_kernels("residual/kernels/depth")
     spec = stream_spec(5, D)
     strategy = jittered(AttentionResiduals(spec, eps=1e-6)).to(dtype)
     weights = [random(D, D, seed=i, dtype=dtype).requires_grad_() for i in range(spec.n_site)]

@@ -3,6 +3,7 @@
 A kernel is compiled for its element type and sizes in a second, without torch's headers, and kept in the
 user's cache folder. It uses the threads that torch has. Where there is no compiler, or what it makes does
 not load, there are no kernels, and callers take their plain path: the same results up to rounding.
+A leaf: any room may import it, and keeps its sources itself; `vector.h` is for all of them.
 """
 
 import ctypes
@@ -22,9 +23,10 @@ from src.machine_code import cache_folder, processor
 
 log = logging.getLogger(__name__)
 
-SOURCES = Path(__file__).parent / "kernels"
+SHARED = Path(__file__).parent
+SOURCES = SHARED.parent
 # Linked to no OpenMP of its own: it finds torch's, and with that its threads.
-COMPILE = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-Wno-psabi", "-c")
+COMPILE = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-Wno-psabi", f"-I{SHARED}", "-c")
 SECONDS = 120  # for the compiler
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 LANES_BYTES = 64  # rows are whole vectors of any machine
@@ -44,6 +46,7 @@ class Kernels:
 def kernels_for(x: Tensor, source: str, **sizes: int) -> Kernels | None:
     """The functions of `source` for rows like those of `x`, or None: where they do not serve, or cannot be built.
 
+    A source is named from this package's parent on, without its suffix: `residual/kernels/depth`.
     They serve plain tensors on the CPU; a compiler is given the plain form.
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
@@ -62,16 +65,17 @@ def built_for(dtype: torch.dtype, width: int, source: str, **sizes: int) -> Kern
 def _built(source: str, real: str, sizes: tuple[tuple[str, int], ...]) -> Kernels | None:
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
-        log.info("no C++ compiler: the residual strategies run without kernels of their own")
+        log.info("no C++ compiler: everything runs without kernels of its own")
         return None
     defines = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in sizes)]
-    command = [compiler, *COMPILE, *defines, str(SOURCES / f"{source}.cpp")]
+    path = SOURCES / f"{source}.cpp"
+    command = [compiler, *COMPILE, *defines, str(path)]
     try:
         folder = cache_folder() or Path(tempfile.mkdtemp(prefix="reslab-"))
-        path = folder / f"{source}-{_fingerprint(command)}.so"
-        if not path.exists():
-            _compile(command, path)
-        return Kernels(ctypes.CDLL(str(path)))
+        made = folder / f"{path.stem}-{_fingerprint(command, path.parent)}.so"
+        if not made.exists():
+            _compile(command, made)
+        return Kernels(ctypes.CDLL(str(made)))
     except (OSError, subprocess.SubprocessError) as error:
         log.info("the kernels of %s cannot be built, which costs speed only: %s", source, error)
         return None
@@ -85,9 +89,10 @@ def _compile(command: list[str], path: Path) -> None:
         Path(library).replace(path)  # at once, for processes that build it at the same time
 
 
-def _fingerprint(command: list[str]) -> str:
+def _fingerprint(command: list[str], folder: Path) -> str:
     """Of all that the machine code follows from; a home folder may be shared by unlike machines."""
-    texts = [path.read_text() for path in sorted(SOURCES.iterdir()) if path.is_file()]
+    files = [*sorted(folder.iterdir()), *sorted(SHARED.glob("*.h"))]
+    texts = [path.read_text() for path in files if path.suffix in (".cpp", ".h")]
     everything = "\n".join([*command, processor(), *texts])
     return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
