@@ -7,7 +7,8 @@ then: of N x V logits no more than `CHUNK_ROWS` x V exist at a time. Equal to `F
 full logits, in value and gradient, to float32 rounding. torch has `F.linear_cross_entropy` from 2.13 on
 only, so it cannot be relied on.
 
-On a CUDA device one kernel turns a chunk's logits into its losses and their gradient, where it serves.
+On a CUDA device one kernel turns a chunk's logits into its losses and their gradient, and on a CPU one makes all of it
+tile by tile of the vocabulary (`head_native.py`), where they serve; what is here is their plain form.
 
 Source: Wijmans et al., "Cut Your Losses" (arXiv 2411.09009), section 3; Liger-Kernel's gradient in the forward.
 Shape letters: N rows (tokens of a batch), D n_embd, V vocab_size, C rows of a chunk, L of these lost to underflow,
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.models.head_native import head_for
 from src.models.loss_kernel import kernel_for
 
 # Measured on a CPU, V = 50304: 256 rows take 0.9 of the time of 512 and half the memory; 128 gain nothing.
@@ -77,6 +79,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         w_VD = weight_VD.to(dtype)
         needs_x, needs_w = ctx.needs_input_grad[:2]
+        native = head_for(x_ND, dtype)
+        if native is not None:
+            loss_N, dx_ND, dw_VD = native(x_ND.to(dtype), w_VD, target_N, needs_x, needs_w)
+            kinds = zip((dx_ND, dw_VD), (x_ND.dtype, weight_VD.dtype), strict=True)
+            ctx.save_for_backward(*(None if made is None else made.to(kind) for made, kind in kinds))
+            return loss_N.mean()
         dx_ND = torch.empty_like(x_ND) if needs_x else None
         dw_VD = torch.zeros_like(weight_VD) if needs_w else None
         loss_N = torch.empty(x_ND.shape[0], dtype=_wide(x_ND.dtype), device=x_ND.device)
@@ -98,6 +106,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         dx_ND, dw_VD = ctx.saved_tensors
+        if grad.device.type == "cpu" and grad.item() == 1:  # a GPU would have to be waited for
+            return dx_ND, dw_VD, None, None
         return (
             None if dx_ND is None else dx_ND * grad,
             None if dw_VD is None else dw_VD * grad,
@@ -199,7 +209,9 @@ def token_losses(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     dtype = product_type(x_ND)
     w_VD = weight_VD.to(dtype)
     loss_N = torch.empty(x_ND.shape[0], dtype=_wide(x_ND.dtype), device=x_ND.device)
-    kernel = kernel_for(x_ND)
+    native, kernel = head_for(x_ND, dtype), kernel_for(x_ND)
+    if native is not None:
+        return native(x_ND.to(dtype), w_VD, target_N, False, False)[0]
     with torch.autocast(x_ND.device.type, enabled=False):
         logits = Logits(x_ND, w_VD)
         for at in range(0, x_ND.shape[0], logits.rows):

@@ -1,0 +1,133 @@
+"""The head and its loss on a CPU by a kernel in C++: a tile of the vocabulary at a time, while it is in the cache.
+
+    forward   l = W_tile x^T;  e = exp(l - top), kept;  sum += e, as tops rise;  loss = top + log(sum) - l_target
+    backward  g = (softmax(l) - onehot(target)) / N, from e;  dW_tile += g x;  dx += g^T W_tile
+
+Its products are torch's own of small blocks (`at::native::cpublas::brgemm`, by oneDNN), which keep the speed that a
+large product by MKL loses on some processors to memory, and between which a tile's softmax costs no trip to memory.
+They are found by name in torch's library. Where they are missing, or throw, or something comes out wrong, or the
+kernel cannot be built, `loss.py` takes its plain form: a line in the log says so.
+
+Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867), algorithm 3.
+Shape letters: N rows, D width, V vocabulary, R rows of a chunk, K tiles.
+"""
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.native import Kernels, built_for
+
+log = logging.getLogger(__name__)
+
+ROWS, TILE = 256, 64  # of a chunk; of the vocabulary, as in the kernel
+NAMES = {torch.float32: "same", torch.bfloat16: "half"}
+PRODUCTS = {
+    torch.float32: "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb",
+    torch.bfloat16: "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb",
+}
+RELEASE = "_ZN2at6native7cpublas14brgemm_releaseEb"
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+#: Losses [N], and the gradients of their mean, where they are asked for: [N, D], [V, D]; all float32.
+Head = Callable[[Tensor, Tensor, Tensor, bool, bool], tuple[Tensor, Tensor | None, Tensor | None]]
+
+
+def head_for(x: Tensor, dtype: torch.dtype) -> Head | None:
+    """The kernel for rows like those of `x` and products in `dtype`, or None: the plain form has to do.
+
+    It takes x [N, D], the head's weights [V, D], both in `dtype`, targets [N], and which gradients are wanted.
+    """
+    serves = x.device.type == "cpu" and dtype in PRODUCTS and x.dtype != torch.float64
+    return _tried(dtype, x.shape[-1]) if serves else None
+
+
+@functools.cache
+def _tried(dtype: torch.dtype, width: int) -> Head | None:
+    kernels = built_for(torch.float32, width, "models/kernels/head")
+    if kernels is None:
+        return None
+    try:
+        with torch.inference_mode(False), torch.enable_grad():  # a validation may come first
+            head = _head(kernels, dtype)
+            off = _error(head, dtype, width)
+    except (AttributeError, OSError, ValueError) as missing:
+        reason = str(missing)
+    else:
+        if off <= ROUNDING[dtype]:
+            return head
+        reason = f"it differs from the plain form by {off:.1e} of its size"
+    log.info("the head's kernel for %s is not used, which costs speed only: %s", dtype, reason)
+    return None
+
+
+def _head(kernels: Kernels, dtype: torch.dtype) -> Head:
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so"))
+    product, release = (_address(library, name) for name in (PRODUCTS[dtype], RELEASE))
+    two = torch.zeros(1)
+    kernels(f"head_try_{NAMES[dtype]}", product, release, two)
+    if two.item() != 2:
+        raise ValueError("torch has no such product of small blocks for this processor")
+    return functools.partial(_losses, kernels, f"head_{NAMES[dtype]}", (product, release))
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+def _losses(
+    kernels: Kernels,
+    name: str,
+    products: tuple[int, int],
+    x_ND: Tensor,
+    w_VD: Tensor,
+    target_N: Tensor,
+    needs_x: bool,
+    needs_w: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    (N, D), V = x_ND.shape, len(w_VD)
+    kind = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
+    if N and not 0 <= int(target_N.min()) <= int(target_N.max()) < V:
+        raise IndexError(f"targets must be between 0 and {V - 1}, got {target_N.min()} to {target_N.max()}")
+    loss_N = x_ND.new_empty(N, dtype=kind)
+    dx_ND = torch.empty_like(x_ND, dtype=kind) if needs_x else None
+    dw_VD = torch.empty_like(w_VD, dtype=kind) if needs_w else None
+    wide = min(ROWS, -(-N // 16) * 16)
+    keeps = needs_x or needs_w
+    kept_VR = loss_N.new_empty(V, wide) if keeps else None
+    tops_KR = loss_N.new_empty(-(-V // TILE), wide) if keeps else None
+    tensors = (
+        x_ND.contiguous(),
+        w_VD.contiguous(),
+        target_N.contiguous(),
+        loss_N,
+        dx_ND,
+        dw_VD,
+        kept_VR,
+        tops_KR,
+    )
+    kernels(name, *products, *tensors, N, D, V, ROWS, torch.get_num_threads())
+    return loss_N, dx_ND, dw_VD
+
+
+def _error(head: Head, dtype: torch.dtype, width: int) -> float:
+    """How far losses and gradients are off at most, in their sizes."""
+    generator = torch.Generator().manual_seed(0)
+    x_ND, w_VD = (torch.randn(n, width, generator=generator) for n in (ROWS + 5, 2 * TILE + 3))
+    x_ND, w_VD = x_ND.to(dtype), (4 * width**-0.5 * w_VD).to(dtype)
+    target_N = torch.randint(len(w_VD), (len(x_ND),), generator=generator)
+    leaves = [leaf.double().requires_grad_() for leaf in (x_ND, w_VD)]
+    plain_N = F.cross_entropy(leaves[0] @ leaves[1].T, target_N, reduction="none")
+    plain = [plain_N.detach(), *torch.autograd.grad(plain_N.mean(), leaves)]
+    quiet_N, *_ = head(x_ND, w_VD, target_N, False, False)
+    parts = [(quiet_N, plain[0]), *zip(head(x_ND, w_VD, target_N, True, True), plain, strict=True)]
+    off = [(ours - theirs).abs().amax() / theirs.abs().amax() for ours, theirs in parts if ours is not None]
+    return float(torch.stack(off).nan_to_num(nan=torch.inf).amax())

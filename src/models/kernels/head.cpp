@@ -1,0 +1,278 @@
+// The linear cross-entropy of C rows at a time, and its gradients, by tiles of the vocabulary: see head_native.py.
+// A tile's logits are the product W x^T: neighbours in memory are rows, over vectors of which the softmax runs.
+// Letters: C rows of a chunk, of at most R; D width, V vocabulary, TILE of it at a time; F the type of sums, X of factors.
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <type_traits>
+
+#include "vector.h"
+
+typedef uint16_t Half;  // bfloat16
+typedef Half Halves __attribute__((vector_size(2 * W), aligned(2), may_alias));
+constexpr long TILE = 64;
+constexpr int BLOCK = 4;  // vectors of rows whose softmax is in registers
+
+// torch's c (+)= a b of small blocks, by oneDNN; of bfloat16, two rows of b lie next to each other. A thread that has
+// called it lets go of what it has set up.
+template <class X>
+using Product = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, const X*, const X*, F*, bool);
+typedef void (*Release)(bool);
+
+template <class T>
+struct Buffer {
+    T* at;
+    explicit Buffer(long n) : at((T*)std::aligned_alloc(64, (std::max(n, 1L) * sizeof(T) + 63) / 64 * 64)) {}
+    Buffer(const Buffer&) = delete;
+    ~Buffer() { std::free(at); }
+};
+
+static inline Halves to_half(V v) {  // to the nearest, ties to even
+    const VI bits = (VI)v;
+    return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
+}
+
+static inline void put(F* p, V v) { store(p, v); }
+static inline void put(Half* p, V v) { *(Halves*)p = to_half(v); }
+static inline void put_one(F* p, F x) { *p = x; }
+static inline void put_one(Half* p, F x) { *p = to_half(all(x))[0]; }
+
+// Rows become columns: of two halves of the rows, elements go in turns, until each has met all others.
+static inline void transpose(V (&row)[W]) {
+#if defined(__clang__)
+    F square[W][W];
+    for (int i = 0; i < W; i++)
+        for (int j = 0; j < W; j++) square[j][i] = row[i][j];
+    for (int i = 0; i < W; i++) row[i] = load(square[i]);
+#else
+    VI low, high;
+    UNROLLED for (int i = 0; i < W; i++) low[i] = i / 2 + i % 2 * W, high[i] = low[i] + W / 2;
+    UNROLLED for (int step = 1; step < W; step *= 2) {
+        V next[W];
+        UNROLLED for (int i = 0; i < W / 2; i++) {
+            next[2 * i] = __builtin_shuffle(row[i], row[i + W / 2], low);
+            next[2 * i + 1] = __builtin_shuffle(row[i], row[i + W / 2], high);
+        }
+        UNROLLED for (int i = 0; i < W; i++) row[i] = next[i];
+    }
+#endif
+}
+
+// Pairs of rows, element by element: [rows / 2, len, 2]; a row that is missing is 0.
+static void paired(const Half* x, long rows, long len, Half* out) {
+    for (long r = 0; r < rows; r += 2) {
+        const Half *a = x + r * len, *b = a + len;
+        Half* pair = out + r * len;
+        if (r + 1 < rows)
+            for (long d = 0; d < len; d++) pair[2 * d] = a[d], pair[2 * d + 1] = b[d];
+        else
+            for (long d = 0; d < len; d++) pair[2 * d] = a[d], pair[2 * d + 1] = 0;
+    }
+}
+static void paired(const F*, long, long, F*) {}
+
+// out[c, r] = x[r, c]
+template <class T>
+static void turned(const T* x, long rows, long columns, long x_row, T* out, long out_row) {
+    for (long r = 0; r < rows; r += 16)
+        for (long c = 0; c < columns; c += 16)
+            for (long j = c; j < std::min(c + 16, columns); j++)
+                for (long i = r; i < std::min(r + 16, rows); i++) out[j * out_row + i] = x[i * x_row + j];
+}
+
+// x^T, [D, wide], as the right factor of W x^T; columns from C on are 0.
+static void transposed(const F* x, long C, long D, long wide, F* out) {
+    turned(x, C, D, D, out, wide);
+    for (long d = 0; d < D; d++) std::fill(out + d * wide + C, out + (d + 1) * wide, F(0));
+}
+static void transposed(const Half* x, long C, long D, long wide, Half* out) {  // pairs stay together
+    uint32_t* pairs = (uint32_t*)out;
+    turned((const uint32_t*)x, C, D / 2, D / 2, pairs, wide);
+    for (long d = 0; d < D / 2; d++) std::fill(pairs + d * wide + C, pairs + (d + 1) * wide, 0u);
+}
+
+// exp(logit - top) of n tokens for B vectors of rows, where top is the largest logit so far; sum follows it.
+template <int B, bool KEEP>
+static void exponentials(const F* logit, long n, long row, F* top, F* sum, F* kept) {
+    V high[B], total[B];
+    UNROLLED for (int b = 0; b < B; b++) high[b] = load(top + b * W);
+    for (long v = 0; v < n; v++)
+        UNROLLED for (int b = 0; b < B; b++) {
+            const V l = load(logit + v * row + b * W);
+            high[b] = l > high[b] ? l : high[b];
+        }
+    UNROLLED for (int b = 0; b < B; b++) total[b] = load(sum + b * W) * exp(load(top + b * W) - high[b]);
+    for (long v = 0; v < n; v++)
+        UNROLLED for (int b = 0; b < B; b++) {
+            const V e = exp(load(logit + v * row + b * W) - high[b]);
+            if (KEEP) store(kept + v * row + b * W, e);
+            total[b] += e;
+        }
+    UNROLLED for (int b = 0; b < B; b++) store(top + b * W, high[b]), store(sum + b * W, total[b]);
+}
+
+template <class X>
+struct Chunk {
+    Product<X> product;
+    Release release;
+    const X* w;
+    long D, vocabulary, wide;  // rows of the chunk, up to whole vectors
+    const int64_t* target;
+    long C;
+    const X *x_turned, *x;  // for the logits, and for dW
+    bool half() const { return !std::is_same<X, F>::value; }
+    long even(long n) const { return half() ? n + n % 2 : n; }  // products of pairs
+
+    // Tiles [begin, end): exponentials, kept or not, and what they were measured from; rows' top, sum and target's logit.
+    template <bool KEEP>
+    void forward(long begin, long end, F* logit, F* kept, F* tops, F* top, F* sum, F* of_target) const {
+        std::fill(top, top + wide, std::numeric_limits<F>::lowest());
+        std::fill(sum, sum + wide, F(0));
+        for (long k = begin; k < end; k++) {
+            const long first = k * TILE, n = std::min(TILE, vocabulary - first);
+            product(n, wide, D, D, wide, wide, false, w + first * D, x_turned, logit, half());
+            for (long r = 0; r < C; r++)
+                if (target[r] >= first && target[r] < first + n) of_target[r] = logit[(target[r] - first) * wide + r];
+            long r = 0;
+            for (; r + BLOCK * W <= wide; r += BLOCK * W) exponentials<BLOCK, KEEP>(logit + r, n, wide, top + r, sum + r, kept + first * wide + r);
+            for (; r < wide; r += W) exponentials<1, KEEP>(logit + r, n, wide, top + r, sum + r, kept + first * wide + r);
+            if (KEEP) std::copy(top, top + wide, tops + k * wide);
+        }
+        release(half());
+    }
+
+    // dW of tiles [begin, end), added to what is there, and their part of dx; scale times the sum of the rows' losses.
+    void backward(long begin, long end, const F* kept, const F* tops, const F* log_sum, F scale, F* dw, bool add, F* dx) const {
+        Buffer<F> factor(wide);
+        Buffer<X> g(TILE * wide), g_turned(wide * TILE), w_pairs(half() ? TILE * D : 0);
+        for (long k = begin; k < end; k++) {
+            const long first = k * TILE, n = std::min(TILE, vocabulary - first);
+            const F *e = kept + first * wide, *top = tops + k * wide;
+            for (long r = 0; r < wide; r += W) store(factor.at + r, exp(load(top + r) - load(log_sum + r)) * scale);
+            for (long r = C; r < wide; r++) factor.at[r] = 0;
+            for (long v = 0; v < n; v += W)
+                for (long r = 0; r < wide; r += W) {
+                    V row[W];
+                    UNROLLED for (long i = 0; i < W; i++)
+                        row[i] = v + i < n ? load(e + (v + i) * wide + r) * load(factor.at + r) : V{};
+                    UNROLLED for (long i = 0; i < W; i++) put(g.at + (v + i) * wide + r, row[i]);
+                    transpose(row);
+                    UNROLLED for (long i = 0; i < W; i++) put(g_turned.at + (r + i) * TILE + v, row[i]);
+                }
+            for (long r = 0; r < C; r++)
+                if (target[r] >= first && target[r] < first + n) {
+                    const long v = target[r] - first;
+                    const F at_target = e[v * wide + r] * factor.at[r] - scale;
+                    put_one(g.at + v * wide + r, at_target);
+                    put_one(g_turned.at + r * TILE + v, at_target);
+                }
+            if (dw) product(n, D, even(C), wide, D, D, add, g.at, x, dw + first * D, half());
+            if (!dx) continue;
+            paired(w + first * D, n, D, w_pairs.at);
+            const X* right = half() ? w_pairs.at : w + first * D;
+            product(C, D, even(n), TILE, D, D, k > begin, g_turned.at, right, dx, half());
+        }
+        release(half());
+    }
+};
+
+template <class X>
+static void head(
+    Product<X> product, Release release, const X* x, const X* w, const int64_t* target, F* loss, F* dx, F* dw,
+    F* kept, F* tops, long N, long D, long V, long R, long threads
+) {
+    constexpr bool HALF = !std::is_same<X, F>::value;
+    const bool gradient = dx || dw;
+    const long tiles = (V + TILE - 1) / TILE, most = (std::min(R, N) + W - 1) / W * W;
+    threads = std::min(threads, tiles);
+    Buffer<X> x_turned(D * most), x_pairs(HALF ? (most + 1) * D : 0);
+    Buffer<F> top(threads * most), sum(threads * most), of_target(most), log_sum(most), logits(threads * TILE * most), part(threads * most * D);
+    for (long at = 0; at < N; at += R) {
+        const long C = std::min(R, N - at), wide = (C + W - 1) / W * W;
+        transposed(x + at * D, C, D, wide, x_turned.at);
+        if (dw) paired(x + at * D, C, D, x_pairs.at);
+        const Chunk<X> chunk{product, release, w, D, V, wide, target + at, C, x_turned.at, HALF ? x_pairs.at : x + at * D};
+        std::fill(of_target.at, of_target.at + most, std::numeric_limits<F>::quiet_NaN());
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+        for (long t = 0; t < threads; t++) {
+            F *high = top.at + t * most, *total = sum.at + t * most, *logit = logits.at + t * TILE * most;
+            const long begin = tiles * t / threads, end = tiles * (t + 1) / threads;
+            if (gradient) chunk.template forward<true>(begin, end, logit, kept, tops, high, total, of_target.at);
+            else chunk.template forward<false>(begin, end, logit, kept, tops, high, total, of_target.at);
+        }
+        for (long r = 0; r < wide; r++) {
+            F high = top.at[r], total = 0;
+            for (long t = 1; t < threads; t++) high = std::max(high, top.at[t * most + r]);
+            for (long t = 0; t < threads; t++) total += sum.at[t * most + r] * std::exp(top.at[t * most + r] - high);
+            log_sum.at[r] = high + std::log(total);
+            if (r < C) loss[at + r] = log_sum.at[r] - of_target.at[r];
+        }
+        if (!gradient) continue;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+        for (long t = 0; t < threads; t++) {
+            F* mine = !dx ? nullptr : threads == 1 ? dx + at * D : part.at + t * most * D;
+            const long begin = tiles * t / threads, end = tiles * (t + 1) / threads;
+            chunk.backward(begin, end, kept, tops, log_sum.at, F(1) / N, dw, at > 0, mine);
+        }
+        if (dx && threads > 1)
+            for (long i = 0; i < C * D; i++) {
+                F total = 0;
+                for (long t = 0; t < threads; t++) total += part.at[t * most * D + i];
+                dx[at * D + i] = total;
+            }
+    }
+}
+
+// Stands in for torch's product where that is not given: it is slow, and for tests in float64.
+static void plain_product(
+    int64_t m, int64_t n, int64_t k, int64_t a_row, int64_t b_row, int64_t c_row, bool add, const F* a, const F* b,
+    F* c, bool
+) {
+    for (long i = 0; i < m; i++) {
+        if (!add) std::fill(c + i * c_row, c + i * c_row + n, F(0));
+        for (long l = 0; l < k; l++)
+            for (long j = 0; j < n; j++) c[i * c_row + j] += a[i * a_row + l] * b[l * b_row + j];
+    }
+}
+static void nothing(bool) {}
+
+// Whether a product can be had on this processor: the sum of two ones, and nothing where it throws.
+template <class X>
+static void attempt(Product<X> product, Release release, X one, F* out) {
+    const bool half = !std::is_same<X, F>::value;
+    X a[2] = {one, one}, b[2 * W];
+    F c[W] = {};
+    std::fill(b, b + 2 * W, one);
+    try {
+        product(1, W, 2, 2, W, W, false, a, b, c, half);
+        release(half);
+        *out = c[W - 1];
+    } catch (...) {
+    }
+}
+
+extern "C" {
+void head_try_same(Product<F> product, Release release, F* out) { attempt<F>(product, release, 1, out); }
+void head_try_half(Product<Half> product, Release release, F* out) { attempt<Half>(product, release, 0x3f80, out); }
+
+// Losses [N]; unless they are null, dx [N, D] and dw [V, D] of their mean. Gradients want room: kept [V, R], tops
+// [ceil(V / 64), R], where R is a multiple of 16.
+void head_same(
+    Product<F> product, Release release, const F* x, const F* w, const int64_t* target, F* loss, F* dx, F* dw,
+    F* kept, F* tops, long N, long D, long V, long R, long threads
+) {
+    if (!product) product = plain_product, release = nothing;
+    head<F>(product, release, x, w, target, loss, dx, dw, kept, tops, N, D, V, R, threads);
+}
+
+// x and w in bfloat16; the rest is float.
+void head_half(
+    Product<Half> product, Release release, const Half* x, const Half* w, const int64_t* target, F* loss, F* dx, F* dw,
+    F* kept, F* tops, long N, long D, long V, long R, long threads
+) {
+    head<Half>(product, release, x, w, target, loss, dx, dw, kept, tops, N, D, V, R, threads);
+}
+}
