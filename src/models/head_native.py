@@ -102,7 +102,7 @@ def _losses(
     dw_VD = torch.empty_like(w_VD, dtype=kind) if needs_w else None
     wide = min(ROWS, -(-N // 16) * 16)
     keeps = needs_x or needs_w
-    kept_VR = loss_N.new_empty(V, wide) if keeps else None
+    kept_VR = x_ND.new_empty(V, wide) if keeps else None
     tops_KR = loss_N.new_empty(-(-V // TILE), wide) if keeps else None
     tensors = (
         x_ND.contiguous(),

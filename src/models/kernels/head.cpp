@@ -1,6 +1,7 @@
 // The linear cross-entropy of C rows at a time, and its gradients, by tiles of the vocabulary: see head_native.py.
 // A tile's logits are the product W x^T: neighbours in memory are rows, over vectors of which the softmax runs.
-// Letters: C rows of a chunk, of at most R; D width, V vocabulary, TILE of it at a time; F the type of sums, X of factors.
+// Letters: C rows of a chunk, of at most R; D width, V vocabulary, TILE of it at a time; F the type of sums, X of
+// factors.
 #include <omp.h>
 
 #include <algorithm>
@@ -35,8 +36,17 @@ static inline Halves to_half(V v) {  // to the nearest, ties to even
     return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
 }
 
+static inline V get(const F* p) { return load(p); }
+static inline V get(const Half* p) { return (V)(__builtin_convertvector(*(const Halves*)p, VI) << 16); }
 static inline void put(F* p, V v) { store(p, v); }
 static inline void put(Half* p, V v) { *(Halves*)p = to_half(v); }
+static inline F get_one(F x) { return x; }
+static inline F get_one(Half x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
 static inline void put_one(F* p, F x) { *p = x; }
 static inline void put_one(Half* p, F x) { *p = to_half(all(x))[0]; }
 
@@ -95,8 +105,8 @@ static void transposed(const Half* x, long C, long D, long wide, Half* out) {  /
 }
 
 // exp(logit - top) of n tokens for B vectors of rows, where top is the largest logit so far; sum follows it.
-template <int B, bool KEEP>
-static void exponentials(const F* logit, long n, long row, F* top, F* sum, F* kept) {
+template <int B, bool KEEP, class X>
+static void exponentials(const F* logit, long n, long row, F* top, F* sum, X* kept) {
     V high[B], total[B];
     UNROLLED for (int b = 0; b < B; b++) high[b] = load(top + b * W);
     for (long v = 0; v < n; v++)
@@ -108,7 +118,7 @@ static void exponentials(const F* logit, long n, long row, F* top, F* sum, F* ke
     for (long v = 0; v < n; v++)
         UNROLLED for (int b = 0; b < B; b++) {
             const V e = exp(load(logit + v * row + b * W) - high[b]);
-            if (KEEP) store(kept + v * row + b * W, e);
+            if (KEEP) put(kept + v * row + b * W, e);
             total[b] += e;
         }
     UNROLLED for (int b = 0; b < B; b++) store(top + b * W, high[b]), store(sum + b * W, total[b]);
@@ -126,9 +136,10 @@ struct Chunk {
     bool half() const { return !std::is_same<X, F>::value; }
     long even(long n) const { return half() ? n + n % 2 : n; }  // products of pairs
 
-    // Tiles [begin, end): exponentials, kept or not, and what they were measured from; rows' top, sum and target's logit.
+    // Tiles [begin, end): exponentials, to be kept or not, and the tops they were measured from; each row's top, sum
+    // and target's logit.
     template <bool KEEP>
-    void forward(long begin, long end, F* logit, F* kept, F* tops, F* top, F* sum, F* of_target) const {
+    void forward(long begin, long end, F* logit, X* kept, F* tops, F* top, F* sum, F* of_target) const {
         std::fill(top, top + wide, std::numeric_limits<F>::lowest());
         std::fill(sum, sum + wide, F(0));
         for (long k = begin; k < end; k++) {
@@ -136,28 +147,33 @@ struct Chunk {
             product(n, wide, D, D, wide, wide, false, w + first * D, x_turned, logit, half());
             for (long r = 0; r < C; r++)
                 if (target[r] >= first && target[r] < first + n) of_target[r] = logit[(target[r] - first) * wide + r];
+            X* e = kept + first * wide;
             long r = 0;
-            for (; r + BLOCK * W <= wide; r += BLOCK * W) exponentials<BLOCK, KEEP>(logit + r, n, wide, top + r, sum + r, kept + first * wide + r);
-            for (; r < wide; r += W) exponentials<1, KEEP>(logit + r, n, wide, top + r, sum + r, kept + first * wide + r);
+            for (; r + BLOCK * W <= wide; r += BLOCK * W)
+                exponentials<BLOCK, KEEP>(logit + r, n, wide, top + r, sum + r, e + r);
+            for (; r < wide; r += W) exponentials<1, KEEP>(logit + r, n, wide, top + r, sum + r, e + r);
             if (KEEP) std::copy(top, top + wide, tops + k * wide);
         }
         release(half());
     }
 
     // dW of tiles [begin, end), added to what is there, and their part of dx; scale times the sum of the rows' losses.
-    void backward(long begin, long end, const F* kept, const F* tops, const F* log_sum, F scale, F* dw, bool add, F* dx) const {
+    void backward(
+        long begin, long end, const X* kept, const F* tops, const F* log_sum, F scale, F* dw, bool add, F* dx
+    ) const {
         Buffer<F> factor(wide);
         Buffer<X> g(TILE * wide), g_turned(wide * TILE), w_pairs(half() ? TILE * D : 0);
         for (long k = begin; k < end; k++) {
             const long first = k * TILE, n = std::min(TILE, vocabulary - first);
-            const F *e = kept + first * wide, *top = tops + k * wide;
+            const X* e = kept + first * wide;
+            const F* top = tops + k * wide;
             for (long r = 0; r < wide; r += W) store(factor.at + r, exp(load(top + r) - load(log_sum + r)) * scale);
             for (long r = C; r < wide; r++) factor.at[r] = 0;
             for (long v = 0; v < n; v += W)
                 for (long r = 0; r < wide; r += W) {
                     V row[W];
                     UNROLLED for (long i = 0; i < W; i++)
-                        row[i] = v + i < n ? load(e + (v + i) * wide + r) * load(factor.at + r) : V{};
+                        row[i] = v + i < n ? get(e + (v + i) * wide + r) * load(factor.at + r) : V{};
                     UNROLLED for (long i = 0; i < W; i++) put(g.at + (v + i) * wide + r, row[i]);
                     transpose(row);
                     UNROLLED for (long i = 0; i < W; i++) put(g_turned.at + (r + i) * TILE + v, row[i]);
@@ -165,7 +181,7 @@ struct Chunk {
             for (long r = 0; r < C; r++)
                 if (target[r] >= first && target[r] < first + n) {
                     const long v = target[r] - first;
-                    const F at_target = e[v * wide + r] * factor.at[r] - scale;
+                    const F at_target = get_one(e[v * wide + r]) * factor.at[r] - scale;
                     put_one(g.at + v * wide + r, at_target);
                     put_one(g_turned.at + r * TILE + v, at_target);
                 }
@@ -182,19 +198,21 @@ struct Chunk {
 template <class X>
 static void head(
     Product<X> product, Release release, const X* x, const X* w, const int64_t* target, F* loss, F* dx, F* dw,
-    F* kept, F* tops, long N, long D, long V, long R, long threads
+    X* kept, F* tops, long N, long D, long V, long R, long threads
 ) {
     constexpr bool HALF = !std::is_same<X, F>::value;
     const bool gradient = dx || dw;
     const long tiles = (V + TILE - 1) / TILE, most = (std::min(R, N) + W - 1) / W * W;
     threads = std::min(threads, tiles);
     Buffer<X> x_turned(D * most), x_pairs(HALF ? (most + 1) * D : 0);
-    Buffer<F> top(threads * most), sum(threads * most), of_target(most), log_sum(most), logits(threads * TILE * most), part(threads * most * D);
+    Buffer<F> top(threads * most), sum(threads * most), logits(threads * TILE * most);
+    Buffer<F> of_target(most), log_sum(most), part(threads > 1 ? threads * most * D : 0);
     for (long at = 0; at < N; at += R) {
         const long C = std::min(R, N - at), wide = (C + W - 1) / W * W;
         transposed(x + at * D, C, D, wide, x_turned.at);
         if (dw) paired(x + at * D, C, D, x_pairs.at);
-        const Chunk<X> chunk{product, release, w, D, V, wide, target + at, C, x_turned.at, HALF ? x_pairs.at : x + at * D};
+        const X* right = HALF ? x_pairs.at : x + at * D;
+        const Chunk<X> chunk{product, release, w, D, V, wide, target + at, C, x_turned.at, right};
         std::fill(of_target.at, of_target.at + most, std::numeric_limits<F>::quiet_NaN());
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
         for (long t = 0; t < threads; t++) {
@@ -268,10 +286,10 @@ void head_same(
     head<F>(product, release, x, w, target, loss, dx, dw, kept, tops, N, D, V, R, threads);
 }
 
-// x and w in bfloat16; the rest is float.
+// x, w and what is kept in bfloat16; the rest is float.
 void head_half(
     Product<Half> product, Release release, const Half* x, const Half* w, const int64_t* target, F* loss, F* dx, F* dw,
-    F* kept, F* tops, long N, long D, long V, long R, long threads
+    Half* kept, F* tops, long N, long D, long V, long R, long threads
 ) {
     head<Half>(product, release, x, w, target, loss, dx, dw, kept, tops, N, D, V, R, threads);
 }
