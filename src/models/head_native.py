@@ -44,8 +44,9 @@ def head_for(x: Tensor, dtype: torch.dtype) -> Head | None:
 
     It takes x [N, D], the head's weights [V, D], both in `dtype`, targets [N], and which gradients are wanted.
     """
-    serves = x.device.type == "cpu" and dtype in PRODUCTS and x.dtype != torch.float64
-    return _tried(dtype, x.shape[-1]) if serves else None
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
+        return None
+    return _tried(dtype, x.shape[-1]) if dtype in PRODUCTS and x.dtype != torch.float64 else None
 
 
 @functools.cache
