@@ -53,12 +53,12 @@ NARROW = (
     *("model=narrow", "data.micro_batch_size=4", "data.global_batch_size=4", "trainer=cpu"),
     "trainer.threads=1",
 )
-CPU_CHEAP = Turn("cheap", base=NARROW, rows=tuple(map(strategy, ("vanilla", *CHEAP))), times=4)
+CPU_CHEAP = Turn("cheap", base=NARROW, rows=tuple(map(strategy, ("vanilla", *CHEAP))), times=12)
 CPU_STRATEGIES = Turn(
     "strategies",
     base=NARROW,
     rows=tuple(map(strategy, ("vanilla", "attnres", *OF_ATTNRES, "hyperconn", "mhc", "parallel_lanes"))),
-    times=2,
+    times=4,
     peers=(("HC package", "hyper_connections"), ("mHC package", "manifold_hyper_connections")),
 )
 CPU_PLAIN = Turn(
@@ -77,6 +77,7 @@ CPU_PLAIN = Turn(
         ("plain compiled", "plain_compiled"),
         ("plain bf16: trainer.precision=bf16-mixed", "plain_compiled"),
     ),
+    times=2,
 )
 CPU = Suite(
     turns=(CPU_CHEAP, CPU_STRATEGIES, CPU_PLAIN),
