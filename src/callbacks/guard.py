@@ -124,7 +124,7 @@ class Guard(L.Callback):
         *_: object,
     ) -> None:
         result: StepResult = outputs["step"]
-        self._unread.append(torch.stack((result.loss, result.grad_norm)))
+        self._unread += result.loss, result.grad_norm
         if pl_module.device.type == "cpu" or self.look(trainer.global_step):
             self.read(trainer.global_step)
 
@@ -136,10 +136,11 @@ class Guard(L.Callback):
         """
         if not self._unread:
             return
-        rows = torch.stack(self._unread).tolist()
-        first = step - len(rows) + 1
+        on_host = self._unread[0].device.type == "cpu"
+        values = [v.item() for v in self._unread] if on_host else torch.stack(self._unread).tolist()
         self._unread.clear()
-        for number, (loss, norm) in enumerate(rows, first):
+        losses, norms = values[::2], values[1::2]
+        for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), step - len(losses) + 1):
             self._judge(number, loss, norm, noticed=step)
 
     def check_weights(self, step: int, module: nn.Module) -> None:

@@ -7,6 +7,7 @@ Shape letters: A accumulation (micro-steps), M micro-batch size, T block_size.
 """
 
 import contextlib
+import inspect
 from typing import Any, NamedTuple, cast
 
 import lightning as L
@@ -39,11 +40,12 @@ class LanguageModel(L.LightningModule):
         seed: dropout in a step follows from (seed, step, rank) alone.
     """
 
+    automatic_optimization = False  # Lightning's property looks at what is never changed
+
     def __init__(
         self, gpt: GPT, optimizer: OptimizerConfig, schedule: Schedule, *, compile_trunk: bool, seed: int
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.gpt = gpt
         self.optimizer_config = optimizer
         self.schedule = schedule
@@ -51,6 +53,13 @@ class LanguageModel(L.LightningModule):
         self._train_hidden = training_pass(gpt, compiled=compile_trunk)
         self._params = list(gpt.parameters())
         self._compiled, self._warm = compile_trunk, False
+
+    def __setattr__(self, name: str, value: Any) -> None:  # as nn.Module has it
+        """As nn.Module's, sooner for words: Lightning notes the name of each hook, 24 times a step."""
+        if (value is None or type(value) is str) and name in self.__dict__:  # so no parameter, buffer or module
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One for all parameters; `training_step` sets its rate."""
@@ -67,7 +76,8 @@ class LanguageModel(L.LightningModule):
     def training_step(self, batch_AMT: Tensor, batch_idx: int) -> dict[str, StepResult]:
         """One optimizer step on token ids [A, M, T + 1]."""
         step = self.global_step
-        optimizer = cast(Any, self.optimizers())  # Lightning's wrapper: it counts the step
+        counted = cast(Any, self.optimizers())  # Lightning's wrapper: it counts the step
+        optimizer = counted.optimizer
         self.follow_schedule(step)
         self._begin_visits(step, optimizer, batch_AMT[0])
         if self.gpt.config.dropout:
@@ -79,8 +89,22 @@ class LanguageModel(L.LightningModule):
 
         lr = self.schedule.lr(step)
         set_lr(optimizer, lr)
-        norm = apply_gradients(optimizer, self._params, self.optimizer_config.grad_clip, loss)
+        norm = apply_gradients(counted, self._params, self.optimizer_config.grad_clip, loss)
         return {"step": StepResult(loss, norm, lr)}
+
+    # Lightning asks in each step which arguments it takes; `inspect` answers at once where the answer stands here.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+
+    def _on_before_batch_transfer(self, batch: Tensor, dataloader_idx: int = 0) -> Tensor:
+        """Nothing: no data of ours has the hook that Lightning looks for here, in 30 calls a step."""
+        return batch
+
+    def _apply_batch_transfer_handler(
+        self, batch: Tensor, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Tensor:
+        """As Lightning moves a tensor, without its two hooks."""
+        device = device or self.device
+        return batch.to(device, non_blocking=device.type == "cuda")
 
     def _begin_visits(self, step: int, optimizer: Any, tokens_MT: Tensor) -> None:
         """In the first step of a session compile what comes later; where repeated visits begin, copy."""

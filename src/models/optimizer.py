@@ -161,5 +161,6 @@ def apply_gradients(
         torch.maximum(stopped, (~finite).float(), out=stopped)
     nn.utils.clip_grads_with_norm_(owners, grad_clip, norm)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for p in owners:  # as optimizer.zero_grad, which torch wraps for its profiler
+        p.grad = None
     return norm
