@@ -1,20 +1,18 @@
 """Lightning's trainer for a run: its callbacks in their order, its loggers, its strategy."""
 
-import contextlib
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from src.callbacks.background import BackgroundCheckpointIO
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
+from src.callbacks.group import Group
 from src.callbacks.guard import Guard
 from src.callbacks.record import RunRecord
 from src.callbacks.soft import Soft
@@ -26,6 +24,7 @@ from src.launch import Job
 from src.tasks import run_files
 from src.tasks.machine import max_seconds
 from src.tasks.settings import Settings
+from src.tasks.stepping import NoProfiler, StepTrainer, precision
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,17 @@ def build_trainer(parts: TrainerParts) -> L.Trainer:
     """A trainer that goes to `trainer.max_steps`; the loader is its one epoch."""
     keys = parts.settings.trainer
     files = BackgroundCheckpointIO() if parts.settings.safety.background_saves else AtomicCheckpointIO()
-    return L.Trainer(
+    return StepTrainer(
         accelerator=keys.accelerator,
         devices=keys.devices,
         strategy=_strategy(keys.strategy, parts.settings.safety.rank_timeout_s),
-        precision=keys.precision,  # type: ignore[arg-type]  # settings allow Lightning's names only
         max_steps=keys.max_steps,
         max_epochs=1,  # the loader is one epoch of max_steps batches
         limit_val_batches=0,  # the Validation callback validates
         num_sanity_val_steps=0,
         logger=_loggers(parts),
         callbacks=_callbacks(parts, files),
-        plugins=[files],
+        plugins=[files, precision(keys.precision, keys.accelerator)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -67,16 +65,6 @@ def build_trainer(parts: TrainerParts) -> L.Trainer:
         profiler=NoProfiler(),
         default_root_dir=parts.job.folder,
     )
-
-
-class NoProfiler(PassThroughProfiler):
-    """Nothing, and at once: Lightning's own enters and leaves a generator 86 times a step."""
-
-    _nothing = contextlib.nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]  # a generator there
-        """A context without effect."""
-        return self._nothing
 
 
 def _callbacks(parts: TrainerParts, files: AtomicCheckpointIO) -> list[L.Callback]:
@@ -111,17 +99,21 @@ def _callbacks(parts: TrainerParts, files: AtomicCheckpointIO) -> list[L.Callbac
         ]
     return [  # in this order within a step: judge, note, validate, write the row, sample, agree to stop, save
         guard,
-        log_rows,
-        Validation(
-            record, every_steps=keys.val_every_steps, log=log_rows, checkpoints=checkpoints, guard=guard
+        Group(
+            log_rows,
+            Validation(
+                record, every_steps=keys.val_every_steps, log=log_rows, checkpoints=checkpoints, guard=guard
+            ),
+            *looks,
+            RowWriter(record),
+            Dashboard(settings.samples, every_steps=keys.val_every_steps, log=log_rows, soft=soft),
+            ProgressBar(tokens_per_step=parts.tokens_per_step, every_s=0.5),
+            FinalEvaluation(settings.evaluation, record, between_batches=parts.request.check),
+            StopOnSignal(
+                parts.request, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s
+            ),
         ),
-        *looks,
-        RowWriter(record),
-        Dashboard(settings.samples, every_steps=keys.val_every_steps, log=log_rows, soft=soft),
-        StopOnSignal(parts.request, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s),
         checkpoints,
-        ProgressBar(tokens_per_step=parts.tokens_per_step, every_s=0.5),
-        FinalEvaluation(settings.evaluation, record, between_batches=parts.request.check),
     ]
 
 
