@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.hooks import DataHooks
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +20,9 @@ from src.models.gpt import GPT
 from src.models.optimizer import OptimizerConfig, Schedule, apply_gradients, build_optimizer, set_lr
 from src.models.training_pass import training_pass
 from src.models.visits import begin_visits
+
+#: What data may do to a batch on its way to the device; no data of ours does.
+BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class StepResult(NamedTuple):
@@ -53,6 +57,7 @@ class LanguageModel(L.LightningModule):
         self._train_hidden = training_pass(gpt, compiled=compile_trunk)
         self._params = list(gpt.parameters())
         self._compiled, self._warm = compile_trunk, False
+        self._hooked = True
 
     def __setattr__(self, name: str, value: Any) -> None:  # as nn.Module has it
         """As nn.Module's, sooner for words: Lightning notes the name of each hook, 24 times a step."""
@@ -95,14 +100,21 @@ class LanguageModel(L.LightningModule):
     # Lightning asks in each step which arguments it takes; `inspect` answers at once where the answer stands here.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
-    def _on_before_batch_transfer(self, batch: Tensor, dataloader_idx: int = 0) -> Tensor:
-        """Nothing: no data of ours has the hook that Lightning looks for here, in 30 calls a step."""
-        return batch
+    def on_fit_start(self) -> None:
+        """See whether the data has hooks for batches: Lightning looks for them in each step, in 90 calls."""
+        data = type(getattr(self.trainer, "datamodule", None))
+        self._hooked = any(getattr(data, hook, None) is not getattr(DataHooks, hook) for hook in BATCH_HOOKS)
+
+    def _on_before_batch_transfer(self, batch: Tensor, dataloader_idx: int = 0) -> Any:  # as Lightning has it
+        """Lightning's own where there is a hook to call."""
+        return super()._on_before_batch_transfer(batch, dataloader_idx) if self._hooked else batch
 
     def _apply_batch_transfer_handler(
         self, batch: Tensor, device: torch.device | None = None, dataloader_idx: int = 0
-    ) -> Tensor:
-        """As Lightning moves a tensor, without its two hooks."""
+    ) -> Any:  # as Lightning has it
+        """Lightning's own where there is a hook to call; else what it does to a tensor."""
+        if self._hooked:
+            return super()._apply_batch_transfer_handler(batch, device, dataloader_idx)
         device = device or self.device
         return batch.to(device, non_blocking=device.type == "cuda")
 

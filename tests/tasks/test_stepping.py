@@ -16,7 +16,7 @@ from torch import nn
 
 from src.callbacks.record import Row, read_metrics
 from src.datamodules.fineweb import FineWebDataModule
-from src.models.language_model import LanguageModel
+from src.models.language_model import BATCH_HOOKS, LanguageModel
 from src.models.optimizer import OptimizerConfig, Schedule
 from src.tasks import surroundings, trainer
 from src.tasks.contestants import composed_alone
@@ -151,10 +151,20 @@ def test_lightning_still_has_the_names_that_are_overridden(own: type) -> None:
         )  # AttributeError: it went, and costs time now
 
 
-def test_no_data_has_the_hooks_that_are_left_out() -> None:
-    for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
-        assert getattr(FineWebDataModule, name) is getattr(L.LightningDataModule, name)
-        assert getattr(LanguageModel, name) is getattr(L.LightningModule, name)
+@pytest.mark.parametrize("hook", BATCH_HOOKS)
+def test_a_hook_that_data_has_for_its_batches_is_called(
+    hook: str, settings: Settings, data: FineWebDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(FineWebDataModule, hook, lambda self, batch, *_: called.append(hook) or batch)
+    surroundings.trained(settings, data, tmp_path / "run")
+    assert called == [hook] * STEPS
+
+
+def test_no_callback_has_the_hook_that_the_optimizers_step_leaves_out() -> None:
+    for callback in L.Callback.__subclasses__():
+        if callback.__module__.startswith("src."):
+            assert callback.on_before_optimizer_step is L.Callback.on_before_optimizer_step, callback
 
 
 def test_the_precisions_are_lightnings() -> None:
