@@ -1,11 +1,13 @@
-"""What TensorBoard shows besides scalars: a layout that groups them, and sample text at each validation."""
+"""What TensorBoard shows: scalars, a layout that groups them, and sample text at each validation."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import loggers
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from src.callbacks.soft import Soft
@@ -44,6 +46,19 @@ class SampleKeys:
             raise ValueError(f"samples.tokens must be at most {MOST_TOKENS}, got {self.tokens}")
         if not self.prompt:
             raise ValueError("samples.prompt must not be empty; samples.tokens=0 leaves samples out")
+
+
+class TensorBoardLogger(loggers.TensorBoardLogger):
+    """Lightning's, a row as one event instead of one for each of its scalars, which costs less to write."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Shown as Lightning's would be; its own writes what is no number, or where the writer has no file."""
+        file = getattr(self.experiment, "file_writer", None)
+        if file is None or not all(isinstance(value, float | int) for value in metrics.values()):
+            super().log_metrics(metrics, step)
+            return
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        file.add_summary(Summary(value=values), step)
 
 
 class Dashboard(L.Callback):
@@ -91,7 +106,7 @@ class Dashboard(L.Callback):
 
 
 def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, loggers.TensorBoardLogger)]
 
 
 @torch.no_grad()

@@ -5,12 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from src.callbacks.background import BackgroundCheckpointIO
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
-from src.callbacks.dashboard import Dashboard
+from src.callbacks.dashboard import Dashboard, TensorBoardLogger
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.group import Group
 from src.callbacks.guard import Guard
