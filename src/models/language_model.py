@@ -84,7 +84,7 @@ class LanguageModel(L.LightningModule):
         counted = cast(Any, self.optimizers())  # Lightning's wrapper: it counts the step
         optimizer = counted.optimizer
         self.follow_schedule(step)
-        self._begin_visits(step, optimizer, batch_AMT[0])
+        self._begin_visits(step, optimizer, batch_AMT)
         if self.gpt.config.dropout:
             torch.manual_seed(hash((self.seed, step, self.global_rank)) & 0x7FFFFFFF)
         loss = self._accumulate(batch_AMT)
@@ -118,7 +118,7 @@ class LanguageModel(L.LightningModule):
         device = device or self.device
         return batch.to(device, non_blocking=device.type == "cuda")
 
-    def _begin_visits(self, step: int, optimizer: Any, tokens_MT: Tensor) -> None:
+    def _begin_visits(self, step: int, optimizer: Any, batch_AMT: Tensor) -> None:
         """In the first step of a session compile what comes later; where repeated visits begin, copy."""
         recurrence = self.gpt.recurrence
         if not recurrence.delayed:
@@ -126,6 +126,7 @@ class LanguageModel(L.LightningModule):
         start = recurrence.start_step(self.schedule.max_steps)
         if self._compiled and not self._warm and step < start:
             self.gpt.recurs = True
+            tokens_MT = batch_AMT[0]
             loss = self._micro_loss(tokens_MT[:, :-1].long(), tokens_MT[:, 1:].long())
             torch.autograd.grad(loss, self._params)  # no .grad, so that no rank waits for another
             self.gpt.recurs = False
