@@ -18,11 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, append, logits, mixture, open_sources, scores
+from src.residual.depth_attention import (
+    Sources,
+    append,
+    attend,
+    attend_and_add,
+    logits,
+    open_joined,
+    scores,
+)
 
 
 class BlockSources(NamedTuple):
-    """The finished blocks, and the running sum of the one under way (empty before its first output)."""
+    """The finished blocks; of the one under way, the running sum and an output that is still to be added to it."""
 
     blocks: Sources
     partial_BTD: tuple[Tensor, ...]
@@ -47,22 +55,21 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
 
     def begin(self, x0_BTD: Tensor) -> BlockSources:
-        return BlockSources(open_sources(x0_BTD, self.query_QD * self.key_gain_QD, self.eps), ())
+        return BlockSources(open_joined(x0_BTD, self.query_QD * self.key_gain_QD, self.eps), ())
 
     def read(self, state: BlockSources, site: Site) -> tuple[Tensor, BlockSources]:
-        if site.index == 0:
-            return state.blocks.v_BTD[0], state
-        return self._attend(state, site.index - 1), state
+        return self._attend(state, site.index - 1)
 
     def write(self, state: BlockSources, site: Site, y_BTD: Tensor) -> BlockSources:
-        blocks = state.blocks
-        p_BTD = state.partial_BTD[0] + y_BTD if state.partial_BTD else y_BTD.to(blocks.key_QD.dtype)
+        blocks, partial = state.blocks, _summed(state.partial_BTD)
+        partial = (*partial, y_BTD) if partial else (y_BTD.to(blocks.key_QD.dtype),)
         if (site.index + 1) % self.block_sites:
-            return BlockSources(blocks, (p_BTD,))
-        return BlockSources(append(blocks, p_BTD, site.index, self.eps), ())
+            return BlockSources(blocks, partial)
+        (sum_BTD,) = _summed(partial)
+        return BlockSources(append(blocks, sum_BTD, site.index, self.eps, self.block_sites), ())
 
     def end(self, state: BlockSources) -> Tensor:
-        return self._attend(state, len(self.query_QD) - 1)
+        return self._attend(state, len(self.query_QD) - 1)[0]
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         state = self.begin(x0_BTD)
@@ -70,17 +77,21 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
         weight_KJ[0, 0] = 1.0
         for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True), start=1):
             state = self.write(state, site, output_BTD)
-            share_J = self._logits(state, k - 1).softmax(-1).mean((0, 1))
+            logit_BTJ = logits(state.blocks, k - 1)
+            for p_BTD in _summed(state.partial_BTD):
+                own_BT1 = scores(p_BTD, state.blocks.key_QD[k - 1 : k], self.eps)
+                logit_BTJ = torch.cat((logit_BTJ, own_BT1), dim=-1)
+            share_J = logit_BTJ.softmax(-1).mean((0, 1))
             block = torch.arange(k) // self.block_sites
             weight_KJ[k, : k + 1] = torch.cat((share_J[:1], share_J[1 + block]))
         return weight_KJ
 
-    def _attend(self, state: BlockSources, query: int) -> Tensor:
-        return mixture((*state.blocks.v_BTD, *state.partial_BTD), self._logits(state, query))
+    def _attend(self, state: BlockSources, query: int) -> tuple[Tensor, BlockSources]:
+        if not state.partial_BTD:
+            return attend(state.blocks, query), state
+        x_BTD, p_BTD = attend_and_add(state.blocks, query, self.eps, *state.partial_BTD)
+        return x_BTD, state._replace(partial_BTD=(p_BTD,))
 
-    def _logits(self, state: BlockSources, query: int) -> Tensor:
-        logit_BTJ = logits(state.blocks, query)
-        for p_BTD in state.partial_BTD:
-            own_BT1 = scores(p_BTD, state.blocks.key_QD[query : query + 1], self.eps)
-            logit_BTJ = torch.cat((logit_BTJ, own_BT1), dim=-1)
-        return logit_BTJ
+
+def _summed(partial_BTD: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (partial_BTD[0] + partial_BTD[1],) if len(partial_BTD) == 2 else partial_BTD

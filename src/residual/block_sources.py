@@ -21,16 +21,15 @@ this repository's.
 Shape letters: Q queries, J sources, L queries that met a source.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from src.residual.depth_blocks import blocks_far, blocks_mixture, blocks_partials, blocks_pull, blocks_scores
+from src.residual.depth_pull import Met, left, made, pull_of
 
 BLOCK = 8  # queries forward, and sources backward, that share one reading
 
@@ -52,47 +51,6 @@ class Blocks(NamedTuple):
     block: Block | None = None
 
 
-class Met:
-    """What a query's backward leaves for its sources; the first one that it meets makes delta, and may round dx."""
-
-    def __init__(self, query: int, dx_BTD: Tensor, x_BTD: Tensor, lse_BT: Tensor) -> None:
-        self.query, self.dx_BTD, self.lse_BT = query, dx_BTD, lse_BT
-        self.x_BTD: Tensor | None = x_BTD
-        self.delta_BT: Tensor | None = None
-
-
-class Pull:
-    """What has been left in the backward under way: by all queries, by those since a group's, and for its sources."""
-
-    def __init__(self) -> None:
-        self._backward = -1
-        self.clear()
-
-    def clear(self) -> None:
-        self.met: list[Met] = []
-        self.since: list[Met] = []
-        self.far: dict[int, list[Tensor]] = {}
-        self.narrow: bool | None = None  # as the first to pull says: whether dx is kept in bfloat16
-
-    def now(self) -> "Pull":
-        """It, with nothing of an earlier backward over the same graph."""
-        backward = torch._C._current_graph_task_id()
-        if backward != self._backward:
-            self._backward = backward
-            self.clear()
-        return self
-
-
-_forwards = itertools.count()
-_pulls: WeakValueDictionary[int, Pull] = WeakValueDictionary()  # by forward; kept by its autograd graph
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
-def new_forward() -> int:
-    """A number by which the sources and queries of one forward find each other; a compiled graph has none left."""
-    return next(_forwards)
-
-
 def emitted(
     blocks: Blocks,
     values: Sequence[Tensor],
@@ -100,8 +58,12 @@ def emitted(
     v_BTD: Tensor,
     key_QD: Tensor,
     eps: float,
+    alone: int = 0,
 ) -> tuple[Blocks, Tensor, Tensor]:
-    """One more source as its queries are to meet it and its scores [B, T, Q], after those there are."""
+    """One more source as its queries are to meet it and its scores [B, T, Q], after those there are.
+
+    `alone`: how many queries meet it before the next source comes, if more than one does.
+    """
     first = own = len(values)
     while first % BLOCK and (first == 1 or values[first - 1].dtype == v_BTD.dtype):
         first -= 1  # the very first source may have a type of its own
@@ -111,8 +73,10 @@ def emitted(
     query, block = -len(key_QD), blocks.block
     if block is None:
         block = Block(query)
+    elif alone > 1:
+        block = _opened([*values, v_BTD], [*score_BTQ, score], query, min(alone, BLOCK))
     elif block.first + BLOCK <= query < -1:  # the last one alone has nobody to share with
-        block = _opened([*values, v_BTD], [*score_BTQ, score], query)
+        block = _opened([*values, v_BTD], [*score_BTQ, score], query, BLOCK)
     return Blocks(blocks.forward, (*blocks.rrms_BT, rrms_BT), block), v_BTD, score
 
 
@@ -120,17 +84,21 @@ def attend_in_block(
     blocks: Blocks, query: int, score_BTQ: Sequence[Tensor], values: Sequence[Tensor]
 ) -> Tensor:
     """The mixture of one query, which counts from the last (-1), by the scores of each source."""
-    block = blocks.block
-    before: list[Tensor] = []
-    if block is not None and 0 <= query - block.first < len(block.x_BTD):
-        before = [block.x_BTD[query - block.first], block.lse_BT[query - block.first]]
-    since = block.n_source if block is not None and before else 0
+    since, before = before_block(blocks, query)
     return cast(Tensor, _mixture(blocks.forward, query, since, score_BTQ, before, values))
 
 
-def _opened(values: Sequence[Tensor], score_BTQ: Sequence[Tensor], first: int) -> Block:
+def before_block(blocks: Blocks, query: int) -> tuple[int, list[Tensor]]:
+    """How many sources the block under way has read for a query, and its mixture of them and log-sum-exp."""
+    block = blocks.block
+    if block is None or not 0 <= query - block.first < len(block.x_BTD):
+        return 0, []
+    return block.n_source, [block.x_BTD[query - block.first], block.lse_BT[query - block.first]]
+
+
+def _opened(values: Sequence[Tensor], score_BTQ: Sequence[Tensor], first: int, n_query: int) -> Block:
     scores = [score.detach() for score in score_BTQ]
-    x_BTD, lse = blocks_partials([v_BTD.detach() for v_BTD in values], scores, first, min(BLOCK, -first))
+    x_BTD, lse = blocks_partials([v_BTD.detach() for v_BTD in values], scores, first, min(n_query, -first))
     return Block(first, len(values), x_BTD, lse.unbind(0))
 
 
@@ -167,7 +135,7 @@ class _Source(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         score_BTQ, rrms_BT = blocks_scores(v_BTD, key_QD, eps)
         ctx.save_for_backward(key_QD, *earlier, v_BTD, score_BTQ, rrms_BT)
-        ctx.pull, ctx.index = _pulls.setdefault(forward, Pull()), index
+        ctx.pull, ctx.index = pull_of(forward), index
         ctx.mark_non_differentiable(score_BTQ, rrms_BT)
         ctx.set_materialize_grads(False)
         return v_BTD.view_as(v_BTD), score_BTQ, rrms_BT
@@ -182,17 +150,17 @@ class _Source(torch.autograd.Function):
         if pull.narrow is None:
             pull.narrow = v_BTD.dtype == torch.bfloat16
         if index not in pull.far and len(group[0]) > 1 and pull.met:
-            *left, fresh_BT, kept_BTD = blocks_far(*group, key_QD, pull.narrow, *_left(pull.met))
-            _made(pull.met, fresh_BT, kept_BTD)
-            numbered = enumerate(zip(*left, strict=True), index + 1 - len(group[0]))
+            *parts, fresh_BT, kept_BTD = blocks_far(*group, key_QD, pull.narrow, *left(pull.met))
+            made(pull.met, fresh_BT, kept_BTD)
+            numbered = enumerate(zip(*parts, strict=True), index + 1 - len(group[0]))
             pull.far = {number: list(parts) for number, parts in numbered}
             pull.since = []
         far = pull.far.pop(index, [])
         since = pull.since if far else pull.met
         direct = None if direct_BTD is None else direct_BTD.contiguous()
         source = v_BTD, key_QD, score_BTQ, rrms_BT, direct, far
-        dv_BTD, dkey_QD, fresh_BT, kept_BTD = blocks_pull(*source, pull.narrow, *_left(since))
-        _made(since, fresh_BT, kept_BTD)
+        dv_BTD, dkey_QD, fresh_BT, kept_BTD = blocks_pull(*source, pull.narrow, *left(since))
+        made(since, fresh_BT, kept_BTD)
         if index == 0:
             pull.clear()
         return None, None, dv_BTD, dkey_QD, None, None
@@ -215,36 +183,11 @@ class _Mixture(torch.autograd.Function):
             given = list(values[since:]), list(score_BTQ[since:])
             x_BTD, lse_BT = blocks_mixture(*given, query, *(before or (None, None)))
         ctx.save_for_backward(x_BTD, lse_BT)
-        ctx.pull, ctx.query, ctx.n_source = _pulls.setdefault(forward, Pull()), query, len(values)
+        ctx.pull, ctx.query, ctx.n_source = pull_of(forward), query, len(values)
         return x_BTD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dx_BTD: Tensor) -> tuple[None, ...]:
-        pull, met = ctx.pull.now(), Met(ctx.query, dx_BTD.contiguous(), *ctx.saved_tensors)
-        pull.met.append(met)
-        pull.since.append(met)
+        ctx.pull.now().leave(Met(ctx.query, dx_BTD.contiguous(), *ctx.saved_tensors))
         return cast(tuple[None, ...], (None,) * (5 + ctx.n_source))
-
-
-def _left(met: Sequence[Met]) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Number, dx, x, lse and delta: first those whose delta is to be made, with x."""
-    fresh = [one for one in met if one.delta_BT is None]
-    known = [one for one in met if one.delta_BT is not None]
-    both = [*fresh, *known]
-    return (
-        [one.query for one in both],
-        [one.dx_BTD for one in both],
-        [one.x_BTD for one in fresh if one.x_BTD is not None],
-        [one.lse_BT for one in both],
-        [one.delta_BT for one in known if one.delta_BT is not None],
-    )
-
-
-def _made(met: Sequence[Met], delta_BT: Sequence[Tensor], kept_BTD: Sequence[Tensor]) -> None:
-    """Give queries the delta that was made for them, after which nobody needs x, and dx as it is to be kept."""
-    fresh = [one for one in met if one.delta_BT is None]
-    for i, (one, delta) in enumerate(zip(fresh, delta_BT, strict=True)):
-        one.delta_BT, one.x_BTD = delta, None
-        if kept_BTD:
-            one.dx_BTD = kept_BTD[i]

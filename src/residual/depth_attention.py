@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.residual.block_sources import Blocks, attend_in_block, emitted, new_forward
+from src.residual.block_sources import Blocks, attend_in_block, emitted
 from src.residual.depth_check import blocks_serve, native_serves
+from src.residual.depth_joined import joined
+from src.residual.depth_pull import new_forward
 
 
 class Sources(NamedTuple):
@@ -52,13 +54,20 @@ def open_pulled(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
     return append(Sources((), (), key_QD, blocks), x0_BTD, 0, eps)
 
 
+def open_joined(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
+    """`open_pulled` for those that `attend_and_add` too: the plain form for a compiler and on a GPU."""
+    eager = not torch.compiler.is_compiling() and type(x0_BTD) is Tensor
+    blocks = Blocks(new_forward()) if eager and native_serves(x0_BTD) else None
+    return append(Sources((), (), key_QD, blocks), x0_BTD, 0, eps)
+
+
 def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
     """One more source, where every new source is met by one new query: for that and those after it."""
     return append(state, v_BTD, len(state.v_BTD) - 1, eps)
 
 
-def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float) -> Sources:
-    """One more source, for the queries from `first_query` on."""
+def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float, alone: int = 0) -> Sources:
+    """One more source, for the queries from `first_query` on; before the next one, only `alone` meet it (0: unknown)."""
     key_QD = state.key_QD[first_query:]
     if (
         state.blocks is None or v_BTD.dtype != torch.bfloat16 or native_serves(state.key_QD)
@@ -67,7 +76,7 @@ def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float) -> Sourc
     if state.blocks is None:
         score_BT = scores(v_BTD, key_QD, eps).unbind(-1)
         return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BT=(*state.score_BT, score_BT))
-    blocks, v_BTD, score_BTQ = emitted(state.blocks, state.v_BTD, state.score_BTQ, v_BTD, key_QD, eps)
+    blocks, v_BTD, score_BTQ = emitted(state.blocks, state.v_BTD, state.score_BTQ, v_BTD, key_QD, eps, alone)
     v, score = (*state.v_BTD, v_BTD), (*state.score_BTQ, score_BTQ)
     return state._replace(v_BTD=v, blocks=blocks, score_BTQ=score)
 
@@ -79,6 +88,20 @@ def attend(state: Sources, query: int) -> Tensor:
     if state.blocks is None:
         return mixture(state.v_BTD, logits(state, query))
     return attend_in_block(state.blocks, query - len(state.key_QD), state.score_BTQ, state.v_BTD)
+
+
+def attend_and_add(
+    state: Sources, query: int, eps: float, p_BTD: Tensor, y_BTD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One query's mixture of all sources so far and of p + y, which no other query meets; and p + y."""
+    if state.blocks is None:
+        total_BTD = p_BTD if y_BTD is None else p_BTD + y_BTD
+        own_BT1 = scores(total_BTD, state.key_QD[query : query + 1], eps)
+        logit_BTJ = torch.cat((logits(state, query), own_BT1), dim=-1)
+        return mixture((*state.v_BTD, total_BTD), logit_BTJ), total_BTD
+    key_D, from_the_end = state.key_QD[query], query - len(state.key_QD)
+    given = (p_BTD, y_BTD), state.score_BTQ, state.v_BTD
+    return joined(state.blocks, from_the_end, key_D, eps, *given)
 
 
 def logits(state: Sources, query: int) -> Tensor:

@@ -45,6 +45,38 @@ def mixtures(
     kernels("depth_mixtures", *tables, *before, _table(map(_address, x_BTD)), lse, *sizes)
 
 
+def joined(
+    kernels: Kernels,
+    sources: tuple[Sequence[Tensor], Sequence[Tensor]],
+    query: int,
+    before: Sequence[Tensor | None],
+    running: tuple[Tensor | None, ...],
+    out: tuple[Tensor | None, ...],
+    eps: float,
+) -> None:
+    """A query's mixture of sources (v, score) and of a running sum (p, y, key): to p + y, x, lse, [s, r]."""
+    values, score_BTQ = sources
+    tables = (
+        _table(map(_address, values)),
+        _table(_address(score, query) for score in score_BTQ),
+        _table(score.shape[-1] for score in score_BTQ),
+    )
+    x_BTD = out[1]
+    assert x_BTD is not None  # the one that is always made
+    sizes = (x_BTD.shape[:-1].numel(), x_BTD.shape[-1], len(values), torch.get_num_threads())
+    kernels("joined_forward", *tables, *before, *running, *out, *sizes, eps)
+
+
+def joined_backward(
+    kernels: Kernels, given: tuple[Tensor, ...], direct: Tensor | None, delta_BT: Tensor, dp_BTD: Tensor
+) -> Tensor:
+    """From dx, x, p + y, lse, [s, r], key: to delta and the running sum's gradient; the key's."""
+    D, threads = dp_BTD.shape[-1], torch.get_num_threads()
+    part_D = dp_BTD.new_zeros(threads, D)
+    kernels("joined_backward", *given, direct, delta_BT, dp_BTD, part_D, delta_BT.numel(), D, threads)
+    return part_D.sum(0)
+
+
 def far(kernels: Kernels, members: tuple[Sequence[Tensor], ...], left: Left, along: Tensor) -> None:
     """What queries have left for sources (v, score, 1 / rms, g r, partial dv), and [K, B, T] of g . s."""
     D, tokens = members[0][0].shape[-1], along[0].numel()

@@ -7,7 +7,6 @@
 #include "rows.h"
 
 constexpr int TILE = 16;     // tokens
-constexpr int STEP = 8;      // vectors of a row at a time
 constexpr int TOGETHER = 8;  // queries or sources at a time
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int PAIR = 2;  // 16 sums in 32 registers
@@ -28,26 +27,6 @@ struct Query {
     F* delta;
     int64_t number;
 };
-
-static inline long whole(long n) { return (n + W - 1) / W * W; }
-
-// to += sum_j weight_j row_j, over K vectors from d on.
-template <int K>
-static inline void add_rows(const F* const* rows, const F* weight, long n, long offset, F* to) {
-    V acc[K];
-    UNROLLED for (int i = 0; i < K; i++) acc[i] = load(to + i * W);
-    for (long j = 0; j < n; j++) {
-        const F* row = rows[j] + offset;
-        UNROLLED for (int i = 0; i < K; i++) acc[i] += weight[j] * load(row + i * W);
-    }
-    UNROLLED for (int i = 0; i < K; i++) store(to + i * W, acc[i]);
-}
-
-static inline void add_row_sums(const F* const* rows, const F* weight, long n, long offset, F* to, long D) {
-    long d = 0;
-    for (; d + STEP * W <= D; d += STEP * W) add_rows<STEP>(rows, weight, n, offset + d, to + d);
-    for (; d < D; d += W) add_rows<1>(rows, weight, n, offset + d, to + d);
-}
 
 // to_k = sum_j weight_jk row_j, over S vectors from d on; the first n of TOGETHER are stored.
 template <int S>

@@ -1,4 +1,4 @@
-// Thin products of rows that are D long, a multiple of the lanes, and their backward.
+// Thin products and sums of rows that are D long, a multiple of the lanes, and their backward.
 #pragma once
 #include <cstdlib>
 
@@ -9,6 +9,10 @@ constexpr int ROWS = 4;  // of a block in registers, by 6 columns: 32 registers
 #else
 constexpr int ROWS = 2;
 #endif
+
+constexpr int STEP = 8;  // vectors of a row at a time
+
+static inline long whole(long n) { return (n + W - 1) / W * W; }
 
 // R rows times K columns: out[r * to + c] = <h_r, w_c>.
 template <int R, int K>
@@ -77,4 +81,22 @@ static inline F total(const F* h, long len) {
     V acc = {};
     for (long d = 0; d < len; d += W) acc += load(h + d);
     return sum(acc);
+}
+
+// to += sum_j weight_j row_j, over K vectors from d on.
+template <int K>
+static inline void add_rows(const F* const* rows, const F* weight, long n, long offset, F* to) {
+    V acc[K];
+    UNROLLED for (int i = 0; i < K; i++) acc[i] = load(to + i * W);
+    for (long j = 0; j < n; j++) {
+        const F* row = rows[j] + offset;
+        UNROLLED for (int i = 0; i < K; i++) acc[i] += weight[j] * load(row + i * W);
+    }
+    UNROLLED for (int i = 0; i < K; i++) store(to + i * W, acc[i]);
+}
+
+static inline void add_row_sums(const F* const* rows, const F* weight, long n, long offset, F* to, long D) {
+    long d = 0;
+    for (; d + STEP * W <= D; d += STEP * W) add_rows<STEP>(rows, weight, n, offset + d, to + d);
+    for (; d < D; d += W) add_rows<1>(rows, weight, n, offset + d, to + d);
 }
