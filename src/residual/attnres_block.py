@@ -24,7 +24,7 @@ from src.residual.depth_attention import (
     attend,
     attend_and_add,
     logits,
-    open_joined,
+    open_native,
     scores,
 )
 
@@ -55,7 +55,7 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
 
     def begin(self, x0_BTD: Tensor) -> BlockSources:
-        return BlockSources(open_joined(x0_BTD, self.query_QD * self.key_gain_QD, self.eps), ())
+        return BlockSources(open_native(x0_BTD, self.query_QD * self.key_gain_QD, self.eps), ())
 
     def read(self, state: BlockSources, site: Site) -> tuple[Tensor, BlockSources]:
         return self._attend(state, site.index - 1)

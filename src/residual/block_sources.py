@@ -59,17 +59,18 @@ def emitted(
     key_QD: Tensor,
     eps: float,
     alone: int = 0,
+    bias_Q: Tensor | None = None,
 ) -> tuple[Blocks, Tensor, Tensor]:
     """One more source as its queries are to meet it and its scores [B, T, Q], after those there are.
 
-    `alone`: how many queries meet it before the next source comes, if more than one does.
+    `alone`: how many queries meet it before the next source comes, if more than one does. `bias_Q`: in its scores.
     """
     first = own = len(values)
     while first % BLOCK and (first == 1 or values[first - 1].dtype == v_BTD.dtype):
         first -= 1  # the very first source may have a type of its own
     group = zip(values[first:], score_BTQ[first:], blocks.rrms_BT[first:], strict=True)
     earlier = [tensor.detach() for parts in group for tensor in parts]
-    v_BTD, score, rrms_BT = _source(blocks.forward, own, v_BTD, key_QD, eps, earlier)
+    v_BTD, score, rrms_BT = _source(blocks.forward, own, v_BTD, key_QD, eps, bias_Q, earlier)
     query, block = -len(key_QD), blocks.block
     if block is None:
         block = Block(query)
@@ -104,9 +105,15 @@ def _opened(values: Sequence[Tensor], score_BTQ: Sequence[Tensor], first: int, n
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # torch's
 def _source(
-    forward: int, index: int, v_BTD: Tensor, key_QD: Tensor, eps: float, earlier: Sequence[Tensor]
+    forward: int,
+    index: int,
+    v_BTD: Tensor,
+    key_QD: Tensor,
+    eps: float,
+    bias_Q: Tensor | None,
+    earlier: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _Source.apply(forward, index, v_BTD.contiguous(), key_QD, eps, earlier)  # type: ignore[no-untyped-call]  # torch's
+    out = _Source.apply(forward, index, v_BTD.contiguous(), key_QD, eps, bias_Q, earlier)  # type: ignore[no-untyped-call]  # torch's
     return cast(tuple[Tensor, Tensor, Tensor], out)
 
 
@@ -131,10 +138,14 @@ class _Source(torch.autograd.Function):
         v_BTD: Tensor,
         key_QD: Tensor,
         eps: float,
+        bias_Q: Tensor | None,
         earlier: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         score_BTQ, rrms_BT = blocks_scores(v_BTD, key_QD, eps)
-        ctx.save_for_backward(key_QD, *earlier, v_BTD, score_BTQ, rrms_BT)
+        if bias_Q is not None:
+            bias_Q = bias_Q.contiguous()
+            score_BTQ += bias_Q
+        ctx.save_for_backward(key_QD, bias_Q, *earlier, v_BTD, score_BTQ, rrms_BT)
         ctx.pull, ctx.index = pull_of(forward), index
         ctx.mark_non_differentiable(score_BTQ, rrms_BT)
         ctx.set_materialize_grads(False)
@@ -144,7 +155,7 @@ class _Source(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, direct_BTD: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         pull, index = ctx.pull.now(), ctx.index
-        key_QD, *tensors = ctx.saved_tensors
+        key_QD, bias_Q, *tensors = ctx.saved_tensors
         group = [list(tensors[part::3]) for part in range(3)]  # v, score, 1 / rms
         v_BTD, score_BTQ, rrms_BT = (part[-1] for part in group)
         if pull.narrow is None:
@@ -159,11 +170,11 @@ class _Source(torch.autograd.Function):
         since = pull.since if far else pull.met
         direct = None if direct_BTD is None else direct_BTD.contiguous()
         source = v_BTD, key_QD, score_BTQ, rrms_BT, direct, far
-        dv_BTD, dkey_QD, fresh_BT, kept_BTD = blocks_pull(*source, pull.narrow, *left(since))
+        dv_BTD, dkey_QD, fresh_BT, kept_BTD, dbias_Q = blocks_pull(*source, pull.narrow, *left(since), bias_Q)
         made(since, fresh_BT, kept_BTD)
         if index == 0:
             pull.clear()
-        return None, None, dv_BTD, dkey_QD, None, None
+        return None, None, dv_BTD, dkey_QD, None, None if bias_Q is None else dbias_Q, None
 
 
 class _Mixture(torch.autograd.Function):

@@ -34,6 +34,7 @@ class Sources(NamedTuple):
     key_QD: Tensor
     blocks: Blocks | None = None  # where kernels run: there each source's scores are one tensor
     score_BTQ: tuple[Tensor, ...] = ()
+    bias_QJ: Tensor | None = None  # of the scores, for all sources to come
 
 
 class StreamAndSources(NamedTuple):
@@ -54,11 +55,11 @@ def open_pulled(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
     return append(Sources((), (), key_QD, blocks), x0_BTD, 0, eps)
 
 
-def open_joined(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
-    """`open_pulled` for those that `attend_and_add` too: the plain form for a compiler and on a GPU."""
+def open_native(x0_BTD: Tensor, key_QD: Tensor, eps: float, bias_QJ: Tensor | None = None) -> Sources:
+    """`open_pulled` for those that `attend_and_add` too or have biases: the plain form for a compiler and on a GPU."""
     eager = not torch.compiler.is_compiling() and type(x0_BTD) is Tensor
     blocks = Blocks(new_forward()) if eager and native_serves(x0_BTD) else None
-    return append(Sources((), (), key_QD, blocks), x0_BTD, 0, eps)
+    return append(Sources((), (), key_QD, blocks, bias_QJ=bias_QJ), x0_BTD, 0, eps)
 
 
 def emit(state: Sources, v_BTD: Tensor, eps: float) -> Sources:
@@ -76,7 +77,9 @@ def append(state: Sources, v_BTD: Tensor, first_query: int, eps: float, alone: i
     if state.blocks is None:
         score_BT = scores(v_BTD, key_QD, eps).unbind(-1)
         return state._replace(v_BTD=(*state.v_BTD, v_BTD), score_BT=(*state.score_BT, score_BT))
-    blocks, v_BTD, score_BTQ = emitted(state.blocks, state.v_BTD, state.score_BTQ, v_BTD, key_QD, eps, alone)
+    bias_Q = None if state.bias_QJ is None else state.bias_QJ[first_query:, len(state.v_BTD)]
+    given = v_BTD, key_QD, eps, alone, bias_Q
+    blocks, v_BTD, score_BTQ = emitted(state.blocks, state.v_BTD, state.score_BTQ, *given)
     v, score = (*state.v_BTD, v_BTD), (*state.score_BTQ, score_BTQ)
     return state._replace(v_BTD=v, blocks=blocks, score_BTQ=score)
 
@@ -108,7 +111,8 @@ def logits(state: Sources, query: int) -> Tensor:
     """The scores [B, T, J] of all sources so far for one query."""
     from_the_end = query - len(state.key_QD)  # where all sources' scores agree
     if state.blocks is None:
-        return torch.stack([score_BT[from_the_end] for score_BT in state.score_BT], dim=-1)
+        score_BTJ = torch.stack([score_BT[from_the_end] for score_BT in state.score_BT], dim=-1)
+        return score_BTJ if state.bias_QJ is None else score_BTJ + state.bias_QJ[query, : len(state.v_BTD)]
     return torch.stack([score_BTQ[..., from_the_end] for score_BTQ in state.score_BTQ], dim=-1)
 
 

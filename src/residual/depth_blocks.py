@@ -137,27 +137,31 @@ def _blocks_pull(
     x_BTD: list[Tensor],
     lse_BT: list[Tensor],
     delta_BT: list[Tensor],
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    bias_Q: Tensor | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], Tensor]:
     """The gradients of a source and of its keys; then of the first queries, which come with x, as `blocks_far`.
 
     `far` is what other queries have left for it: its part of each of the first three that `blocks_far` gives, or none.
+    Last the gradient of the bias that its scores have in them, on a CPU; of none it is empty.
     """
-    out = _blocks_pull_fake(v_BTD, key_QD, score_BTQ, rrms_BT, direct_BTD, far, narrow, queries, dx_BTD, x_BTD)
-    dv_BTD, dkey_QD, fresh_BT, kept_BTD = out
+    given = (v_BTD, key_QD, score_BTQ, rrms_BT, direct_BTD, far, narrow, queries, dx_BTD, x_BTD)
+    out = _blocks_pull_fake(*given, lse_BT, delta_BT, bias_Q)
+    dv_BTD, dkey_QD, fresh_BT, kept_BTD, dbias_Q = out
     native = native_for(key_QD)
     if native is not None:
         member = ([v_BTD], [score_BTQ], [rrms_BT], [score_BTQ], [dv_BTD])  # its g r is made and used at once
         known = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT])
         came = (direct_BTD, *(far or (None, None, None)))
         partial, product, along = came[1:]
-        depth_native.pull(native, member, key_QD, known, (direct_BTD, partial, product, along), dkey_QD)
+        others = (direct_BTD, partial, product, along)
+        depth_native.pull(native, member, key_QD, known, others, bias_Q, dkey_QD, dbias_Q)
         return out
+    assert bias_Q is None  # which those in Triton do not know
     near_BTQ = torch.zeros_like(score_BTQ)
     members = ([v_BTD], [score_BTQ], [rrms_BT], [near_BTQ], [dv_BTD])
     left = (queries, dx_BTD, x_BTD, lse_BT, [*fresh_BT, *delta_BT], kept_BTD)
     partial_BTD, far_BTQ, along_BT = far or (None, None, None)
-    others = (direct_BTD, partial_BTD, along_BT)
-    _launch().pull(members, key_QD, left, others, final=True, narrow=narrow)
+    _launch().pull(members, key_QD, left, (direct_BTD, partial_BTD, along_BT), final=True, narrow=narrow)
     _launch().keys_gradient(v_BTD, near_BTQ, far_BTQ, dkey_QD)
     return out
 
@@ -173,9 +177,12 @@ def _blocks_pull_fake(
     queries: list[int],
     dx_BTD: list[Tensor],
     x_BTD: list[Tensor],
-    *others: object,
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    return torch.empty_like(v_BTD), torch.empty_like(key_QD), *_fresh(narrow, x_BTD)
+    lse_BT: list[Tensor],
+    delta_BT: list[Tensor],
+    bias_Q: Tensor | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], Tensor]:
+    dbias_Q = key_QD.new_empty(0 if bias_Q is None else len(bias_Q))
+    return torch.empty_like(v_BTD), torch.empty_like(key_QD), *_fresh(narrow, x_BTD), dbias_Q
 
 
 def _fresh(narrow: bool, x_BTD: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -90,14 +90,21 @@ def pull(
     key_QD: Tensor,
     left: Left,
     others: tuple[Tensor | None, ...],
+    bias_Q: Tensor | None,
     dkey_QD: Tensor,
+    dbias_Q: Tensor,
 ) -> None:
-    """The gradient of a source and of its keys; `others` came direct, and from other queries: partial dv, g r, g . s."""
+    """The gradient of a source, of its keys and of a bias in its scores.
+
+    `others` came direct, and from other queries: partial dv, g r, g . s.
+    """
     (Q, D), threads = key_QD.shape, torch.get_num_threads()
-    part_QD = key_QD.new_zeros(threads, Q, D)
+    part_QD, part_Q = key_QD.new_zeros(threads, Q, D), key_QD.new_zeros(threads, len(dbias_Q))
     sizes = (member[0][0].shape[:-1].numel(), D, Q, len(left[0]), threads)
-    kernels("depth_pull", _sources(member), _queries(left), key_QD, *others, part_QD, *sizes)
+    out = part_QD, part_Q
+    kernels("depth_pull", _sources(member), _queries(left), key_QD, *others, bias_Q, *out, *sizes)
     torch.sum(part_QD, 0, out=dkey_QD)
+    torch.sum(part_Q, 0, out=dbias_Q)
 
 
 def _sources(members: tuple[Sequence[Tensor], ...]) -> Tensor:

@@ -7,7 +7,7 @@ The block keeps its own residual, so the H_j are streams. RMS has no gain.
 
 Source: a submission to MLS-Bench llm-pretrain-residual.
 At init: near vanilla (the newest stream's bias is 5, so it weighs 0.87 to 0.99), not equal to it.
-Shape letters: Q queries (layers after the first, and the end), P pairs of query and source.
+Shape letters: Q queries (layers after the first, and the end), J sources, P pairs of query and source.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import StreamAndSources, emit, logits, mixture, open_sources
+from src.residual.depth_attention import StreamAndSources, attend, emit, open_native
 
 
 class TDAR(ResidualStrategy[StreamAndSources]):
@@ -42,7 +42,12 @@ class TDAR(ResidualStrategy[StreamAndSources]):
         with torch.no_grad():
             for bias_J in torch.split(self.bias_P, n_sources):
                 bias_J[-1] = newest_bias
-        self.n_sources = n_sources
+        pair_QJ = torch.zeros(n_query, n_query + 1, dtype=torch.long)  # where a query meets a source
+        met_QJ = pair_QJ.new_ones(pair_QJ.shape, dtype=torch.bool).tril(1)
+        pair_QJ[met_QJ] = torch.arange(sum(n_sources))
+        self.register_buffer("pair_QJ", pair_QJ, persistent=False)
+
+    pair_QJ: Tensor
 
     def reset(self) -> None:
         nn.init.normal_(self.query_QD, std=self.query_std)
@@ -51,7 +56,8 @@ class TDAR(ResidualStrategy[StreamAndSources]):
         yield ParamGroup((self.query_QD, self.bias_P), self.lr_scale)
 
     def begin(self, x0_BTD: Tensor) -> StreamAndSources:
-        return StreamAndSources(x0_BTD, open_sources(x0_BTD, self.query_QD, self.eps))
+        sources = open_native(x0_BTD, self.query_QD, self.eps, self.bias_P[self.pair_QJ])
+        return StreamAndSources(sources.v_BTD[0], sources)
 
     def read(self, state: StreamAndSources, site: Site) -> tuple[Tensor, StreamAndSources]:
         if site.opens_block and site.index > 0:
@@ -66,6 +72,4 @@ class TDAR(ResidualStrategy[StreamAndSources]):
 
     def _mix(self, state: StreamAndSources) -> StreamAndSources:
         sources = emit(state.sources, state.x_BTD, self.eps)
-        query = len(sources.v_BTD) - 2
-        bias_J = torch.split(self.bias_P, self.n_sources)[query]
-        return StreamAndSources(mixture(sources.v_BTD, logits(sources, query) + bias_J), sources)
+        return StreamAndSources(attend(sources, len(sources.v_BTD) - 2), sources)

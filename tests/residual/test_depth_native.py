@@ -12,6 +12,7 @@ from src.models.gpt import GPT
 from src.residual import depth_check
 from src.residual.attnres_block import BlockAttentionResiduals
 from src.residual.base import ResidualStrategy
+from src.residual.tdar import TDAR
 from tests.residual.plain import flow, jittered, stream_spec
 from tests.support import jitter, tiny_gpt, tokens
 
@@ -21,8 +22,9 @@ MADE: dict[str, Callable[[int, int], ResidualStrategy[Any]]] = {
     "attnres_block of 3": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=4, eps=1e-5),
     "attnres_block of all": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=1, eps=1e-5),
     "attnres_block of 1": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=2 * n, eps=1e-5),
+    "tdar": lambda n, d: TDAR(stream_spec(n, d), query_std=0.02, newest_bias=1.0, eps=1e-5, lr_scale=1.0),
 }
-SHIPPED = ("attnres_block",)
+SHIPPED = ("attnres_block", "tdar")
 
 
 @pytest.fixture(autouse=True)

@@ -189,16 +189,17 @@ extern "C" void depth_far(
 }
 
 // The gradient of one source and of its keys [threads, Q, D], to which it adds: what came direct (or null), what
-// other queries have left (`partial`, `far`, `far_along`, or nulls), and what these L queries have.
+// other queries have left (`partial`, `far`, `far_along`, or nulls), and what these L queries have. Where its scores
+// have a bias [Q] in them (or null), also to dbias [threads, Q].
 extern "C" void depth_pull(
     const Source* source, const Query* queries, const F* key, const F* direct, const F* partial, const F* far,
-    const F* far_along, F* dkey, long tokens, long D, long Q, long L, long threads
+    const F* far_along, const F* bias, F* dkey, F* dbias, long tokens, long D, long Q, long L, long threads
 ) {
     const F *v = source->v, *s = source->score, *r = source->r;
     F* dv = source->dv;
 #pragma omp parallel num_threads(threads)
     {
-        F* own_dkey = dkey + omp_get_thread_num() * Q * D;
+        F *own_dkey = dkey + omp_get_thread_num() * Q * D, *own_dbias = dbias + omp_get_thread_num() * Q;
         F* a = (F*)malloc(whole(L + 1) * sizeof(F));
         F* dp = (F*)malloc(TILE * Q * sizeof(F));
         const F** dx = (const F**)malloc((L + 1) * sizeof(F*));
@@ -219,6 +220,11 @@ extern "C" void depth_pull(
                     const F g = a[l] * (dot(dx[l] + t * D, v + t * D, D) - delta_of(queries[l], t, D));
                     dp[(t - t0) * Q + column] = g * r[t];
                     score += g * s[t * Q + column];
+                }
+                for (long q = 0; bias && q < Q; q++) {
+                    const F g = dp[(t - t0) * Q + q] / r[t];
+                    score -= g * bias[q];
+                    own_dbias[q] += g;
                 }
                 along[t - t0] = {-score * r[t] * r[t] / D, 0};
                 F* to = dv + t * D;
