@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -59,6 +60,11 @@ def built_for(dtype: torch.dtype, width: int, source: str, **sizes: int) -> Kern
     if dtype not in C_TYPES or width * dtype.itemsize % LANES_BYTES:
         return None
     return _built(source, C_TYPES[dtype], tuple(sizes.items()))
+
+
+def addresses(tensors: Iterable[Tensor]) -> Tensor:
+    """A table of where contiguous tensors begin."""
+    return torch.tensor([_c_value(x).value for x in tensors], dtype=torch.int64)
 
 
 @functools.cache

@@ -6,7 +6,7 @@
 
 Source: Pagliardini et al., "DenseFormer" (arXiv 2402.02622), section 3; epfml/DenseFormer.
 At init (a = 1 on the newest stream, 0 elsewhere): vanilla.
-Shape letters: P pairs of an averaging layer and a stream, the first layer's first, its oldest first.
+Shape letters: Q averaging layers, J streams, P pairs of these, the first layer's first, its oldest first.
 """
 
 from typing import NamedTuple
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.depth_sums import Weighed, one_more, open_weighed, weighed_sum
 
 
 class Depths(NamedTuple):
     """The stream, and what the layers so far left (x0 first)."""
 
     x_BTD: Tensor
-    depth_BTD: tuple[Tensor, ...]
+    depth: Weighed
 
 
 class DenseFormer(ResidualStrategy[Depths]):
@@ -42,17 +43,23 @@ class DenseFormer(ResidualStrategy[Depths]):
             if not 1 <= value <= spec.n_block:
                 raise ValueError(f"residual.{key} must be between 1 and n_layer={spec.n_block}, got {value}")
         self.dilation, self.period = dilation, period
-        self.n_streams = [len(self._sources(n)) for n in range(period, spec.n_block + 1, period)]
-        self.a_P = nn.Parameter(torch.zeros(sum(self.n_streams)))
-        with torch.no_grad():
-            for a_J in torch.split(self.a_P, self.n_streams):
-                a_J[-1] = 1.0
+        sources = [self._sources(newest) for newest in range(period, spec.n_block + 1, period)]
+        weights: list[float] = []
+        pair_JQ, first = torch.zeros(spec.n_block + 1, len(sources), dtype=torch.long), 0
+        for query, read in enumerate(sources):
+            weights += [0.0] * (len(read) - 1) + [1.0]
+            pair_JQ[list(read), query] = torch.arange(first, first := len(weights))
+        self.a_P = nn.Parameter(torch.tensor(weights))
+        self.register_buffer("pair_JQ", pair_JQ, persistent=False)  # where a query meets a source
+
+    pair_JQ: Tensor
 
     def _sources(self, newest: int) -> range:
         return range(newest % self.dilation, newest + 1, self.dilation)
 
     def begin(self, x0_BTD: Tensor) -> Depths:
-        return Depths(x0_BTD, (x0_BTD,))
+        depth = open_weighed(x0_BTD, self.a_P[self.pair_JQ])
+        return Depths(depth.v_BTD[0], depth)
 
     def read(self, state: Depths, site: Site) -> tuple[Tensor, Depths]:
         return state.x_BTD, state
@@ -61,15 +68,11 @@ class DenseFormer(ResidualStrategy[Depths]):
         x_BTD = state.x_BTD + y_BTD
         if not site.closes_block:
             return state._replace(x_BTD=x_BTD)
-        depth_BTD = (*state.depth_BTD, x_BTD)
-        newest = len(depth_BTD) - 1
-        if newest % self.period == 0:
-            a_J = torch.split(self.a_P, self.n_streams)[newest // self.period - 1]
-            first, *others = self._sources(newest)
-            x_BTD = a_J[0] * depth_BTD[first]
-            for a, j in zip(a_J[1:], others, strict=True):
-                x_BTD = torch.addcmul(x_BTD, a, depth_BTD[j])
-        return Depths(x_BTD, depth_BTD)
+        depth = one_more(state.depth, x_BTD)
+        newest = len(depth.v_BTD) - 1
+        if newest % self.period:
+            return Depths(depth.v_BTD[-1], depth)
+        return Depths(weighed_sum(depth, newest // self.period - 1, self._sources(newest)), depth)
 
     def end(self, state: Depths) -> Tensor:
         return state.x_BTD

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from src import native
 from src.models.gpt import GPT
-from src.residual import depth_check
+from src.residual import depth_check, depth_sums
 from src.residual.attnres_block import BlockAttentionResiduals
 from src.residual.base import ResidualStrategy
+from src.residual.denseformer import DenseFormer
 from src.residual.tdar import TDAR
 from tests.residual.plain import flow, jittered, stream_spec
 from tests.support import jitter, tiny_gpt, tokens
@@ -23,8 +24,11 @@ MADE: dict[str, Callable[[int, int], ResidualStrategy[Any]]] = {
     "attnres_block of all": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=1, eps=1e-5),
     "attnres_block of 1": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=2 * n, eps=1e-5),
     "tdar": lambda n, d: TDAR(stream_spec(n, d), query_std=0.02, newest_bias=1.0, eps=1e-5, lr_scale=1.0),
+    "denseformer": lambda n, d: DenseFormer(stream_spec(n, d), dilation=1, period=1),
+    "denseformer 2x1": lambda n, d: DenseFormer(stream_spec(n, d), dilation=2, period=1),
+    "denseformer 1x2": lambda n, d: DenseFormer(stream_spec(n, d), dilation=1, period=2),
 }
-SHIPPED = ("attnres_block", "tdar")
+SHIPPED = ("attnres_block", "tdar", "denseformer")
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +40,7 @@ def _kernels() -> None:
 def plainly(monkeypatch: pytest.MonkeyPatch, call: Callable[[], list[Tensor]]) -> list[Tensor]:
     with monkeypatch.context() as patch:
         patch.setattr(depth_check, "built_for", lambda *_: None)
+        patch.setattr(depth_sums, "kernels_for", lambda *_: None)
         return call()
 
 
