@@ -35,6 +35,27 @@ static inline F sum(V v) {
     return lanes[0];
 }
 
+// The sum of one vector in a few instructions; `sum` is the faster one over many.
+template <int BYTES> struct Part { typedef F type __attribute__((vector_size(BYTES))); };
+template <int BYTES> static inline F folded(typename Part<BYTES>::type v) {
+    if constexpr (BYTES == 2 * sizeof(F)) {
+        return v[0] + v[1];
+    } else {
+        typename Part<BYTES / 2>::type low, high;
+        memcpy(&low, &v, BYTES / 2);
+        memcpy(&high, (const char*)&v + BYTES / 2, BYTES / 2);
+        return folded<BYTES / 2>(low + high);
+    }
+}
+
+// A column of the first n rows, `stride` apart; the other lanes are the last one's.
+static inline V column(const F* p, long stride, long n) {
+    F lanes[W];
+    if (n == W) UNROLLED for (int i = 0; i < W; i++) lanes[i] = p[i * stride];
+    else for (int i = 0; i < W; i++) lanes[i] = p[(i < n ? i : n - 1) * stride];
+    return load(lanes);
+}
+
 // x = k ln 2 + r; e^x = 2^k (1 + series): NaN stays NaN, and what is beyond +-80 counts as +-80.
 struct Exponential {
     V power, series;

@@ -8,13 +8,14 @@
 A query does not depend on activations, so a block of queries reads all sources before it at once: each one's mixture
 of them and its log-sum-exp, to which it later adds the sources since. The backward mirrors that. A query does nothing
 there but leave dx_l, and autograd runs a source's backward after those of all its queries: the first of a group of
-sources pulls for the whole group what all queries have left, the others what was left since. Where sources are
+sources that meets as many queries as a block has pulls for the rest of the group what all queries have left, and these
+what was left since. Where sources are
 bfloat16, so are what a group is left, and dx after its first reading. Kept are the sources, once, scores, and what a
 query returns, which the sublayer that is given it keeps as well. `depth_attention.py` has the plain form.
 
 Hidden states that move for a token, in bfloat16 (float32 counts double), at 48 sublayers with bfloat16 outputs:
     forward   615: scores 52; blocks read 135, write 80; queries read 192 and 70 of a block, write 86
-    backward  803: fresh dx, x 240; groups read 175, write 48; sources read 176 and 48 of a group, write 50; keys 66
+    backward  791: fresh dx, x 240; groups read 175, write 42; sources read 176 and 42 of a group, write 50; keys 66
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 4 (the two phases of inference); the backward is
 this repository's.
@@ -160,7 +161,7 @@ class _Source(torch.autograd.Function):
         v_BTD, score_BTQ, rrms_BT = (part[-1] for part in group)
         if pull.narrow is None:
             pull.narrow = v_BTD.dtype == torch.bfloat16
-        if index not in pull.far and len(group[0]) > 1 and pull.met:
+        if index not in pull.far and len(group[0]) > 1 and len(pull.met) >= BLOCK:
             *parts, fresh_BT, kept_BTD = blocks_far(*group, key_QD, pull.narrow, *left(pull.met))
             made(pull.met, fresh_BT, kept_BTD)
             numbered = enumerate(zip(*parts, strict=True), index + 1 - len(group[0]))

@@ -28,17 +28,18 @@ struct Query {
     int64_t number;
 };
 
-// to_k = sum_j weight_jk row_j, over S vectors from d on; the first n of TOGETHER are stored.
-template <int S>
+// Weights of W tokens: of row j and sum k, TOGETHER to a row, the i-th token's is at (j * TOGETHER + k) * W + i.
+// to_k = sum_j weight_jk row_j for up to K sums, over S vectors from d on; the first n are stored.
+template <int K, int S>
 static inline void sum_rows(
     const F* const* rows, const F* weight, long J, long offset, F* const* to, long n
 ) {
-    V acc[TOGETHER][S] = {};
+    V acc[K][S] = {};
     for (long j = 0; j < J; j++) {
         V row[S];
         UNROLLED for (int i = 0; i < S; i++) row[i] = load(rows[j] + offset + i * W);
-        UNROLLED for (int k = 0; k < TOGETHER; k++) {
-            const F a = weight[j * TOGETHER + k];
+        UNROLLED for (int k = 0; k < K; k++) {
+            const F a = weight[(j * TOGETHER + k) * W];
             UNROLLED for (int i = 0; i < S; i++) acc[k][i] += a * row[i];
         }
     }
@@ -46,15 +47,23 @@ static inline void sum_rows(
         for (int i = 0; i < S; i++) store(to[k] + offset + i * W, acc[k][i]);
 }
 
-static inline void row_sums(
+template <int K, int S>
+static inline void row_sums_by(
     const F* const* rows, const F* weight, long J, long offset, F* const* to, long n, long D
 ) {
     long d = 0;
-    for (; d + PAIR * W <= D; d += PAIR * W) sum_rows<PAIR>(rows, weight, J, offset + d, to, n);
-    for (; d < D; d += W) sum_rows<1>(rows, weight, J, offset + d, to, n);
+    for (; d + S * W <= D; d += S * W) sum_rows<K, S>(rows, weight, J, offset + d, to, n);
+    for (; d < D; d += W) sum_rows<K, 1>(rows, weight, J, offset + d, to, n);
 }
 
-// out[r * TOGETHER + k] = <a_r, b_k>, for R rows a.
+static inline void row_sums(
+    const F* const* rows, const F* weight, long J, long offset, F* const* to, long n, long D
+) {
+    if (n <= TOGETHER / 2) row_sums_by<TOGETHER / 2, 2 * PAIR>(rows, weight, J, offset, to, n, D);
+    else row_sums_by<TOGETHER, PAIR>(rows, weight, J, offset, to, n, D);
+}
+
+// out[(r * TOGETHER + k) * W] = <a_r, b_k>, for R rows a.
 template <int R>
 static inline void dots(const F* const* a, long at, const F* const* b, long offset, long D, F* out) {
     V acc[R][TOGETHER] = {};
@@ -67,7 +76,7 @@ static inline void dots(const F* const* a, long at, const F* const* b, long offs
         }
     }
     for (int r = 0; r < R; r++)
-        for (int k = 0; k < TOGETHER; k++) out[r * TOGETHER + k] = sum(acc[r][k]);
+        for (int k = 0; k < TOGETHER; k++) out[(r * TOGETHER + k) * W] = sum(acc[r][k]);
 }
 
 // s = (v key^T) r [tokens, Q] and r = (mean v^2 + eps)^-1/2 [tokens].
@@ -95,42 +104,51 @@ extern "C" void depth_mixtures(
     const F* const* v, const F* const* score, const int64_t* stride, const F* before, const F* lse_before,
     F* const* x, F* lse, long tokens, long D, long J, long n, long threads
 ) {
-    const long K = n == 1 ? 1 : TOGETHER;
 #pragma omp parallel num_threads(threads)
     {
-        F* lane = (F*)malloc(whole(J * K) * sizeof(F));
+        F* weight = (F*)calloc(J * TOGETHER * W, sizeof(F));
 #pragma omp for schedule(static)
-        for (long t = 0; t < tokens; t++) {
-            F top[TOGETHER] = {}, sum[TOGETHER] = {}, first = 0;
-            for (long k = 0; k < n; k++) top[k] = before ? lse_before[t] : score[0][t * stride[0] + k];
-            for (long j = 0; j < J; j++)
-                for (long k = 0; k < K; k++) {
-                    const F s = k < n ? score[j][t * stride[j] + k] : 0;
-                    top[k] = s > top[k] ? s : top[k];
-                    lane[j * K + k] = s;
+        for (long t0 = 0; t0 < tokens; t0 += W) {
+            const long rows = tokens - t0 < W ? tokens - t0 : W;
+            F earlier[W];
+            for (long k = 0; k < n; k++) {
+                V given = before ? column(lse_before + t0, 1, rows) : all(0), sum = {};
+                V top = before ? given : column(score[0] + t0 * stride[0] + k, stride[0], rows);
+                for (long j = 0; j < J; j++) {
+                    const V s = column(score[j] + t0 * stride[j] + k, stride[j], rows);
+                    top = s > top ? s : top;
+                    store(weight + (j * TOGETHER + k) * W, s);
                 }
-            for (long j = 0; j < J; j++)
-                for (long k = 0; k < K; k++) lane[j * K + k] -= top[k];
-            for (long i = J * K; i < whole(J * K); i++) lane[i] = 0;
-            for (long i = 0; i < J * K; i += W) store(lane + i, exp(load(lane + i)));
-            if (before) sum[0] = first = std::exp(lse_before[t] - top[0]);
-            for (long j = 0; j < J; j++)
-                for (long k = 0; k < K; k++) sum[k] += lane[j * K + k];
-            for (long k = 0; k < n; k++) lse[k * tokens + t] = top[k] + std::log(sum[k]);
-            for (long j = 0; j < J; j++)
-                for (long k = 0; k < K; k++) lane[j * K + k] /= sum[k];
-            if (n > 1) {
-                row_sums(v, lane, J, t * D, x, n, D);
-                continue;
+                if (before) sum = given = exp(given - top);
+                for (long j = 0; j < J; j++) {
+                    F* own = weight + (j * TOGETHER + k) * W;
+                    const V a = exp(load(own) - top);
+                    sum += a;
+                    store(own, a);
+                }
+                const V share = F(1) / sum;
+                for (long j = 0; j < J; j++) {
+                    F* own = weight + (j * TOGETHER + k) * W;
+                    store(own, load(own) * share);
+                }
+                store(earlier, given * share);
+                for (long i = 0; i < rows; i++) lse[k * tokens + t0 + i] = top[i] + std::log(sum[i]);
             }
-            F* to = x[0] + t * D;
-            if (before)
-                for (long d = 0; d < D; d += W) store(to + d, first / sum[0] * load(before + t * D + d));
-            else
-                memset(to, 0, D * sizeof(F));
-            add_row_sums(v, lane, J, t * D, to, D);
+            for (long i = 0; i < rows; i++) {
+                const long at = (t0 + i) * D;
+                if (n > 1) {
+                    row_sums(v, weight + i, J, at, x, n, D);
+                    continue;
+                }
+                F* to = x[0] + at;
+                if (before)
+                    for (long d = 0; d < D; d += W) store(to + d, earlier[i] * load(before + at + d));
+                else
+                    memset(to, 0, D * sizeof(F));
+                add_row_sums(v, weight + i, TOGETHER * W, J, at, to, D);
+            }
         }
-        free(lane);
+        free(weight);
     }
 }
 
@@ -147,40 +165,40 @@ extern "C" void depth_far(
 ) {
 #pragma omp parallel num_threads(threads)
     {
-        const long size = whole((L + 1) * TOGETHER);
-        F *a = (F*)malloc(size * sizeof(F)), *dot_LK = (F*)malloc(size * sizeof(F));
+        const long size = (L + 1) * TOGETHER * W;
+        F *a = (F*)calloc(size, sizeof(F)), *dot_LK = (F*)calloc(size, sizeof(F));
         const F** dx = (const F**)malloc(L * sizeof(F*));
         const F* v[TOGETHER];
         F* dv[TOGETHER];
         for (long l = 0; l < L; l++) dx[l] = queries[l].dx;
         for (long k = 0; k < TOGETHER; k++) v[k] = sources[k < K ? k : 0].v, dv[k] = sources[k < K ? k : 0].dv;
-        for (long i = 0; i < size; i++) a[i] = 0;
 #pragma omp for schedule(static)
-        for (long t = 0; t < tokens; t++) {
-            long l = 0;
-            for (; l + PAIR <= L; l += PAIR) dots<PAIR>(dx, l, v, t * D, D, dot_LK + l * TOGETHER);
-            for (; l < L; l++) dots<1>(dx, l, v, t * D, D, dot_LK + l * TOGETHER);
-            for (l = 0; l < L; l++) {
-                for (long k = 0; k < K; k++) {
-                    const long at = (t + 1) * sources[k].n_key + queries[l].number;
-                    a[l * TOGETHER + k] = sources[k].score[at] - queries[l].lse[t];
-                }
-                for (long k = K; k < TOGETHER; k++) a[l * TOGETHER + k] = 0;
+        for (long t0 = 0; t0 < tokens; t0 += W) {
+            const long rows = tokens - t0 < W ? tokens - t0 : W;
+            V sum[TOGETHER] = {};
+            for (long i = 0; i < rows; i++) {
+                const long at = (t0 + i) * D;
+                long l = 0;
+                for (; l + PAIR <= L; l += PAIR) dots<PAIR>(dx, l, v, at, D, dot_LK + l * TOGETHER * W + i);
+                for (; l < L; l++) dots<1>(dx, l, v, at, D, dot_LK + l * TOGETHER * W + i);
             }
-            for (long i = 0; i < L * TOGETHER; i += W) store(a + i, exp(load(a + i)));
-            F sum[TOGETHER] = {};
-            for (l = 0; l < L; l++) {
-                const F delta = delta_of(queries[l], t, D);
+            for (long l = 0; l < L; l++) {
+                const Query& query = queries[l];
+                for (long i = 0; i < rows; i++) delta_of(query, t0 + i, D);
+                const V lse = column(query.lse + t0, 1, rows), delta = column(query.delta + t0, 1, rows);
                 for (long k = 0; k < K; k++) {
                     const Source& source = sources[k];
-                    const long at = (t + 1) * source.n_key + queries[l].number, i = l * TOGETHER + k;
-                    const F g = a[i] * (dot_LK[i] - delta);
-                    sum[k] += g * source.score[at];
-                    source.product[at] = g * source.r[t];
+                    const long n_key = source.n_key, at = (t0 + 1) * n_key + query.number, own = (l * TOGETHER + k) * W;
+                    const V s = column(source.score + at, n_key, rows), weight = exp(s - lse);
+                    const V g = weight * (load(dot_LK + own) - delta), gr = g * column(source.r + t0, 1, rows);
+                    sum[k] += g * s;
+                    store(a + own, weight);
+                    for (long i = 0; i < rows; i++) source.product[at + i * n_key] = gr[i];
                 }
             }
-            for (long k = 0; k < K; k++) along[k * tokens + t] = sum[k];
-            row_sums(dx, a, L, t * D, dv, K, D);
+            for (long k = 0; k < K; k++)
+                for (long i = 0; i < rows; i++) along[k * tokens + t0 + i] = sum[k][i];
+            for (long i = 0; i < rows; i++) row_sums(dx, a + i, L, (t0 + i) * D, dv, K, D);
         }
         free(a);
         free(dot_LK);
@@ -234,7 +252,7 @@ extern "C" void depth_pull(
                     if (partial) row += load(partial + t * D + d);
                     store(to + d, row);
                 }
-                add_row_sums(dx, a, L, t * D, to, D);
+                add_row_sums(dx, a, 1, L, t * D, to, D);
             }
             const F* h = v + t0 * D;
             F* dh = dv + t0 * D;

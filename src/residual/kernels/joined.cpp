@@ -45,7 +45,7 @@ extern "C" void joined_forward(
                 if (before) row += lane[1] * load(before + t * D + d);
                 store(to + d, row);
             }
-            add_row_sums(v, lane + 2, J, t * D, to, D);
+            add_row_sums(v, lane + 2, 1, J, t * D, to, D);
         }
         free(lane);
     }

@@ -72,7 +72,7 @@ static inline F dot(const F* a, const F* b, long len) {
     for (; d + 4 * W <= len; d += 4 * W)
         UNROLLED for (int i = 0; i < 4; i++) acc[i] += load(a + d + i * W) * load(b + d + i * W);
     for (; d < len; d += W) acc[0] += load(a + d) * load(b + d);
-    return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
+    return folded<VECTOR_BYTES>((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
 
 static inline F square(const F* h, long len) { return dot(h, h, len); }
@@ -83,20 +83,22 @@ static inline F total(const F* h, long len) {
     return sum(acc);
 }
 
-// to += sum_j weight_j row_j, over K vectors from d on.
+// to += sum_j weight_j row_j, over K vectors from d on; weights are `step` apart.
 template <int K>
-static inline void add_rows(const F* const* rows, const F* weight, long n, long offset, F* to) {
+static inline void add_rows(const F* const* rows, const F* weight, long step, long n, long offset, F* to) {
     V acc[K];
     UNROLLED for (int i = 0; i < K; i++) acc[i] = load(to + i * W);
     for (long j = 0; j < n; j++) {
         const F* row = rows[j] + offset;
-        UNROLLED for (int i = 0; i < K; i++) acc[i] += weight[j] * load(row + i * W);
+        UNROLLED for (int i = 0; i < K; i++) acc[i] += weight[j * step] * load(row + i * W);
     }
     UNROLLED for (int i = 0; i < K; i++) store(to + i * W, acc[i]);
 }
 
-static inline void add_row_sums(const F* const* rows, const F* weight, long n, long offset, F* to, long D) {
+static inline void add_row_sums(
+    const F* const* rows, const F* weight, long step, long n, long offset, F* to, long D
+) {
     long d = 0;
-    for (; d + STEP * W <= D; d += STEP * W) add_rows<STEP>(rows, weight, n, offset + d, to + d);
-    for (; d < D; d += W) add_rows<1>(rows, weight, n, offset + d, to + d);
+    for (; d + STEP * W <= D; d += STEP * W) add_rows<STEP>(rows, weight, step, n, offset + d, to + d);
+    for (; d < D; d += W) add_rows<1>(rows, weight, step, n, offset + d, to + d);
 }

@@ -10,7 +10,7 @@ extern "C" void sums_forward(
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long t = 0; t < tokens; t++) {
         memset(x + t * D, 0, D * sizeof(F));
-        add_row_sums(v, weight, J, t * D, x + t * D, D);
+        add_row_sums(v, weight, 1, J, t * D, x + t * D, D);
     }
 }
 
@@ -28,7 +28,7 @@ extern "C" void sums_pull(
             if (direct) memcpy(to, direct + t * D, D * sizeof(F));
             else memset(to, 0, D * sizeof(F));
             for (long l = 0; l < L; l++) own[l] += dot(dx[l] + t * D, v + t * D, D);
-            add_row_sums(dx, weight, L, t * D, to, D);
+            add_row_sums(dx, weight, 1, L, t * D, to, D);
         }
     }
 }
