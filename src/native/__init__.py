@@ -14,8 +14,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,19 +31,26 @@ SOURCES = SHARED.parent
 # Linked to no OpenMP of its own: it finds torch's, and with that its threads.
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-Wno-psabi", f"-I{SHARED}", "-c")
 SECONDS = 120  # for the compiler
+C_ARGUMENTS = {int: ctypes.c_long, float: ctypes.c_double}  # a pointer otherwise
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 LANES_BYTES = 64  # rows are whole vectors of any machine
 
 
+Argument: TypeAlias = "Tensor | array[int] | int | float | None"
+
+
 class Kernels:
-    """The functions of one source; arguments are contiguous tensors (None: a null), then numbers."""
+    """The functions of one source; arguments are contiguous tensors and tables (None: a null), then numbers."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
-    def __call__(self, name: str, *args: Tensor | int | float | None) -> None:
+    def __call__(self, name: str, *args: Argument) -> None:
         """Run the function `name`."""
-        getattr(self.library, name)(*map(_c_value, args))
+        function = getattr(self.library, name)
+        if function.argtypes is None:
+            function.argtypes = [C_ARGUMENTS.get(type(arg), ctypes.c_void_p) for arg in args]
+        function(*[_pointer(arg) if isinstance(arg, Tensor | array) else arg for arg in args])
 
 
 def kernels_for(x: Tensor, source: str, **sizes: int) -> Kernels | None:
@@ -62,9 +71,14 @@ def built_for(dtype: torch.dtype, width: int, source: str, **sizes: int) -> Kern
     return _built(source, C_TYPES[dtype], tuple(sizes.items()))
 
 
-def addresses(tensors: Iterable[Tensor]) -> Tensor:
+def table(numbers: Iterable[int]) -> "array[int]":
+    """Numbers for a kernel to read."""
+    return array("q", numbers)
+
+
+def addresses(tensors: Iterable[Tensor]) -> "array[int]":
     """A table of where contiguous tensors begin."""
-    return torch.tensor([_c_value(x).value for x in tensors], dtype=torch.int64)
+    return table(map(_pointer, tensors))
 
 
 @functools.cache
@@ -103,10 +117,8 @@ def _fingerprint(command: list[str], folder: Path) -> str:
     return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 
-def _c_value(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_double:
-    if value is None:
-        return ctypes.c_void_p(None)
-    if isinstance(value, Tensor):
-        assert value.is_contiguous()  # the kernels know sizes, not strides
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_double(value)
+def _pointer(x: "Tensor | array[int]") -> int:
+    if isinstance(x, array):
+        return x.buffer_info()[0]
+    assert x.is_contiguous()  # the kernels know sizes, not strides
+    return x.data_ptr()

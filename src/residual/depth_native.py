@@ -5,12 +5,13 @@ All tensors are contiguous, on the CPU and of one type; outputs are given. A que
 Shape letters: Q queries of a source, J sources, L queries that met a source, K sources that are pulled together.
 """
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from src.native import Kernels
+from src.native import Kernels, addresses, table
 
 #: Number, dx, x (of the first queries, whose delta is to be made), lse, delta.
 Left = tuple[Sequence[int], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
@@ -36,13 +37,13 @@ def mixtures(
     """Consecutive queries' mixtures, the first's from `query` on, which `before` and its log-sum-exp may open."""
     assert {v_BTD.dtype for v_BTD in values} == {lse.dtype}  # the kernels know one type
     tables = (
-        _table(map(_address, values)),
-        _table(_address(score, query) for score in score_BTQ),
-        _table(score.shape[-1] for score in score_BTQ),
+        addresses(values),
+        table(_address(score, query) for score in score_BTQ),
+        table(score.shape[-1] for score in score_BTQ),
     )
     tokens, D = x_BTD[0].shape[:-1].numel(), x_BTD[0].shape[-1]
     sizes = (tokens, D, len(values), len(x_BTD), torch.get_num_threads())
-    kernels("depth_mixtures", *tables, *before, _table(map(_address, x_BTD)), lse, *sizes)
+    kernels("depth_mixtures", *tables, *before, addresses(x_BTD), lse, *sizes)
 
 
 def joined(
@@ -57,9 +58,9 @@ def joined(
     """A query's mixture of sources (v, score) and of a running sum (p, y, key): to p + y, x, lse, [s, r]."""
     values, score_BTQ = sources
     tables = (
-        _table(map(_address, values)),
-        _table(_address(score, query) for score in score_BTQ),
-        _table(score.shape[-1] for score in score_BTQ),
+        addresses(values),
+        table(_address(score, query) for score in score_BTQ),
+        table(score.shape[-1] for score in score_BTQ),
     )
     x_BTD = out[1]
     assert x_BTD is not None  # the one that is always made
@@ -107,12 +108,12 @@ def pull(
     torch.sum(part_Q, 0, out=dbias_Q)
 
 
-def _sources(members: tuple[Sequence[Tensor], ...]) -> Tensor:
+def _sources(members: tuple[Sequence[Tensor], ...]) -> "array[int]":
     rows = zip(*members, strict=True)
-    return _table(n for row in rows for n in (*map(_address, row), row[1].shape[-1]))
+    return table(n for row in rows for n in (*map(_address, row), row[1].shape[-1]))
 
 
-def _queries(left: Left) -> Tensor:
+def _queries(left: Left) -> "array[int]":
     numbers, dx_BTD, x_BTD, lse_BT, delta_BT = left
     known = [0] * (len(numbers) - len(x_BTD))
     parts = (
@@ -122,14 +123,11 @@ def _queries(left: Left) -> Tensor:
         map(_address, delta_BT),
         numbers,
     )
-    return _table(n for row in zip(*parts, strict=True) for n in row)
-
-
-def _table(numbers: Iterable[int]) -> Tensor:
-    return torch.tensor([*numbers], dtype=torch.int64)
+    return table(n for row in zip(*parts, strict=True) for n in row)
 
 
 def _address(x: Tensor, column: int = 0) -> int:
     """Of the first row's element in a column, which may count from the last."""
     assert x.is_contiguous()  # the kernels know sizes, not strides
-    return x.data_ptr() + column % x.shape[-1] * x.element_size()
+    begin = x.data_ptr()
+    return begin + column % x.shape[-1] * x.element_size() if column else begin
