@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import StreamAndSources, attend, emit, open_sources
+from src.residual.depth_attention import StreamAndSources, attend, emit, open_native
 
 
 class StreamBlockAttention(ResidualStrategy[StreamAndSources]):
@@ -38,7 +38,8 @@ class StreamBlockAttention(ResidualStrategy[StreamAndSources]):
         self.query_QD = nn.Parameter(torch.zeros(len(self.opens_group) + 1, spec.n_embd))
 
     def begin(self, x0_BTD: Tensor) -> StreamAndSources:
-        return StreamAndSources(x0_BTD, open_sources(x0_BTD, self.query_QD, self.eps))
+        sources = open_native(x0_BTD, self.query_QD, self.eps)
+        return StreamAndSources(sources.v_BTD[0], sources)
 
     def read(self, state: StreamAndSources, site: Site) -> tuple[Tensor, StreamAndSources]:
         if site.index in self.opens_group:

@@ -9,9 +9,9 @@ A query does not depend on activations, so a block of queries reads all sources 
 of them and its log-sum-exp, to which it later adds the sources since. The backward mirrors that. A query does nothing
 there but leave dx_l, and autograd runs a source's backward after those of all its queries: the first of a group of
 sources that meets as many queries as a block has pulls for the rest of the group what all queries have left, and these
-what was left since. Where sources are
-bfloat16, so are what a group is left, and dx after its first reading. Kept are the sources, once, scores, and what a
-query returns, which the sublayer that is given it keeps as well. `depth_attention.py` has the plain form.
+what was left since. Where sources are bfloat16, so are what a group is left, and dx after its first reading. Kept are
+the sources, once, scores, and what a query returns, which the sublayer that is given it keeps as well.
+`depth_attention.py` has the plain form.
 
 Hidden states that move for a token, in bfloat16 (float32 counts double), at 48 sublayers with bfloat16 outputs:
     forward   615: scores 52; blocks read 135, write 80; queries read 192 and 70 of a block, write 86

@@ -44,19 +44,14 @@ class StreamAndSources(NamedTuple):
     sources: Sources
 
 
-def open_sources(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
-    """The embedding as the first source."""
-    return append(Sources((), (), key_QD), x0_BTD, 0, eps)
-
-
 def open_pulled(x0_BTD: Tensor, key_QD: Tensor, eps: float) -> Sources:
-    """`open_sources` for those that only `append` to them and `attend` over them: by kernels where those serve."""
+    """The embedding as the first source, for those that only `append` and `attend`: by kernels where those serve."""
     blocks = Blocks(new_forward()) if blocks_serve(x0_BTD) else None
     return append(Sources((), (), key_QD, blocks), x0_BTD, 0, eps)
 
 
 def open_native(x0_BTD: Tensor, key_QD: Tensor, eps: float, bias_QJ: Tensor | None = None) -> Sources:
-    """`open_pulled` for those that `attend_and_add` too or have biases: the plain form for a compiler and on a GPU."""
+    """`open_pulled` for few queries, for biases, and to `attend_and_add`: a compiler and a GPU have the plain form."""
     eager = not torch.compiler.is_compiling() and type(x0_BTD) is Tensor
     blocks = Blocks(new_forward()) if eager and native_serves(x0_BTD) else None
     return append(Sources((), (), key_QD, blocks, bias_QJ=bias_QJ), x0_BTD, 0, eps)

@@ -11,6 +11,7 @@ from src import native
 from src.models.gpt import GPT
 from src.residual import depth_check, depth_sums
 from src.residual.attnres_block import BlockAttentionResiduals
+from src.residual.attnres_stream_block import StreamBlockAttention
 from src.residual.base import ResidualStrategy
 from src.residual.denseformer import DenseFormer
 from src.residual.tdar import TDAR
@@ -21,14 +22,16 @@ D = 32
 MADE: dict[str, Callable[[int, int], ResidualStrategy[Any]]] = {
     "attnres_block of 2": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=n, eps=1e-5),
     "attnres_block of 3": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=4, eps=1e-5),
+    "attnres_block of 10": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=2, eps=1e-5),
     "attnres_block of all": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=1, eps=1e-5),
     "attnres_block of 1": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=2 * n, eps=1e-5),
+    "attnres_stream_block": lambda n, d: StreamBlockAttention(stream_spec(n, d), group_layers=2, eps=1e-5),
     "tdar": lambda n, d: TDAR(stream_spec(n, d), query_std=0.02, newest_bias=1.0, eps=1e-5, lr_scale=1.0),
     "denseformer": lambda n, d: DenseFormer(stream_spec(n, d), dilation=1, period=1),
     "denseformer 2x1": lambda n, d: DenseFormer(stream_spec(n, d), dilation=2, period=1),
     "denseformer 1x2": lambda n, d: DenseFormer(stream_spec(n, d), dilation=1, period=2),
 }
-SHIPPED = ("attnres_block", "tdar", "denseformer")
+SHIPPED = ("attnres_block", "attnres_stream_block", "tdar", "denseformer")
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +62,8 @@ def random(*shape: int, seed: int) -> Tensor:
 def test_values_and_gradients_are_the_plain_forms(
     name: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, strategy = stream_spec(6, D), jittered(MADE[name](6, D)).to(dtype)
+    n_layer = 10 if name == "attnres_block of 10" else 6  # more than a block of queries before the next source
+    spec, strategy = stream_spec(n_layer, D), jittered(MADE[name](n_layer, D)).to(dtype)
     weights = [(random(D, D, seed=i) / D**0.5).to(dtype).requires_grad_() for i in range(spec.n_site)]
 
     def value_and_gradients() -> list[Tensor]:
