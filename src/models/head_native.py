@@ -1,6 +1,6 @@
 """The head and its loss on a CPU by a kernel in C++: a tile of the vocabulary at a time, while it is in the cache.
 
-    forward   l = W_tile x^T;  e = exp(l - top), kept;  sum += e, as tops rise;  loss = top + log(sum) - l_target
+    forward   l = W_tile x^T;  e = exp(l - top), kept, as tops rise;  loss = log(sum) + (top - l_target) over all tiles
     backward  g = (softmax(l) - onehot(target)) / N, from e;  dW_tile += g x;  dx += g^T W_tile
 
 Its products are torch's own of small blocks (`at::native::cpublas::brgemm`, by oneDNN), which keep the speed that a
@@ -102,9 +102,8 @@ def _losses(
     dx_ND = torch.empty_like(x_ND, dtype=kind) if needs_x else None
     dw_VD = torch.empty_like(w_VD, dtype=kind) if needs_w else None
     wide = min(ROWS, -(-N // 16) * 16)
-    keeps = needs_x or needs_w
-    kept_VR = x_ND.new_empty(V, wide) if keeps else None
-    tops_KR = loss_N.new_empty(-(-V // TILE), wide) if keeps else None
+    kept_VR = x_ND.new_empty(V, wide) if needs_x or needs_w else None
+    tops_2KR = loss_N.new_empty(2, -(-V // TILE), wide)
     tensors = (
         x_ND.contiguous(),
         w_VD.contiguous(),
@@ -113,7 +112,7 @@ def _losses(
         dx_ND,
         dw_VD,
         kept_VR,
-        tops_KR,
+        tops_2KR,
     )
     kernels(name, *products, *tensors, N, D, V, ROWS, torch.get_num_threads())
     return loss_N, dx_ND, dw_VD

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.models import head_native
+from src.models import head_native, loss
 from src.models.head_native import ROWS, TILE, head_for
 from src.models.loss import linear_cross_entropy, token_losses
 from src.native import built_for
@@ -117,6 +117,28 @@ def test_extreme_logits_stay_finite_and_bad_ones_are_seen() -> None:
         losses = token_losses(broken, w, target)
         assert losses[3].isnan()
         assert losses[torch.arange(40) != 3].isfinite().all()
+
+
+def test_what_cancels_over_a_large_vocabulary_is_as_exact_as_in_the_plain_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needs(torch.float32)
+    x, w, target = inputs(64, 50_000, torch.float32)
+    alike = (1 + 0.01 * w.detach()).requires_grad_()  # as in a trained head: what all words share cancels in dx
+
+    def found() -> list[Tensor]:
+        return [
+            token_losses(x, alike, target),
+            *torch.autograd.grad(linear_cross_entropy(x, alike, target), (x, alike)),
+        ]
+
+    exact = plain(x.detach().double().requires_grad_(), alike.detach().double().requires_grad_(), target)
+    ours = [off(one, true) for one, true in zip(found(), exact, strict=True)]
+    monkeypatch.setattr(loss, "head_for", lambda *_: None)
+    plainly = [off(one, true) for one, true in zip(found(), exact, strict=True)]
+    print(ours, plainly)
+    for one, other in zip(ours, plainly, strict=True):
+        assert one < 3 * other
 
 
 @pytest.mark.parametrize("target", [-1, 70])

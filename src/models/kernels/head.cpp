@@ -15,6 +15,7 @@
 typedef uint16_t Half;  // bfloat16
 typedef Half Halves __attribute__((vector_size(2 * W), aligned(2), may_alias));
 constexpr long TILE = 64;
+constexpr long GROUP = 16;  // tiles whose part of dx is summed by itself, since rounding follows the terms of a sum
 constexpr int BLOCK = 4;  // vectors of rows whose softmax is in registers
 
 // torch's c (+)= a b of small blocks, by oneDNN; of bfloat16, two rows of b lie next to each other. A thread that has
@@ -104,17 +105,16 @@ static void transposed(const Half* x, long C, long D, long wide, Half* out) {  /
     for (long d = 0; d < D / 2; d++) std::fill(pairs + d * wide + C, pairs + (d + 1) * wide, 0u);
 }
 
-// exp(logit - top) of n tokens for B vectors of rows, where top is the largest logit so far; sum follows it.
+// exp(logit - top) of n tokens for B vectors of rows, where top is the largest logit so far, and their sum.
 template <int B, bool KEEP, class X>
 static void exponentials(const F* logit, long n, long row, F* top, F* sum, X* kept) {
-    V high[B], total[B];
+    V high[B], total[B] = {};
     UNROLLED for (int b = 0; b < B; b++) high[b] = load(top + b * W);
     for (long v = 0; v < n; v++)
         UNROLLED for (int b = 0; b < B; b++) {
             const V l = load(logit + v * row + b * W);
             high[b] = l > high[b] ? l : high[b];
         }
-    UNROLLED for (int b = 0; b < B; b++) total[b] = load(sum + b * W) * exp(load(top + b * W) - high[b]);
     for (long v = 0; v < n; v++)
         UNROLLED for (int b = 0; b < B; b++) {
             const V e = exp(load(logit + v * row + b * W) - high[b]);
@@ -136,38 +136,42 @@ struct Chunk {
     bool half() const { return !std::is_same<X, F>::value; }
     long even(long n) const { return half() ? n + n % 2 : n; }  // products of pairs
 
-    // Tiles [begin, end): exponentials, to be kept or not, and the tops they were measured from; each row's top, sum
-    // and target's logit.
+    // Tiles [begin, end): exponentials, to be kept or not, their sums and the tops they were measured from; the logits of
+    // targets.
     template <bool KEEP>
-    void forward(long begin, long end, F* logit, X* kept, F* tops, F* top, F* sum, F* of_target) const {
-        std::fill(top, top + wide, std::numeric_limits<F>::lowest());
-        std::fill(sum, sum + wide, F(0));
+    void forward(long begin, long end, F* logit, X* kept, F* tops, F* sums, F* of_target) const {
         for (long k = begin; k < end; k++) {
             const long first = k * TILE, n = std::min(TILE, vocabulary - first);
             product(n, wide, D, D, wide, wide, false, w + first * D, x_turned, logit, half());
             for (long r = 0; r < C; r++)
                 if (target[r] >= first && target[r] < first + n) of_target[r] = logit[(target[r] - first) * wide + r];
             X* e = kept + first * wide;
+            F *top = tops + k * wide, *sum = sums + k * wide;
+            if (k > begin) std::copy(top - wide, top, top);
+            else std::fill(top, top + wide, std::numeric_limits<F>::lowest());
             long r = 0;
             for (; r + BLOCK * W <= wide; r += BLOCK * W)
                 exponentials<BLOCK, KEEP>(logit + r, n, wide, top + r, sum + r, e + r);
             for (; r < wide; r += W) exponentials<1, KEEP>(logit + r, n, wide, top + r, sum + r, e + r);
-            if (KEEP) std::copy(top, top + wide, tops + k * wide);
         }
         release(half());
     }
 
-    // dW of tiles [begin, end), added to what is there, and their part of dx; scale times the sum of the rows' losses.
+    // dW of tiles [begin, end), added to what is there, and their part of dx, of scale times the sum of the rows' losses,
+    // whose top and sum over the vocabulary are high and total.
     void backward(
-        long begin, long end, const X* kept, const F* tops, const F* log_sum, F scale, F* dw, bool add, F* dx
+        long begin, long end, const X* kept, const F* tops, const F* high, const F* total, F scale, F* dw, bool add,
+        F* dx
     ) const {
         Buffer<F> factor(wide);
+        Buffer<F> part(dx ? C * D : 0);
         Buffer<X> g(TILE * wide), g_turned(wide * TILE), w_pairs(half() ? TILE * D : 0);
         for (long k = begin; k < end; k++) {
             const long first = k * TILE, n = std::min(TILE, vocabulary - first);
             const X* e = kept + first * wide;
             const F* top = tops + k * wide;
-            for (long r = 0; r < wide; r += W) store(factor.at + r, exp(load(top + r) - load(log_sum + r)) * scale);
+            for (long r = 0; r < wide; r += W)
+                store(factor.at + r, exp(load(top + r) - load(high + r)) / load(total + r) * scale);
             for (long r = C; r < wide; r++) factor.at[r] = 0;
             for (long v = 0; v < n; v += W)
                 for (long r = 0; r < wide; r += W) {
@@ -189,11 +193,33 @@ struct Chunk {
             if (!dx) continue;
             paired(w + first * D, n, D, w_pairs.at);
             const X* right = half() ? w_pairs.at : w + first * D;
-            product(C, D, even(n), TILE, D, D, k > begin, g_turned.at, right, dx, half());
+            const long of_group = (k - begin) % GROUP;
+            product(C, D, even(n), TILE, D, D, of_group > 0, g_turned.at, right, part.at, half());
+            if (of_group == GROUP - 1 || k + 1 == end)
+                for (long i = 0; i < C * D; i += W)
+                    store(dx + i, (k < begin + GROUP ? V{} : load(dx + i)) + load(part.at + i));
         }
         release(half());
     }
 };
+
+// Each row's top and its sum of exponentials, from those of tiles: by the factors that the backward has, or
+// probabilities do not sum to 1, and with what rounding takes from so long a sum (Kahan).
+static void in_all(const F* tops, const F* sums, long tiles, long wide, F* high, F* total) {
+    for (long r = 0; r < wide; r += W) {
+        V top = load(tops + r), sum = {}, lost = {};
+        for (long k = 1; k < tiles; k++) {
+            const V other = load(tops + k * wide + r);
+            top = other > top ? other : top;
+        }
+        for (long k = 0; k < tiles; k++) {
+            const V more = exp(load(tops + k * wide + r) - top) * load(sums + k * wide + r) - lost, after = sum + more;
+            lost = (after - sum) - more;
+            sum = after;
+        }
+        store(high + r, top), store(total + r, sum);
+    }
+}
 
 template <class X>
 static void head(
@@ -205,8 +231,8 @@ static void head(
     const long tiles = (V + TILE - 1) / TILE, most = (std::min(R, N) + W - 1) / W * W;
     threads = std::min(threads, tiles);
     Buffer<X> x_turned(D * most), x_pairs(HALF ? (most + 1) * D : 0);
-    Buffer<F> top(threads * most), sum(threads * most), logits(threads * TILE * most);
-    Buffer<F> of_target(most), log_sum(most), part(threads > 1 ? threads * most * D : 0);
+    F* sums = tops + tiles * most;
+    Buffer<F> logits(threads * TILE * most), of_target(most), high(most), total(most), part(threads > 1 ? threads * most * D : 0);
     for (long at = 0; at < N; at += R) {
         const long C = std::min(R, N - at), wide = (C + W - 1) / W * W;
         transposed(x + at * D, C, D, wide, x_turned.at);
@@ -216,24 +242,20 @@ static void head(
         std::fill(of_target.at, of_target.at + most, std::numeric_limits<F>::quiet_NaN());
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
         for (long t = 0; t < threads; t++) {
-            F *high = top.at + t * most, *total = sum.at + t * most, *logit = logits.at + t * TILE * most;
+            F* logit = logits.at + t * TILE * most;
             const long begin = tiles * t / threads, end = tiles * (t + 1) / threads;
-            if (gradient) chunk.template forward<true>(begin, end, logit, kept, tops, high, total, of_target.at);
-            else chunk.template forward<false>(begin, end, logit, kept, tops, high, total, of_target.at);
+            if (gradient) chunk.template forward<true>(begin, end, logit, kept, tops, sums, of_target.at);
+            else chunk.template forward<false>(begin, end, logit, kept, tops, sums, of_target.at);
         }
-        for (long r = 0; r < wide; r++) {
-            F high = top.at[r], total = 0;
-            for (long t = 1; t < threads; t++) high = std::max(high, top.at[t * most + r]);
-            for (long t = 0; t < threads; t++) total += sum.at[t * most + r] * std::exp(top.at[t * most + r] - high);
-            log_sum.at[r] = high + std::log(total);
-            if (r < C) loss[at + r] = log_sum.at[r] - of_target.at[r];
-        }
+        in_all(tops, sums, tiles, wide, high.at, total.at);
+        for (long r = 0; r < C; r++)  // exact where they cancel
+            loss[at + r] = std::log(total.at[r]) + (high.at[r] - of_target.at[r]);
         if (!gradient) continue;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
         for (long t = 0; t < threads; t++) {
             F* mine = !dx ? nullptr : threads == 1 ? dx + at * D : part.at + t * most * D;
             const long begin = tiles * t / threads, end = tiles * (t + 1) / threads;
-            chunk.backward(begin, end, kept, tops, log_sum.at, F(1) / N, dw, at > 0, mine);
+            chunk.backward(begin, end, kept, tops, high.at, total.at, F(1) / N, dw, at > 0, mine);
         }
         if (dx && threads > 1)
             for (long i = 0; i < C * D; i++) {
@@ -276,8 +298,8 @@ extern "C" {
 void head_try_same(Product<F> product, Release release, F* out) { attempt<F>(product, release, 1, out); }
 void head_try_half(Product<Half> product, Release release, F* out) { attempt<Half>(product, release, 0x3f80, out); }
 
-// Losses [N]; unless they are null, dx [N, D] and dw [V, D] of their mean. Gradients want room: kept [V, R], tops
-// [ceil(V / 64), R], where R is a multiple of 16.
+// Losses [N]; unless they are null, dx [N, D] and dw [V, D] of their mean. Room: tops [2, ceil(V / 64), R] and, for
+// gradients, kept [V, R], where R is a multiple of 16.
 void head_same(
     Product<F> product, Release release, const F* x, const F* w, const int64_t* target, F* loss, F* dx, F* dw,
     F* kept, F* tops, long N, long D, long V, long R, long threads
