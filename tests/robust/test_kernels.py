@@ -19,7 +19,7 @@ RUN = (
     "trainer.stream_pictures=false",
 )
 #: Nats, of losses that fall from 10.8 to 7: float32's rounding, and what AdamW has made of it after 200 steps. Found:
-#: 8e-5 in vanilla (the head), 5e-6 in attnres, 1e-6 in mhc, 2e-4 in delta_attnres. In hyperconn 1e-6 until step 85,
+#: 1e-5 in vanilla (the head), 5e-6 in attnres, 1e-6 in mhc, 2e-4 in delta_attnres. In hyperconn 1e-6 until step 85,
 #: then 7e-4: in steps 86 and 99 the gradient is 17 and 7 times its neighbours, its error against float64's 60 and 10
 #: times, by kernels and plainly alike.
 EARLY_STEPS, EARLY, LATE = 50, 1e-5, 5e-3
