@@ -158,3 +158,15 @@ def test_a_compiler_is_given_the_plain_form(name: str) -> None:
     compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False, backend=tell)
     assert_close([gpt.hidden(tokens())], [compiled(tokens())], 1e-10)
     assert not any("reslab" in kind for kind in kinds)
+
+
+def test_what_a_query_left_in_one_backward_is_not_pulled_in_the_next() -> None:
+    x0, v1 = (random(1, 2, D, seed=i).requires_grad_() for i in (1, 2))
+    weight_JQ = random(2, 2, seed=3)
+    state = depth_sums.one_more(depth_sums.open_weighed(x0, weight_JQ), v1)
+    one, two = (depth_sums.weighed_sum(state, query, range(2)) for query in range(2))
+    torch.autograd.grad(
+        two.sum(), state.v_BTD, retain_graph=True, allow_unused=True
+    )  # no source's backward runs
+    (dx0,) = torch.autograd.grad(one.sum(), x0)
+    assert torch.allclose(dx0, weight_JQ[0, 0].expand_as(dx0))

@@ -4,7 +4,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -201,3 +201,10 @@ def test_words_go_around_torch_and_all_else_through_it() -> None:
     assert "scale" not in module.__dict__
     module.gpt = None
     assert not list(module.parameters())
+
+
+def test_a_closure_is_called_before_the_step() -> None:
+    done: list[str] = []
+    optimizer = SimpleNamespace(step=lambda: done.append("step"))
+    precision("32-true", "cpu").optimizer_step(optimizer, L.LightningModule(), lambda: done.append("closure"))
+    assert done == ["closure", "step"]
