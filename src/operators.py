@@ -1,6 +1,7 @@
 """Functions as operators of torch, which a compiler calls and does not look into.
 
-They have no gradient of their own: autograd functions call them.
+They have no gradient of their own, autograd functions call them, unless one is given with `differentiable`. A leaf:
+any room may import it.
 """
 
 from collections.abc import Callable
@@ -27,3 +28,18 @@ def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable
     torch.library.register_fake(f"reslab::{name}", fake, lib=_LIBRARY)
     found: Callable[..., Any] = getattr(torch.ops.reslab, name).default
     return found
+
+
+def differentiable(
+    operator: Callable[..., Any], kept: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """An operator with its gradient, as `torch.library.register_autograd` wants it.
+
+    Args:
+        operator: as `operator` made it.
+        kept: (ctx, inputs, output), saves what the gradient needs.
+        backward: (ctx, a gradient an output), gives a gradient an input.
+    """
+    name = operator.name()  # type: ignore[attr-defined]  # an overload's
+    torch.library.register_autograd(name, backward, setup_context=kept, lib=_LIBRARY)
+    return operator

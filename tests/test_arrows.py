@@ -9,11 +9,13 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = {f"src.{room}.base" for room in ("residual", "norm", "embedding", "recurrence")}
 LEAVES = {
     "src.artefacts",
+    "src.cpu_products",
     "src.gpu_kernels",
     "src.lock",
     "src.machine_code",
     "src.mistakes",
     "src.native",
+    "src.operators",
     "src.signals",
     "src.typed",
 }
@@ -22,11 +24,13 @@ PLUMBING = {"src.launch", "src.overrides", "src.ranks"}
 #: What each room may import of src, besides itself and the leaves.
 ALLOWED: dict[str, set[str]] = {
     "artefacts": set(),
+    "cpu_products": set(),
     "gpu_kernels": set(),
     "lock": set(),
     "machine_code": set(),
     "mistakes": set(),
     "native": set(),
+    "operators": set(),
     "signals": set(),
     "typed": set(),
     "overrides": set(),

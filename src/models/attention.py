@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.models.config import GPTConfig
+from src.models.cpu_attention import attention, serves
 from src.models.rotary import rotated
 from src.residual.base import QKV
 
@@ -39,9 +40,11 @@ class CausalSelfAttention(nn.Module):
             q_BHTK, k_BHTK, v_BHTK = tap(q_BHTK, k_BHTK, v_BHTK)
         if self.rotates:
             q_BHTK, k_BHTK = rotated(q_BHTK), rotated(k_BHTK)
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BHTK, v_BHTK, dropout_p=self.dropout if self.training else 0.0, is_causal=True
-        )
+        dropout = self.dropout if self.training else 0.0
+        if serves(q_BHTK, k_BHTK, v_BHTK, dropout):
+            y_BHTK = attention(q_BHTK, k_BHTK, v_BHTK)
+        else:
+            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True)
         B, H, T, K = y_BHTK.shape
         y_BTD: Tensor = self.resid_dropout(self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * K)))
         return y_BTD

@@ -28,13 +28,14 @@ PLACE = (
     "trainer.strategy",
     "trainer.threads",
     "trainer.compile",
+    "trainer.onednn",
     "trainer.log_every_steps",
     "trainer.val_every_steps",
     "trainer.checkpoint_every_steps",
     "trainer.stream_pictures",
 )
 #: What must be equal for speeds, times and memory to compare.
-SPEED = ("device", "world_size", "threads", "precision", "compile")
+SPEED = ("device", "world_size", "threads", "precision", "compile", "onednn")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from src.native import Kernels, built_for
+from src.operators import operator
 from src.residual import depth_native
-from src.residual.operators import operator
 
 
 def _blocks_scores(v_BTD: Tensor, key_QD: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ Shape letters: N streams, M = N + 1 columns of A, C = N + 2 columns of W, P prog
 import torch
 from torch import Tensor
 
-from src.residual.operators import operator
+from src.operators import operator
 from src.residual.replayed_read import Kernels, registered
 from src.residual.stream_operators import (
     BACKWARD,

@@ -13,7 +13,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from src.residual.operators import operator
+from src.operators import operator
 from src.residual.replayed_read import Kernels, registered
 from src.residual.stream_operators import (
     BACKWARD,

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from src.cpu_products import for_now, serves
+
 #: Dense bf16 FLOP/s by a word in the device's name, from the makers' data sheets (SXM where there are several).
 BF16_PEAKS = {
     "B200": 2250e12,
@@ -41,7 +43,9 @@ def ceiling_of(device: str, *, bf16: bool) -> Ceiling:
     dtype = torch.bfloat16 if bf16 else torch.float32
     words = f"a large {str(dtype).removeprefix('torch.')} matrix product's speed"
     if device == "cpu":
-        return Ceiling(None, matmul_speed(device, dtype), words + " in CPU time", copy_speed(device))
+        with for_now(serves("auto")):
+            product = matmul_speed(device, dtype)
+        return Ceiling(None, product, words + " in CPU time", copy_speed(device))
     peak = published_peak(torch.cuda.get_device_name()) if bf16 else None
     return Ceiling(peak, matmul_speed(device, dtype), words, copy_speed(device))
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from src.launch import Job
 from src.mistakes import UserError
 from src.overrides import explain
+from src.tasks.host import choose_products
 from src.tasks.settings import Settings, read_settings, root_cause
 from src.tasks.steps import Step, optimizer_step
+from src.tasks.stopwatch import Lap, no_lap
 from src.tasks.train import build_gpt
 
 #: What one configuration of a bench cannot say: it is the invocation's.
@@ -113,13 +115,18 @@ def device_of(settings: Settings) -> str:
 def entrant(settings: Settings) -> Entrant:
     """A configuration's model and its optimizer step; later visits have begun, schedules stand at their start."""
     gpt = build_gpt(settings).to(device_of(settings))
-    step, optimizer = optimizer_step(
+    taken, optimizer = optimizer_step(
         gpt,
         settings.optimizer,
         bf16=settings.trainer.precision == "bf16-mixed",
         compiled=settings.trainer.compile,
         n_micro=1,
     )
+
+    def step(x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor:
+        choose_products(settings.trainer)  # another's may be others
+        return taken(x, y, lap)
+
     return Entrant(
         step,
         int(settings.config["data"]["micro_batch_size"]),

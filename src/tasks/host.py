@@ -5,6 +5,7 @@ import platform
 
 import torch
 
+from src.cpu_products import by_onednn
 from src.tasks.machine import TrainerSettings
 
 # glibc's <malloc.h>
@@ -16,9 +17,16 @@ TOP_PAD = 64 * 2**20
 def prepare_process(trainer: TrainerSettings) -> None:
     """For training, scoring and timing alike, before anything is built."""
     torch.set_num_threads(trainer.threads)
+    choose_products(trainer)
+    keep_freed_memory()
+
+
+def choose_products(trainer: TrainerSettings) -> None:
+    """How this process makes its float32 products; contestants of a bench may differ in it."""
     if trainer.accelerator == "gpu":
         torch.set_float32_matmul_precision("high")
-    keep_freed_memory()
+    else:
+        by_onednn(trainer.onednn)
 
 
 def keep_freed_memory() -> bool:

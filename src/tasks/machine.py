@@ -24,6 +24,7 @@ class TrainerKeys:
     precision: str
     compile: bool | str
     threads: int | str
+    onednn: bool | str = False
 
     def __post_init__(self) -> None:
         max_seconds(self.max_time)
@@ -40,8 +41,9 @@ class TrainerKeys:
                 raise ValueError(f"trainer.{key} must be auto or at least 1, got {value!r}")
             if value != "auto" and int(value) > MOST_THREADS:
                 raise ValueError(f"trainer.{key} must be at most {MOST_THREADS}, got {value}")
-        if self.compile not in (True, False, "auto"):
-            raise ValueError(f"trainer.compile must be auto, true or false, got {self.compile!r}")
+        for key in ("compile", "onednn"):
+            if getattr(self, key) not in (True, False, "auto"):
+                raise ValueError(f"trainer.{key} must be auto, true or false, got {getattr(self, key)!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,7 @@ class TrainerSettings:
     precision: str
     compile: bool
     threads: int
+    onednn: bool
 
 
 def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
@@ -69,6 +72,8 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
         ValueError: more devices than there are, or a precision that the device lacks.
     """
     import torch
+
+    from src.cpu_products import serves
 
     n_gpu = torch.cuda.device_count()
     accelerator = keys.accelerator
@@ -96,6 +101,7 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
         precision,
         on_gpu if keys.compile == "auto" else bool(keys.compile),
         default_threads(devices) if keys.threads == "auto" else int(keys.threads),
+        not on_gpu and serves(keys.onednn),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.mistakes import UserError, one_line
 from src.tasks.contestants import Entrant, device_of, split_name, state_tensors
+from src.tasks.host import choose_products
 from src.tasks.settings import Settings
 from src.tasks.steps import StepSpec, optimizer_step
 from src.tasks.stopwatch import Lap, no_lap
@@ -54,6 +55,7 @@ class PeerEntry:
         model, theirs, *optimizer = self.function(sizes_of(self.settings))
 
         def step(x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor:
+            choose_products(self.settings.trainer)
             loss: Tensor = theirs(x, y)
             return loss
 

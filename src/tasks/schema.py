@@ -43,13 +43,21 @@ OTHERS_CLASSES = (
 
 
 def read_section(name: str, section: DictConfig, schema: type[T], beside: Sequence[str] = ()) -> T:
-    """A section as an instance of a dataclass, every key checked for name and type but those `beside` it."""
-    fields = {f.name: f.type for f in dataclasses.fields(schema)}  # type: ignore[arg-type]  # schema is a dataclass
-    return schema(**_checked(name, section, fields, beside))
+    """A section as an instance of a dataclass, every key checked for name and type but those `beside` it.
+
+    A field with a default may be missing: runs of before there was such a key have none.
+    """
+    known = dataclasses.fields(schema)  # type: ignore[arg-type]  # schema is a dataclass
+    younger = [f.name for f in known if f.default is not dataclasses.MISSING]
+    return schema(**_checked(name, section, {f.name: f.type for f in known}, beside, younger))
 
 
 def _checked(
-    name: str, section: DictConfig, fields: Mapping[str, Any], beside: Sequence[str] = ()
+    name: str,
+    section: DictConfig,
+    fields: Mapping[str, Any],
+    beside: Sequence[str] = (),
+    younger: Sequence[str] = (),
 ) -> dict[str, Any]:
     if not isinstance(section, DictConfig):
         raise ValueError(f"{name} must be a section of keys, got {section!r}")
@@ -62,7 +70,7 @@ def _checked(
         value = section[key]
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         values[key] = typed(f"{name}.{key}", plain, fields[key])
-    missing = [key for key in fields if key not in values]
+    missing = [key for key in fields if key not in values and key not in younger]
     if missing:
         raise ValueError(f"{name}.{missing[0]} is missing; give {name}.{missing[0]}=<value>")
     return values
