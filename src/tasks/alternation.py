@@ -1,4 +1,4 @@
-"""Steps timed in turns: in one process, in an order shuffled every round.
+"""Steps timed in turns: in one process, built in a shuffled order and stepped in one shuffled every round.
 
 A ratio is the median of the rounds' own ratios of time a token, with their quartiles. On a CPU the clock is the
 process's CPU time, which neighbours disturb least; on a GPU the wall's, once all work is done. A first step is
@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds a step by round, the rounds' ratios to the baseline's time a token, and what a step is."""
+    """Seconds a step by round, the rounds' ratios to the baseline's time a token, and what a step is.
+
+    Rounds are in the order of the models that were built, `builds` of them, each for as many rounds.
+    """
 
     seconds: list[float]
     ratios: list[float]
@@ -44,6 +47,7 @@ class Timing:
     state_bytes: int  # weights and optimizer
     step_bytes: int  # a step's memory over what it finds
     parts: dict[str, float]  # median seconds of each part
+    builds: int = 1
 
     def quartiles(self) -> tuple[float, float, float]:
         """Of the ratios: lower, median, upper."""
@@ -51,6 +55,15 @@ class Timing:
             return (self.ratios[0],) * 3
         low, middle, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
         return low, middle, high
+
+    def joined(self, later: "Timing") -> "Timing":
+        """With the rounds of the same model built once more; what does not depend on them is the first one's."""
+        return dataclasses.replace(
+            self,
+            seconds=self.seconds + later.seconds,
+            ratios=self.ratios + later.ratios,
+            builds=self.builds + later.builds,
+        )
 
     @property
     def step_seconds(self) -> float:
@@ -68,9 +81,10 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time one step of each in turn, `rounds` times after two that are not counted; the first is the baseline."""
     watch = Stopwatch(device)
-    entrants = {name: build() for name, build in builders.items()}
     generator = torch.Generator().manual_seed(seed)
     order = random.Random(seed)
+    built = {name: builders[name]() for name in order.sample(list(builders), len(builders))}
+    entrants = {name: built[name] for name in builders}
     batches = [batches_for(entrants, generator, device) for _ in range(rounds + 2)]
     first, memory = {}, {}
     for name, one in entrants.items():

@@ -1,10 +1,12 @@
 """Bars: a figure that a suite of benches has to reach, what was measured, and whether it did.
 
-A ratio of times is the median of the rounds' own quotients with the 95 % interval of that median (bootstrap), and a
-bar is met where the interval's worse end reaches it. Memory is state and step together (`src.tasks.alternation`).
+A ratio of times is the median of the rounds' own quotients with the 95 % interval of that median (bootstrap, of builds
+and then of their rounds: a model keeps its place in memory, lucky or not, for as long as it is there), and a bar is met
+where the interval's worse end reaches it. Memory is state and step together (`src.tasks.alternation`).
 """
 
 import dataclasses
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +105,7 @@ def mfu(where: str, name: str) -> Measure:
     def measure(measured: Measured) -> Figure:
         timing, peak = _timing(measured, where, name), _single(measured, "peak FLOP/s")
         rates = [100 * timing.tokens * timing.flops_per_token / (s * peak) for s in timing.seconds]
-        return interval(rates)
+        return interval(rates, timing.builds)
 
     return measure
 
@@ -121,8 +123,9 @@ def single(name: str) -> Measure:
 def _of_rounds(where: str, names: Sequence[str], of: Callable[..., float]) -> Measure:
     def measure(measured: Measured) -> Figure:
         # By time a token over the baseline's in the same round, since two may come from different groups.
-        ratios = [_timing(measured, where, name).ratios for name in names]
-        return interval([of(*row) for row in zip(*ratios, strict=True)])
+        timings = [_timing(measured, where, name) for name in names]
+        rows = zip(*(timing.ratios for timing in timings), strict=True)
+        return interval([of(*row) for row in rows], timings[0].builds)
 
     return measure
 
@@ -145,10 +148,18 @@ def measured_not(name: str) -> str:
     return f"{name} was not run"
 
 
-def interval(values: Sequence[float]) -> Figure:
-    """The median and the 95 % interval of the median."""
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+def interval(values: Sequence[float], builds: int = 1) -> Figure:
+    """The median and the 95 % interval of the median, of values that come in `builds` equal parts."""
+    draw, size = random.Random(0), len(values) // builds
+    if size * builds != len(values):
+        raise ValueError(f"{len(values)} values are not {builds} equal parts")
+    parts = [values[at : at + size] for at in range(0, len(values), size)]
+
+    def drawn() -> float:
+        some = draw.choices(parts, k=builds)
+        return statistics.median(itertools.chain.from_iterable(draw.choices(part, k=size) for part in some))
+
+    medians = sorted(drawn() for _ in range(RESAMPLES))
     low, high = medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES)]
     return Figure(statistics.median(values), low, high)
 

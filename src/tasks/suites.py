@@ -18,7 +18,8 @@ from src.tasks.bars import (
 class Turn:
     """Contestants of one alternation, the baseline first: rows as in `bench.configurations`, then peers.
 
-    It takes `times` as many rounds as asked for: a bar of 2 % needs more of them than one of 20 %.
+    All are built anew `times` times, each time for as many rounds as asked for: a bar of 2 % needs more of them than
+    one of 20 %, and another place in memory alone makes 1 to 2 %.
     A peer is (`name` or `name: overrides`, its function in `src.tasks.peers`). Peers come right after the baseline,
     and the last rows have the least weight.
     """

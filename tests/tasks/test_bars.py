@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def test_the_interval_is_of_the_median() -> None:
     assert (found.value, found.low, found.high) == (1, 1, 1)
 
 
+def test_builds_that_differ_widen_the_interval() -> None:
+    values = [1.0, 1.01, 0.99] * 3 + [1.1, 1.11, 1.09] * 3
+    rounds, builds = interval(values), interval(values, builds=2)
+    assert rounds.value == builds.value == pytest.approx(1.05, abs=0.001)
+    assert builds.low < 1.01
+    assert builds.high > 1.09
+    many = [value for part in range(12) for value in ([1.0] * 3 if part % 2 else [1.1] * 3)]
+    assert interval(many, builds=12).high - interval(many, builds=12).low > 0
+    with pytest.raises(ValueError, match="equal parts"):
+        interval(values, builds=5)
+
+
 def test_what_was_not_run_is_told_as_such() -> None:
     rows = [
         Bar("one", single("loop ms"), 0.5, "ms").judge(MEASURED),
@@ -132,6 +145,9 @@ def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["out"]
 
 
+built: Counter[str] = Counter()
+
+
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Suite:
     suite = Suite(
@@ -146,6 +162,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Suite:
                 ),
                 peers=(("theirs", "plain"),),
                 at_once=3,
+                times=3,
             ),
         ),
         bars=(
@@ -156,7 +173,10 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Suite:
     )
     monkeypatch.setitem(SUITES, "planted", suite)
 
+    built.clear()
+
     def fail(settings):  # type: ignore[no-untyped-def]
+        built[settings.config["residual"]["_target_"].rpartition(".")[2]] += 1
         if settings.config["data"]["micro_batch_size"] == 3:
             raise RuntimeError("out of everything")
         return entrant(settings)
@@ -176,8 +196,33 @@ def test_a_suite_tells_every_bar_and_what_failed(planted: Suite, tmp_path: Path)
     assert [row["verdict"] for row in stated["bars"]] == ["met", "met", "not measured: broken was not run"]
     assert stated["failed"] == {"broken": "out of everything"}
     assert stated["turns"]["t"]["measured"].startswith("2 layers, 32 wide")
-    assert list(stated["turns"]["t"]["timings"]) == ["vanilla", "theirs", "rezero"]
+    timings = stated["turns"]["t"]["timings"]
+    assert list(timings) == ["vanilla", "theirs", "rezero"]
+    assert {(t["builds"], len(t["seconds"]), len(t["ratios"])) for t in timings.values()} == {(3, 6, 6)}
+    assert timings["vanilla"]["ratios"] == [1] * 6  # each to its own round's baseline
+    assert built["ReZero"] == 4  # once more beside what failed
     assert "Failed: broken: out of everything" in (tmp_path / "table.md").read_text()
+
+
+def test_a_repetition_cut_short_counts_for_nothing(
+    planted: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def once(builders: dict[str, object], **keys: object) -> dict[str, Timing]:
+        calls.append(keys["seed"])
+        found = dict.fromkeys(builders, PEER) if len(calls) != 2 else {}
+        if keys["told"]:
+            keys["told"](found)  # type: ignore[operator]
+        return found
+
+    monkeypatch.setattr(suite_run, "time_in_turns", once)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = Job(tmp_path, OmegaConf.create({"trusted_targets": []}), False, ("name=planted", *SMALL))
+        suite_run.run_suite(job, "planted", rounds=3, budget_s=None)
+    assert len(set(calls)) == 3
+    timings = json.loads((tmp_path / "bench.json").read_text())["turns"]["t"]["timings"]
+    assert {(t["builds"], len(t["ratios"])) for t in timings.values()} == {(2, 6)}
 
 
 def test_no_group_begins_once_the_budget_is_spent(planted: Suite, tmp_path: Path) -> None:
