@@ -1,7 +1,7 @@
 """`mhc_triton`, `mhc_mix_triton` and `mhc_pull_triton` as operators of torch.
 
 Equations: `mhc_read.py`. KiB that a token moves at a site, of 48 with N = 4, D = 1024, outputs in bfloat16: 55 forward
-and 113 backward with streams in float32; 31 and 66 in bfloat16. The projection is as wide as all streams, so tiles of
+and 97 backward with streams in float32; 31 and 54 in bfloat16. The projection is as wide as all streams, so tiles of
 tokens share it, and the streams are read once for it and once more to be mixed.
 
 Shape letters: M tokens of a tile, E columns of a chunk of D, N streams, C = N * N + 2 * N columns of phi, V = N * D,
@@ -27,6 +27,9 @@ from src.residual.stream_operators import (
     table_of,
 )
 
+#: Sites of a segment, by the streams' type (`replay.py`): shorter ones, since the backward reads a segment twice. 48
+#: sites keep 6 starts of float32 or 12 of bfloat16.
+SEGMENT = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 4}
 #: More streams have more columns of phi than a program holds.
 MOST_STREAMS = 4
 #: Tokens and columns that a program has at a time, and its warps: the weights, their gradients, what is pulled.
@@ -169,4 +172,4 @@ def _backward(*args: Tensor | float | None) -> tuple[Tensor, ...]:
     return *dgiven, dscale_3, small_2C[0]
 
 
-MHC = registered("mhc", Kernels(3, mhc_read, _backward))
+MHC = registered("mhc", Kernels(3, mhc_read, _backward, SEGMENT))

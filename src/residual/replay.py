@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Sites of a segment, by the streams' type. A site's backward reads half as many outputs, 2 bytes an element, on
-#: top of the start; a start is N streams kept. With these, 48 sites keep 2 starts of float32, or 4 of bfloat16.
+#: Sites of a segment at most, by the streams' type. A site's backward reads half as many outputs, 2 bytes an element,
+#: on top of the start; a start is N streams kept. With these, 48 sites keep 2 starts of float32, or 4 of bfloat16.
 SEGMENT = {torch.float32: 16, torch.float64: 16, torch.bfloat16: 10}
 
 
@@ -41,10 +41,10 @@ class Replay(NamedTuple):
         return 1 if self.start.dim() == 3 else self.start.shape[2]
 
 
-def replay_of(h_BTND: Tensor, y_BTD: Tensor, replay: Replay | None) -> Replay:
-    """What makes streams `h` with `y` written to them; it opens a segment where one is full, or of another type."""
+def replay_of(h_BTND: Tensor, y_BTD: Tensor, replay: Replay | None, most: int) -> Replay:
+    """What makes streams `h` with `y` written to them; it opens a segment where `most` is full, or of another type."""
     y_BTD = y_BTD.detach()
-    if replay is None or len(replay.outputs) == SEGMENT[h_BTND.dtype] or _other_type(replay, y_BTD):
+    if replay is None or len(replay.outputs) == most or _other_type(replay, y_BTD):
         return Replay(h_BTND.detach(), (y_BTD,))
     return replay._replace(outputs=(*replay.outputs, y_BTD))
 

@@ -6,7 +6,7 @@
 Shape letters: N streams, C = N + 2 columns of [A | B].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from src.residual.hyper_streams import Streams
-from src.residual.replay import Replay, replay_of
+from src.residual.replay import SEGMENT, Replay, replay_of
 
 
 class Kernels(NamedTuple):
@@ -22,11 +22,13 @@ class Kernels(NamedTuple):
 
     forward(h, b, y, shares, *parameters, *constants): u, the mixed streams, B, their shares, and what is kept.
     backward(start, shares, outputs, b, *parameters, *kept, *grads, *constants): of h, b, y and each parameter.
+    segment: sites that replay from one start, by the streams' type; as many as `SEGMENT` has, or fewer.
     """
 
     n_parameter: int
     forward: Callable[..., tuple[Tensor, ...]]
     backward: Callable[..., tuple[Tensor, ...]]
+    segment: Mapping[torch.dtype, int] = SEGMENT
 
 
 _KERNELS: dict[str, Kernels] = {}  # by a name, which a compiler's graph can hold
@@ -42,7 +44,8 @@ def replayed_read(
     name: str, state: Streams, parameters: tuple[Tensor, ...], constants: tuple[float, ...]
 ) -> tuple[Tensor, Streams]:
     """What the sublayer is given [B, T, D], in the type of the output that waited (else the weights'); mixed streams."""
-    assert len(parameters) == _KERNELS[name].n_parameter
+    kernels = _KERNELS[name]
+    assert len(parameters) == kernels.n_parameter
     replay, y_BTD = state.replay, state.y_BTD
     if y_BTD is None:
         h = (state.h_BTND if replay is None else replay.start).contiguous()  # the one row that all streams are
@@ -50,7 +53,7 @@ def replayed_read(
         replay = Replay(h.detach())
     else:
         h, b_BTN, y_BTD = state.h_BTND.contiguous(), state.b.contiguous(), y_BTD.contiguous()
-        given, replay = (h, b_BTN, y_BTD), replay_of(h, y_BTD, replay)
+        given, replay = (h, b_BTN, y_BTD), replay_of(h, y_BTD, replay, kernels.segment[h.dtype])
     saved = (replay.shares, replay.start, *replay.outputs)
     u_BTD, mixed_BTND, b_out_BTN, shares_BTRN = _read(name, constants, *given, *parameters, *saved)
     return u_BTD, Streams(mixed_BTND, b_out_BTN, None, replay._replace(shares=shares_BTRN.detach()))

@@ -102,6 +102,11 @@ def outcome(
     return [end.detach(), *(u.detach() for u in given), *grads]
 
 
+def sites_of(name: str) -> dict[torch.dtype, int]:
+    """How many sites share a start."""
+    return mhc_gpu.SEGMENT if name == "mhc" else replay.SEGMENT
+
+
 def assert_close(ones: list[Tensor], others: list[Tensor], bound: float) -> None:
     for one, other in zip(ones, others, strict=True):
         assert torch.allclose(one, other, rtol=bound, atol=bound * one.abs().max().item())
@@ -121,7 +126,7 @@ def assert_close(ones: list[Tensor], others: list[Tensor], bound: float) -> None
 def test_a_read_replays_over_several_segments(
     name: str, n: int, width: int, dtype: torch.dtype, y_type: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(replay.SEGMENT, dtype, 2)
+    monkeypatch.setitem(sites_of(name), dtype, 2)
     strategy, x0 = built(name, n, width, dtype), random(1, 3 if n < 4 else 2, width)
     ours = outcome(strategy, x0, y_type)
     plainly(monkeypatch)
@@ -134,7 +139,7 @@ def test_a_read_replays_over_several_segments(
     [("hyperconn", torch.bfloat16), ("hyperconn", torch.float32), ("mhc", torch.bfloat16)],
 )
 def test_streams_stored_in_bfloat16(name: str, y_type: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(replay.SEGMENT, torch.bfloat16, 2)
+    monkeypatch.setitem(sites_of(name), torch.bfloat16, 2)
     strategy, x0 = built(name, 2, 16, torch.float32, "bfloat16"), random(1, 2, 16)
     assert strategy.read(strategy.begin(x0.float()), stream_spec().sites[0])[0].dtype == torch.float32
     ours = outcome(strategy, x0, y_type)
@@ -158,7 +163,7 @@ def test_a_trial_of_more_tokens_than_programs_take_at_once(name: str, monkeypatc
 
 @pytest.mark.parametrize("name", ["hyperconn", "mhc"])
 def test_a_compiler_traces_it_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(replay.SEGMENT, torch.float64, 2)
+    monkeypatch.setitem(sites_of(name), torch.float64, 2)
     strategy, x0 = built(name, 2, 16, torch.float64), random(1, 2, 16)
     torch.compiler.reset()
     compiled = torch.compile(flow, backend="aot_eager", fullgraph=True)
@@ -201,7 +206,7 @@ def kept_bytes(strategy: ResidualStrategy[Any], n_token: int, width: int) -> flo
     ("name", "segment", "segments"), [("hyperconn", 12, 1), ("hyperconn", 2, 3), ("mhc", 3, 2)]
 )
 def test_what_a_token_keeps(name: str, segment: int, segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(replay.SEGMENT, torch.float32, segment)
+    monkeypatch.setitem(sites_of(name), torch.float32, segment)
     n, width = 2, 32  # a start of one row; later ones of n
     strategy = built(name, n, width, torch.float32)
     kept = kept_bytes(strategy, 2, width) - kept_bytes(strategy, 1, width)
