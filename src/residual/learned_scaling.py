@@ -1,6 +1,6 @@
 """Learned scaling: two scalars a block, on the carried stream and on the embedding.
 
-    x <- carry[l] * x + (Block_l(x) - x) + blend[l] * x0
+    x <- Block_l(x) + (carry[l] - 1) * x + blend[l] * x0
 
 The block itself reads the unscaled x, and x0 enters after it: not the model of `x0_blend`.
 
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.blend import blended
 
 
 class ScaledState(NamedTuple):
-    """What the block's sublayers read, what leaves the block less its remaining outputs, and x0."""
+    """What the block's sublayers read, the x that entered the block, and x0."""
 
     inner_BTD: Tensor
-    carry_BTD: Tensor
+    x_BTD: Tensor
     x0_BTD: Tensor
 
 
@@ -47,15 +48,14 @@ class LearnedScaling(ResidualStrategy[ScaledState]):
         return state._replace(inner_BTD=state.inner_BTD + e_BTD), None
 
     def read(self, state: ScaledState, site: Site) -> tuple[Tensor, ScaledState]:
-        if site.opens_block:
-            carry_BTD = self.carry_L[site.block] * state.inner_BTD + self.blend_L[site.block] * state.x0_BTD
-            state = state._replace(carry_BTD=carry_BTD)
-        return state.inner_BTD, state
+        return state.inner_BTD, state._replace(x_BTD=state.inner_BTD) if site.opens_block else state
 
     def write(self, state: ScaledState, site: Site, y_BTD: Tensor) -> ScaledState:
-        carry_BTD = state.carry_BTD + y_BTD
-        inner_BTD = carry_BTD if site.closes_block else state.inner_BTD + y_BTD
-        return state._replace(inner_BTD=inner_BTD, carry_BTD=carry_BTD)
+        if not site.closes_block:
+            return state._replace(inner_BTD=state.inner_BTD + y_BTD)
+        more, blend = self.carry_L[site.block] - 1, self.blend_L[site.block]
+        inner_BTD = blended(state.x_BTD, state.x0_BTD, more, blend, state.inner_BTD, y_BTD)
+        return state._replace(inner_BTD=inner_BTD)
 
     def end(self, state: ScaledState) -> Tensor:
         return state.inner_BTD

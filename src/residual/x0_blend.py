@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.blend import blended
 
 
 class X0State(NamedTuple):
@@ -63,8 +64,8 @@ class X0Blend(ResidualStrategy[X0State]):
 
     def read(self, state: X0State, site: Site) -> tuple[Tensor, X0State]:
         if site.opens_block:
-            x_BTD = self.keep_L[site.block] * state.x_BTD + self.blend_L[site.block] * state.x0_BTD
-            state = state._replace(x_BTD=x_BTD)
+            keep, blend = self.keep_L[site.block], self.blend_L[site.block]
+            state = state._replace(x_BTD=blended(state.x_BTD, state.x0_BTD, keep, blend))
         return state.x_BTD, state
 
     def write(self, state: X0State, site: Site, y_BTD: Tensor) -> X0State:
