@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.prepared import Prepared
+
 ROOT = Path(__file__).resolve().parents[1]
 
 #: A model and a run that take seconds.
@@ -63,8 +65,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+#: Forks runs that have the environment with which the tests began.
+PREPARED = Prepared(environment())
+
+
 def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    """Begin an invocation in `cwd`."""
+    """Begin an invocation in `cwd`: a real process, as a user starts it."""
     return subprocess.Popen(
         command(*overrides),
         cwd=cwd,
@@ -75,17 +81,22 @@ def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
+def begin(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
+    """Begin an invocation in `cwd`, with its imports done where that makes no difference."""
+    if PREPARED.suits(environment()):
+        return PREPARED.begin(*command(*overrides)[1:], cwd=cwd)
+    return start(*overrides, cwd=cwd)
+
+
 def run(*overrides: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """One invocation in `cwd`, to its end."""
-    return subprocess.run(
-        command(*overrides),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    with begin(*overrides, cwd=cwd) as process:
+        try:
+            said = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
 def result(folder: Path) -> dict[str, Any]:
