@@ -42,7 +42,7 @@ test)
   "$VENV/bin/ruff" format --check .
   "$VENV/bin/mypy"
   export OMP_NUM_THREADS=1 # two workers, a core each: two threads in both would wait for one another
-  exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "${@:2}"
+  exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${@:2}"
   ;;
 *)
   sed -n '2,5p' "$0" | cut -c3-

@@ -17,3 +17,11 @@ def _products_as_torch_makes_them() -> Iterator[None]:
     """A test that runs a task chooses for the process; the next one begins as ever."""
     yield
     by_onednn(False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that launch runs come first: none of them, which are long, is left to one worker at the end."""
+    from tests.runs import run
+
+    launching = {item.path for item in items if getattr(getattr(item, "module", None), "run", None) is run}
+    items.sort(key=lambda item: item.path not in launching)

@@ -18,6 +18,7 @@ from tests.runs import (
     DDP,
     ROOT,
     SMALL,
+    begin,
     computed,
     error_lines,
     kill_after,
@@ -162,7 +163,7 @@ def long(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("step", [1, 17, 41])
 def test_a_run_killed_at_any_step_goes_on_bitwise(step: int, long: Path, shards: Path, tmp_path: Path) -> None:
-    process = start(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    process = begin(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert kill_after(step, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
     assert result(tmp_path / "r")["status"] == "running"
     done = run("resume=r", cwd=tmp_path)
@@ -225,7 +226,7 @@ def test_two_ranks_give_the_losses_of_one(two_ranks: Path, whole: Path) -> None:
 
 
 def test_two_ranks_killed_go_on_bitwise(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
-    process = start(*SMALL, *DDP, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    process = begin(*SMALL, *DDP, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert kill_after(7, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
     assert no_process_of(tmp_path)
     done = run("resume=r", cwd=tmp_path)
@@ -387,7 +388,7 @@ def test_a_bad_shard_is_one_line_with_its_place(tmp_path: Path) -> None:
 def stopped(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed after its first checkpoint."""
     cwd = tmp_path_factory.mktemp("stopped")
-    process = start(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
+    process = begin(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
     kill_after(9, cwd / "r", process, signal.SIGKILL)
     return cwd / "r"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import DDP, SMALL, computed, kill_after, make_shards, metrics, result, run, same_weights, start
+from tests.runs import DDP, SMALL, begin, computed, kill_after, make_shards, metrics, result, run, same_weights
 
 RECURS = [
     "recurrence=mini",
@@ -33,7 +33,7 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_on_either_side_of_the_start_it_goes_on_bitwise(
     step: int, whole: Path, shards: Path, tmp_path: Path
 ) -> None:
-    process = start(*SMALL, *RECURS, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    process = begin(*SMALL, *RECURS, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert kill_after(step, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
     done = run("resume=r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

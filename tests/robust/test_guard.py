@@ -8,7 +8,7 @@ import pytest
 
 from tests.faulty import faulty
 from tests.robust.support import LONGER, saved_step
-from tests.runs import computed, kill_after, make_shards, metrics, result, run, same_weights, start
+from tests.runs import begin, computed, kill_after, make_shards, metrics, result, run, same_weights
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_rollback_goes_back_past_the_data_and_survives_a_kill_bitwise(shards: 
     assert [(event["at"], event["to"]) for event in stated["rollbacks"]] == [(22, 20)]
     assert [row["step"] for row in metrics(tmp_path / "whole")] == list(range(1, 61))
     (tmp_path / "done.0").unlink()
-    process = start(*keys, *faulty("poison", 21, tmp_path), "hydra.run.dir=killed", cwd=tmp_path)
+    process = begin(*keys, *faulty("poison", 21, tmp_path), "hydra.run.dir=killed", cwd=tmp_path)
     assert kill_after(41, tmp_path / "killed", process, signal.SIGKILL) == -signal.SIGKILL
     done = run("resume=killed", "trusted_targets=[tests]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

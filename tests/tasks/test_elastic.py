@@ -11,7 +11,7 @@ import pytest
 
 from src.datamodules.embedded_text import TEXT
 from tests.datamodules.bad_server import serving
-from tests.runs import ROOT, SMALL, computed, result, run, start
+from tests.runs import ROOT, SMALL, begin, computed, result, run
 
 pytestmark = pytest.mark.slow
 
@@ -54,8 +54,8 @@ def test_ranks_may_come_and_go_while_shards_stream_from_a_bad_server(tmp_path: P
             "data.cache_gib=0.0002",
             "hydra.run.dir=r",
         ]
-        killed_after(9, tmp_path / "r", start(*keys, cwd=tmp_path))
-        killed_after(18, tmp_path / "r", start("resume=r", *TWO, cwd=tmp_path))
+        killed_after(9, tmp_path / "r", begin(*keys, cwd=tmp_path))
+        killed_after(18, tmp_path / "r", begin("resume=r", *TWO, cwd=tmp_path))
         done = run("resume=r", *ONE, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert server.faults == []

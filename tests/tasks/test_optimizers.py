@@ -13,7 +13,7 @@ from src.reporting.report import make_report
 from src.tasks.peer_entry import read_peers
 from src.tasks.settings import read_settings
 from tests.faulty import faulty
-from tests.runs import DDP, SMALL, computed, kill_after, make_shards, metrics, result, run, same_weights, start
+from tests.runs import DDP, SMALL, begin, computed, kill_after, make_shards, metrics, result, run, same_weights
 from tests.support import composed_settings
 
 LEAN = [*SMALL, "trainer.stream_pictures=false", "samples.tokens=0", "check=off"]
@@ -105,7 +105,7 @@ def test_a_sweep_over_optimizers_trains_under_each_and_a_report_sees_the_differe
 
 @pytest.mark.slow
 def test_a_run_killed_goes_on_bitwise(sweep: Path, shards: Path, tmp_path: Path) -> None:
-    process = start(*MUON, "name=x", f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    process = begin(*MUON, "name=x", f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert kill_after(6, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
     saved = [int(path.stem.removeprefix("step")) for path in (tmp_path / "r").glob("checkpoints/step*.ckpt")]
     done = run("resume=r", "optimizer=adamw", cwd=tmp_path)
