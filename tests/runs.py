@@ -63,6 +63,7 @@ def command(*overrides: str) -> list[str]:
 #: What libraries leave in the environment of the process that imports them, as this one does.
 LEFT = {
     "HF_XET_HIGH_PERFORMANCE",
+    "KMP_DUPLICATE_LIB_OK",
     "PYTORCH_NVML_BASED_CUDA_CHECK",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
