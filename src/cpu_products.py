@@ -1,9 +1,9 @@
 """float32 matrix products on a CPU: by MKL, as torch does them by itself, or by oneDNN, where MKL is slow.
 
-On AMD's processors with AVX-512 oneDNN's are 1.1 to 2.3 times as fast, of the same precision. torch's switch for them
-allows bfloat16 where the processor has tiles for it (AMX), so it is not touched there, and what it gives is held
-against float64 before it is used. It is the process's, like the number of threads. Attention's products are too small
-for it and stay as they are (`src/models/attention.py`). A leaf: any room may import it.
+On AMD's processors with AVX-512 oneDNN's are faster, 1.1 times on one and 2.3 on another, and as precise. torch's
+switch for them allows bfloat16 where the processor has tiles for it (AMX), so it is not touched there, and what it
+gives is held against float64 before it is used. It is the process's, like the number of threads. Attention's products
+are too small for it and stay as they are (`src/models/cpu_attention.py`). A leaf: any room may import it.
 """
 
 import contextlib
