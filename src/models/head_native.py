@@ -3,36 +3,28 @@
     forward   l = W_tile x^T;  e = exp(l - top), kept, as tops rise;  loss = log(sum) + (top - l_target) over all tiles
     backward  g = (softmax(l) - onehot(target)) / N, from e;  dW_tile += g x;  dx += g^T W_tile
 
-Its products are torch's own of small blocks (`at::native::cpublas::brgemm`, by oneDNN), which keep the speed that a
-large product by MKL loses on some processors to memory, and between which a tile's softmax costs no trip to memory.
-They are found by name in torch's library. Where they are missing, or throw, or something comes out wrong, or the
-kernel cannot be built, `loss.py` takes its plain form: a line in the log says so.
+Its products are torch's own of small blocks (`src/native/small_products.py`). Where they are missing, or throw, or
+something comes out wrong, or the kernel cannot be built, `loss.py` takes its plain form: a line in the log says so.
 
 Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867), algorithm 3.
 Shape letters: N rows, D width, V vocabulary, R rows of a chunk, K tiles.
 """
 
-import ctypes
 import functools
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from src.native import Kernels, built_for
+from src.native.small_products import PRODUCTS, small_products
 
 log = logging.getLogger(__name__)
 
 ROWS, TILE = 256, 64  # of a chunk; of the vocabulary, as in the kernel
 NAMES = {torch.float32: "same", torch.bfloat16: "half"}
-PRODUCTS = {
-    torch.float32: "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb",
-    torch.bfloat16: "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb",
-}
-RELEASE = "_ZN2at6native7cpublas14brgemm_releaseEb"
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 #: Losses [N], and the gradients of their mean, where they are asked for: [N, D], [V, D]; all float32.
@@ -69,19 +61,12 @@ def _tried(dtype: torch.dtype, width: int) -> Head | None:
 
 
 def _head(kernels: Kernels, dtype: torch.dtype) -> Head:
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so"))
-    product, release = (_address(library, name) for name in (PRODUCTS[dtype], RELEASE))
+    product, release = small_products(dtype)
     two = torch.zeros(1)
     kernels(f"head_try_{NAMES[dtype]}", product, release, two)
     if two.item() != 2:
         raise ValueError("torch has no such product of small blocks for this processor")
     return functools.partial(_losses, kernels, f"head_{NAMES[dtype]}", (product, release))
-
-
-def _address(library: ctypes.CDLL, name: str) -> int:
-    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-    assert address is not None
-    return address
 
 
 def _losses(
