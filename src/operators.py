@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any  # what an operator takes and gives is its function's business
 
 import torch
+from torch import Tensor
 from torch.library import Library
 
 _LIBRARY = Library("reslab", "DEF")  # type: ignore[no-untyped-call]  # torch's
@@ -28,6 +29,26 @@ def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable
     torch.library.register_fake(f"reslab::{name}", fake, lib=_LIBRARY)
     found: Callable[..., Any] = getattr(torch.ops.reslab, name).default
     return found
+
+
+def directly(function: Callable[..., Any], found: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator `found` of a function, or the function itself where nobody looks on: lists cost a dispatcher much.
+
+    For operators without a gradient, which have a tensor, or tensors in a list, among their arguments.
+    """
+
+    def call(*args: Any) -> Any:
+        return function(*args) if _plain(args) else found(*args)
+
+    return call
+
+
+def _plain(args: tuple[Any, ...]) -> bool:
+    for arg in args:
+        first = arg[0] if isinstance(arg, list | tuple) and arg else arg
+        if isinstance(first, Tensor):
+            return type(first) is Tensor and not torch.compiler.is_compiling()
+    return False
 
 
 def differentiable(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from src.native import Kernels, built_for
-from src.operators import operator
+from src.operators import directly, operator
 from src.residual import depth_native
 
 
@@ -201,8 +201,8 @@ def _launch() -> Any:  # a module that needs Triton, which a machine without a G
     return depth_launch
 
 
-blocks_scores = operator(_blocks_scores, _blocks_scores_fake)
-blocks_partials = operator(_blocks_partials, _blocks_partials_fake)
-blocks_mixture = operator(_blocks_mixture, _blocks_mixture_fake)
-blocks_far = operator(_blocks_far, _blocks_far_fake)
-blocks_pull = operator(_blocks_pull, _blocks_pull_fake)
+blocks_scores = directly(_blocks_scores, operator(_blocks_scores, _blocks_scores_fake))
+blocks_partials = directly(_blocks_partials, operator(_blocks_partials, _blocks_partials_fake))
+blocks_mixture = directly(_blocks_mixture, operator(_blocks_mixture, _blocks_mixture_fake))
+blocks_far = directly(_blocks_far, operator(_blocks_far, _blocks_far_fake))
+blocks_pull = directly(_blocks_pull, operator(_blocks_pull, _blocks_pull_fake))

@@ -224,7 +224,7 @@ def test_a_compiler_tries_them_and_sees_operators(monkeypatch: pytest.MonkeyPatc
     graphs = []
 
     def tell(graph: torch.fx.GraphModule, _inputs: object) -> Any:
-        graphs.append({str(node.target) for node in graph.graph.nodes if "reslab" in str(node.target)})
+        graphs.append({str(node.target) for node in graph.graph.nodes if "reslab.blocks" in str(node.target)})
         return make_boxed_func(graph.forward)
 
     backend = aot_autograd(fw_compiler=tell, bw_compiler=tell)
