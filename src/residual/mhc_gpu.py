@@ -28,7 +28,7 @@ from src.residual.stream_operators import (
 )
 
 #: Sites of a segment, by the streams' type (`replay.py`): shorter ones, since the backward reads a segment twice. 48
-#: sites keep 6 starts of float32 or 12 of bfloat16.
+#: sites keep 5 starts of float32 or 11 of bfloat16.
 SEGMENT = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 4}
 #: More streams have more columns of phi than a program holds.
 MOST_STREAMS = 4
