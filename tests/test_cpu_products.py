@@ -55,6 +55,7 @@ def settled(*overrides: str) -> Settings:
         ("AuthenticAMD", "avx2 avx512f avx512_bf16", 1e-6, True),
         ("HygonGenuine", "avx512f", 1e-6, True),
         ("GenuineIntel", "avx512f", 1e-6, False),  # MKL is at its best
+        ("", "avx512f", 1e-6, False),  # whose it is, is not said
         ("AuthenticAMD", "avx2", 1e-6, False),
         ("AuthenticAMD", "avx512f amx_tile", 1e-6, False),
         ("AuthenticAMD", "avx512f", 2e-3, False),

@@ -213,6 +213,10 @@ def _rank(address: str, cache: str, rank: int, out: str) -> None:
     data = module(address, Path(cache), workers=0)
     found = [data.train_batch(step, rank, 2).int() for step in range(20)]
     torch.save(torch.stack(found), f"{out}/{rank}.pt")
+    quiet = 0
+    while quiet < 20:  # what is fetched ahead would be cut off here, and fetched again by the other
+        quiet = 0 if any(Path(cache).rglob("*.part")) else quiet + 1
+        time.sleep(0.01)
     os._exit(0)
 
 

@@ -86,7 +86,7 @@ static void softmax_backward(F* score, F* dp, long n, long last, const F* lse, c
             F *s = score + j * R + b * W, *d = dp + j * R + b * W;
             const V e = exp(load(s) - load(lse + b * W)), p = number[b] >= F(j - n) ? e : V{};
             const V ds = p * (load(d) - load(delta + b * W));
-            store(s, p), store(d, number[b] >= F(j - n) ? ds : V{});  // what is not seen may be infinite
+            store(s, p), store(d, ds);
         }
 }
 
