@@ -10,18 +10,17 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
+from src.machine_code import first_core
+
 log = logging.getLogger(__name__)
 
-CPUINFO = Path("/proc/cpuinfo")
 #: Of the largest element; both make 1e-6 at most, and bfloat16 makes 2e-3.
 ROUNDING = 5e-6
 #: Rows, inner size, columns of the products that are tried.
 TRIED = ((512, 256, 768), (64, 1024, 256))
-
 
 _chosen = False
 
@@ -102,8 +101,5 @@ def _slow_without() -> bool:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """What the system says of the first core."""
-    if not CPUINFO.exists():
-        return {}
-    lines = (line.partition(":") for line in CPUINFO.read_text().split("\n\n")[0].splitlines())
+    lines = (line.partition(":") for line in first_core().splitlines())
     return {name.strip(): value.strip() for name, _, value in lines}

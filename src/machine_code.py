@@ -10,6 +10,7 @@ from pathlib import Path
 
 #: Where torch's compiler keeps what it makes; its own default is a temporary folder.
 OF_TORCH = "TORCHINDUCTOR_CACHE_DIR"
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def cache_folder() -> Path | None:
@@ -36,10 +37,14 @@ def keep_compiled() -> None:
 
 def processor() -> str:
     """What machine code for this processor follows from."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else platform.processor()
+    text = first_core() or platform.processor()
     kind = [line for line in text.splitlines() if line.startswith(("model name", "flags", "CPU ", "Features"))]
     return "\n".join([*kind, platform.machine()])
+
+
+def first_core() -> str:
+    """What the system says of the first core, in lines of `name: value`; nothing where it says nothing."""
+    return CPUINFO.read_text().split("\n\n")[0] if CPUINFO.exists() else ""
 
 
 def _writable(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import nn
 
 from src import cpu_products as products
+from src import machine_code
 from src.cpu_products import ROUNDING, by_onednn, for_now, reason_against, serves
 from src.mistakes import UserError
 from src.overrides import CONF
@@ -35,7 +36,7 @@ def _processor_not_known() -> Iterator[None]:
 def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def like(vendor: str = "AuthenticAMD", flags: str = "avx2 avx512f", off: float = 1e-6) -> None:
         (tmp_path / "cpuinfo").write_text(CPUINFO.format(vendor=vendor, flags=flags))
-        monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(machine_code, "CPUINFO", tmp_path / "cpuinfo")
         monkeypatch.setattr(products, "error", lambda: off)
 
     return like
@@ -73,7 +74,7 @@ def test_auto_takes_them_where_mkl_is_slow_and_they_are_as_precise(
 def test_a_system_that_does_not_tell_its_processor_keeps_torchs_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(products, "CPUINFO", tmp_path / "nowhere")
+    monkeypatch.setattr(machine_code, "CPUINFO", tmp_path / "nowhere")
     assert serves("auto") is False
 
 

@@ -15,7 +15,6 @@ Shape letters: B batch, T tokens, H heads, K head size.
 
 import contextlib
 import functools
-import logging
 from typing import Any  # autograd's context
 
 import torch
@@ -23,10 +22,8 @@ from torch import Tensor
 
 from src.cpu_products import chosen, for_now
 from src.native import Kernels, built_for, table
-from src.native.small_products import small_products
+from src.native.small_products import small_products, tried
 from src.operators import differentiable, operator
-
-log = logging.getLogger(__name__)
 
 _torchs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _torchs_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -59,7 +56,7 @@ def _cpu_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, training: boo
         with _as_ever():
             y_BHTK, lse_BHT = _torchs(q_BHTK, k_BHTK, v_BHTK, 0.0, True)
         return y_BHTK.transpose(1, 2).contiguous().transpose(1, 2), lse_BHT.contiguous()
-    return _forward(kernels, q_BHTK, k_BHTK, v_BHTK)
+    return kernels.forward(q_BHTK, k_BHTK, v_BHTK)
 
 
 def _cpu_attention_backward(
@@ -76,30 +73,7 @@ def _cpu_attention_backward(
         with _as_ever():
             dq, dk, dv = _torchs_backward(dy_BHTK, q_BHTK, k_BHTK, v_BHTK, y_BHTK, lse_BHT, 0.0, True)
         return dq, dk, dv
-    return _backward(kernels, dy_BHTK, q_BHTK, k_BHTK, v_BHTK, y_BHTK, lse_BHT)
-
-
-def _forward(kernels: "_Attention", q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-    given = [_rows(x) for x in (q_BHTK, k_BHTK, v_BHTK)]
-    y_BHTK, lse_BHT = _empty_as(q_BHTK), q_BHTK.new_empty(q_BHTK.shape[:3], dtype=kernels.sums)
-    kernels("attention", given, (y_BHTK.transpose(1, 2), lse_BHT))
-    return y_BHTK, lse_BHT
-
-
-def _backward(
-    kernels: "_Attention",
-    dy_BHTK: Tensor,
-    q_BHTK: Tensor,
-    k_BHTK: Tensor,
-    v_BHTK: Tensor,
-    y_BHTK: Tensor,
-    lse_BHT: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    given = [_rows(x) for x in (q_BHTK, k_BHTK, v_BHTK, dy_BHTK)]
-    dq, dk, dv = (_empty_as(q_BHTK) for _ in range(3))
-    others = (y_BHTK.transpose(1, 2).contiguous(), lse_BHT, *(d.transpose(1, 2) for d in (dq, dk, dv)))
-    kernels("attention_backward", given, others)
-    return dq, dk, dv
+    return kernels.backward(dy_BHTK, (q_BHTK, k_BHTK, v_BHTK), y_BHTK, lse_BHT)
 
 
 class _Attention:
@@ -109,6 +83,23 @@ class _Attention:
         self.kernels, self.products = kernels, products
         self.suffix = NAMES.get(dtype, "same")
         self.sums = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def forward(self, *qkv_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """y [B, H, T, K], and by query the logarithm of its sum of exponentials [B, H, T]."""
+        q_BHTK = qkv_BHTK[0]
+        y_BHTK, lse_BHT = _empty_as(q_BHTK), q_BHTK.new_empty(q_BHTK.shape[:3], dtype=self.sums)
+        self("attention", [_rows(x) for x in qkv_BHTK], (y_BHTK.transpose(1, 2), lse_BHT))
+        return y_BHTK, lse_BHT
+
+    def backward(
+        self, dy_BHTK: Tensor, qkv_BHTK: tuple[Tensor, ...], y_BHTK: Tensor, lse_BHT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of q, k and v."""
+        dq, dk, dv = (_empty_as(dy_BHTK) for _ in range(3))
+        made = (d.transpose(1, 2) for d in (dq, dk, dv))
+        others = (y_BHTK.transpose(1, 2).contiguous(), lse_BHT, *made)
+        self("attention_backward", [_rows(x) for x in (*qkv_BHTK, dy_BHTK)], others)
+        return dq, dk, dv
 
     def __call__(self, name: str, given: list[Tensor], others: tuple[Tensor, ...]) -> None:
         B, H, T, K = given[0].shape
@@ -138,21 +129,13 @@ def _tried(dtype: torch.dtype, head_size: int) -> _Attention | None:
     kernels = built_for(torch.float32, head_size, "models/kernels/attention")
     if kernels is None:
         return None
-    try:
-        products, two = small_products(torch.float32), torch.zeros(1)
-        kernels("attention_try", *products, two)
-        if two.item() != 2:
-            raise ValueError("torch has no product of small blocks for this processor")
-        made = _Attention(kernels, dtype, products)
-        off = error(made, dtype, head_size)
-    except (AttributeError, OSError, ValueError) as missing:
-        reason = str(missing)
-    else:
-        if off <= ROUNDING[dtype]:
-            return made
-        reason = f"it differs from the plain form by {off:.1e} of its size"
-    log.info("the attention's kernel for %s is not used, which costs speed only: %s", dtype, reason)
-    return None
+    return tried(
+        "attention",
+        dtype,
+        lambda: _Attention(kernels, dtype, small_products(kernels, "attention_try", torch.float32)),
+        lambda made: error(made, dtype, head_size),
+        ROUNDING[dtype],
+    )
 
 
 def error(kernels: _Attention, dtype: torch.dtype, head_size: int) -> float:
@@ -161,16 +144,14 @@ def error(kernels: _Attention, dtype: torch.dtype, head_size: int) -> float:
     B, H, T = 1, 2, 70
     qkv = torch.randn(B, T, 3, H, head_size, generator=generator).to(dtype).transpose(1, 3).unbind(2)
     dy = torch.randn(B, T, H, head_size, generator=generator).to(dtype).transpose(1, 2)
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = [part.double().requires_grad_() for part in qkv]
-        q, k, v = leaves
-        unseen = torch.ones(T, T, dtype=torch.bool).triu(1)
-        scores = (q @ k.transpose(-1, -2) * head_size**-0.5).masked_fill(unseen, -torch.inf)
-        plain = scores.softmax(-1) @ v
-        wanted = [plain.detach(), *torch.autograd.grad(plain, leaves, dy.double())]
-    q, k, v = qkv
-    y, lse = _forward(kernels, q, k, v)
-    found = [y, *_backward(kernels, dy, q, k, v, y, lse)]
+    leaves = [part.double().requires_grad_() for part in qkv]
+    q, k, v = leaves
+    unseen = torch.ones(T, T, dtype=torch.bool).triu(1)
+    scores = (q @ k.transpose(-1, -2) * head_size**-0.5).masked_fill(unseen, -torch.inf)
+    plain = scores.softmax(-1) @ v
+    wanted = [plain.detach(), *torch.autograd.grad(plain, leaves, dy.double())]
+    y, lse = kernels.forward(*qkv)
+    found = [y, *kernels.backward(dy, qkv, y, lse)]
     off = [(one - other).abs().amax() / other.abs().amax() for one, other in zip(found, wanted, strict=True)]
     return float(torch.stack(off).nan_to_num(nan=torch.inf).amax())
 

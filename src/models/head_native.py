@@ -11,7 +11,6 @@ Shape letters: N rows, D width, V vocabulary, R rows of a chunk, K tiles.
 """
 
 import functools
-import logging
 from collections.abc import Callable
 
 import torch
@@ -19,9 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.native import Kernels, built_for
-from src.native.small_products import PRODUCTS, small_products
-
-log = logging.getLogger(__name__)
+from src.native.small_products import PRODUCTS, small_products, tried
 
 ROWS, TILE = 256, 64  # of a chunk; of the vocabulary, as in the kernel
 NAMES = {torch.float32: "same", torch.bfloat16: "half"}
@@ -46,27 +43,18 @@ def _tried(dtype: torch.dtype, width: int) -> Head | None:
     kernels = built_for(torch.float32, width, "models/kernels/head")
     if kernels is None:
         return None
-    try:
-        with torch.inference_mode(False), torch.enable_grad():  # a validation may come first
-            head = _head(kernels, dtype)
-            off = _error(head, dtype, width)
-    except (AttributeError, OSError, ValueError) as missing:
-        reason = str(missing)
-    else:
-        if off <= ROUNDING[dtype]:
-            return head
-        reason = f"it differs from the plain form by {off:.1e} of its size"
-    log.info("the head's kernel for %s is not used, which costs speed only: %s", dtype, reason)
-    return None
+    return tried(
+        "head",
+        dtype,
+        lambda: _head(kernels, dtype),
+        lambda head: _error(head, dtype, width),
+        ROUNDING[dtype],
+    )
 
 
 def _head(kernels: Kernels, dtype: torch.dtype) -> Head:
-    product, release = small_products(dtype)
-    two = torch.zeros(1)
-    kernels(f"head_try_{NAMES[dtype]}", product, release, two)
-    if two.item() != 2:
-        raise ValueError("torch has no such product of small blocks for this processor")
-    return functools.partial(_losses, kernels, f"head_{NAMES[dtype]}", (product, release))
+    products = small_products(kernels, f"head_try_{NAMES[dtype]}", dtype)
+    return functools.partial(_losses, kernels, f"head_{NAMES[dtype]}", products)
 
 
 def _losses(

@@ -5,9 +5,17 @@ costs no trip to memory. They are found by name in torch's library, which export
 """
 
 import ctypes
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+from src.native import Kernels
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PRODUCTS = {
     torch.float32: "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb",
@@ -16,14 +24,44 @@ PRODUCTS = {
 RELEASE = "_ZN2at6native7cpublas14brgemm_releaseEb"
 
 
-def small_products(dtype: torch.dtype) -> tuple[int, int]:
-    """Addresses of the product and of what lets go of it.
+def small_products(kernels: Kernels, attempt: str, dtype: torch.dtype) -> tuple[int, int]:
+    """Addresses of the product and of what lets go of it, for a source whose function `attempt` tries them.
 
     Raises:
-        AttributeError, OSError: there are none.
+        AttributeError, OSError, ValueError: there are none for this processor.
     """
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so"))
-    return _address(library, PRODUCTS[dtype]), _address(library, RELEASE)
+    found, two = (_address(library, PRODUCTS[dtype]), _address(library, RELEASE)), torch.zeros(1)
+    kernels(attempt, *found, two)
+    if two.item() != 2:
+        raise ValueError("torch has no such product of small blocks for this processor")
+    return found
+
+
+def tried(
+    name: str, dtype: torch.dtype, make: Callable[[], T], error: Callable[[T], float], bound: float
+) -> T | None:
+    """What `make` makes, or None, of which a line in the log says why: the plain form has to do.
+
+    Args:
+        name: whose kernel it is.
+        dtype: of its factors.
+        make: raises what `small_products` does.
+        error: how far it is off at most, in value and gradient, of their sizes.
+        bound: how far it may be.
+    """
+    try:
+        with torch.inference_mode(False), torch.enable_grad():  # a validation may come first
+            made = make()
+            off = error(made)
+    except (AttributeError, OSError, ValueError) as missing:
+        reason = str(missing)
+    else:
+        if off <= bound:
+            return made
+        reason = f"it differs from the plain form by {off:.1e} of its size"
+    log.info("the %s's kernel for %s is not used, which costs speed only: %s", name, dtype, reason)
+    return None
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:

@@ -11,7 +11,7 @@ from src.cpu_products import by_onednn
 from src.models import cpu_attention
 from src.models.attention import CausalSelfAttention
 from src.models.config import GPTConfig
-from src.models.cpu_attention import ROUNDING, _Attention, _backward, _forward, _tried, attention, serves
+from src.models.cpu_attention import ROUNDING, _Attention, _tried, attention, serves
 from src.native import built_for
 from tests.support import SIZES, tiny_gpt, tokens
 
@@ -64,8 +64,8 @@ def test_in_float64_it_is_the_equation(shape: tuple[int, int, int, int]) -> None
         pytest.skip("no C++ compiler")
     made = _Attention(kernels, torch.float64, (0, 0))  # with a product of its own
     q, k, v, dy = (x.double() for x in drawn(shape))
-    y, lse = _forward(made, q, k, v)
-    found = [y, *_backward(made, dy, q, k, v, y, lse)]
+    y, lse = made.forward(q, k, v)
+    found = [y, *made.backward(dy, (q, k, v), y, lse)]
     assert worst(found, by_equation([q, k, v], dy)) < 1e-13
 
 
@@ -172,7 +172,7 @@ def test_it_serves_where_torch_would_take_its_kernel_and_gradients_are_wanted() 
 def test_where_it_fails_torchs_kernel_runs_and_one_line_says_why(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def missing(dtype: torch.dtype) -> tuple[int, int]:
+    def missing(*_: object) -> tuple[int, int]:
         raise AttributeError("undefined symbol: brgemm")
 
     kernel(torch.float32, 16)
