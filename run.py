@@ -8,7 +8,7 @@ python run.py --help
 
 import sys
 
-from src.signals import guarded
+from src.launch.signals import guarded
 
 
 def start() -> int:
@@ -16,7 +16,7 @@ def start() -> int:
     import hydra
     from omegaconf import DictConfig
 
-    from src.launch import enter, run_job
+    from src.launch.job import enter, run_job
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")
     def main(config: DictConfig) -> float | None:

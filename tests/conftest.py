@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from src.cpu_products import by_onednn
+from src.kernels.cpu_matmul import by_onednn
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -171,7 +171,7 @@ if __name__ == "__main__":
     code = 1  # of an exception that nobody caught
     atexit.register(leave)  # the first to be registered is the last to be called
     sys.path[0] = str(ROOT)
-    import src.launch  # most of the time that a start takes
+    import src.launch.job  # most of the time that a start takes
     import src.tasks.train  # noqa: F401
 
     serve(socket.socket(fileno=int(sys.argv[1])))

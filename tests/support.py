@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
-from src.tasks.settings import Settings, read_settings
+from src.settings.read import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES: dict[str, Any] = {

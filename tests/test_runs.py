@@ -245,7 +245,7 @@ def no_process_of(folder: Path) -> bool:
                     words = (entry / "cmdline").read_bytes()
                 except OSError:
                     continue
-                if b"src.ranks" in words and str(folder).encode() in words:
+                if b"src.launch.ranks" in words and str(folder).encode() in words:
                     alive.append(entry.name)
         if not alive:
             return True

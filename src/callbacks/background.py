@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from src.callbacks.checkpoints import AtomicCheckpointIO
-from src.mistakes import one_line
+from src.errors import one_line
 
 log = logging.getLogger(__name__)
 

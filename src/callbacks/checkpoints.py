@@ -18,10 +18,10 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from src.artefacts import fsync_folder, sha256_file, write_atomic
 from src.callbacks.guard import Guard
-from src.callbacks.record import RunRecord
-from src.mistakes import one_line
+from src.callbacks.run_record import RunRecord
+from src.errors import one_line
+from src.files import fsync_folder, sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
 

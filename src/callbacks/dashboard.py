@@ -10,11 +10,11 @@ from lightning.pytorch import loggers
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from src.callbacks.soft import Soft
+from src.callbacks.best_effort import Soft
 from src.callbacks.training_log import TrainingLog
 from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, gpt2_encoding
 from src.models.gpt import GPT
-from src.models.language_model import LanguageModel
+from src.models.lightning_module import LanguageModel
 
 #: The tab "custom scalars": charts by group, each of one or more tags (regular expressions).
 LAYOUT = {

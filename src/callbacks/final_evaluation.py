@@ -7,9 +7,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from src.callbacks.record import RunRecord
+from src.callbacks.run_record import RunRecord
 from src.evaluation.suite import EvaluationSuite
-from src.models.language_model import LanguageModel
+from src.models.lightning_module import LanguageModel
 
 log = logging.getLogger(__name__)
 

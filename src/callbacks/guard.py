@@ -5,7 +5,7 @@
     spike            loss > level + spike_nats;  level <- level + (loss - level) / min(n, 50) on sound steps
 
 The last two count once they hold for `patience_steps` steps in a row. From the first loss or gradient that is not
-finite on, the optimizer changes no weight (`src/models/optimizer.py`), so nothing must be read back in each step:
+finite on, the optimizer changes no weight (`src/models/optim/adamw.py`), so nothing must be read back in each step:
 on a GPU all steps since the last look are read at once, where a row is logged, a validation is due or a checkpoint
 saved. At the latter two the ranks also compare their weights.
 
@@ -21,7 +21,7 @@ import lightning as L
 import torch
 from torch import Tensor, distributed, nn
 
-from src.models.language_model import StepResult
+from src.models.lightning_module import StepResult
 
 #: Sound steps before a level is one, and steps over which it averages.
 SETTLED, HORIZON = 20, 50

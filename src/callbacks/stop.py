@@ -20,8 +20,8 @@ import lightning as L
 import torch
 from torch import distributed
 
-from src.mistakes import Interrupted, exit_code
-from src.signals import STOP_SIGNALS, refuse_to_go_on
+from src.errors import Interrupted, exit_code
+from src.launch.signals import STOP_SIGNALS, refuse_to_go_on
 
 
 class StopRequest:

@@ -15,13 +15,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from src.artefacts import read_rows, write_atomic
-from src.callbacks.soft import Soft
+from src.callbacks.best_effort import Soft
 from src.callbacks.training_log import TrainingLog
 from src.datamodules.fineweb import FineWebDataModule
+from src.files import read_rows, write_atomic
 from src.models.gpt import GPT
-from src.models.language_model import LanguageModel
-from src.models.stream import Stream, learned, look
+from src.models.lightning_module import LanguageModel
+from src.models.stream_probe import Stream, learned, look
 from src.reporting.figures import save
 from src.reporting.stream_figures import mixing_map, scalars_by_depth, sizes
 

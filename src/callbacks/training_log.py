@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
-from src.callbacks.record import RunRecord
-from src.models.language_model import StepResult
+from src.callbacks.run_record import RunRecord
+from src.models.lightning_module import StepResult
 
 
 class TrainingLog(L.Callback):

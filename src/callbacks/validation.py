@@ -13,10 +13,10 @@ from torch import distributed
 
 from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.guard import Guard
-from src.callbacks.record import RunRecord
+from src.callbacks.run_record import RunRecord
 from src.callbacks.training_log import TrainingLog
 from src.datamodules.fineweb import FineWebDataModule
-from src.models.language_model import LanguageModel
+from src.models.lightning_module import LanguageModel
 
 
 class Validation(L.Callback):

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.checks.base import Subject, tokens
-from src.mistakes import one_line
+from src.errors import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 N_STEPS = 6

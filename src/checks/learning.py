@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.checks.base import Figures, Subject, tokens
 from src.models.gpt import GPT
-from src.models.optimizer import OptimizerConfig, Schedule, build_optimizer, set_lr
+from src.models.optim.adamw import OptimizerConfig, Schedule, build_optimizer, set_lr
 
 VOCABULARY, CONTEXT, WIDTH, HEADS, BATCH = 512, 64, 64, 4, 8
 N_STEPS = 100

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.datamodules.shards import ShardError, Tokens
-from src.datamodules.windows import ShardSlot
+from src.datamodules.shards.format import ShardError, Tokens
+from src.datamodules.shards.windows import ShardSlot
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.artefacts import atomic_folder, sha256_file, write_atomic
 from src.datamodules.batches import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
-from src.datamodules.shards import write_shard
+from src.datamodules.shards.format import write_shard
 from src.datamodules.tokenizer import END_OF_TEXT, RANKS_SHA256, gpt2_encoding
+from src.files import atomic_folder, sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
 

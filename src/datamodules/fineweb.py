@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from src.datamodules.batches import BatchSpec, accumulation, validation_windows
-from src.datamodules.loader import TrainLoader
-from src.datamodules.opening import Cache, open_shards, read_sources
-from src.datamodules.places import Shards
-from src.datamodules.shards import ShardError, TokenShard
-from src.datamodules.stream import ORDERS, STREAMED, Mixture, Stream, WindowStream
+from src.datamodules.open import Cache, open_shards, read_sources
+from src.datamodules.shards.format import ShardError, TokenShard
+from src.datamodules.shards.loader import TrainLoader
+from src.datamodules.shards.local import Shards
+from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, Stream, WindowStream
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from src.artefacts import sha256_file
-from src.mistakes import one_line
+from src.errors import one_line
+from src.files import sha256_file
 
 FEWSHOT_SEED = 1234
 TASKS = Path(lm_eval.__file__).parent / "tasks"

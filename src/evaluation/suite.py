@@ -10,7 +10,7 @@ from src.datamodules.tokenizer import N_VOCAB
 from src.evaluation.protocols import PROTOCOLS, Scorer
 from src.evaluation.sources import TextSet, resolve_path
 from src.models.gpt import GPT
-from src.typed import typed
+from src.settings.validate import typed
 
 log = logging.getLogger(__name__)
 

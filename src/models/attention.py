@@ -11,8 +11,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.kernels.attention.cpp import attention, serves
 from src.models.config import GPTConfig
-from src.models.cpu_attention import attention, serves
 from src.models.rotary import rotated
 from src.residual.base import QKV
 

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from src.embedding.base import EmbeddingSpec, fitted
 from src.models.block import Block, BranchNorms, branch_norms, plus
 from src.models.config import GPTConfig
-from src.models.flow import Seen, Tap, Trace
 from src.models.loss import linear_cross_entropy, token_losses
 from src.models.mlp import CopiedLinear
-from src.models.visits import copy_first_, first_visits, flops_per_token, require_skipping
+from src.models.repeated_visits import copy_first_, first_visits, flops_per_token, require_skipping
+from src.models.trace import Seen, Tap, Trace
 from src.norm.base import NormSpec
 from src.recurrence.base import Recurrence, RecurrenceSpec
 from src.residual.base import ResidualStrategy, Site, StreamSpec, sites_of

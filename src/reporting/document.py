@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from src.artefacts import write_atomic
+from src.files import write_atomic
 from src.reporting import curves
 from src.reporting.leaderboard import BUDGETS, at_budget, common_budget, curves_over_evaluations
 from src.reporting.page import Document, Picture, Section, to_html, to_markdown

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from src.artefacts import read_object, read_rows
+from src.files import read_object, read_rows
 
 #: What a completed run must state before its numbers can be compared.
 NEEDED = ("name", "seed", "steps", "tokens", "val_loss", "tokens_per_s", "flops_per_token")

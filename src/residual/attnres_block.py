@@ -17,8 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import (
+from src.kernels.depth_attention.reference import (
     Sources,
     append,
     attend,
@@ -27,6 +26,7 @@ from src.residual.depth_attention import (
     open_native,
     scores,
 )
+from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class BlockSources(NamedTuple):

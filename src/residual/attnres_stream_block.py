@@ -15,8 +15,8 @@ Shape letters: Q queries (groups after the first, and the end).
 import torch
 from torch import Tensor, nn
 
+from src.kernels.depth_attention.reference import StreamAndSources, attend, emit, open_native
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import StreamAndSources, attend, emit, open_native
 
 
 class StreamBlockAttention(ResidualStrategy[StreamAndSources]):

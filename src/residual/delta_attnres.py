@@ -17,8 +17,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.kernels.depth_attention.reference import Sources, append, attend, open_pulled, shares
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import Sources, append, attend, open_pulled, shares
 
 
 class RoutedDeltas(NamedTuple):

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.kernels.depth_attention.static_sum import Weighed, one_more, open_weighed, weighed_sum
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.depth_sums import Weighed, one_more, open_weighed, weighed_sum
 
 
 class Depths(NamedTuple):

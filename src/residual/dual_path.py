@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.one_norm import NormedState, OneNormPerLayer
+from src.residual.families.shared_norm import NormedState, OneNormPerLayer
 
 
 class DualPath(OneNormPerLayer):

@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from src.kernels.hyper_streams.dhc import Weights, dynamic_weights
+from src.kernels.hyper_streams.reference import Streams, blended
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import Streams, blended
-from src.residual.hyperconn_read import Weights, dynamic_weights
 
 
 class FracConnections(ResidualStrategy[Streams]):

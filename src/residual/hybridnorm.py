@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.residual.base import Site, StreamSpec
-from src.residual.one_stream import OneStream
+from src.residual.families.single_stream import OneStream
 
 
 class HybridNorm(OneStream):

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from src.kernels.hyper_streams.dhc import Weights, dynamic_weights, read_dynamic, read_on_gpu
+from src.kernels.hyper_streams.reference import SiteWeights, Streams, in_type, scale_output_, static_mixing
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.hyper_streams import SiteWeights, Streams, in_type, scale_output_, static_mixing
-from src.residual.hyperconn_read import Weights, dynamic_weights, read_dynamic, read_on_gpu
-from src.residual.weighed_streams import WeighedStreams
+from src.residual.families.hyper_connections import WeighedStreams
 
 
 class HyperConnections(WeighedStreams):

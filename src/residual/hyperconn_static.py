@@ -9,9 +9,9 @@ Shape letters: N streams.
 
 from torch import Tensor, nn
 
+from src.kernels.hyper_streams.reference import SiteWeights, scale_output_, static_mixing
 from src.residual.base import Site, StreamSpec
-from src.residual.hyper_streams import SiteWeights, scale_output_, static_mixing
-from src.residual.weighed_streams import WeighedStreams
+from src.residual.families.hyper_connections import WeighedStreams
 
 
 class StaticHyperConnections(WeighedStreams):

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.hyper_streams import (
+from src.kernels.hyper_streams.projection import mixing_weights, project, project_read
+from src.kernels.hyper_streams.reference import (
     SiteWeights,
     Streams,
     blended,
@@ -27,7 +27,7 @@ from src.residual.hyper_streams import (
     widen,
     write_streams,
 )
-from src.residual.projected_streams import mixing_weights, project, project_read
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
 class IdentityHyperConnections(ResidualStrategy[Streams]):

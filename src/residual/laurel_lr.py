@@ -9,7 +9,7 @@ At init (B = 0): vanilla.
 from torch import Tensor
 
 from src.residual.base import Site, StreamSpec
-from src.residual.low_rank import LowRankStream
+from src.residual.families.low_rank import LowRankStream
 
 
 class LaurelLR(LowRankStream):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.low_rank import LowRankStream
+from src.residual.families.low_rank import LowRankStream
 
 
 class LaurelRWLR(LowRankStream):

@@ -13,8 +13,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.kernels.fused_blend import blended
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.residual.blend import blended
 
 
 class ScaledState(NamedTuple):

@@ -12,9 +12,9 @@ At init: not vanilla.
 
 from torch import Tensor, nn
 
+from src.kernels.hyper_streams.reference import scale_output_
 from src.residual.base import Site, StreamSpec
-from src.residual.hyper_streams import scale_output_
-from src.residual.one_stream import OneStream
+from src.residual.families.single_stream import OneStream
 
 
 class LayerNormScaling(OneStream):

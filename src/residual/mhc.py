@@ -16,11 +16,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from src.native import kernels_for
+from src.kernels.cpp_build import kernels_for
+from src.kernels.hyper_streams.mhc import Weights, read_by_kernels, read_on_gpu, site_weights
+from src.kernels.hyper_streams.reference import SiteWeights, Streams, in_type
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.hyper_streams import SiteWeights, Streams, in_type
-from src.residual.mhc_read import Weights, read_by_kernels, read_on_gpu, site_weights
-from src.residual.weighed_streams import WeighedStreams
+from src.residual.families.hyper_connections import WeighedStreams
 
 
 class ManifoldHyperConnections(WeighedStreams):
@@ -72,7 +72,7 @@ class ManifoldHyperConnections(WeighedStreams):
         if on_gpu is not None:
             return on_gpu
         reckoned = in_type(state, self.reckoned)
-        kernels = kernels_for(reckoned.h_BTND, "residual/kernels/mhc", N=self.n_stream)
+        kernels = kernels_for(reckoned.h_BTND, "kernels/hyper_streams/mhc", N=self.n_stream)
         if kernels is None:
             return super().read(state, site)
         u_BTD, reckoned = read_by_kernels(kernels, reckoned, weights, self.n_iteration, self.eps)

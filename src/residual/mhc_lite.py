@@ -16,10 +16,10 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
+from src.kernels.hyper_streams.projection import mixing_weights, project
+from src.kernels.hyper_streams.reference import SiteWeights, Streams, written
 from src.residual.base import ParamGroup, StreamSpec
-from src.residual.hyper_streams import SiteWeights, Streams, written
-from src.residual.projected_streams import mixing_weights, project
-from src.residual.weighed_streams import WeighedStreams
+from src.residual.families.hyper_connections import WeighedStreams
 
 MAX_STREAM = 5  # 120 permutations; 6 streams would have 720
 

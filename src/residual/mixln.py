@@ -10,7 +10,7 @@ At init: not vanilla (where the fraction takes in a layer).
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.one_stream import OneStream
+from src.residual.families.single_stream import OneStream
 
 
 class MixLN(OneStream):

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from src.kernels.depth_attention.reference import weighted_sum
 from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.dense_weights import DenseWeights
-from src.residual.depth_attention import weighted_sum
+from src.residual.families.mudd_weights import DenseWeights
 
 
 class Ways(NamedTuple):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.kernels.depth_attention.reference import weighted_sum
 from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.dense_weights import DenseWeights
-from src.residual.depth_attention import weighted_sum
+from src.residual.families.mudd_weights import DenseWeights
 
 
 class NormedWays(NamedTuple):

@@ -9,7 +9,7 @@ At init: not vanilla (the MLP does not see its layer's attention).
 from torch import Tensor
 
 from src.residual.base import Site
-from src.residual.one_norm import NormedState, OneNormPerLayer
+from src.residual.families.shared_norm import NormedState, OneNormPerLayer
 
 
 class Parallel(OneNormPerLayer):

@@ -12,7 +12,7 @@ At init: not vanilla.
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.one_stream import OneStream
+from src.residual.families.single_stream import OneStream
 
 
 class PostLN(OneStream):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from src.residual.base import Site, StreamSpec
-from src.residual.prores_schedules import WarmedUp
+from src.residual.families.warmup_schedules import WarmedUp
 
 
 class ProRes(WarmedUp[Tensor]):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.one_stream import OneStream
+from src.residual.families.single_stream import OneStream
 
 
 class ReZero(OneStream):

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from src.kernels.depth_attention.reference import StreamAndSources, attend, emit, open_native
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.depth_attention import StreamAndSources, attend, emit, open_native
 
 
 class TDAR(ResidualStrategy[StreamAndSources]):

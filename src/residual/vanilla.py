@@ -9,7 +9,7 @@ At init: this is the baseline that the other strategies are compared with.
 from torch import Tensor
 
 from src.residual.base import Site
-from src.residual.one_stream import OneStream
+from src.residual.families.single_stream import OneStream
 
 
 class Vanilla(OneStream):

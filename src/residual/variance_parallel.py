@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.residual.base import Site
-from src.residual.one_norm import NormedState, OneNormPerLayer
+from src.residual.families.shared_norm import NormedState, OneNormPerLayer
 
 
 class VarianceParallel(OneNormPerLayer):

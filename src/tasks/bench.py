@@ -1,6 +1,6 @@
 """task=bench: what configurations cost over a baseline: parameters, FLOPs, memory, time of a step.
 
-Whole optimizer steps, in one process, taking turns with the baseline (`src.tasks.alternation` says how), at each
+Whole optimizer steps, in one process, taking turns with the baseline (`src.bench.timing` says how), at each
 configuration's own size, device, precision and `trainer.compile`. For strategies named by `bench.residual`,
 parameters, FLOPs and the memory kept for the backward are also counted at GPT-2 Medium, without computing anything.
 
@@ -17,17 +17,9 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.artefacts import write_atomic
-from src.checks.base import Subject
-from src.checks.cost import kept_bytes
-from src.launch import COMPLETED, FAILED, Job, TaskEnd
-from src.mistakes import UserError
-from src.models.config import GPTConfig
-from src.overrides import CONF, meant, options
-from src.reporting.bench_figure import bench_figure
-from src.tasks.alternation import time_in_turns
-from src.tasks.chip import Ceiling, ceiling_of
-from src.tasks.contestants import (
+from benchmarks.run_suite import run_suite
+from benchmarks.suites import SUITES
+from src.bench.candidates import (
     Contestant,
     device_of,
     of_strategy,
@@ -35,16 +27,24 @@ from src.tasks.contestants import (
     refuse_mixture,
     refuse_twice,
 )
-from src.tasks.host import prepare_process
-from src.tasks.peer_entry import LOSS_TOLERANCE, read_peers
-from src.tasks.schema import read_section
-from src.tasks.settings import Settings, read_settings
-from src.tasks.speed_table import describe, parts_table, peers_line, speed_table
-from src.tasks.strategy_table import MEDIUM_BATCH, Cost, table
-from src.tasks.suite_run import run_suite
-from src.tasks.suites import SUITES
-from src.tasks.surroundings import data_seconds, loop_seconds
+from src.bench.device_peak import Ceiling, ceiling_of
+from src.bench.host_overhead import data_seconds, loop_seconds
+from src.bench.peer_entry import LOSS_TOLERANCE, read_peers
+from src.bench.strategy_table import MEDIUM_BATCH, Cost, table
+from src.bench.tables import describe, parts_table, peers_line, speed_table
+from src.bench.timing import time_in_turns
+from src.checks.base import Subject
+from src.checks.cost import kept_bytes
+from src.errors import UserError
+from src.files import write_atomic
+from src.launch.arguments import CONF, meant, options
+from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
+from src.models.config import GPTConfig
+from src.reporting.bench_figure import bench_figure
+from src.settings.components import read_section
+from src.settings.read import Settings, read_settings
 from src.tasks.train import build_gpt
+from src.training.process import prepare_process
 
 log = logging.getLogger(__name__)
 

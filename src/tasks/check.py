@@ -18,17 +18,17 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.artefacts import write_atomic
 from src.checks import cost, graph, learning, properties
 from src.checks.base import Figures, Finding, Subject, tokens
 from src.datamodules.embedded_text import embedded_tokens
-from src.launch import COMPLETED, FAILED, Job, TaskEnd
-from src.mistakes import UserError, one_line
+from src.errors import UserError, one_line
+from src.files import write_atomic
+from src.launch.arguments import CONF
+from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
-from src.overrides import CONF
+from src.settings.read import Settings, read_settings
 from src.tasks import check_data
-from src.tasks.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ import json
 import logging
 from typing import Any
 
-from src.artefacts import write_atomic
 from src.datamodules.batches import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
-from src.datamodules.opening import open_shards
-from src.datamodules.verification import Verdict, verify
-from src.launch import COMPLETED, FAILED, Job, TaskEnd
-from src.mistakes import UserError, one_line
-from src.tasks.settings import read_settings
+from src.datamodules.open import open_shards
+from src.datamodules.prepare.verify import Verdict, verify
+from src.errors import UserError, one_line
+from src.files import write_atomic
+from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
+from src.settings.read import read_settings
 
 log = logging.getLogger(__name__)
 

@@ -26,18 +26,18 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.artefacts import write_atomic
 from src.callbacks.final_evaluation import headline
-from src.launch import COMPLETED, Job, TaskEnd
-from src.mistakes import UserError, one_line
-from src.ranks import other_ranks
-from src.tasks import run_files
-from src.tasks.host import prepare_process
-from src.tasks.machine import TrainerKeys, TrainerSettings, settle_trainer
-from src.tasks.provenance import device_name, git_commit, versions
-from src.tasks.schema import read_section
-from src.tasks.settings import Settings
-from src.tasks.subjects import Subject, subjects, with_files
+from src.errors import UserError, one_line
+from src.files import write_atomic
+from src.launch.job import COMPLETED, Job, TaskEnd
+from src.launch.ranks import other_ranks
+from src.settings.components import read_section
+from src.settings.read import Settings
+from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
+from src.training import run_folder as run_files
+from src.training.process import prepare_process
+from src.training.provenance import device_name, git_commit, versions
+from src.training.saved_weights import Subject, subjects, with_files
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@
     python run.py task=export checkpoint=<file> output=<new folder>
 
 A model that is GPT-2 becomes a Hugging Face GPT-2 folder, which transformers loads; every other model becomes a
-folder that `src.models.pretrained.from_pretrained` loads. `task=evaluate hf=<folder>` takes both, and so does
+folder that `src.models.formats.pretrained.from_pretrained` loads. `task=evaluate hf=<folder>` takes both, and so does
 `init_from=<folder>` of task=train.
 """
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from src.artefacts import atomic_folder
-from src.callbacks.record import read_result
+from src.callbacks.run_record import read_result
 from src.datamodules.hub_tokenizer import write_tokenizer
 from src.datamodules.tokenizer import N_VOCAB
-from src.launch import COMPLETED, Job, TaskEnd
-from src.mistakes import UserError, one_line
-from src.models.huggingface import refuse_full
-from src.models.pretrained import write_pretrained
+from src.errors import UserError, one_line
+from src.files import atomic_folder
+from src.launch.job import COMPLETED, Job, TaskEnd
+from src.models.formats.huggingface import refuse_full
+from src.models.formats.pretrained import write_pretrained
 from src.tasks.model_card import model_card
-from src.tasks.subjects import Subject, subjects
+from src.training.saved_weights import Subject, subjects
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.models.pretrained import MODEL_TYPE
-from src.tasks.subjects import Subject
+from src.models.formats.pretrained import MODEL_TYPE
+from src.training.saved_weights import Subject
 
 #: Sections of a configuration that describe the model and its training; of the data, only these keys.
 SECTIONS = ("model", "residual", "norm", "embedding", "recurrence", "optimizer", "trainer", "seed")
@@ -30,7 +30,7 @@ model = GPT2LMHeadModel.from_pretrained("<this folder>")
 It loads with the code of reslab, from its repository's root; the folder holds no code of its own:
 
 ```python
-from src.models.pretrained import from_pretrained
+from src.models.formats.pretrained import from_pretrained
 
 model = from_pretrained("<this folder>")  # token ids [B, T] -> logits [B, T, V]
 ```

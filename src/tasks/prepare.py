@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.callbacks.stop import StopRequest
-from src.datamodules.preparation import PrepareKeys, prepare
-from src.launch import COMPLETED, Job, TaskEnd
-from src.mistakes import UserError, one_line
-from src.tasks.schema import read_section
+from src.datamodules.prepare.prepare import PrepareKeys, prepare
+from src.errors import UserError, one_line
+from src.launch.job import COMPLETED, Job, TaskEnd
+from src.settings.components import read_section
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from src.launch import COMPLETED, Job, TaskEnd
-from src.mistakes import UserError, one_line
+from src.errors import UserError, one_line
+from src.launch.job import COMPLETED, Job, TaskEnd
 from src.reporting.document import write_report
 from src.reporting.report import make_report
 

@@ -7,29 +7,30 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
+from src.callbacks.best_effort import Soft
 from src.callbacks.guard import DivergedError
-from src.callbacks.record import RunRecord, Status, read_result
-from src.callbacks.soft import Soft
+from src.callbacks.loggers import RunPlace
+from src.callbacks.run_record import RunRecord, Status, read_result
 from src.callbacks.stop import StopRequest
 from src.datamodules.batches import BatchSpec, accumulation
 from src.datamodules.fineweb import FineWebDataModule
-from src.datamodules.shards import ShardError
-from src.launch import COMPLETED, DIVERGED, Job, TaskEnd
-from src.mistakes import Interrupted, UserError, one_line
+from src.datamodules.shards.format import ShardError
+from src.errors import Interrupted, UserError, one_line
+from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
+from src.launch.ranks import other_ranks
+from src.models.formats.pretrained import load_weights
 from src.models.gpt import GPT
-from src.models.language_model import LanguageModel
-from src.models.optimizer import moment_count
-from src.models.pretrained import load_weights
-from src.ranks import other_ranks
-from src.tasks import rollback, run_files
+from src.models.lightning_module import LanguageModel
+from src.models.optim.adamw import moment_count
+from src.settings.read import Settings, read_settings
 from src.tasks.check import quick
-from src.tasks.host import prepare_process
-from src.tasks.loggers import RunPlace
-from src.tasks.memory import check_memory
-from src.tasks.place import check_place
-from src.tasks.settings import Settings, read_settings
-from src.tasks.sweeps import left_to_do
-from src.tasks.trainer import TrainerParts, build_trainer
+from src.training import rollback
+from src.training import run_folder as run_files
+from src.training.place import check_place
+from src.training.preflight import check_memory
+from src.training.process import prepare_process
+from src.training.resume import left_to_do
+from src.training.trainer import TrainerParts, build_trainer
 
 log = logging.getLogger(__name__)
 

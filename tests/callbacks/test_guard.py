@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from src.callbacks.guard import HORIZON, DivergedError, Guard, GuardKeys, checksum
-from src.models.language_model import StepResult
-from src.models.muon import MuonKeys
-from src.models.optimizer import OptimizerConfig, apply_gradients, build_optimizer
+from src.models.lightning_module import StepResult
+from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer
+from src.models.optim.muon import MuonKeys
 from tests.support import tiny_gpt
 
 KEYS = GuardKeys(rollbacks=0, above_uniform_nats=3.0, spike_nats=2.0, patience_steps=3)

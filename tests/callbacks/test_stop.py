@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from src.callbacks.stop import StopOnSignal, StopRequest
-from src.mistakes import Interrupted
+from src.errors import Interrupted
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

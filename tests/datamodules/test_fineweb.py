@@ -12,8 +12,8 @@ import torch
 from src.datamodules.batches import BatchSpec, accumulation
 from src.datamodules.embedded_text import EmbeddedTextDataModule
 from src.datamodules.fineweb import FineWebDataModule
-from src.datamodules.loader import TrainLoader
-from src.datamodules.shards import ShardError
+from src.datamodules.shards.format import ShardError
+from src.datamodules.shards.loader import TrainLoader
 from src.datamodules.tokenizer import RANKS, gpt2_encoding
 from tests.datamodules.support import DATA_KEYS
 from tests.runs import make_shards, write_bin

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from src.datamodules.batches import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
-from src.datamodules.places import open_local
-from src.datamodules.preparation import PrepareKeys, prepare
-from src.datamodules.shards import ShardError, TokenShard
+from src.datamodules.prepare.prepare import PrepareKeys, prepare
+from src.datamodules.shards.format import ShardError, TokenShard
+from src.datamodules.shards.local import open_local
 from tests.datamodules.support import DATA_KEYS
 
 N, VOCAB = 300, 500

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from src.models.gpt import GPT
-from src.models.optimizer import parameter_groups
+from src.models.optim.adamw import parameter_groups
 from tests.plain_gpt import plain_logits
 from tests.support import ROOT, class_of, jitter, module_of, option, options, tiny_gpt, tokens
 

@@ -14,7 +14,7 @@ from src.datamodules.tokenizer import gpt2_encoding
 from src.evaluation.harness import run_tasks
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
-from src.models.huggingface import load_gpt2
+from src.models.formats.huggingface import load_gpt2
 from tests.support import SIZES, tiny_gpt
 
 transformers = pytest.importorskip("transformers", reason="a development dependency")

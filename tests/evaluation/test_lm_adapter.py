@@ -13,8 +13,8 @@ from src.datamodules.tokenizer import gpt2_encoding
 from src.evaluation.harness import run_tasks, scores, task_file
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
+from src.models.formats.huggingface import export_gpt2
 from src.models.gpt import GPT
-from src.models.huggingface import export_gpt2
 from tests.support import jitter, tiny_gpt
 
 TASKS = ["arc_easy", "hellaswag", "piqa", "winogrande"]
@@ -195,7 +195,7 @@ REQUESTS: Any = [(None, list(range(10, 10 + n)), [n, n + 1]) for n in range(3, 2
 
 
 def test_two_ranks_share_the_requests_and_both_have_all_results() -> None:
-    from src.ranks import _free_port
+    from src.launch.ranks import _free_port
 
     context = multiprocessing.get_context("spawn")
     queue, port = context.Queue(), _free_port()

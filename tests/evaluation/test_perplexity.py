@@ -15,8 +15,8 @@ from torch import distributed, multiprocessing
 from src.evaluation.protocols import Scorer, token_windows
 from src.evaluation.sources import TextSet, read_texts, resolve_path
 from src.evaluation.suite import EvaluationSuite
+from src.models.formats.huggingface import export_gpt2
 from src.models.gpt import GPT
-from src.models.huggingface import export_gpt2
 from tests.support import ROOT, component, jitter, option, tiny_gpt
 
 STREAM = np.random.default_rng(0).integers(0, 64, 12 * 20 + 7).astype(np.uint16)
@@ -73,7 +73,7 @@ def share(rank: int, port: int, queue: Any) -> None:
 
 
 def test_two_ranks_share_the_windows_and_agree() -> None:
-    from src.ranks import _free_port
+    from src.launch.ranks import _free_port
 
     context = multiprocessing.get_context("spawn")
     queue, port = context.Queue(), _free_port()

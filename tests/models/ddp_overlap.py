@@ -22,8 +22,8 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from src.models.gpt import GPT
-from src.models.optimizer import OptimizerConfig, apply_gradients, build_optimizer, set_lr
-from src.tasks.host import keep_freed_memory
+from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer, set_lr
+from src.training.process import keep_freed_memory
 from tests.support import tiny_gpt
 
 SIZES = {"n_layer": 12, "n_embd": 256, "vocab_size": 2048, "block_size": 256, "batch": 4}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from src.models.config import GPTConfig
+from src.models.formats.huggingface import export_gpt2
 from src.models.gpt import GPT
-from src.models.huggingface import export_gpt2
 from tests.plain_gpt import plain_logits
 from tests.support import SIZES, component, jitter, options, tiny_gpt, tokens
 

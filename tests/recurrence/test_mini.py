@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from src.models.optimizer import OptimizerConfig, build_optimizer
-from src.models.visits import begin_visits
+from src.models.optim.adamw import OptimizerConfig, build_optimizer
+from src.models.repeated_visits import begin_visits
 from src.recurrence.base import RecurrenceSpec
 from src.recurrence.mini import MiniRecurrence
 from src.residual.base import sites_of

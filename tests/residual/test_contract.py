@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from src.models.gpt import GPT
-from src.models.optimizer import parameter_groups
+from src.models.optim.adamw import parameter_groups
 from tests.support import ROOT, class_of, jitter, module_of, option, options, tiny_gpt, tokens
 
 NAMES = options("residual")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src.residual.hyper_streams import written
+from src.kernels.hyper_streams.reference import written
 from src.residual.hyperconn import HyperConnections
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.residual.hyper_streams import written
+from src.kernels.hyper_streams.reference import written
 from src.residual.mhc import ManifoldHyperConnections
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 from tests.support import jitter, tiny_gpt, tokens

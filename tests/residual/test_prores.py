@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from src.residual.families.warmup_schedules import SCHEDULES
 from src.residual.prores import ProRes
-from src.residual.prores_schedules import SCHEDULES
 from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
 
 KEYS: dict[str, Any] = {

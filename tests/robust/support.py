@@ -55,7 +55,7 @@ def ranks_of(folder: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"src.ranks" in words and str(folder).encode() in words:
+            if b"src.launch.ranks" in words and str(folder).encode() in words:
                 found.append(int(entry.name))
     return found
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.callbacks.record import RunRecord, read_metrics, read_result
+from src.callbacks.run_record import RunRecord, read_metrics, read_result
 from src.reporting.runs import read_run
 
 numbers = st.floats() | st.integers() | st.sampled_from([10**300, -(2**64), 5e-324, math.nan, math.inf])

@@ -10,16 +10,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.launch import Job
-from src.mistakes import UserError
-from src.overrides import CONF
-from src.tasks.alternation import Timing, step_bytes
+from src.bench.candidates import Contestant, Entrant, of_text, refuse_mixture, refuse_twice
+from src.bench.device_peak import Ceiling, matmul_speed, published_peak
+from src.bench.stopwatch import Lap, Stopwatch, no_lap
+from src.bench.strategy_table import at_init, idea
+from src.bench.tables import parts_table, speed_table
+from src.bench.timing import Timing, step_bytes
+from src.errors import UserError
+from src.launch.arguments import CONF
+from src.launch.job import Job
 from src.tasks.bench import BenchKeys
-from src.tasks.chip import Ceiling, matmul_speed, published_peak
-from src.tasks.contestants import Contestant, Entrant, of_text, refuse_mixture, refuse_twice
-from src.tasks.speed_table import parts_table, speed_table
-from src.tasks.stopwatch import Lap, Stopwatch, no_lap
-from src.tasks.strategy_table import at_init, idea
 from tests.runs import SMALL, error_lines, run
 from tests.support import options
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(
         *("task=bench", *SMALL, "bench.residual=[rezero,denseformer,dual_path]", "bench.rounds=2"),
         'bench.configurations=["twice: norm=rmsnorm residual=rezero model.block_size=16","recurrence=mini"]',
-        *("bench.at_once=3", "bench.peer=src.tasks.peers:plain", "hydra.run.dir=b"),
+        *("bench.at_once=3", "bench.peer=benchmarks.peers:plain", "hydra.run.dir=b"),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from src.artefacts import sha256_file
-from src.launch import Job
-from src.mistakes import UserError
+from src.errors import UserError
+from src.files import sha256_file
+from src.launch.job import Job
 from src.tasks import evaluate as task
 from tests.runs import ROOT, SMALL, make_shards, result, run
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from src.artefacts import sha256_file
-from src.launch import Job
-from src.mistakes import UserError
+from src.errors import UserError
+from src.files import sha256_file
+from src.launch.job import Job
+from src.models.formats.pretrained import from_pretrained, read_recipe
 from src.models.gpt import GPT
-from src.models.pretrained import from_pretrained, read_recipe
+from src.settings.read import read_settings
 from src.tasks import evaluate, export
-from src.tasks.settings import read_settings
 from src.tasks.train import build_gpt
 from tests.runs import ROOT, SMALL, make_shards, result, run
 
@@ -112,7 +112,7 @@ def test_the_card_holds_the_runs_record_and_no_folder_of_this_machine(trained: P
         sha256_file(copied / "checkpoints/last.ckpt"),
         "_target_: src.residual.prores.ProRes",
         "warmup_fraction: 1.0",
-        "from src.models.pretrained import from_pretrained",
+        "from src.models.formats.pretrained import from_pretrained",
         f"tokens seen: {stated['tokens']:,}",
     ):
         assert words in card

@@ -7,11 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from src.mistakes import UserError
-from src.overrides import CONF
+from src.bench.peer_entry import read_peers
+from src.errors import UserError
+from src.launch.arguments import CONF
 from src.reporting.report import make_report
-from src.tasks.peer_entry import read_peers
-from src.tasks.settings import read_settings
+from src.settings.read import read_settings
 from tests.faulty import faulty
 from tests.runs import DDP, SMALL, begin, computed, kill_after, make_shards, metrics, result, run, same_weights
 from tests.support import composed_settings
@@ -67,7 +67,7 @@ def test_a_mistake_is_told_with_its_key(override: str, words: str) -> None:
 def test_a_peer_under_another_optimizer_is_refused() -> None:
     settings = composed_settings("optimizer=muon")
     with pytest.raises(UserError, match=r"bench\.peer=src\.tasks\.peers:plain steps under AdamW"):
-        read_peers(["src.tasks.peers:plain"], settings, [])
+        read_peers(["benchmarks.peers:plain"], settings, [])
     assert read_peers([], settings, []) == []
 
 

@@ -1,0 +1,97 @@
+"""The run's record: `metrics.jsonl`, a row a step, and `result.json`, the one statement of how it went.
+
+Rows are appended and flushed; the summary is replaced atomically, so that a reader, or a run that was
+killed, never sees half of one. Only rank 0 writes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from src.files import read_object, read_rows, write_atomic
+
+Status = Literal["running", "completed", "diverged", "interrupted", "failed"]
+Row = dict[str, float | int]
+
+
+class RunRecord:
+    """Writes a run folder's metrics and result.
+
+    Args:
+        folder: the run folder.
+        writes: whether this process is the one that writes (rank 0).
+    """
+
+    def __init__(self, folder: Path, *, writes: bool) -> None:
+        self.folder = folder
+        self.writes = writes
+        self.result: dict[str, Any] = read_result(folder) or {}
+        self._row: Row = {}
+        self._began = time.monotonic()
+        self._earlier = float(self.result.get("seconds", 0.0))
+
+    def seconds(self) -> float:
+        """Wall-clock time that this run has taken, earlier sessions counted in as far as they were noted."""
+        return self._earlier + time.monotonic() - self._began
+
+    # ---- metrics
+
+    def note(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Collect what is known at `step` (completed optimizer steps)."""
+        if self._row.get("step", step) != step:
+            raise RuntimeError(f"row of step {self._row['step']} was not closed before step {step}")
+        self._row = {"step": step, **self._row, **values}
+
+    def close_row(self) -> Row:
+        """Append the collected row, if there is one, and hand it back."""
+        row, self._row = self._row, {}
+        if row and self.writes:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return row
+
+    def keep_until(self, step: int) -> None:
+        """Drop the rows after `step` and any torn last line, before going on from `step`."""
+        if self.writes and self._metrics.exists():
+            kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
+            write_atomic(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def sync(self) -> None:
+        """Force the rows to disk, before a checkpoint that relies on them."""
+        if self.writes and self._metrics.exists():
+            with self._metrics.open("a") as file:
+                os.fsync(file.fileno())
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    # ---- result
+
+    def update(self, **values: object) -> None:
+        """Set fields of result.json."""
+        self.result.update(values)
+        if self.writes:
+            write_atomic(self.folder / "result.json", json.dumps(self.result, indent=2) + "\n")
+
+    def finish(self, status: Status, reason: str | None) -> None:
+        """State how the run ended."""
+        self.update(status=status, reason=reason)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The folder's result.json, or None where there is none.
+
+    Raises:
+        ValueError: it is there and damaged.
+    """
+    path = folder / "result.json"
+    return read_object(path) if path.exists() else None
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """The rows of metrics.jsonl in order; a torn last line (a run killed while writing) is left out."""
+    return read_rows(folder / "metrics.jsonl")

@@ -1,0 +1,189 @@
+"""Where documents come from: local files, a Hugging Face data set on disk, or one streamed from the hub.
+
+A source gives chunks from a cursor on, always the same rows in the same order, and can say what it is: its
+identity is the same wherever the files lie, and other after a change.
+"""
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from src.datamodules.prepare.documents import Chunk, Cursor, file_chunks, kind_of, table_chunk
+from src.errors import UserError, one_line
+
+HUB = "hf://datasets/"
+ROWS_AT_ONCE = 256
+BLOCK_BYTES, N_BLOCKS = 4096, 16
+
+
+class Source(Protocol):
+    """Documents in a fixed order."""
+
+    def identity(self) -> dict[str, Any]:
+        """What it is: `address`, and a `revision` that changes with the content."""
+
+    def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
+        """Its rows from a chunk's cursor on; from `{}`, all."""
+
+
+def open_source(address: str) -> Source:
+    """The source that `prepare.source` names.
+
+    Raises:
+        UserError: nothing there that could be read.
+    """
+    if address.startswith(HUB):
+        return HubSource.open(address)
+    place = Path(address)
+    if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
+        return DiskSource.open(place)
+    if place.is_dir():
+        found = sorted(p for p in place.rglob("*") if p.is_file() and kind_of(p))
+    elif place.is_file():
+        found, place = [place], place.parent
+    else:
+        found = sorted(
+            Path(p) for p in glob.glob(address, recursive=True) if Path(p).is_file() and kind_of(Path(p))
+        )
+        place = place.parent
+    if not found or not all(kind_of(p) for p in found):
+        raise UserError(
+            f"prepare.source={address} holds nothing to read; give a file, folder or pattern of .parquet, "
+            f".jsonl or .txt (the last two also .gz, .zst, .xz), a data set saved to disk, or {HUB}<owner>/<name>"
+        )
+    names = [p.relative_to(place).as_posix() if p.is_relative_to(place) else p.name for p in found]
+    return FileSource(Path(address).name, tuple(found), tuple(names))
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Local files one after the other, by name."""
+
+    address: str
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for path, name in zip(self.paths, self.names, strict=True):
+            size = path.stat().st_size
+            digest.update(f"{name} {size}\n".encode())
+            with path.open("rb") as file:
+                for i in range(N_BLOCKS + 1):
+                    file.seek(i * max(0, size - BLOCK_BYTES) // N_BLOCKS)
+                    digest.update(file.read(BLOCK_BYTES))
+        return {"address": self.address, "files": len(self.paths), "revision": digest.hexdigest()}
+
+    def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
+        sizes = [path.stat().st_size for path in self.paths]
+        first = int(cursor.get("file", 0))
+        for i in range(first, len(self.paths)):
+            inside = cursor if i == first else {}
+            for chunk in file_chunks(self.paths[i], self.names[i], inside):
+                share = (sum(sizes[:i]) + (chunk.share or 0.0) * sizes[i]) / max(1, sum(sizes))
+                yield replace(chunk, cursor={"file": i, **chunk.cursor}, share=share)
+
+
+@dataclass(frozen=True)
+class DiskSource:
+    """A data set as `datasets` saves it to disk, memory-mapped."""
+
+    address: str
+    rows: Any  # datasets.Dataset, arrow-formatted
+
+    @classmethod
+    def open(cls, place: Path) -> "DiskSource":
+        """Open the data set, or the `train` split of several."""
+        from datasets import load_from_disk
+
+        try:
+            found = load_from_disk(str(place))
+        except (OSError, ValueError) as error:
+            raise UserError(f"prepare.source={place} cannot be opened ({one_line(error)})") from error
+        if isinstance(found, dict):
+            if "train" not in found:
+                raise UserError(
+                    f"prepare.source={place} has no split train but {', '.join(found)}; give one split's folder"
+                )
+            found = found["train"]
+        if "text" not in found.column_names:
+            raise UserError(
+                f"prepare.source={place}: no column text among {', '.join(found.column_names)}; rename the one "
+                "that holds it"
+            )
+        return cls(place.name, found.with_format("arrow"))
+
+    def identity(self) -> dict[str, Any]:
+        files = [(Path(f["filename"]).name, Path(f["filename"]).stat().st_size) for f in self.rows.cache_files]
+        state = json_hash([files, len(self.rows), self.rows._fingerprint])
+        return {"address": self.address, "rows": len(self.rows), "revision": state}
+
+    def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
+        for at in range(int(cursor.get("row", 0)), len(self.rows), ROWS_AT_ONCE):
+            table = self.rows[at : at + ROWS_AT_ONCE]
+            share = (at + len(table)) / len(self.rows)
+            yield table_chunk(table, {"row": at}, self.address, at + 1, share)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set of the hub, streamed: `hf://datasets/<owner>/<name>[@<revision>][:<config>]`, split train."""
+
+    address: str
+    revision: str
+    rows: Any  # datasets.IterableDataset, arrow-formatted
+    n_rows: int | None
+
+    @classmethod
+    def open(cls, address: str) -> "HubSource":
+        """Settle the revision, so that a later session reads the same."""
+        from datasets import load_dataset
+        from huggingface_hub import HfApi
+
+        place, _, config = address.removeprefix(HUB).partition(":")
+        name, _, asked = place.partition("@")
+        if name.count("/") != 1:
+            raise UserError(f"prepare.source={address} must read {HUB}<owner>/<name>[@<revision>][:<config>]")
+        try:
+            sha = str(HfApi().dataset_info(name, revision=asked or None).sha)
+            rows = load_dataset(name, config or None, split="train", streaming=True, revision=sha)
+        except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
+            raise UserError(
+                f"prepare.source={address} could not be opened ({type(error).__name__}: {one_line(error)[:200]}); "
+                "check the name and the network, or give local files"
+            ) from error
+        splits = rows.info.splits or {}
+        n_rows = splits["train"].num_examples if "train" in splits else None
+        return cls(
+            f"{HUB}{name}:{config}" if config else f"{HUB}{name}", sha, rows.with_format("arrow"), n_rows
+        )
+
+    def identity(self) -> dict[str, Any]:
+        return {"address": self.address, "revision": self.revision}
+
+    def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
+        if cursor:
+            self.rows.load_state_dict(cursor["state"])
+        row, state = int(cursor.get("row", 0)), self.rows.state_dict()
+        try:
+            for table in self.rows.iter(ROWS_AT_ONCE):
+                share = min(1.0, (row + len(table)) / self.n_rows) if self.n_rows else None
+                yield table_chunk(table, {"row": row, "state": state}, self.address, row + 1, share)
+                row, state = row + len(table), self.rows.state_dict()
+        except UserError:
+            raise
+        except Exception as error:  # as in `open`
+            raise UserError(
+                f"prepare.source={self.address} broke off after row {row} ({type(error).__name__}: "
+                f"{one_line(error)[:200]}); what is whole is kept, run again to go on"
+            ) from error
+
+
+def json_hash(value: object) -> str:
+    """A hash of plain values."""
+    import json
+
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""Chunks of documents to tokens, in as many processes as asked, in the order of the chunks.
+
+Each document is the end-of-text token, then its text under GPT-2's encoding; special tokens spelt out in
+the text are plain text.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.datamodules.prepare.documents import NOT_UTF8, Chunk
+from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
+from src.errors import UserError
+
+#: Chunks under way beyond three a process: work for the time that a shard takes to be forced to disk.
+SLACK = 16
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A chunk's tokens.
+
+    Args:
+        tokens: of all rows, one after the other.
+        counts: tokens of each row; 0 where it is bad.
+        names: of each row.
+        bad: row and reason of each that has no text.
+    """
+
+    tokens: NDArray[np.uint16]
+    counts: list[int]
+    names: list[str]
+    bad: dict[int, str]
+
+
+def encode(chunk: Chunk) -> Encoded:
+    """Tokenize one chunk."""
+    encoding = gpt2_encoding()
+    parts: list[NDArray[np.uint16]] = []
+    names: list[str] = []
+    bad: dict[int, str] = {}
+    for i, row in enumerate(chunk.rows):
+        name, text, reason = _text(row, chunk.is_json)
+        names.append(name or (chunk.ids[i] if chunk.ids else None) or f"{chunk.name}:{chunk.first_row + i}")
+        if text is None:
+            bad[i] = reason
+            parts.append(np.empty(0, dtype=np.uint16))
+            continue
+        try:
+            ids = encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # an unpaired surrogate, spelt out in JSON
+            bad[i] = NOT_UTF8
+            parts.append(np.empty(0, dtype=np.uint16))
+            continue
+        start = 0 if chunk.continues and i == 0 else 1
+        out = np.empty(len(ids) + start, dtype=np.uint16)
+        out[:start], out[start:] = END_OF_TEXT, ids
+        parts.append(out)
+    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
+    return Encoded(tokens, [len(part) for part in parts], names, bad)
+
+
+def _text(row: bytes | str | None, is_json: bool) -> tuple[str | None, str | None, str]:
+    """Name, text and, where there is no text, the reason."""
+    if row is None:
+        return None, None, "null"
+    if isinstance(row, str):
+        return None, None, row
+    name: str | None = None
+    try:
+        text: object = row.decode("utf-8")
+        if is_json:
+            fields = json.loads(str(text))
+            if not isinstance(fields, dict) or "text" not in fields:
+                return None, None, "no field text"
+            text = fields["text"]
+            name = fields["id"] if isinstance(fields.get("id"), str) else None
+    except UnicodeDecodeError:
+        return None, None, NOT_UTF8
+    except (json.JSONDecodeError, RecursionError):
+        return None, None, "not JSON" if row.strip() else "empty"
+    if text is None:
+        return name, None, "null"
+    if not isinstance(text, str):
+        return name, None, "text is no string"
+    if not text:
+        return name, None, "empty"
+    return name, text, ""
+
+
+def encoded(chunks: Iterable[Chunk], processes: int) -> Generator[tuple[Chunk, Encoded], None, None]:
+    """Chunks with their tokens, in order; a few chunks a process are under way at once.
+
+    Raises:
+        UserError: a process was killed, as the system does when memory ends.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
+    under_way: deque[tuple[Chunk, Future[Encoded]]] = deque()
+    try:
+        for chunk in chunks:
+            under_way.append((chunk, pool.submit(encode, chunk)))
+            while len(under_way) > 3 * processes + SLACK or (under_way and under_way[0][1].done()):
+                done, future = under_way.popleft()
+                yield done, future.result()
+        for done, future in under_way:
+            yield done, future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of prepare.processes={processes} was killed (out of memory?); what is whole is kept, "
+            "run again to go on, perhaps with fewer"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A killed parent must not leave its processes waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the parent, which ends its processes
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only processes that were started run this
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

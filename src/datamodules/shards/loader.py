@@ -1,0 +1,65 @@
+"""The run's optimizer steps as a loader that Lightning can go on with in the middle."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src.datamodules.shards.format import ShardError
+
+
+class TrainLoader:
+    """Batches by optimizer step; its length is all steps, its iteration begins at `start`.
+
+    Lightning adds the restored batch count to what it fetched and compares with the length, so the length
+    must not shrink on resume. There is no state: a step's batch follows from its number.
+
+    Args:
+        batch_of: the batch of a step (0-based), a pure function.
+        start: the first step to give.
+        max_steps: the length.
+        workers: processes that read ahead; 0 reads in this one.
+    """
+
+    def __init__(self, batch_of: Callable[[int], Tensor], *, start: int, max_steps: int, workers: int) -> None:
+        self.batch_of, self.start, self.max_steps, self.workers = batch_of, start, max_steps, workers
+
+    def __len__(self) -> int:
+        return self.max_steps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        loader = DataLoader(
+            _Steps(self.batch_of),
+            sampler=range(self.start, self.max_steps),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise ShardError(batch)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: tells Lightning that the loader can go on in the middle."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """See `state_dict`."""
+
+
+class _Steps(Dataset[Tensor | str]):
+    """Batches by step, or what was wrong with the data.
+
+    As an exception it would leave a worker process as a traceback in a sentence's place.
+    """
+
+    def __init__(self, batch_of: Callable[[int], Tensor]) -> None:
+        self.batch_of = batch_of
+
+    def __getitem__(self, step: int) -> Tensor | str:
+        try:
+            return self.batch_of(step)
+        except ShardError as error:
+            return str(error)

@@ -1,0 +1,154 @@
+"""What flows in a residual stream, measured on a few sequences: who reads what, and how large all is.
+
+Mixing weights are the strategy's own (`mixing`) where it has them. Elsewhere they are measured: what a site is
+given is fitted, over the tokens and channels of the batch, by a sum of the embedding, its additions between
+layers and all earlier outputs. The fit is exact for every strategy whose weights are constants, and the best
+constant weights for the others; `explained` says how much of the site's input it accounts for. Sources that
+are multiples of one another (one table's rows, added at every layer) get the weights nearest to 1.
+
+Shape letters: S sites, J sources (the embedding, its additions, each site's output; in the order in which they
+come up), K = S + 1 readers (each site, then the end), E fitted elements (tokens by channels).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.models.gpt import GPT
+from src.models.trace import Trace
+from src.residual.base import QKV
+
+#: Tokens that a fit looks at; every one gives n_embd equations for at most S + 1 unknowns.
+FIT_TOKENS = 64
+#: Sources whose fit has a singular value below this share of the largest are multiples of one another.
+SAME = 1e-5
+#: Entries of a parameter's row that are shown one by one.
+MAX_COLUMNS = 4
+
+
+class Source(NamedTuple):
+    """What a column of the weights stands for."""
+
+    site: int  # whose output; of an addition, before which it came; -1 for the embedding
+    addition: bool
+    first_reader: int
+
+
+class Stream(NamedTuple):
+    """One look at a stream; float32 tensors on the CPU."""
+
+    mixing_KJ: Tensor
+    sources: tuple[Source, ...]
+    explained_K: Tensor  # share of each reader's input (its sum of squares) that the weights account for
+    measured: bool  # whether the weights were fitted
+    read_rms_K: Tensor
+    branch_rms_S: Tensor
+    gradient_rms_S: Tensor  # of the loss by each site's output
+
+
+def look(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> Stream:
+    """Run one forward and backward on token ids [B, T]; no gradient is accumulated, no random state moves."""
+    with torch.random.fork_rng(devices=[idx_BT.device] if idx_BT.is_cuda else []), torch.enable_grad():
+        x_BTD, trace = gpt.trace(idx_BT)
+        loss = gpt.head_loss(x_BTD, targets_BT)
+        gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
+    with torch.no_grad():
+        reads = [*map(_view, trace.read), trace.end_BTD]
+        sources = _sources(trace)
+        own_KJ = gpt.residual.mixing(gpt.active_sites, trace.x0_BTD, trace.y_BTD)
+        if any(addition.taken for addition in trace.additions):
+            own_KJ = None  # which knows of the embedding and the outputs only
+        mixing, explained = _fit(sources, reads, None if own_KJ is None else _widened(own_KJ, sources))
+        return Stream(
+            mixing_KJ=mixing,
+            sources=tuple(source for source, _ in sources),
+            explained_K=explained,
+            measured=own_KJ is None,
+            read_rms_K=_rms(reads),
+            branch_rms_S=_rms(trace.y_BTD),
+            gradient_rms_S=_rms([torch.zeros(1) if g is None else g for g in gradients]),
+        )
+
+
+def _sources(trace: Trace) -> list[tuple[Source, Tensor]]:
+    """The embedding, its additions and the outputs, as they come up."""
+    found = [(Source(-1, False, 0), trace.x0_BTD)]
+    found += [(Source(site, False, site + 1), y_BTD) for site, y_BTD in enumerate(trace.y_BTD)]
+    found += [(Source(a.before, True, a.before), a.e_BTD) for a in trace.additions]
+    return sorted(found, key=lambda pair: pair[0].first_reader)
+
+
+def _widened(own_KJ: Tensor, sources: list[tuple[Source, Tensor]]) -> Tensor:
+    """A strategy's own weights, and those of additions that the trunk gave to one site, whose output has them."""
+    wide_KJ = own_KJ.new_zeros(len(own_KJ), len(sources))
+    for j, (source, _) in enumerate(sources):
+        if source.addition:
+            wide_KJ[source.site, j] = 1.0
+        else:
+            wide_KJ[:, j] = own_KJ[:, source.site + 1]
+    return wide_KJ
+
+
+def _view(read: Tensor | QKV) -> Tensor:
+    """What a site is given; the mean of the three views where there are three."""
+    return read if isinstance(read, Tensor) else (read.q_BTD + read.k_BTD + read.v_BTD) / 3
+
+
+def _fit(
+    sources: list[tuple[Source, Tensor]], reads: list[Tensor], given_KJ: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Weights [K, J] (zero for what is yet to come) and the share of each reader's input they account for."""
+    source_EJ = torch.stack([_some(x) for _, x in sources], dim=1)
+    read_EK = torch.stack([_some(x) for x in reads], dim=1)
+    scale_J = source_EJ.square().mean(0).sqrt()
+    silent_J = scale_J < torch.finfo(torch.float32).tiny
+    scale_J = torch.where(silent_J, 1.0, scale_J)
+    q_EJ, r_JJ = torch.linalg.qr(source_EJ / scale_J)
+    r_JJ, target_JK = r_JJ.cpu(), (q_EJ.T @ read_EK).cpu()
+    unit_J = torch.where(silent_J, 0.0, 1 / scale_J).cpu()
+    mixing_KJ = torch.zeros(len(reads), len(sources), dtype=torch.float64)
+    for k in range(len(reads)):
+        n = sum(source.first_reader <= k for source, _ in sources)  # the leading block is the factor of these
+        mixing_KJ[k, :n] = _nearest_to_one(r_JJ[:n, :n], target_JK[:n, k], unit_J[:n])
+    if given_KJ is not None:
+        mixing_KJ = given_KJ.double().cpu()
+    left_K = (read_EK - source_EJ @ mixing_KJ.T.to(source_EJ.device)).square().sum(0)
+    explained_K = 1 - left_K / read_EK.square().sum(0).clamp_min(torch.finfo(torch.float32).tiny)
+    return mixing_KJ.float(), explained_K.float().cpu()
+
+
+def _nearest_to_one(r_NN: Tensor, target_N: Tensor, unit_N: Tensor) -> Tensor:
+    """Of the w with R (w / unit) nearest to the target, the one nearest to 1, a vanilla stream's weight."""
+    u_NN, s_N, v_NN = torch.linalg.svd(r_NN)
+    kept_N = s_N > SAME * s_N[0]
+    w_N: Tensor = unit_N * (v_NN[kept_N].T @ ((u_NN.T @ target_N)[kept_N] / s_N[kept_N]))
+    free_NF = unit_N[:, None] * v_NN[~kept_N].T
+    back_N = free_NF @ torch.linalg.lstsq(free_NF, (1 - w_N)[:, None], driver="gelsd").solution[:, 0]
+    w_N += back_N
+    return w_N
+
+
+def _some(x_BTD: Tensor) -> Tensor:
+    """The elements of evenly spread tokens, [E]."""
+    x_ND = x_BTD.detach().flatten(0, 1)
+    return x_ND[:: -(-len(x_ND) // FIT_TOKENS)].double().flatten()
+
+
+def _rms(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([x.detach().float().square().mean().sqrt().cpu() for x in tensors])
+
+
+def learned(gpt: GPT) -> dict[str, Tensor]:
+    """The strategy's parameters by name, [rows, columns] on the CPU; of wide rows the mean and the RMS."""
+    tables = {}
+    for name, p in gpt.residual.named_parameters():
+        if "norm" not in name:
+            values = p.detach().float().cpu()
+            table = values.flatten(1) if p.dim() > 1 else values.unsqueeze(1)
+            if table.shape[1] <= MAX_COLUMNS:
+                tables[name] = table
+            else:
+                tables[f"{name}, mean of a row"] = table.mean(1, keepdim=True)
+                tables[f"{name}, RMS of a row"] = table.square().mean(1, keepdim=True).sqrt()
+    return tables

@@ -1,0 +1,41 @@
+"""What the strategies with a low-rank map of the stream share: x A B, A "column orthogonal", B zero at init.
+
+    A[d, r] = 1 / sqrt(R D) where d mod R = r, else 0
+
+Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.2.
+Shape letters: R rank.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from src.residual.base import ParamGroup, Site, StreamSpec
+from src.residual.families.single_stream import OneStream
+
+
+class LowRankStream(OneStream):
+    """2 * R * D parameters a site with weight decay; subclasses say how x A B enters the sum.
+
+    Raises:
+        ValueError: a rank that is not between 1 and n_embd.
+    """
+
+    def __init__(self, spec: StreamSpec, rank: int) -> None:
+        super().__init__()
+        if not 1 <= rank <= spec.n_embd:
+            raise ValueError(f"residual.rank must be between 1 and n_embd={spec.n_embd}, got {rank}")
+        channel_D = torch.arange(spec.n_embd)
+        a_DR = torch.zeros(spec.n_embd, rank)
+        a_DR[channel_D, channel_D % rank] = (rank * spec.n_embd) ** -0.5
+        self.a_SDR = nn.Parameter(a_DR.repeat(spec.n_site, 1, 1))
+        self.b_SRD = nn.Parameter(torch.zeros(spec.n_site, rank, spec.n_embd))
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.a_SDR, self.b_SRD), decay=True)
+
+    def augmented(self, x_BTD: Tensor, site: Site) -> Tensor:
+        """x + x A B."""
+        low_NR = x_BTD.flatten(0, 1) @ self.a_SDR[site.index]
+        return torch.addmm(x_BTD.flatten(0, 1), low_NR, self.b_SRD[site.index]).view(x_BTD.shape)

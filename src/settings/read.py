@@ -1,0 +1,203 @@
+"""From a composed configuration to checked, plain settings: every key known, typed and in range.
+
+Errors are collected over all sections and told together.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.callbacks.dashboard import SampleKeys
+from src.callbacks.guard import GuardKeys
+from src.errors import UserError
+from src.launch.arguments import explain, unknown_key
+from src.models.config import GPTConfig
+from src.models.optim.adamw import OptimizerConfig, Schedule
+from src.models.optim.muon import MuonKeys
+from src.settings.components import read_component, read_section, without_value
+from src.settings.safety import SafetyKeys
+from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
+from src.settings.validate import typed
+
+T = TypeVar("T")
+Factory = Callable[..., Any]  # Hydra's partials are untyped
+
+#: Sections that name a class (`_target_`), and the keys that stand alone.
+COMPONENTS = ("residual", "norm", "embedding", "recurrence", "data", "evaluation")
+LOOSE = {
+    "trusted_targets": list[str] | None,
+    "name": str | int | float | bool,
+    "seed": int,
+    "resume": str | None,
+    "from_run": str | None,
+    "init_from": str | None,
+    "check": str,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerKeys:
+    """`optimizer` as written, `optimizer.muon` apart: null asks for the protocol's value."""
+
+    lr: float
+    min_lr: float | None
+    warmup_steps: int | None
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    grad_clip: float
+
+    def resolved(self, max_steps: int, muon: MuonKeys | None) -> OptimizerConfig:
+        """A tenth of lr, and 4 % of the run, where nothing was said."""
+        values = dataclasses.asdict(self)
+        if self.min_lr is None:
+            values["min_lr"] = self.lr / 10
+        if self.warmup_steps is None:
+            values["warmup_steps"] = round(0.04 * max_steps)
+        return OptimizerConfig(**values, muon=muon)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything a run is made of."""
+
+    name: str
+    seed: int
+    model: GPTConfig
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    trainer: TrainerSettings
+    residual: Factory
+    norm: Factory
+    embedding: Factory
+    recurrence: Factory
+    data: Factory
+    evaluation: Any
+    loggers: list[Factory]
+    samples: SampleKeys
+    safety: SafetyKeys
+    guard: GuardKeys
+    config: dict[str, Any]
+
+
+def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Settings:
+    """Check a composed configuration and settle what it left open.
+
+    Args:
+        config: the composed configuration.
+        own_keys: top-level keys of the task itself, which it checks.
+
+    Raises:
+        UserError: all mistakes of the configuration, one sentence each.
+    """
+    mistakes = without_value(config)
+    if mistakes:
+        raise UserError("; ".join(mistakes))
+
+    def attempt(read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except (ValueError, HydraException, OmegaConfBaseException) as error:
+            mistakes.append(explain(root_cause(error)))
+        return None
+
+    known = {
+        *COMPONENTS,
+        *LOOSE,
+        *own_keys,
+        "task",
+        "model",
+        "optimizer",
+        "trainer",
+        "samples",
+        "safety",
+        "guard",
+        "logger",
+    }
+    mistakes.extend(unknown_key(str(key)) for key in config if key not in known)
+    for key, kind in LOOSE.items():
+        attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
+    model = attempt(lambda: read_section("model", config.get("model"), GPTConfig))
+    keys = attempt(lambda: read_section("trainer", config.get("trainer"), TrainerKeys))
+    written = attempt(lambda: read_optimizer(config.get("optimizer")))
+    trusted = _plain(config.get("trusted_targets"))
+    component = functools.partial(read_component, trusted=trusted if isinstance(trusted, list) else [])
+    parts = {name: attempt(functools.partial(component, name, config.get(name))) for name in COMPONENTS}
+    samples = attempt(lambda: read_section("samples", config.get("samples"), SampleKeys))
+    safety = attempt(lambda: read_section("safety", config.get("safety"), SafetyKeys))
+    guard = attempt(lambda: read_section("guard", config.get("guard"), GuardKeys))
+    named = attempt(lambda: typed("logger", _plain(config.get("logger")), dict[str, dict[str, Any]]))
+    loggers = [attempt(functools.partial(component, f"logger.{n}", config.logger[n])) for n in named or {}]
+    trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
+    optimizer = schedule = None
+    if written is not None:
+        optimizer = attempt(lambda: written[0].resolved(keys.max_steps if keys else 1, written[1]))
+    if keys is not None and optimizer is not None:
+        rates = optimizer
+        schedule = attempt(lambda: Schedule(rates.lr, rates.min_lr, rates.warmup_steps, keys.max_steps))
+    if mistakes:
+        raise UserError("; ".join(mistakes))
+    assert model is not None  # each is None only with a mistake noted
+    assert optimizer is not None
+    assert schedule is not None
+    assert trainer is not None
+    assert samples is not None
+    assert safety is not None
+    assert guard is not None
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a mapping in, a mapping out
+    rules = {**dataclasses.asdict(optimizer), "betas": list(optimizer.betas)}
+    resolved["optimizer"] = {key: value for key, value in rules.items() if value is not None}
+    resolved["trainer"] = dataclasses.asdict(trainer)
+    return Settings(
+        name=str(config.name),
+        seed=config.seed,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        trainer=trainer,
+        residual=cast(Factory, parts["residual"]),
+        norm=cast(Factory, parts["norm"]),
+        embedding=cast(Factory, parts["embedding"]),
+        recurrence=cast(Factory, parts["recurrence"]),
+        data=cast(Factory, parts["data"]),
+        evaluation=parts["evaluation"],
+        loggers=cast(list[Factory], loggers),
+        samples=samples,
+        safety=safety,
+        guard=guard,
+        config=resolved,
+    )
+
+
+def read_optimizer(section: DictConfig) -> tuple[OptimizerKeys, MuonKeys | None]:
+    """The keys of every optimizer, and those of Muon where the section has them: optimizer=adamw has not."""
+    if not isinstance(section, DictConfig) or "muon" not in section:
+        return read_section("optimizer", section, OptimizerKeys), None
+    shared = read_section("optimizer", section, OptimizerKeys, beside=("muon",))
+    return shared, read_section("optimizer.muon", section.muon, MuonKeys)
+
+
+def _loose(config: DictConfig, key: str, kind: Any) -> None:  # an annotation
+    value = typed(key, _plain(config.get(key)), kind)
+    if key == "check" and value not in ("quick", "off"):
+        raise ValueError(f"check must be quick or off, got {value!r}")
+    if key == "name" and (not str(value).strip() or not str(value).isprintable()):
+        raise ValueError(f"name must be one line of text, got {value!r}")
+    if key == "seed" and not 0 <= value < 2**63:
+        raise ValueError(f"seed must be at least 0, got {value}")
+
+
+def _plain(value: object) -> object:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What a constructor said, out of Hydra's wrapping."""
+    while isinstance(error, HydraException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,83 @@
+"""What a number rests on besides its configuration: the code, the libraries, the device."""
+
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from src.launch.arguments import ROOT
+
+log = logging.getLogger(__name__)
+
+#: Kinds of files under src/ that compute.
+CODE = (".py", ".cpp", ".h")
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
+
+
+def versions() -> dict[str, str]:
+    """What the run's numbers rest on besides this project."""
+    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}}
+
+
+def device_name(accelerator: str) -> str:
+    """What the run computes on."""
+    if accelerator == "gpu":
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, marked where the tree differs from it; None outside git."""
+    try:
+        text = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return text.strip()
+
+
+@functools.cache
+def code_identity() -> dict[str, str | None]:
+    """Which code this process runs: the commit, marked where the tree differs from it, and the sources' own hash."""
+    sources = hashlib.sha256()
+    for path in sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in CODE):
+        sources.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return {"git": git_commit(), "sources": sources.hexdigest()}
+
+
+def code_by_step(earlier: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
+    """By which code a run was trained: one entry for each change, with the step from which on it holds."""
+    kept = [dict(code) for code in earlier if code["step"] < step]
+    now = code_identity()
+    if kept and kept[-1]["sources"] == now["sources"]:
+        return kept
+    return [*kept, {"step": step, **now}]
+
+
+def tell_other_code(then: Mapping[str, Any] | None) -> None:
+    """Say so where a checkpoint was written by other code than goes on with it; the numbers may differ from here."""
+    now = code_identity()
+    if then is not None and then["sources"] != now["sources"]:
+        log.warning(
+            "changed on resume: code %s -> %s; the same numbers are not promised", _told(then), _told(now)
+        )
+
+
+def _told(code: Mapping[str, Any]) -> str:
+    sources = str(code["sources"])[:12]
+    if code["git"] is None:
+        return f"sources {sources}"
+    commit, dirty, _ = str(code["git"]).partition("-dirty")
+    return f"{commit[:12]}{dirty} (sources {sources})" if dirty else commit[:12]

@@ -1,0 +1,120 @@
+"""Sweeps through launchers and sweepers that Hydra does not bring: no job is lost, and what failed says so."""
+
+import importlib.util
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from src.errors import UserError
+from src.launch.hydra_plugins import SUPPORTED
+from tests.faulty import faulty
+from tests.runs import SMALL, error_lines, make_shards, result, run, start
+
+QUICK = [*SMALL, "trainer.max_steps=4", "samples.tokens=0", "trainer.stream_pictures=false"]
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    try:
+        found = importlib.util.find_spec(f"hydra_plugins.{module}") is not None
+    except ModuleNotFoundError:
+        found = False
+    return pytest.mark.skipif(
+        not found, reason=f"needs the optional package {module} (pip install '.[sweeps]')"
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("joblib", marks=needs("hydra_joblib_launcher")),
+        pytest.param("submitit_local", marks=needs("hydra_submitit_launcher")),
+    ],
+)
+def test_a_failing_job_leaves_its_record_and_the_others_run(
+    launcher: str, shards: Path, tmp_path: Path
+) -> None:
+    fault = [a for a in faulty("none", 2, tmp_path, times=9) if not a.startswith("+residual.fault=")]
+    sweep = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=s", "+residual.fault=none,raise,poison"]
+    if launcher == "joblib":
+        sweep.append("hydra.launcher.n_jobs=2")
+    done = run(*sweep, *QUICK, *fault, "name=x", f"data.path={shards}", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "a job did not complete: failed: planted error" in done.stderr
+    stated = [result(tmp_path / f"s/{number}-x")["status"] for number in range(3)]
+    assert stated == ["completed", "failed", "diverged"]
+
+
+@pytest.mark.slow
+@needs("hydra_optuna_sweeper")
+def test_a_diverging_trial_is_a_failed_one_and_the_search_goes_on(shards: Path, tmp_path: Path) -> None:
+    fault = [a for a in faulty("none", 2, tmp_path, times=9) if not a.startswith("+residual.fault=")]
+    keys = [*QUICK, *fault, f"data.path={shards}", "name=x", "hydra.sweep.dir=s"]
+    search = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "+residual.fault=choice(none,poison)"]
+    done = run(*search, *keys, "hydra.sweeper.n_jobs=1", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr  # one of them did not complete
+    stated = {result(folder)["status"] for folder in (tmp_path / "s").glob("*-x")}
+    assert stated == {"completed", "diverged"}
+    assert "best_params" in (tmp_path / "s/optimization_results.yaml").read_text()
+
+
+@pytest.mark.stress
+@needs("hydra_joblib_launcher")
+def test_a_killed_sweep_leaves_no_process_and_is_finished_by_running_it_again(
+    shards: Path, tmp_path: Path
+) -> None:
+    keys = ["-m", *QUICK, "trainer.max_steps=200", f"data.path={shards}", "name=x", "hydra.sweep.dir=s"]
+    sweep = [*keys, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3"]
+    process = start(*sweep, cwd=tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("s/*/checkpoints/last.ckpt")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and working_in(tmp_path):
+        time.sleep(0.2)
+    assert working_in(tmp_path) == []
+    done = run(*sweep, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [result(tmp_path / f"s/{number}-x")["steps"] for number in range(3)] == [200, 200, 200]
+
+
+def working_in(folder: Path) -> list[str]:
+    """Processes whose working directory is the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.readlink(entry / "cwd") == str(folder):
+                found.append(entry.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("argument", ["hydra/launcher=ray", "hydra/sweeper=ax"])
+def test_what_is_not_supported_is_told_in_one_line(argument: str, tmp_path: Path) -> None:
+    done = run("-m", argument, "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert error_lines(done) == [
+        f"error: {argument} is not supported; {', '.join(SUPPORTED[argument[: argument.index('=')]])} are"
+    ]
+
+
+def test_a_missing_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.launch import hydra_plugins as launchers
+
+    monkeypatch.setitem(SUPPORTED["hydra/launcher"], "joblib", ("hydra-joblib-launcher", "hydra_plugins.gone"))
+    with pytest.raises(
+        UserError, match=r"hydra/launcher=joblib needs the package hydra-joblib-launcher, which is not"
+    ):
+        launchers.with_launcher(["-m", "hydra/launcher=joblib"])
+    assert launchers.with_launcher(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]

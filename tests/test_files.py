@@ -1,0 +1,55 @@
+"""Atomic files and folders."""
+
+from pathlib import Path
+
+import pytest
+
+from src.files import atomic_folder, sha256_file, write_atomic
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_atomic(target, "old")
+    write_atomic(target, b"new")
+    assert target.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failed_write_leaves_the_old_bytes_and_no_litter(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_atomic(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(target, "\ud800")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def write_half(target: Path) -> None:
+    with atomic_folder(target) as part:
+        (part / "x").write_text("x")
+        raise RuntimeError("half way")
+
+
+def test_a_folder_appears_only_when_its_block_ends_well(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half(target)
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(target) as part:
+        (part / "x").write_text("x")
+        assert not target.exists()
+    assert [p.name for p in target.iterdir()] == ["x"]
+
+
+def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"), atomic_folder(target) as part:
+        (part / "x").write_text("x")
+    assert [p.name for p in target.iterdir()] == ["mine"]
+
+
+def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "f").startswith("ba7816bf8f01cfea")

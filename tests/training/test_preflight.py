@@ -1,0 +1,103 @@
+"""Runs that cannot fit are refused before anything is built; others are not."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.checks.cost import kept_bytes
+from src.errors import UserError
+from src.settings.read import Settings
+from src.tasks.check import subject_of
+from src.training import preflight as memory
+from src.training.preflight import Memory, check_memory, estimated_kept, host_bytes
+from tests.runs import SMALL, error_lines, run
+from tests.support import composed_settings, options
+
+MIB = 2**20
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, total: int, free: int, ranks: int = 1) -> None:
+    monkeypatch.setattr(memory, "_memory", lambda settings: Memory("this machine's memory", total, free, ranks))
+
+
+def tiny(**sizes: Any) -> Settings:
+    settings = composed_settings("evaluation=none")
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["model.n_layer=1000", "model.n_embd=65536"], "model.n_layer=1000, model.n_embd=65536"),
+        (["model.vocab_size=1000000000000"], "model.vocab_size=1000000000000 make at least"),
+        (
+            ["data.micro_batch_size=1073741824", "data.global_batch_size=1073741824"],
+            "lower data.micro_batch_size",
+        ),
+    ],
+)
+def test_what_no_machine_holds_is_refused(keys: list[str], words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_memory(composed_settings("evaluation=none", *keys))
+    assert words in str(refused.value)
+    assert "this machine's memory has" in str(refused.value)
+
+
+def test_it_is_refused_in_one_line_before_anything_is_built(tmp_path: Path) -> None:
+    done = run(*SMALL, "model.n_layer=1000", "model.n_embd=65536", "hydra.run.dir=r", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(error_lines(done)) == 1
+    assert "parameters, which take 500.0 TiB" in done.stderr
+    assert not (tmp_path / "r/result.json").exists()
+
+
+def test_parameters_are_counted_to_the_byte_and_for_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny()
+    need = 16 * 7_636_608
+    for ranks in (1, 3):
+        machine(monkeypatch, need * ranks, need * ranks * 9, ranks)
+        check_memory(settings)
+        machine(monkeypatch, need * ranks - 1, need * ranks * 9, ranks)
+        with pytest.raises(UserError, match=r"7,636,608 parameters, which take 0\.\d\d GiB"):
+            check_memory(settings)
+
+
+def test_what_may_not_fit_is_told_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = tiny()
+    with caplog.at_level(logging.WARNING):
+        machine(monkeypatch, 2**40, 200 * MIB)
+        check_memory(settings)
+        assert caplog.messages == []
+        machine(monkeypatch, 2**40, 130 * MIB)
+        check_memory(settings)
+    assert len(caplog.messages) == 1
+    assert "may not fit" in caplog.messages[0]
+    assert "data.micro_batch_size (now 8)" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("residual", ["vanilla", "attnres", "mhc", "muddformer"])
+def test_what_is_kept_at_depth_follows_from_few_layers(residual: str) -> None:
+    subject = subject_of(composed_settings(f"residual={residual}", "evaluation=none"))
+    model = dataclasses.replace(subject.config, n_layer=9, n_embd=16, block_size=16, vocab_size=64)
+    counted = kept_bytes(subject, model, 2, bf16=False)[0]
+    assert estimated_kept(subject, model, 2, bf16=False) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("residual", options("residual"))
+def test_the_crude_bound_is_one(residual: str) -> None:
+    subject = subject_of(composed_settings(f"residual={residual}", "evaluation=none"))
+    model = dataclasses.replace(subject.config, n_layer=4, n_embd=64, block_size=64, vocab_size=64)
+    tokens_layers_channels = 2 * 64 * 4 * 64
+    assert kept_bytes(subject, model, 2, bf16=False)[0] < memory.CRUDE_BYTES * tokens_layers_channels
+
+
+def test_a_containers_limit_is_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    total, free = host_bytes()
+    assert 0 < free <= total
+    monkeypatch.setattr(memory, "_limits", lambda: [(2**30, 2**20), (2**62, 0)])
+    assert host_bytes() == (2**30, min(free, 2**30 - 2**20))

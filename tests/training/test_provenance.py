@@ -1,0 +1,62 @@
+"""Which code a run rests on."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from src.training import provenance
+from src.training.provenance import code_by_step, code_identity, tell_other_code
+
+
+def test_the_identity_follows_every_source_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    (tmp_path / "src/residual/kernels").mkdir(parents=True)
+
+    def identity_with(name: str, text: str) -> str | None:
+        (tmp_path / name).write_text(text)
+        return code_identity.__wrapped__()["sources"]
+
+    seen = [
+        identity_with(name, text)
+        for name in ("src/one.py", "src/kernels/depth_attention/depth.cpp", "src/kernels/include/rows.h")
+        for text in ("1", "2")
+    ]
+    assert len(set(seen)) == 6
+    assert identity_with("README.md", "words") == seen[-1]
+    assert code_identity.__wrapped__()["git"] is None
+
+
+def test_a_change_of_code_is_one_entry_from_its_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = {"git": None, "sources": "a" * 64}
+    monkeypatch.setattr(provenance, "code_identity", lambda: codes)
+    first = code_by_step([], 0)
+    assert code_by_step(first, 40) == first == [{"step": 0, "git": None, "sources": "a" * 64}]
+    codes["sources"] = "b" * 64
+    assert code_by_step(first, 40) == [*first, {"step": 40, "git": None, "sources": "b" * 64}]
+    assert code_by_step(code_by_step(first, 40), 20)[1]["step"] == 20  # gone back before the change
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        (
+            {"git": "f" * 40, "sources": "0" * 64},
+            "code ffffffffffff -> eeeeeeeeeeee-dirty (sources aaaaaaaaaaaa)",
+        ),
+        ({"git": None, "sources": "0" * 64}, "code sources 000000000000 -> eeeeeeeeeeee-dirty"),
+        ({"git": "f" * 40, "sources": "a" * 64}, ""),  # the commit changed something else
+        (None, ""),  # written before checkpoints said so
+    ],
+)
+def test_other_code_is_told_in_one_line(
+    then: dict[str, str] | None, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = {"git": "e" * 40 + "-dirty", "sources": "a" * 64}
+    monkeypatch.setattr(provenance, "code_identity", lambda: now)
+    with caplog.at_level(logging.WARNING):
+        tell_other_code(then)
+    assert len(caplog.messages) == bool(told)
+    assert told in "".join(caplog.messages)

@@ -1,0 +1,106 @@
+"""A sweep that was stopped goes on by the same command: nothing is run twice, nothing is lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.tasks.test_settings import composed, settled
+
+from src.errors import UserError
+from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
+from src.training.resume import left_to_do
+from src.training.run_folder import config_hash
+from tests.runs import SMALL, make_shards, metrics, result, run
+
+
+def test_a_sweep_skips_what_is_completed_and_resumes_what_was_stopped(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards")
+    sweep = [
+        *SMALL,
+        f"data.path={shards}",
+        "check=off",
+        "hydra.sweep.dir=s",
+        "hydra.sweep.subdir=${name}-${seed}",
+    ]
+    done = run("-m", *sweep, "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = result(tmp_path / "s/vanilla-1")
+    kept = (tmp_path / "s/vanilla-1/result.json").stat().st_mtime_ns
+    second = tmp_path / "s/vanilla-2/result.json"  # as a killed process leaves it
+    second.write_text(json.dumps({**result(second.parent), "status": "running", "steps": 12}))
+    done = run("-m", *sweep, "seed=1,2,3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("#")]
+    assert f"completed earlier in {tmp_path / 's/vanilla-1'}, val_loss {first['val_loss']:.4f}" in lines[0]
+    assert (tmp_path / "s/vanilla-1/result.json").stat().st_mtime_ns == kept
+    stated = [result(tmp_path / f"s/vanilla-{seed}") for seed in (1, 2, 3)]
+    assert [r["status"] for r in stated] == ["completed"] * 3
+    assert [r["resumed_at"] for r in stated] == [[], [12], []]
+    assert [row["step"] for row in metrics(tmp_path / "s/vanilla-2")] == list(range(1, 13))
+
+
+def job(folder: Path, *overrides: str) -> Job:
+    return Job(folder / "0", composed("trainer=cpu", *overrides), resumes=False, sweep=folder)
+
+
+def leave(folder: Path, *overrides: str, **values: object) -> None:
+    """A record of a run with the job's configuration."""
+    folder.mkdir(parents=True)
+    config = settled("trainer=cpu", *overrides).config
+    stated = {"config_hash": config_hash(config), "steps": 4, "reason": "step 4: loss is nan", **values}
+    (folder / "result.json").write_text(json.dumps(stated))
+
+
+def left(folder: Path, *overrides: str) -> Job | TaskEnd:
+    return left_to_do(job(folder, *overrides), settled("trainer=cpu", *overrides))
+
+
+def test_a_completed_record_anywhere_in_the_sweep_stands_for_the_job(tmp_path: Path) -> None:
+    assert left(tmp_path) == job(tmp_path)
+    leave(tmp_path / "7", "seed=2", status="completed", val_loss=3.25)
+    assert left(tmp_path) == job(tmp_path)
+    end = left(tmp_path, "seed=2")
+    assert isinstance(end, TaskEnd)
+    assert (end.code, end.value) == (COMPLETED, 3.25)
+    assert isinstance(left(tmp_path, "seed=2", "name=other", "check=off"), TaskEnd)
+    assert isinstance(left(tmp_path, "seed=2", "optimizer.lr=2e-3"), Job)
+
+
+def test_a_diverged_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
+    leave(tmp_path / "a/0", status="diverged")
+    end = left(tmp_path / "a")
+    assert isinstance(end, TaskEnd)
+    assert (end.code, end.line) == (DIVERGED, "diverged earlier: step 4: loss is nan")
+    for status in ("interrupted", "failed", "running"):
+        leave(tmp_path / status / "0", status=status)
+        again = left(tmp_path / status)
+        assert isinstance(again, Job)
+        assert again.resumes
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    leave(tmp_path / "0", "seed=2", status="interrupted")
+    with pytest.raises(UserError, match=r"holds another run; give a new hydra\.sweep\.dir"):
+        left(tmp_path)
+
+
+def test_a_single_run_never_looks_elsewhere(tmp_path: Path) -> None:
+    leave(tmp_path / "7", status="completed", val_loss=3.25)
+    alone = Job(tmp_path / "0", composed("trainer=cpu"), resumes=False)
+    assert left_to_do(alone, settled("trainer=cpu")) is alone
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "full"])
+def test_the_leaderboard_composes_at_every_scale(scale: str) -> None:
+    overrides = ["experiment=residual_leaderboard", f"scale={scale}", "trainer=cpu", "evaluation=none"]
+    config = composed(*overrides)
+    assert config.model.n_layer == {"cpu": 6, "gpu": 12, "full": 24}[scale]
+    settled(*overrides)
+
+
+def test_full_scale_is_the_reference_protocol() -> None:
+    one, other = (
+        settled(experiment, "trainer=cpu", "evaluation=none", "seed=1").config
+        for experiment in ("experiment=residual_reference", "scale=full")
+    )
+    assert config_hash(one) == config_hash(other)
