@@ -29,16 +29,11 @@ KNOW_METHODS = AXES | {"settings", "training", "bench", "tasks"}
 HYDRA_ROOMS = {"launch", "settings", "tasks"}
 #: TODO: arrows that still point the wrong way after the move of files.
 TO_DO = {
-    ("src/bench/candidates.py", "src.tasks.train"),
-    ("src/bench/host_overhead.py", "src.tasks.train"),
-    ("src/bench/peer_entry.py", "src.tasks.train"),
     ("src/bench/candidates.py", "hydra"),
     ("src/evaluation/suite.py", "src.settings.validate"),
     ("src/kernels/hyper_streams/reference.py", "src.residual.base"),
     ("src/launch/job.py", "src.kernels.compile_cache"),
     ("src/tasks/bench.py", "benchmarks"),
-    ("src/training/preflight.py", "src.tasks.check"),
-    ("src/training/saved_weights.py", "src.tasks.train"),
 }
 
 

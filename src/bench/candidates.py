@@ -17,8 +17,8 @@ from src.errors import UserError
 from src.launch.arguments import explain
 from src.launch.job import Job
 from src.settings.read import Settings, read_settings, root_cause
-from src.tasks.train import build_gpt
 from src.training.process import choose_products
+from src.training.run import build_gpt
 
 #: What one configuration of a bench cannot say: it is the invocation's.
 FIXED = ("task", "bench", "trusted_targets", "resume", "from_run", "hydra")

@@ -27,7 +27,7 @@ from src.datamodules.shards.format import write_shard
 from src.launch.job import Job
 from src.models.lightning_module import LanguageModel
 from src.settings.read import Settings
-from src.tasks.train import build_gpt
+from src.training.run import build_gpt
 from src.training.trainer import TrainerParts, build_trainer
 
 SHARD_TOKENS = 2**21

@@ -13,8 +13,8 @@ from src.bench.step import StepSpec, optimizer_step
 from src.bench.stopwatch import Lap, no_lap
 from src.errors import UserError, one_line
 from src.settings.read import Settings
-from src.tasks.train import build_gpt
 from src.training.process import choose_products
+from src.training.run import build_gpt
 
 OWN = "benchmarks.peers"
 LOSS_STEPS = 3

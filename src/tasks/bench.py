@@ -43,8 +43,8 @@ from src.models.config import GPTConfig
 from src.reporting.bench_figure import bench_figure
 from src.settings.components import read_section
 from src.settings.read import Settings, read_settings
-from src.tasks.train import build_gpt
 from src.training.process import prepare_process
+from src.training.run import build_gpt
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from src.callbacks.guard import DivergedError
 from src.callbacks.loggers import RunPlace
 from src.callbacks.run_record import RunRecord, Status, read_result
 from src.callbacks.stop import StopRequest
+from src.checks.quick import quick
 from src.datamodules.batches import BatchSpec, accumulation
 from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards.format import ShardError
@@ -23,13 +24,13 @@ from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.models.optim.adamw import moment_count
 from src.settings.read import Settings, read_settings
-from src.tasks.check import quick
 from src.training import rollback
 from src.training import run_folder as run_files
 from src.training.place import check_place
 from src.training.preflight import check_memory
 from src.training.process import prepare_process
 from src.training.resume import left_to_do
+from src.training.run import build_gpt
 from src.training.trainer import TrainerParts, build_trainer
 
 log = logging.getLogger(__name__)
@@ -220,15 +221,3 @@ class Session:
             raise RuntimeError(
                 f"training ended at step {trainer.global_step} of {self.settings.trainer.max_steps}, unasked"
             )
-
-
-def build_gpt(settings: Settings) -> GPT:
-    """The model, with its initial weights."""
-    return GPT(
-        settings.model,
-        residual=settings.residual,
-        norm=settings.norm,
-        embedding=settings.embedding,
-        recurrence=settings.recurrence,
-        seed=settings.seed,
-    )

@@ -22,10 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from src.checks.base import Subject
 from src.checks.cost import BYTES_PER_PARAM, GIB, kept_bytes
+from src.checks.quick import subject_of
 from src.errors import UserError, one_line
 from src.models.config import GPTConfig
 from src.settings.read import Settings
-from src.tasks.check import subject_of
 
 log = logging.getLogger(__name__)
 

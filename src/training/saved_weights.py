@@ -24,8 +24,8 @@ from src.files import sha256_file
 from src.models.formats.pretrained import ROOMS, Recipe, from_pretrained, read_recipe
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
-from src.tasks.train import build_gpt
 from src.training import run_folder as run_files
+from src.training.run import build_gpt
 
 KEYS = ("run", "checkpoint", "hf")
 OWN = (*KEYS, "output")

@@ -8,9 +8,10 @@ import pytest
 
 from src.checks import cost, graph, learning, properties
 from src.checks.base import Subject, tokens
+from src.checks.quick import build, judged
 from src.datamodules.embedded_text import embedded_tokens
 from src.models.config import GPTConfig
-from src.tasks.check import build, judged, table
+from src.tasks.check import table
 from tests.checks import planted
 from tests.support import ROOT, component, option
 

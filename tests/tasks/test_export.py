@@ -17,7 +17,7 @@ from src.models.formats.pretrained import from_pretrained, read_recipe
 from src.models.gpt import GPT
 from src.settings.read import read_settings
 from src.tasks import evaluate, export
-from src.tasks.train import build_gpt
+from src.training.run import build_gpt
 from tests.runs import ROOT, SMALL, make_shards, result, run
 
 SUITE = [

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from src.checks.cost import kept_bytes
+from src.checks.quick import subject_of
 from src.errors import UserError
 from src.settings.read import Settings
-from src.tasks.check import subject_of
 from src.training import preflight as memory
 from src.training.preflight import Memory, check_memory, estimated_kept, host_bytes
 from tests.runs import SMALL, error_lines, run
