@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,11 +26,16 @@ from src.settings.validate import typed
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 #: What a section may say to Hydra.
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 ROOMS = tuple(
     f"src.{room}" for room in ("residual", "norm", "embedding", "recurrence", "datamodules", "evaluation")
 )
+
+#: Modules that moved: run folders of version 0.1.0 name the old path, which works for one version.
+MOVED = {"src.tasks.loggers": "src.callbacks.loggers"}
 
 #: Packages besides `src` that a `_target_` may name a class of, and the kinds of class: no function runs.
 OTHERS = ("torch", "lightning")
@@ -138,7 +144,8 @@ def refuse_strangers(name: str, section: object, trusted: Sequence[str]) -> None
 
 
 def _refuse_stranger(name: str, path: str, trusted: Sequence[str]) -> None:
-    if any(path.startswith(f"{package}.") for package in trusted) or path.startswith("src.callbacks.loggers."):
+    packages = (*trusted, "src.callbacks.loggers", *MOVED)
+    if any(path.startswith(f"{package}.") for package in packages):
         return
     package = path.partition(".")[0]
     if not any(path.startswith(f"{known}.") for known in (*ROOMS, *OTHERS)):
@@ -155,6 +162,9 @@ def _refuse_stranger(name: str, path: str, trusted: Sequence[str]) -> None:
 
 def _imported(name: str, path: str) -> Any:  # whatever the path names
     module, _, attribute = path.rpartition(".")
+    if module in MOVED:
+        log.warning("%s._target_=%s moved; give %s.%s", name, path, MOVED[module], attribute)
+        module = MOVED[module]
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
