@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.tasks.test_settings import settled
 
 from src.callbacks.loggers import RunPlace
 from src.errors import UserError
 from tests.runs import SMALL, make_shards, metrics, run
+from tests.settings.test_read import settled
 
 #: GPT-2's whole vocabulary, so that there is text to sample.
 TRAIN = [*(a for a in SMALL if not a.startswith("model.vocab_size=")), "samples.tokens=3", "check=off"]

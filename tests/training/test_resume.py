@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_settings import composed, settled
 
 from src.errors import UserError
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.training.resume import left_to_do
 from src.training.run_folder import config_hash
 from tests.runs import SMALL, make_shards, metrics, result, run
+from tests.settings.test_read import composed, settled
 
 
 def test_a_sweep_skips_what_is_completed_and_resumes_what_was_stopped(tmp_path: Path) -> None:
