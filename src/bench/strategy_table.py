@@ -1,7 +1,6 @@
 """The table of all strategies: what each is, what it equals at init, what it costs."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 from src.bench.timing import Timing
@@ -19,6 +18,7 @@ class Cost:
     n_params_model: int
     flops_per_token: int
     kept_bytes: int  # for the backward, by the whole trunk under bf16
+    init_equivalent: str
 
 
 def table(baseline: str, costs: Mapping[str, Cost], timings: Mapping[str, Timing], measured: str) -> str:
@@ -40,7 +40,8 @@ def table(baseline: str, costs: Mapping[str, Cost], timings: Mapping[str, Timing
         flops = 100 * (cost.flops_per_token / plain.flops_per_token - 1)
         memory = (cost.kept_bytes - plain.kept_bytes) / hidden
         lines.append(
-            f"| {name} | {idea(name)} | {at_init(name)} | {cost.n_params:,} | {flops:+.2f} % | {memory:+.0f} | {step} |"
+            f"| {name} | {idea(name)} | {cost.init_equivalent} | {cost.n_params:,} "
+            f"| {flops:+.2f} % | {memory:+.0f} | {step} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -49,20 +50,3 @@ def idea(name: str) -> str:
     """The first line of the strategy's YAML."""
     first = (CONF / "residual" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     return first.removeprefix(f"# {name}: ").rstrip(".")
-
-
-def at_init(name: str) -> str:
-    """What the strategy's module says it equals at init: vanilla, identity, near vanilla, or something else."""
-    text = (CONF.parent / "src" / "residual" / f"{name}.py").read_text(encoding="utf-8")
-    found = re.search(r"^At init(?: \([^)]*\))?[^:(]*:\s+((?:.|\n)*)", text, re.MULTILINE)
-    words = " ".join(found[1].split()) if found else ""
-    for said, short in (
-        ("vanilla", "vanilla"),
-        ("equal to vanilla", "vanilla"),
-        ("near vanilla", "near vanilla"),
-        ("the identity", "identity"),
-        ("nearly the identity", "near identity"),
-    ):
-        if words.startswith(said):
-            return short
-    return "-" if name == "vanilla" else "other"

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 StateT = TypeVar("StateT")
 Kind = Literal["attn", "mlp"]
+InitEquivalent = Literal["vanilla", "near vanilla", "identity", "near identity", "other"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     taps_qkv: ClassVar[bool] = False
     #: Set to True by strategies that hold where visits to a layer after its first are left out for a while.
     may_skip: ClassVar[bool] = False
+    #: The function that the shipped configuration equals at initialization, up to rounding; `other` if none of these.
+    init_equivalent: ClassVar[InitEquivalent] = "other"
 
     @abstractmethod
     def begin(self, x0_BTD: Tensor) -> StateT:

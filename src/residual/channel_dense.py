@@ -28,6 +28,8 @@ class DenseState(NamedTuple):
 class ChannelDense(ResidualStrategy[DenseState]):
     """n_layer * (n_layer + 1) * D parameters, lr x 1, no weight decay."""
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()
         n_visit = sum(site.opens_block for site in spec.sites)

@@ -38,6 +38,7 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
     """
 
     may_skip: ClassVar[bool] = True
+    init_equivalent = "vanilla"
 
     def __init__(self, spec: StreamSpec, *, gate_init: float, eps: float) -> None:
         super().__init__()

@@ -37,6 +37,8 @@ class DenseFormer(ResidualStrategy[Depths]):
         ValueError: a dilation or period below 1, or a period longer than the model is deep.
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec, *, dilation: int, period: int) -> None:
         super().__init__()
         for key, value in (("dilation", dilation), ("period", period)):

@@ -33,6 +33,7 @@ class FracConnections(ResidualStrategy[Streams]):
     """
 
     may_skip: ClassVar[bool] = True
+    init_equivalent = "vanilla"
 
     def __init__(self, spec: StreamSpec, *, n_frac: int, scale_init: float) -> None:
         super().__init__()

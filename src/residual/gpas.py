@@ -23,6 +23,8 @@ class GPAS(OneStream):
         gate_init: initial gate (0 in the source).
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec, *, gate_init: float) -> None:
         super().__init__()
         self.gate_L = nn.Parameter(torch.full((spec.n_block,), gate_init))

@@ -31,6 +31,8 @@ class HyperConnections(WeighedStreams):
         stream_dtype: of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(
         self, spec: StreamSpec, *, n_stream: int, scale_init: float, output_init_scale: float, stream_dtype: str
     ) -> None:

@@ -24,6 +24,8 @@ class StaticHyperConnections(WeighedStreams):
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec, *, n_stream: int, output_init_scale: float) -> None:
         super().__init__(n_stream)
         self.output_init_scale = output_init_scale

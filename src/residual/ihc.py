@@ -42,6 +42,7 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
     """
 
     may_skip: ClassVar[bool] = True
+    init_equivalent = "near vanilla"
 
     def __init__(
         self, spec: StreamSpec, *, n_stream: int, scale_init: float, phi_std: float, eps: float

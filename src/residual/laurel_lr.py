@@ -20,6 +20,8 @@ class LaurelLR(LowRankStream):
         rank: of the map (4 in the source's 1B model, 64 in its 4B model).
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec, *, rank: int) -> None:
         super().__init__(spec, rank)
 

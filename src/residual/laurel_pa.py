@@ -32,6 +32,8 @@ class LaurelPA(ResidualStrategy[RecentStreams]):
         ValueError: fewer than one.
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec, *, n_previous: int) -> None:
         super().__init__()
         if n_previous < 1:

@@ -22,6 +22,8 @@ class LaurelRW(OneStream):
         spec: the trunk.
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()
         self.w_S2 = nn.Parameter(torch.zeros(spec.n_site, 2))

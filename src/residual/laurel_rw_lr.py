@@ -23,6 +23,8 @@ class LaurelRWLR(LowRankStream):
         rank: of the map (4 in the source's 1B model).
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec, *, rank: int) -> None:
         super().__init__(spec, rank)
         self.w_S2 = nn.Parameter(torch.zeros(spec.n_site, 2))

@@ -22,6 +22,8 @@ class LayerScale(OneStream):
             beyond.
     """
 
+    init_equivalent = "near identity"
+
     def __init__(self, spec: StreamSpec, *, gate_init: float | None) -> None:
         super().__init__()
         value = _gate_by_depth(spec.n_layer) if gate_init is None else gate_init

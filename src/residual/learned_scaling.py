@@ -35,6 +35,7 @@ class LearnedScaling(ResidualStrategy[ScaledState]):
     """
 
     may_skip: ClassVar[bool] = True
+    init_equivalent = "vanilla"
 
     def __init__(self, spec: StreamSpec, *, carry_init: float, blend_init: float) -> None:
         super().__init__()

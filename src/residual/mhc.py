@@ -37,6 +37,8 @@ class ManifoldHyperConnections(WeighedStreams):
         stream_dtype: of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(
         self,
         spec: StreamSpec,

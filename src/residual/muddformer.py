@@ -36,6 +36,8 @@ class MUDDFormer(ResidualStrategy[Ways]):
         eps: of the norm before W1.
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec, *, eps: float) -> None:
         super().__init__()
         self.dense = DenseWeights(spec, newest_init=1.0, eps=eps)

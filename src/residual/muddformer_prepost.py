@@ -39,6 +39,8 @@ class MUDDFormerPrePost(ResidualStrategy[NormedWays]):
         eps: of all its norms.
     """
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: StreamSpec, *, post_gain_init: float, eps: float) -> None:
         super().__init__()
         self.eps = eps

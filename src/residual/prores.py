@@ -26,6 +26,8 @@ class ProRes(WarmedUp[Tensor]):
         warmup_steps: the same in optimizer steps; exactly one of the two is None.
     """
 
+    init_equivalent = "identity"
+
     def __init__(
         self, spec: StreamSpec, *, schedule: str, warmup_fraction: float | None, warmup_steps: int | None
     ) -> None:

@@ -36,6 +36,8 @@ class ProResBlock(WarmedUp[ProResBlockState]):
             None.
     """
 
+    init_equivalent = "identity"
+
     def __init__(
         self, spec: StreamSpec, *, schedule: str, warmup_fraction: float | None, warmup_steps: int | None
     ) -> None:

@@ -27,6 +27,8 @@ class ReZero(OneStream):
         lr_scale: learning rate over the schedule's (0.1 to 1; the gates' first gradients are large).
     """
 
+    init_equivalent = "identity"
+
     def __init__(self, spec: StreamSpec, *, gate_init: float, lr_scale: float) -> None:
         super().__init__()
         self.lr_scale = lr_scale

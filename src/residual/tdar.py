@@ -30,6 +30,8 @@ class TDAR(ResidualStrategy[StreamAndSources]):
         lr_scale: learning rate over the schedule's (the source names 0.1, which its loop overwrote).
     """
 
+    init_equivalent = "near vanilla"
+
     def __init__(
         self, spec: StreamSpec, *, query_std: float, newest_bias: float, eps: float, lr_scale: float
     ) -> None:

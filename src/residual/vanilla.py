@@ -15,6 +15,8 @@ from src.residual.families.single_stream import OneStream
 class Vanilla(OneStream):
     """One stream to which every sublayer adds; no parameters."""
 
+    init_equivalent = "vanilla"
+
     def __init__(self, spec: object) -> None:
         super().__init__()
 

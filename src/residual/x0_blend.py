@@ -37,6 +37,7 @@ class X0Blend(ResidualStrategy[X0State]):
     """
 
     may_skip: ClassVar[bool] = True
+    init_equivalent = "vanilla"
 
     def __init__(
         self,

@@ -165,8 +165,9 @@ def count(settings: Settings) -> Cost:
     )
     kept, n_params, flops = kept_bytes(subject, medium, MEDIUM_BATCH)
     with torch.device("meta"):
-        own = sum(p.numel() for p in subject.make(medium, 0).residual.parameters())
-    return Cost(own, n_params, flops, kept)
+        residual = subject.make(medium, 0).residual
+    own = sum(p.numel() for p in residual.parameters())
+    return Cost(own, n_params, flops, kept, residual.init_equivalent)
 
 
 def reading_seconds(contestants: list[Contestant]) -> dict[str, float | None]:
