@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from src.bench.step import StepSpec, residual_step
 from src.errors import UserError
-from src.kernels.dispatch import residual_left_out
+from src.kernels.dispatch import REGISTRY
 from src.residual.attnres import AttentionResiduals
 from src.residual.base import ResidualStrategy, Site, StreamSpec
 from src.residual.hyperconn import HyperConnections
@@ -201,7 +201,7 @@ def _plain_form(
         gpt.hidden = torch.compile(gpt.hidden, fullgraph=True, dynamic=False)  # type: ignore[method-assign]  # what the step calls
 
     def plain_step(idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with residual_left_out():
+        with REGISTRY.without_residual_kernels():
             return step(idx_BT, targets_BT)
 
     return gpt, plain_step, optimizer

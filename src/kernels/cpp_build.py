@@ -1,15 +1,13 @@
-"""Kernels in C++ for the CPU, built when they are first called for, where the machine has a compiler.
+"""C++ kernels for the CPU: compiled on first use, where the machine has a compiler.
 
-A kernel is compiled for its element type and sizes in a second, without torch's headers, and kept in the
-user's cache folder. It uses the threads that torch has. Where there is no compiler, or what it makes does
-not load, there are no kernels, and callers take their plain path: the same results up to rounding.
-A leaf: any room may import it, and keeps its sources itself; `vector.h` is for all of them.
+A `Source` is compiled for an element type and sizes in about a second, without torch's headers, and the library is
+kept in the user's cache folder. Its functions use torch's OpenMP threads. Where there is no compiler, or the library
+does not load, the operation falls back to its reference.
 """
 
 import ctypes
 import functools
 import hashlib
-import logging
 import os
 import shutil
 import subprocess
@@ -24,94 +22,107 @@ from torch import Tensor
 
 from src.kernels.compile_cache import cache_folder, processor
 
-log = logging.getLogger(__name__)
-
-SHARED = Path(__file__).parent / "include"
-SOURCES = SHARED.parents[1]
+INCLUDE = Path(__file__).parent / "include"
+SRC = INCLUDE.parents[1]
 # Linked to no OpenMP of its own: it finds torch's, and with that its threads.
-COMPILE = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-Wno-psabi", f"-I{SHARED}", "-c")
-SECONDS = 120  # for the compiler
+COMPILE = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-Wno-psabi", f"-I{INCLUDE}", "-c")
+TIMEOUT_SECONDS = 120
 C_ARGUMENTS = {int: ctypes.c_long, float: ctypes.c_double}  # a pointer otherwise
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
-LANES_BYTES = 64  # rows are whole vectors of any machine
-
+VECTOR_BYTES = 64  # rows are whole vectors of any machine
 
 Argument: TypeAlias = "Tensor | array[int] | int | float | None"
 
 
 class Kernels:
-    """The functions of one source; arguments are contiguous tensors and tables (None: a null), then numbers."""
+    """The functions of one compiled source.
+
+    Arguments are contiguous tensors and tables (None: a null pointer), then numbers.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
     def __call__(self, name: str, *args: Argument) -> None:
-        """Run the function `name`."""
+        """Call the function `name`."""
         function = getattr(self.library, name)
         if function.argtypes is None:
             function.argtypes = [C_ARGUMENTS.get(type(arg), ctypes.c_void_p) for arg in args]
         function(*[_pointer(arg) if isinstance(arg, Tensor | array) else arg for arg in args])
 
 
-def kernels_for(x: Tensor, source: str, **sizes: int) -> Kernels | None:
-    """The functions of `source` for rows like those of `x`, or None: where they do not serve, or cannot be built.
+class Source:
+    """A C++ file, compiled once for each element type and set of sizes.
 
-    A source is named from this package's parent on, without its suffix: `kernels/depth_attention/depth`.
-    They serve plain tensors on the CPU; a compiler is given the plain form.
+    Args:
+        path: the file below `src`, without its suffix: `kernels/depth_attention/depth`.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
-        return None
-    return built_for(x.dtype, x.shape[-1], source, **sizes)
 
+    def __init__(self, path: str) -> None:
+        self.path = path
 
-def built_for(dtype: torch.dtype, width: int, source: str, **sizes: int) -> Kernels | None:
-    """The functions of `source` for rows of `width`: float32 or float64, and whole vectors."""
-    if dtype not in C_TYPES or width * dtype.itemsize % LANES_BYTES:
-        return None
-    return _built(source, C_TYPES[dtype], tuple(sizes.items()))
+    def why_not(self, device: torch.device, dtype: torch.dtype, *, width: int, **sizes: int) -> str | None:
+        """Return why its kernels cannot run on rows of `width` elements, or None; they are built to find out."""
+        built = self._build(dtype, width, **sizes)
+        return built if isinstance(built, str) else None
+
+    def load(self, dtype: torch.dtype, width: int, **sizes: int) -> Kernels:
+        """Return the kernels, which are built if they are not yet.
+
+        Raises:
+            RuntimeError: they cannot be built, for the reason that `why_not` returns.
+        """
+        built = self._build(dtype, width, **sizes)
+        if isinstance(built, str):
+            raise RuntimeError(built)
+        return built
+
+    def _build(self, dtype: torch.dtype, width: int, **sizes: int) -> Kernels | str:
+        if dtype not in C_TYPES or width * dtype.itemsize % VECTOR_BYTES:
+            return f"C++ kernels need float32 or float64 in whole vectors of {VECTOR_BYTES} bytes, not {dtype} x {width}"
+        return _build(self.path, C_TYPES[dtype], tuple(sizes.items()))
 
 
 def table(numbers: Iterable[int]) -> "array[int]":
-    """Numbers for a kernel to read."""
+    """Return a table of numbers that a kernel can read."""
     return array("q", numbers)
 
 
 def addresses(tensors: Iterable[Tensor]) -> "array[int]":
-    """A table of where contiguous tensors begin."""
+    """Return a table of the addresses of contiguous tensors."""
     return table(map(_pointer, tensors))
 
 
 @functools.cache
-def _built(source: str, real: str, sizes: tuple[tuple[str, int], ...]) -> Kernels | None:
+def _build(source: str, real: str, sizes: tuple[tuple[str, int], ...]) -> Kernels | str:
+    """Return the kernels of a source, or why they cannot be built."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
-        log.info("no C++ compiler: everything runs without kernels of its own")
-        return None
+        return "there is no C++ compiler"
     defines = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in sizes)]
-    path = SOURCES / f"{source}.cpp"
+    path = SRC / f"{source}.cpp"
     command = [compiler, *COMPILE, *defines, str(path)]
     try:
         folder = cache_folder() or Path(tempfile.mkdtemp(prefix="reslab-"))
-        made = folder / f"{path.stem}-{_fingerprint(command, path.parent)}.so"
-        if not made.exists():
-            _compile(command, made)
-        return Kernels(ctypes.CDLL(str(made)))
+        library = folder / f"{path.stem}-{_fingerprint(command, path.parent)}.so"
+        if not library.exists():
+            _compile(command, library)
+        return Kernels(ctypes.CDLL(str(library)))
     except (OSError, subprocess.SubprocessError) as error:
-        log.info("the kernels of %s cannot be built, which costs speed only: %s", source, error)
-        return None
+        return f"{source}.cpp cannot be built: {error}"
 
 
 def _compile(command: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made, library = f"{folder}/kernels.o", f"{folder}/kernels.so"
-        for arguments in ([*command, "-o", made], [command[0], "-shared", made, "-o", library]):
-            subprocess.run(arguments, check=True, capture_output=True, timeout=SECONDS)
-        Path(library).replace(path)  # at once, for processes that build it at the same time
+        objects, library = f"{folder}/kernels.o", f"{folder}/kernels.so"
+        for arguments in ([*command, "-o", objects], [command[0], "-shared", objects, "-o", library]):
+            subprocess.run(arguments, check=True, capture_output=True, timeout=TIMEOUT_SECONDS)
+        Path(library).replace(path)  # atomic, because several processes may build it at the same time
 
 
 def _fingerprint(command: list[str], folder: Path) -> str:
-    """Of all that the machine code follows from; a home folder may be shared by unlike machines."""
-    files = [*sorted(folder.iterdir()), *sorted(SHARED.glob("*.h"))]
+    """Return a hash of all that determines the machine code; unlike machines may share a home folder."""
+    files = [*sorted(folder.iterdir()), *sorted(INCLUDE.glob("*.h"))]
     texts = [path.read_text() for path in files if path.suffix in (".cpp", ".h")]
     everything = "\n".join([*command, processor(), *texts])
     return hashlib.sha256(everything.encode()).hexdigest()[:16]
@@ -122,3 +133,19 @@ def _pointer(x: "Tensor | array[int]") -> int:
         return x.buffer_info()[0]
     assert x.is_contiguous()  # the kernels know sizes, not strides
     return x.data_ptr()
+
+
+# ---- the API before `Source`, until its last users have moved
+
+
+def kernels_for(x: Tensor, source: str, **sizes: int) -> Kernels | None:
+    """Return the kernels of a source for rows like those of `x`, or None."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
+        return None
+    return built_for(x.dtype, x.shape[-1], source, **sizes)
+
+
+def built_for(dtype: torch.dtype, width: int, source: str, **sizes: int) -> Kernels | None:
+    """Return the kernels of a source for rows of `width`, or None."""
+    built = Source(source)._build(dtype, width, **sizes)
+    return None if isinstance(built, str) else built

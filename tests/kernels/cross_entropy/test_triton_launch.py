@@ -113,7 +113,7 @@ def test_they_are_for_gpus_and_the_residuals_can_be_left_out_to_be_measured() ->
     assert gpu_kernels.residual_wanted(gpu)
     assert not gpu_kernels.wanted(cpu)
     assert not gpu_kernels.residual_wanted(cpu)
-    with gpu_kernels.residual_left_out():
+    with gpu_kernels.REGISTRY.without_residual_kernels():
         assert not gpu_kernels.residual_wanted(gpu)
         assert gpu_kernels.wanted(gpu)
     assert gpu_kernels.residual_wanted(gpu)
