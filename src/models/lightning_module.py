@@ -17,7 +17,8 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from src.models.gpt import GPT
-from src.models.optim.adamw import OptimizerConfig, Schedule, apply_gradients, build_optimizer, set_lr
+from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer, set_lr
+from src.models.optim.schedule import Schedule
 from src.models.repeated_visits import begin_visits
 from src.models.training_pass import training_pass
 

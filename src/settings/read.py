@@ -17,8 +17,10 @@ from src.callbacks.guard import GuardKeys
 from src.errors import UserError
 from src.launch.arguments import explain, unknown_key
 from src.models.config import GPTConfig
-from src.models.optim.adamw import OptimizerConfig, Schedule
+from src.models.optim.adamw import OptimizerConfig
 from src.models.optim.muon import MuonKeys
+from src.models.optim.schedule import Schedule
+from src.models.optim.schedules.cosine import Cosine
 from src.settings.components import read_component, read_section, without_value
 from src.settings.safety import SafetyKeys
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
@@ -139,7 +141,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         optimizer = attempt(lambda: written[0].resolved(keys.max_steps if keys else 1, written[1]))
     if keys is not None and optimizer is not None:
         rates = optimizer
-        schedule = attempt(lambda: Schedule(rates.lr, rates.min_lr, rates.warmup_steps, keys.max_steps))
+        schedule = attempt(lambda: Cosine(rates.lr, rates.min_lr, rates.warmup_steps, keys.max_steps))
     if mistakes:
         raise UserError("; ".join(mistakes))
     assert model is not None  # each is None only with a mistake noted

@@ -19,7 +19,8 @@ from src.bench.candidates import composed_alone
 from src.callbacks.run_record import Row, read_metrics
 from src.datamodules.fineweb import FineWebDataModule
 from src.models.lightning_module import BATCH_HOOKS, LanguageModel
-from src.models.optim.adamw import OptimizerConfig, Schedule
+from src.models.optim.adamw import OptimizerConfig
+from src.models.optim.schedules.cosine import Cosine
 from src.settings.read import Settings
 from src.training import trainer
 from src.training.stepping import Float32, StepTrainer, precision
@@ -192,7 +193,7 @@ def test_a_trainer_knows_its_module_and_its_stage() -> None:
 
 def test_words_go_around_torch_and_all_else_through_it() -> None:
     keys = OptimizerConfig(1e-3, 1e-4, 0, 0.1, (0.9, 0.95), 1e-8, 1.0)
-    module: Any = LanguageModel(tiny_gpt(), keys, Schedule(1e-3, 1e-4, 0, 10), compile_trunk=False, seed=0)
+    module: Any = LanguageModel(tiny_gpt(), keys, Cosine(1e-3, 1e-4, 0, 10), compile_trunk=False, seed=0)
     module._current_fx_name = "training_step"
     assert module._current_fx_name == "training_step"
     module.scale = nn.Parameter(torch.ones(1))

@@ -1,15 +1,8 @@
-"""AdamW with the reference protocol's groups (Muon beside it: `muon.py`), and the learning-rate schedule.
-
-    lr(s) = peak * (s + 1) / warmup                                      for s < warmup
-    lr(s) = min + (peak - min) * (1 + cos(pi * (s - warmup) / (last - warmup))) / 2     from there on
-
-with s = 0 .. max_steps - 1 and last = max_steps - 1, so the last step runs at exactly `min_lr`. Every
-group's rate is lr(s) * its `lr_scale`: the schedule multiplies, it never overwrites.
+"""AdamW with the reference protocol's groups (Muon beside it: `muon.py`).
 
 Source: nanoGPT's groups (weight decay on tensors of at least two dimensions); MLS-Bench's protocol.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -57,31 +50,6 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.grad_clip must be positive, got {self.grad_clip}; .inf clips nothing")
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate by optimizer step."""
-
-    peak: float
-    floor: float
-    warmup_steps: int
-    max_steps: int
-
-    def __post_init__(self) -> None:
-        if self.warmup_steps >= max(self.max_steps, 2):
-            raise ValueError(
-                f"optimizer.warmup_steps must be less than trainer.max_steps={self.max_steps}, "
-                f"got {self.warmup_steps}; null means 4 % of the run"
-            )
-
-    def lr(self, step: int) -> float:
-        """The rate of optimizer step `step` (0-based), before any group's scale."""
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
-        span = self.max_steps - 1 - self.warmup_steps
-        progress = min(1.0, (step - self.warmup_steps) / span) if span > 0 else 1.0
-        return self.floor + (self.peak - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def parameter_groups(gpt: GPT) -> Iterator[ParamGroup]:
