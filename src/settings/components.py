@@ -9,13 +9,14 @@ import functools
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
@@ -36,6 +37,8 @@ ROOMS = tuple(
 
 #: Modules that moved: run folders of version 0.1.0 name the old path, which works for one version.
 MOVED = {"src.tasks.loggers": "src.callbacks.loggers"}
+#: Modules of `callbacks` that a `_target_` may name.
+OWN = ("src.callbacks.loggers", "src.callbacks.profilers")
 
 #: Packages besides `src` that a `_target_` may name a class of, and the kinds of class: no function runs.
 OTHERS = ("torch", "lightning")
@@ -45,7 +48,10 @@ OTHERS_CLASSES = (
     L.Callback,
     L.LightningDataModule,
     Logger,
+    Profiler,
 )
+#: Sections of Lightning's own parts: callbacks are built without an argument, a profiler with its folder.
+LIGHTNING_PARTS: dict[str, type] = {"callbacks": L.Callback, "profiler": Profiler}
 
 
 def read_section(name: str, section: DictConfig, schema: type[T], beside: Sequence[str] = ()) -> T:
@@ -94,11 +100,27 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
         )
     refuse_strangers(name, section, trusted)
     target = _imported(name, str(section._target_))
+    if name.partition(".")[0] in LIGHTNING_PARTS:
+        return _read_lightning_part(name, section, target)
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
     values = {key: _made(value) for key, value in _checked(name, section, schema).items()}
     _check_hydra_keys(name, section)
     return functools.partial(target, **values) if section.get("_partial_") else target(**values)
+
+
+def _read_lightning_part(name: str, section: DictConfig, target: Any) -> Callable[..., Any]:
+    """Return a factory of a callback or profiler; the names of its arguments are checked, their types are its own."""
+    kind = LIGHTNING_PARTS[name.partition(".")[0]]
+    if inspect.isclass(target) and not issubclass(target, kind):
+        raise ValueError(f"{name}._target_={section._target_} must be a {kind.__module__}.{kind.__name__}")
+    parameters = inspect.signature(target).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    optional = [key for key, p in named.items() if p.default is not p.empty or key == "dirpath"]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        optional += [key for key in map(str, section) if key not in named]
+    checked = _checked(name, section, dict.fromkeys([*named, *optional], Any), younger=optional)
+    return functools.partial(target, **{key: _made(value) for key, value in checked.items()})
 
 
 def _made(value: Any) -> Any:  # of whatever type the constructor asks for
@@ -144,8 +166,7 @@ def refuse_strangers(name: str, section: object, trusted: Sequence[str]) -> None
 
 
 def _refuse_stranger(name: str, path: str, trusted: Sequence[str]) -> None:
-    packages = (*trusted, "src.callbacks.loggers", *MOVED)
-    if any(path.startswith(f"{package}.") for package in packages):
+    if any(path.startswith(f"{package}.") for package in (*trusted, *OWN, *MOVED)):
         return
     package = path.partition(".")[0]
     if not any(path.startswith(f"{known}.") for known in (*ROOMS, *OTHERS)):

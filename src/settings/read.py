@@ -81,6 +81,8 @@ class Settings:
     data: Factory
     evaluation: Any
     loggers: list[Factory]
+    callbacks: list[Factory]  # each builds a Lightning callback: `make()`
+    profiler: Factory | None  # builds a Lightning profiler: `make(folder of its files)`
     samples: SampleKeys
     safety: SafetyKeys
     guard: GuardKeys
@@ -120,6 +122,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         "safety",
         "guard",
         "logger",
+        "callbacks",
+        "profiler",
     }
     mistakes.extend(unknown_key(str(key)) for key in config if key not in known)
     for key, kind in LOOSE.items():
@@ -135,6 +139,15 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     guard = attempt(lambda: read_section("guard", config.get("guard"), GuardKeys))
     named = attempt(lambda: typed("logger", _plain(config.get("logger")), dict[str, dict[str, Any]]))
     loggers = [attempt(functools.partial(component, f"logger.{n}", config.logger[n])) for n in named or {}]
+    entries = attempt(
+        lambda: typed("callbacks", _plain(config.get("callbacks", {})), dict[str, dict[str, Any]])
+    )
+    callbacks = [
+        attempt(functools.partial(component, f"callbacks.{n}", config.callbacks[n])) for n in entries or {}
+    ]
+    profiler = None
+    if config.get("profiler") is not None:
+        profiler = attempt(functools.partial(component, "profiler", config.profiler))
     trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
     optimizer = schedule = None
     if written is not None:
@@ -169,6 +182,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         data=cast(Factory, parts["data"]),
         evaluation=parts["evaluation"],
         loggers=cast(list[Factory], loggers),
+        callbacks=cast(list[Factory], callbacks),
+        profiler=profiler,
         samples=samples,
         safety=safety,
         guard=guard,

@@ -1,0 +1,58 @@
+"""Profilers of a run: Lightning's `PyTorchProfiler` with a window of steps and a CUDA memory snapshot.
+
+A profiler is built as `profiler(dirpath)`, with `dirpath` the folder `profiler/` of the run folder.
+"""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch.profilers import PyTorchProfiler
+
+
+class TraceProfiler(PyTorchProfiler):
+    """Chrome trace of `trace_steps` training steps, and the CUDA allocations of the run.
+
+    Open the trace in https://ui.perfetto.dev and `memory.pickle` in https://pytorch.org/memory_viz.
+
+    Args:
+        dirpath: folder of the files.
+        filename: prefix of the files.
+        record_shapes: record the shapes of the inputs of every operator.
+        with_stack: record the Python stack of every operator.
+        skip_steps: steps before the trace, for compilation and caches to settle; one of them warms up the profiler.
+        trace_steps: steps in the trace.
+    """
+
+    def __init__(
+        self,
+        dirpath: Path,
+        *,
+        filename: str,
+        record_shapes: bool,
+        with_stack: bool,
+        skip_steps: int,
+        trace_steps: int,
+    ) -> None:
+        if skip_steps < 1:
+            raise ValueError(f"profiler.skip_steps must be >= 1, got {skip_steps}")
+        if trace_steps < 1:
+            raise ValueError(f"profiler.trace_steps must be >= 1, got {trace_steps}")
+        schedule = torch.profiler.schedule(wait=skip_steps - 1, warmup=1, active=trace_steps, repeat=1)
+        super().__init__(
+            dirpath, filename, schedule=schedule, record_shapes=record_shapes, with_stack=with_stack
+        )
+
+    def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
+        """Start to record CUDA allocations."""
+        super().setup(stage, local_rank, log_dir)
+        if torch.cuda.is_available():
+            torch.cuda.memory._record_memory_history()
+
+    def teardown(self, stage: str | None) -> None:
+        """Write `memory.pickle`, the snapshot of CUDA allocations, once."""
+        if torch.cuda.is_available() and self.dirpath is not None:
+            folder = Path(self.dirpath)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.cuda.memory._dump_snapshot(str(folder / f"memory-{self._local_rank or 0}.pickle"))  # type: ignore[no-untyped-call]  # torch's own is untyped
+            torch.cuda.memory._record_memory_history(enabled=None)
+        super().teardown(stage)
