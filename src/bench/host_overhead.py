@@ -21,8 +21,7 @@ from src.bench.timing import silent
 from src.callbacks.best_effort import Soft
 from src.callbacks.run_record import RunRecord
 from src.callbacks.stop import StopRequest
-from src.datamodules.batches import BatchSpec
-from src.datamodules.fineweb import FineWebDataModule
+from src.datamodules.base import BatchSpec, TokenDataModule, build_data
 from src.datamodules.shards.format import write_shard
 from src.launch.job import Job
 from src.models.lightning_module import LanguageModel
@@ -60,7 +59,7 @@ def data_seconds(settings: Settings, folder: Path) -> float | None:
     return statistics.median(seconds)
 
 
-def random_data(settings: Settings, folder: Path) -> FineWebDataModule:
+def random_data(settings: Settings, folder: Path) -> TokenDataModule:
     """The configured data module, one micro-batch a step, over shards of random tokens in `folder`."""
     micro, length = int(settings.config["data"]["micro_batch_size"]), settings.model.block_size + 1
     n_steps = max(READS + 1, settings.trainer.max_steps if settings.trainer.max_steps < 1000 else 0)
@@ -69,8 +68,8 @@ def random_data(settings: Settings, folder: Path) -> FineWebDataModule:
         ids = rng.integers(min(settings.model.vocab_size, 50257), size=SHARD_TOKENS, dtype=np.uint16)
         write_shard(folder / f"fineweb_{split}_{number:06d}.bin", ids)
     spec = BatchSpec(length - 1, settings.model.vocab_size, settings.seed, n_steps)
-    data: FineWebDataModule = settings.data(
-        spec,
+    factory = functools.partial(
+        settings.data,
         path=str(folder),
         val_tokens=length - 1,
         micro_batch_size=micro,
@@ -79,6 +78,7 @@ def random_data(settings: Settings, folder: Path) -> FineWebDataModule:
         cache=str(folder / "cache"),
         epochs=None,
     )
+    data = build_data(factory, spec)
     data.prepare_data()
     data.setup()
     return data
@@ -94,7 +94,7 @@ def loop_seconds(log_every_steps: int) -> float:
         )
 
 
-def bare(settings: Settings, data: FineWebDataModule) -> float:
+def bare(settings: Settings, data: TokenDataModule) -> float:
     """Seconds a step of a loop and nothing else."""
     data.trainer = None
     gpt = build_gpt(settings)
@@ -108,7 +108,7 @@ def bare(settings: Settings, data: FineWebDataModule) -> float:
     return (time.process_time() - began) / COUNTED
 
 
-def trained(settings: Settings, data: FineWebDataModule, folder: Path) -> float:
+def trained(settings: Settings, data: TokenDataModule, folder: Path) -> float:
     """Seconds a step of a training as `task=train` does it."""
     module = LanguageModel(
         build_gpt(settings), settings.optimizer, settings.schedule, compile_trunk=False, seed=settings.seed

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from src.callbacks.best_effort import Soft
 from src.callbacks.training_log import TrainingLog
-from src.datamodules.fineweb import FineWebDataModule
+from src.datamodules.base import TokenDataModule
 from src.files import read_rows, write_atomic
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
@@ -81,7 +81,7 @@ class StreamLog(L.Callback):
         """The first validation sequence, [1, T + 1]; the same in every run."""
         if self._tokens_T is None:
             data = trainer.datamodule  # type: ignore[attr-defined]  # set by fit; Lightning does not declare it
-            assert isinstance(data, FineWebDataModule)  # likewise
+            assert isinstance(data, TokenDataModule)  # likewise
             first: Tensor = next(iter(data.val_dataloader()))
             self._tokens_T = first[0].long()
         return self._tokens_T.unsqueeze(0)

@@ -15,7 +15,7 @@ from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.guard import Guard
 from src.callbacks.run_record import RunRecord
 from src.callbacks.training_log import TrainingLog
-from src.datamodules.fineweb import FineWebDataModule
+from src.datamodules.base import TokenDataModule
 from src.models.lightning_module import LanguageModel
 
 
@@ -64,7 +64,7 @@ def validation_loss(
     """Mean loss in nats over all validation tokens, shared out over the ranks, the same on each."""
     assert isinstance(pl_module, LanguageModel)  # tasks/train.py builds nothing else
     data = trainer.datamodule  # type: ignore[attr-defined]  # set by fit; Lightning does not declare it
-    assert isinstance(data, FineWebDataModule)  # likewise
+    assert isinstance(data, TokenDataModule)  # likewise
     sums = torch.zeros(2, dtype=torch.float64)
     pl_module.eval()
     with trainer.precision_plugin.forward_context():

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.datamodules.batches import BatchSpec
-from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards.format import write_shard
+from src.datamodules.token_shards import TokenShardDataModule
 from src.datamodules.tokenizer import END_OF_TEXT, RANKS_SHA256, gpt2_encoding
 from src.files import atomic_folder, sha256_file, write_atomic
 
@@ -31,42 +30,13 @@ HELD_OUT_EVERY = 20
 SUMS = "sha256.json"
 
 
-class EmbeddedTextDataModule(FineWebDataModule):
+class EmbeddedTextDataModule(TokenShardDataModule):
     """The embedded text, or the folder that `path` names.
 
     Args:
-        spec and all keys: as in `FineWebDataModule`; with `path` null the embedded text is read, from shards
+        spec and all keys: as in `TokenShardDataModule`; with `path` null the embedded text is read, from shards
             that are kept in `cache`.
     """
-
-    def __init__(
-        self,
-        spec: BatchSpec,
-        *,
-        path: str | list[object] | None,
-        order: str,
-        epochs: int | None,
-        val_tokens: int,
-        micro_batch_size: int,
-        global_batch_size: int,
-        workers: int,
-        cache: str,
-        cache_gib: float,
-        accept_changed: bool,
-    ) -> None:
-        super().__init__(
-            spec,
-            path=path,
-            order=order,
-            epochs=epochs,
-            val_tokens=val_tokens,
-            micro_batch_size=micro_batch_size,
-            global_batch_size=global_batch_size,
-            workers=workers,
-            cache=cache,
-            cache_gib=cache_gib,
-            accept_changed=accept_changed,
-        )
 
     def prepare_data(self) -> None:
         if self.path is None:

@@ -1,7 +1,7 @@
-"""task=check data=<option> or data.path=<place>: whether the data are what they should be.
+"""task=check data=<option> or data.path=<place>: verify the content of the data.
 
-Reads every token; writes check.json; leaves with 0, with 1 where something is wrong with the content, with 2
-where the place cannot be read at all.
+Reads every token and writes check.json. Exits with 0, with 1 if the content is faulty, or with 2 if the data
+cannot be read at all.
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ import json
 import logging
 from typing import Any
 
-from src.datamodules.batches import BatchSpec
-from src.datamodules.fineweb import FineWebDataModule
+from src.datamodules.base import BatchSpec, build_data
 from src.datamodules.open import open_shards
 from src.datamodules.prepare.verify import Verdict, verify
+from src.datamodules.token_shards import TokenShardDataModule
 from src.errors import UserError, one_line
 from src.files import write_atomic
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
@@ -22,44 +22,48 @@ log = logging.getLogger(__name__)
 
 
 def is_asked(job: Job) -> bool:
-    """Whether a check is of the data: they were named on the command line."""
+    """Return true if the command line names data, so that the check is of the data."""
     return any(o.lstrip("+").partition("=")[0] in ("data", "data.path") for o in job.overrides)
 
 
 def run(job: Job) -> TaskEnd:
-    """Verify every source of `data`; a table, check.json, and an exit code.
+    """Verify every source of `data` and write the table and check.json.
 
     Raises:
-        UserError: nothing that can be read.
+        UserError: the data cannot be read, or are not token shards.
     """
     settings = read_settings(job.config, own_keys=("gpu_gib",))
     spec = BatchSpec(settings.model.block_size, settings.model.vocab_size, settings.seed, 1)
     try:
-        data: FineWebDataModule = settings.data(spec)
+        data = build_data(settings.data, spec)
+        if not isinstance(data, TokenShardDataModule):
+            raise UserError(
+                f"task=check verifies token shards, data._target_ is {type(data).__qualname__}; "
+                "leave out data=... to check the residual strategy"
+            )
         data.prepare_data()
-        stated = {
-            name: _verified(name, addresses, data, spec) for name, (addresses, _) in data.sources().items()
+        checks = {
+            name: _verify_source(name, addresses, data) for name, (addresses, _) in data.sources().items()
         }
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
-    failed = [f"{name}: {kind}" for name, found in stated.items() for kind, v in found.items() if v["faults"]]
-    whole = {"ok": not failed, "data": settings.config["data"], "checks": stated}
-    write_atomic(job.folder / "check.json", json.dumps(whole, indent=2) + "\n")
+    failed = [f"{name}: {kind}" for name, found in checks.items() for kind, v in found.items() if v["faults"]]
+    report = {"ok": not failed, "data": settings.config["data"], "checks": checks}
+    write_atomic(job.folder / "check.json", json.dumps(report, indent=2) + "\n")
     line = f"data check failed: {', '.join(failed)}" if failed else "data check passed"
     return TaskEnd(FAILED if failed else COMPLETED, line)
 
 
-def _verified(name: str, addresses: list[str], data: FineWebDataModule, spec: BatchSpec) -> dict[str, Any]:
-    place = open_shards(addresses, data.cache, streamed=True)
-    found = verify(place, spec.vocab_size)
-    log.info("%s", table(f"{name} ({', '.join(addresses)})", found))
-    return {kind: dataclasses.asdict(verdict) for kind, verdict in found.items()}
+def _verify_source(name: str, addresses: list[str], data: TokenShardDataModule) -> dict[str, Any]:
+    verdicts = verify(open_shards(addresses, data.cache, streamed=True), data.spec.vocab_size)
+    log.info("%s", format_table(f"{name} ({', '.join(addresses)})", verdicts))
+    return {kind: dataclasses.asdict(verdict) for kind, verdict in verdicts.items()}
 
 
-def table(name: str, found: dict[str, Verdict]) -> str:
-    """The verdicts as lines of text, with each fault."""
+def format_table(name: str, verdicts: dict[str, Verdict]) -> str:
+    """Return the verdicts as lines of text, each fault on a line of its own."""
     lines = [f"check of {name}"]
-    for kind, verdict in found.items():
+    for kind, verdict in verdicts.items():
         figures = ", ".join(
             f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in verdict.figures.items()
         )

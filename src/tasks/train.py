@@ -13,8 +13,7 @@ from src.callbacks.loggers import RunPlace
 from src.callbacks.run_record import RunRecord, Status, read_result
 from src.callbacks.stop import StopRequest
 from src.checks.quick import quick
-from src.datamodules.batches import BatchSpec, accumulation
-from src.datamodules.fineweb import FineWebDataModule
+from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
 from src.datamodules.shards.format import ShardError
 from src.errors import Interrupted, UserError, one_line
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
@@ -112,13 +111,13 @@ class Session:
             load_weights(gpt, Path(self.job.config.init_from))
         return gpt
 
-    def _build_data(self) -> FineWebDataModule:
+    def _build_data(self) -> TokenDataModule:
         settings = self.settings
         spec = BatchSpec(
             settings.model.block_size, settings.model.vocab_size, settings.seed, settings.trainer.max_steps
         )
-        data: FineWebDataModule = settings.data(spec)
-        accumulation(data.micro_batch_size, data.global_batch_size, settings.trainer.devices)
+        data = build_data(settings.data, spec)
+        count_micro_steps(data.micro_batch_size, data.global_batch_size, settings.trainer.devices)
         data.prepare_data()
         data.setup()
         return data

@@ -36,7 +36,7 @@ class Back(NamedTuple):
 
 
 def skips(events: list[Event]) -> tuple[tuple[int, int], ...]:
-    """For `FineWebDataModule.skipped`."""
+    """For `TokenDataModule.skipped`."""
     return tuple((event["to"], event["at"] - event["to"]) for event in events)
 
 

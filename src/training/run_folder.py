@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from src.callbacks.best_effort import Soft
 from src.callbacks.final_evaluation import headline
 from src.callbacks.run_record import Row, RunRecord, read_metrics
-from src.datamodules.fineweb import FineWebDataModule
+from src.datamodules.base import TokenDataModule
 from src.errors import UserError
 from src.files import write_atomic
 from src.launch.arguments import stored_yaml
@@ -69,7 +69,7 @@ def checkpoint_to_resume(job: Job, settings: Settings, identity: dict[str, Any])
             f"data.path holds other data than the run was trained on: {identity['hash'][:12]} now, "
             f"{stored['data_hash'][:12]} then"
         )
-        if not settings.config["data"]["accept_changed"]:
+        if not settings.config["data"].get("accept_changed", False):
             raise UserError(f"{line}; restore the shards, start a new run or give data.accept_changed=true")
         log.warning("%s; accepted", line)
     for key, (then, now) in _differences(stored["config"], settings.config).items():
@@ -121,7 +121,7 @@ def open_record(
     job: Job,
     settings: Settings,
     record: RunRecord,
-    data: FineWebDataModule,
+    data: TokenDataModule,
     gpt: GPT,
     resume: Resume | None,
     soft: Soft,

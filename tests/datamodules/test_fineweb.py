@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.datamodules.batches import BatchSpec, accumulation
+from src.datamodules.base import BatchSpec, count_micro_steps
 from src.datamodules.embedded_text import EmbeddedTextDataModule
 from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards.format import ShardError
@@ -107,7 +107,7 @@ def test_validation_predicts_each_token_once_whatever_the_world_size(shards: Pat
     for world in (1, 2, 3):
         rows = torch.cat([b for rank in range(world) for b in module.val_batches(rank, world)]).int()
         targets = sorted(map(tuple, rows[:, 1:].tolist()))
-        stream = torch.from_numpy(np.array(module.places["the data"].val[0].shard().tokens[:513])).int()
+        stream = torch.from_numpy(np.array(module.shards["the data"].val[0].shard().tokens[:513])).int()
         assert targets == sorted(map(tuple, stream[1:].view(32, 16).tolist()))
 
 
@@ -138,9 +138,9 @@ def test_what_cannot_be_is_refused_with_the_key(keys: dict[str, Any], words: str
 
 
 def test_an_indivisible_pair_names_the_nearest_batch() -> None:
-    assert accumulation(32, 512, 2) == 8
+    assert count_micro_steps(32, 512, 2) == 8
     with pytest.raises(ValueError, match=r"= 32 \* 3, got 512; the nearest is 480"):
-        accumulation(32, 512, 3)
+        count_micro_steps(32, 512, 3)
 
 
 def test_ids_above_the_vocabulary_are_refused_before_the_run(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedTextDataModule
 
 
 def test_the_embedded_text_is_real_and_whole(embedded: EmbeddedTextDataModule) -> None:
-    place = embedded.places["the data"]
+    place = embedded.shards["the data"]
     shards = [slot.shard() for slot in (*place.val, *place.train)]
     ends = sum(int((s.tokens == 50256).sum()) for s in shards)
     assert ends == 233

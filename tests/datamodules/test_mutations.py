@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.datamodules.batches import BatchSpec
+from src.datamodules.base import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.prepare.prepare import PrepareKeys, prepare
 from src.datamodules.shards.format import ShardError, TokenShard

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from src.datamodules.batches import BatchSpec
+from src.datamodules.base import BatchSpec
 from src.errors import UserError
 from src.launch.arguments import arguments_of_a_stored_run
 from src.models.gpt import GPT

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from src.datamodules.batches import BatchSpec
+from src.datamodules.base import BatchSpec
 from src.errors import one_line
 from src.launch.arguments import stored_yaml
 from src.models.config import GPTConfig

@@ -36,6 +36,42 @@ class ShardSlot(Protocol):
         """Let go of what can be had again."""
 
 
+def read_validation_windows(
+    slots: Sequence[ShardSlot], val_tokens: int, block_size: int, vocab_size: int, place: str
+) -> Tokens:
+    """Read the first `val_tokens` tokens as windows [N, T + 1] that predict each token once.
+
+    Args:
+        slots: validation shards in order.
+        val_tokens: rounded down to whole windows.
+        block_size: T; consecutive windows share one token.
+        vocab_size: ids at or above it raise an error.
+        place: name of the shards in messages.
+
+    Raises:
+        ShardError: the shards hold fewer tokens.
+    """
+    T = block_size
+    wanted = val_tokens // T * T + 1
+    parts: list[Tokens] = []
+    missing = wanted
+    for slot in slots:
+        if missing <= 0:
+            break
+        shard = slot.shard()
+        part = shard.read(0, min(missing, shard.n_tokens))
+        shard.check_ids(0, part, vocab_size)
+        parts.append(part)
+        missing -= len(part)
+    if missing > 0:
+        raise ShardError(
+            f"data.val_tokens={val_tokens} needs {wanted} validation tokens, "
+            f"data.path={place} has {wanted - missing}; lower data.val_tokens"
+        )
+    stream = np.concatenate(parts)
+    return np.lib.stride_tricks.sliding_window_view(stream, T + 1)[::T]
+
+
 class Windows:
     """Disjoint windows, one after the other in each shard; a shard's last few tokens fill none.
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.datamodules.batches import BatchSpec
+from src.datamodules.base import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.prepare.prepare import PrepareKeys, prepare
 from src.datamodules.remote import cache as cache_module

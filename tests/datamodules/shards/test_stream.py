@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.datamodules.batches import BatchSpec
+from src.datamodules.base import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards.format import TokenShard
 from src.datamodules.shards.stream import ORDERS, Mixture, WindowStream

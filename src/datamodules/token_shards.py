@@ -1,0 +1,189 @@
+"""Data module over token shards: local or remote, of one source or a mixture of several.
+
+The reading is in `shards/` (format, windows, order), the fetching of remote shards in `remote/`.
+"""
+
+import hashlib
+import json
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.datamodules.base import BatchSpec, TokenDataModule
+from src.datamodules.open import Cache, open_shards, read_sources
+from src.datamodules.shards.format import ShardError, Tokens, TokenShard
+from src.datamodules.shards.local import Shards
+from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, Stream, WindowStream
+from src.datamodules.shards.windows import read_validation_windows
+
+log = logging.getLogger(__name__)
+
+#: Training tokens whose ids are checked before the run; the rest are checked as they are read.
+SCANNED_TOKENS = 100_000_000
+#: Size of a cache that no machine has.
+MAX_CACHE_GIB = 1e9
+
+
+class TokenShardDataModule(TokenDataModule):
+    """Windows of token shards in a visiting order.
+
+    Args:
+        spec: sizes and seed of the run.
+        path: a folder, file or pattern of shards, a remote address, or a list of these; the prefix `nanogpt:`
+            declares headerless files. A list of {path, weight} is a mixture.
+        order: shuffled, shard_shuffled, sequential or document_aligned.
+        epochs: the most epochs that the run may need; null for any number.
+        val_tokens: validation tokens, rounded down to whole windows.
+        micro_batch_size: sequences of one micro-step of one rank.
+        global_batch_size: sequences of an optimizer step over all ranks.
+        workers: loader processes; 0 reads in the training process.
+        cache: the folder into which remote shards are fetched.
+        cache_gib: its largest size in GiB; the least recently used shards are removed first.
+        accept_changed: true lets a resumed run continue with other data.
+
+    Raises:
+        ValueError: a key out of its bounds.
+    """
+
+    def __init__(
+        self,
+        spec: BatchSpec,
+        *,
+        path: str | list[object] | None,
+        order: str,
+        epochs: int | None,
+        val_tokens: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        workers: int,
+        cache: str,
+        cache_gib: float,
+        accept_changed: bool,
+    ) -> None:
+        super().__init__(
+            spec, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, workers=workers
+        )
+        if val_tokens < spec.block_size:
+            raise ValueError(
+                f"data.val_tokens must be at least model.block_size={spec.block_size}, got {val_tokens}"
+            )
+        if order not in ORDERS:
+            raise ValueError(f"data.order must be one of {', '.join(ORDERS)}, got {order}")
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"data.epochs must be null or at least 1, got {epochs}")
+        if not 0 < cache_gib <= MAX_CACHE_GIB:
+            raise ValueError(f"data.cache_gib must be positive and at most {MAX_CACHE_GIB:g}, got {cache_gib}")
+        self.path, self.order, self.epochs, self.val_tokens = path, order, epochs, val_tokens
+        self.cache = Cache(Path(cache), int(cache_gib * 2**30))
+        self.accept_changed = accept_changed
+
+    # ---- opening
+
+    def sources(self) -> dict[str, tuple[list[str], float]]:
+        """Return the addresses and the weight of each source, by name."""
+        return read_sources(self.path)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the shards and check them.
+
+        Raises:
+            ShardError: a shard that cannot be read, or too few tokens.
+        """
+        if hasattr(self, "stream"):
+            return
+        sources = self.sources()
+        total_weight = sum(weight for _, weight in sources.values())
+        streams: list[WindowStream] = []
+        val: list[Any] = []  # Tokens, whose union of dtypes numpy's stubs cannot concatenate
+        self.shards: dict[str, Shards] = {}
+        for name, (addresses, weight) in sources.items():
+            shards = open_shards(addresses, self.cache, streamed=self.order in STREAMED)
+            self.shards[name] = shards
+            streams.append(self._stream(name, shards))
+            n_tokens = max(self.spec.block_size, int(self.val_tokens * weight / total_weight))
+            val.append(
+                read_validation_windows(
+                    shards.val, n_tokens, self.spec.block_size, self.spec.vocab_size, shards.name
+                )
+            )
+        self.val_windows = np.concatenate(val)
+        self.train_windows = [stream.windows for stream in streams]
+        weights = [weight for _, weight in sources.values()]
+        stream: Stream = streams[0] if len(streams) == 1 else Mixture(streams, weights)
+        self._check_epochs(stream)
+        self.stream = stream
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Release fetched shards; a later read opens them again."""
+        for shards in getattr(self, "shards", {}).values():
+            for slot in (*shards.val, *shards.train):
+                slot.close()
+
+    def _stream(self, name: str, shards: Shards) -> WindowStream:
+        """Build the training windows of one source and check the ids of its first tokens."""
+        length, vocab_size = self.spec.block_size + 1, self.spec.vocab_size
+        kind, order = ORDERS[self.order]
+        remaining = SCANNED_TOKENS
+        for slot in shards.train:
+            if isinstance(slot, TokenShard):
+                slot.check_ids(0, slot.tokens[:remaining], vocab_size)
+                remaining -= min(remaining, slot.n_tokens)
+        windows = kind(shards.train, length, vocab_size)
+        if len(windows) == 0:
+            n_tokens = sum(slot.n_tokens for slot in shards.train)
+            raise ShardError(
+                f"data.path={shards.name} has {n_tokens} training tokens, not one window of "
+                f"model.block_size + 1 = {length} for data.order={self.order}; lower model.block_size or give "
+                "more data"
+            )
+        return WindowStream(name, windows, order, self.spec.seed)
+
+    def _check_epochs(self, stream: Stream) -> None:
+        """Raise an error if the run needs more epochs than `data.epochs` allows."""
+        needed = self.spec.max_steps * self.global_batch_size
+        for name, completed in stream.epochs(needed - 1).items():
+            if self.epochs is not None and completed >= self.epochs:
+                raise ValueError(
+                    f"data.epochs={self.epochs}, but trainer.max_steps={self.spec.max_steps} of "
+                    f"data.global_batch_size={self.global_batch_size} needs epoch {completed + 1} of {name} "
+                    f"({needed} sequences); lower trainer.max_steps or give data.epochs=null"
+                )
+
+    # ---- contract
+
+    def train_sequences(self, first: int, count: int) -> Tokens:
+        return self.stream.read(np.arange(first, first + count, dtype=np.int64))
+
+    def completed_epochs(self, position: int) -> dict[str, int]:
+        return self.stream.epochs(position)
+
+    def identity(self) -> dict[str, Any]:
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        shards = {
+            split: [slot.stamp() for part in self.shards.values() for slot in getattr(part, split)]
+            for split in ("val", "train")
+        }
+        weights = {name: weight for name, (_, weight) in self.sources().items()}
+        hashed: list[Any] = [shards, self.val_tokens]
+        if self.order != "shuffled" or len(weights) > 1:
+            n_train = [len(part.train) for part in self.shards.values()]
+            hashed += [self.order, list(zip(weights.values(), n_train, strict=True))]
+        n_windows = sum(len(w) for w in self.train_windows)
+        return {
+            "folder": ", ".join(part.name for part in self.shards.values()),
+            "hash": hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest(),
+            "manifest": [part.manifest for part in self.shards.values()],
+            "order": self.order,
+            "weights": weights,
+            "val_tokens": len(self.val_windows) * self.spec.block_size,
+            "train_tokens": sum(slot.n_tokens for part in self.shards.values() for slot in part.train),
+            "train_windows": n_windows,
+            "epochs": self.spec.max_steps * self.global_batch_size / n_windows,
+            "shards": shards,
+        }
