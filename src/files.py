@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         elif number < len(lines):
             raise ValueError(f"{path}, line {number}: not a JSON object with a step; take the line out")
     return rows
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as one dict with dotted keys, such as `{"model.n_layer": 12}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Return a number of bytes in MiB, GiB or TiB, such as `1.50 GiB`."""
+    for size, unit, digits in ((2**40, "TiB", 1), (2**30, "GiB", 2)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.{digits}f} {unit}"
+    return f"{n_bytes / 2**20:.1f} MiB"
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.files import atomic_folder, sha256_file, write_atomic
+from src.files import atomic_folder, flatten, format_bytes, sha256_file, write_atomic
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -53,3 +53,12 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
 def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256_file(tmp_path / "f").startswith("ba7816bf8f01cfea")
+
+
+def test_nested_keys_are_joined_by_dots() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None, "f": {}}) == {"a.b": 1, "a.c.d": [2], "e": None}
+
+
+def test_byte_sizes_have_the_largest_unit_that_fits() -> None:
+    sizes = [2**19, 2**30 - 2**20, 1.5 * 2**30, 500 * 2**40]
+    assert [format_bytes(size) for size in sizes] == ["0.5 MiB", "1023.0 MiB", "1.50 GiB", "500.0 TiB"]

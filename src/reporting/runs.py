@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from src.files import read_object, read_rows
+from src.files import flatten, read_object, read_rows
 
 #: What a completed run must state before its numbers can be compared.
 NEEDED = ("name", "seed", "steps", "tokens", "val_loss", "tokens_per_s", "flops_per_token")
@@ -102,7 +102,7 @@ def read_run(folder: Path) -> Run:
     evaluations = tuple(read_object(path) for path in sorted((folder / "evaluations").glob("*.json")))
     rows = _rows(folder / "metrics.jsonl")
     return Run(
-        folder, flat({str(k): v for k, v in config.items()}), result, _clocked(rows, result), evaluations
+        folder, flatten({str(k): v for k, v in config.items()}), result, _clocked(rows, result), evaluations
     )
 
 
@@ -118,14 +118,6 @@ def _clocked(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
     seconds = np.concatenate(([0.0], np.cumsum(np.diff(tokens) / logged["tokens_per_s"].to_numpy())))
     flops = rows["tokens"] * float(result.get("flops_per_token") or math.nan)
     return rows.assign(seconds=np.interp(rows["tokens"], tokens, seconds), flops=flops)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return found
 
 
 # ---- scores

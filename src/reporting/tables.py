@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from src.files import format_bytes
 from src.reporting.page import Table
 from src.reporting.runs import Run, final_scores
 from src.reporting.step_times import COLUMNS
@@ -46,7 +47,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "parameters": _si,
     "FLOPs/token": _si,
     "tokens/s": _count,
-    "peak memory": lambda value: f"{value / 2**30:.2f} GiB",
+    "peak memory": format_bytes,
 }
 
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from src.errors import UserError, one_line
-from src.files import write_atomic
+from src.files import format_bytes, write_atomic
 
 #: Rows, pictures and logs, generously.
 REST_BYTES = 16 * 2**20
@@ -37,11 +37,7 @@ def check_place(folder: Path, *, n_numbers: int, keep: int) -> None:
     needed = (keep + 2) * one + REST_BYTES  # one more while it is written, and the best
     if free + there < needed:
         raise UserError(
-            f"{folder} has {_size(free)} of free space, and the run writes up to {_size(needed)} "
-            f"({keep} + 2 checkpoints of {_size(one)}); make room, choose another hydra.run.dir "
+            f"{folder} has {format_bytes(free)} of free space, and the run writes up to {format_bytes(needed)} "
+            f"({keep} + 2 checkpoints of {format_bytes(one)}); make room, choose another hydra.run.dir "
             "or lower safety.keep_checkpoints"
         )
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"

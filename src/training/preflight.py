@@ -21,9 +21,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from src.checks.base import Subject
-from src.checks.cost import BYTES_PER_PARAM, GIB, kept_bytes
+from src.checks.cost import BYTES_PER_PARAM, kept_bytes
 from src.checks.quick import subject_of
 from src.errors import UserError, one_line
+from src.files import format_bytes
 from src.models.config import GPTConfig
 from src.settings.read import Settings
 
@@ -59,8 +60,8 @@ def check_memory(settings: Settings) -> None:
     if stream * memory.ranks > memory.total:
         raise UserError(
             f"data.micro_batch_size={micro} sequences of model.block_size={model.block_size} need "
-            f"{_gib(stream * memory.ranks)} for a single tensor of the stream, and {memory.name} has "
-            f"{_gib(memory.total)}; lower data.micro_batch_size"
+            f"{format_bytes(stream * memory.ranks)} for a single tensor of the stream, and {memory.name} has "
+            f"{format_bytes(memory.total)}; lower data.micro_batch_size"
         )
     subject = subject_of(settings)
     n_params = _counted(subject, model)
@@ -76,11 +77,11 @@ def check_memory(settings: Settings) -> None:
         log.warning(
             "this run may not fit: about %s (%s for parameters and optimizer, %s kept for the backward%s) of %s free "
             "in %s; a smaller data.micro_batch_size (now %d) needs less",
-            _gib((state + kept) * memory.ranks),
-            _gib(state),
-            _gib(kept),
+            format_bytes((state + kept) * memory.ranks),
+            format_bytes(state),
+            format_bytes(kept),
             f", on each of {memory.ranks} ranks" if memory.ranks > 1 else "",
-            _gib(memory.free),
+            format_bytes(memory.free),
             memory.name,
             micro,
         )
@@ -98,9 +99,9 @@ def _refuse_params(settings: Settings, memory: Memory, n_params: int) -> None:
     model, ranks = settings.model, memory.ranks
     raise UserError(
         f"model.n_layer={model.n_layer}, model.n_embd={model.n_embd} and model.vocab_size={model.vocab_size} make "
-        f"at least {n_params:,} parameters, which take {_gib(need)} with gradients and the optimizer's moments"
-        f"{f' on {ranks} ranks' if ranks > 1 else ''}, and {memory.name} has {_gib(memory.total)}; choose a smaller "
-        f"model{' or fewer trainer.devices' if ranks > 1 else ''}"
+        f"at least {n_params:,} parameters, which take {format_bytes(need)} with gradients and the optimizer's moments"
+        f"{f' on {ranks} ranks' if ranks > 1 else ''}, and {memory.name} has {format_bytes(memory.total)}; choose a "
+        f"smaller model{' or fewer trainer.devices' if ranks > 1 else ''}"
     )
 
 
@@ -166,7 +167,3 @@ def _limits() -> list[tuple[int, int]]:
             if len(texts) == 2 and texts[0].strip().isdigit():
                 found.append((int(texts[0]), int(texts[1])))
     return found
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**40:,.1f} TiB" if n_bytes >= 2**42 else f"{n_bytes / GIB:.2f} GiB"

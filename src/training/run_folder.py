@@ -17,7 +17,7 @@ from src.callbacks.final_evaluation import headline
 from src.callbacks.run_record import Row, RunRecord, read_metrics
 from src.datamodules.base import TokenDataModule
 from src.errors import UserError
-from src.files import write_atomic
+from src.files import flatten, write_atomic
 from src.launch.arguments import stored_yaml
 from src.launch.job import Job
 from src.models.gpt import GPT
@@ -88,16 +88,8 @@ def _refuse_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    old, new = flat(then), flat(now)
+    old, new = flatten(then), flatten(now)
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return found
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -215,7 +207,7 @@ def _show_end(job: Job, record: RunRecord, rows: list[Row], loss: float) -> None
     assert isinstance(config, dict)  # written by open_record
     board = TensorBoardLogger(job.folder, name="", version="tensorboard", default_hp_metric=False)
     board.log_hyperparams(
-        flat({str(k): v for k, v in config.items()}), {"val_loss": loss, **headline(record.result)}
+        flatten({str(k): v for k, v in config.items()}), {"val_loss": loss, **headline(record.result)}
     )
     board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
     board.experiment.add_figure("loss", figure)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from src.callbacks.checkpoints import read_checkpoint
 from src.callbacks.run_record import read_result
 from src.errors import UserError, one_line
-from src.files import sha256_file
+from src.files import flatten, sha256_file
 from src.models.formats.pretrained import ROOMS, Recipe, from_pretrained, read_recipe
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
@@ -163,7 +163,7 @@ def _refuse_foreign(path: Path, folder: Path, own: dict[str, Any]) -> None:
     result = read_result(folder) or {}
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     resumed = own["step"] <= max(result.get("resumed_at") or [-1])  # with other values, perhaps, since
-    then, now = run_files.flat(own["config"]), run_files.flat(dict(config))  # type: ignore[arg-type]  # a mapping
+    then, now = flatten(own["config"]), flatten(dict(config))  # type: ignore[arg-type]  # a mapping
     for key in sorted({*then, *now}):
         section = key.partition(".")[0]
         kept = section in run_files.ARCHITECTURE or not (resumed or section in MAY_CHANGE)

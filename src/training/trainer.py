@@ -20,6 +20,7 @@ from src.callbacks.stop import StopOnSignal, StopRequest
 from src.callbacks.stream_log import StreamLog
 from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
 from src.callbacks.validation import Validation
+from src.files import flatten
 from src.launch.job import Job
 from src.settings.read import Settings
 from src.settings.trainer import max_seconds
@@ -124,7 +125,7 @@ def _loggers(parts: TrainerParts) -> list[Logger]:
         parts.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=parts.step + 1
     )
     for logger in parts.loggers:
-        logger.log_hyperparams(run_files.flat(parts.settings.config))
+        logger.log_hyperparams(flatten(parts.settings.config))
     return [*parts.soft.softened([board]), *parts.loggers]
 
 
