@@ -35,8 +35,11 @@ def options(group: str) -> list[str]:
 
 
 def option(group: str, name: str) -> DictConfig:
-    """One shipped option as written."""
-    config = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
+    """Load one shipped option, its own keys over those of the options in its defaults list."""
+    own = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
+    names = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    bases = [option(group, base) for base in names]
+    config = OmegaConf.merge(*bases, own)
     assert isinstance(config, DictConfig)
     return config
 
