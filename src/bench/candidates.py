@@ -16,6 +16,7 @@ from src.bench.stopwatch import Lap, no_lap
 from src.errors import UserError
 from src.launch.arguments import explain
 from src.launch.job import Job
+from src.models.flops import count_flops_per_token
 from src.settings.read import Settings, read_settings, root_cause
 from src.training.process import choose_products
 from src.training.run import build_gpt
@@ -133,7 +134,7 @@ def entrant(settings: Settings) -> Entrant:
         settings.model.block_size,
         settings.model.vocab_size,
         gpt.n_params(positions=True),
-        gpt.flops_per_token(),
+        count_flops_per_token(gpt),
         lambda: state_tensors(list(gpt.parameters()), optimizer),
     )
 

@@ -12,6 +12,7 @@ from src.bench.candidates import Entrant, device_of, split_name, state_tensors
 from src.bench.step import StepSpec, optimizer_step
 from src.bench.stopwatch import Lap, no_lap
 from src.errors import UserError, one_line
+from src.models.flops import count_flops_per_token
 from src.settings.read import Settings
 from src.training.process import choose_products
 from src.training.run import build_gpt
@@ -94,7 +95,7 @@ class PeerEntry:
 def flops_per_token(settings: Settings) -> int:
     """FLOPs of a token by our own count, without weights."""
     with torch.device("meta"):
-        return build_gpt(settings).flops_per_token()
+        return count_flops_per_token(build_gpt(settings))
 
 
 def read_peers(texts: Sequence[str], settings: Settings, trusted: Sequence[str]) -> list[PeerEntry]:

@@ -21,7 +21,7 @@ from src.datamodules.base import TokenDataModule
 from src.files import read_rows, write_atomic
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
-from src.models.stream_probe import Stream, learned, look
+from src.models.stream_probe import StreamProbe, probe_stream, summarize_parameters
 from src.reporting.figures import save
 from src.reporting.stream_figures import mixing_map, scalars_by_depth, sizes
 
@@ -66,8 +66,8 @@ class StreamLog(L.Callback):
         began = time.monotonic()
         tokens_1T = self._probe(trainer).to(pl_module.device)
         with trainer.precision_plugin.forward_context():
-            stream = look(pl_module.gpt, tokens_1T[:, :-1], tokens_1T[:, 1:])
-        scalars = learned(pl_module.gpt)
+            stream = probe_stream(pl_module.gpt, tokens_1T[:, :-1], tokens_1T[:, 1:])
+        scalars = summarize_parameters(pl_module.gpt)
         with self.soft.attempt("stream.jsonl"):
             self._write(step, stream, scalars)
         for logger in trainer.loggers:
@@ -86,7 +86,7 @@ class StreamLog(L.Callback):
             self._tokens_T = first[0].long()
         return self._tokens_T.unsqueeze(0)
 
-    def _write(self, step: int, stream: Stream, scalars: dict[str, Tensor]) -> None:
+    def _write(self, step: int, stream: StreamProbe, scalars: dict[str, Tensor]) -> None:
         row: dict[str, Any] = {"step": step}
         for name, value in stream._asdict().items():
             row[name] = _rounded(value) if isinstance(value, Tensor) else value
@@ -101,7 +101,7 @@ class StreamLog(L.Callback):
             write_atomic(path, "".join(whole))
 
     def _draw(
-        self, trainer: L.Trainer, gpt: GPT, step: int, stream: Stream, scalars: dict[str, Tensor]
+        self, trainer: L.Trainer, gpt: GPT, step: int, stream: StreamProbe, scalars: dict[str, Tensor]
     ) -> None:
         began = time.monotonic()
         labels = [f"{site.kind} {site.block}" for site in gpt.active_sites]
@@ -144,7 +144,7 @@ class StreamLog(L.Callback):
                 logger.experiment.add_figure(name.replace("_", "/", 1), figure, step)
 
 
-def _summary(stream: Stream) -> dict[str, float]:
+def _summary(stream: StreamProbe) -> dict[str, float]:
     return {
         "stream/read_rms_first": float(stream.read_rms_K[0]),
         "stream/read_rms_end": float(stream.read_rms_K[-1]),

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from src.checks.base import Figures, Subject
 from src.models.config import GPTConfig
+from src.models.flops import count_flops_per_token
 
 GIB = 2**30
 #: Weights, gradients and AdamW's two moments, each float32; under Muon one moment, and in its step the weight again.
@@ -36,7 +37,7 @@ def kept_bytes(subject: Subject, config: GPTConfig, batch: int, *, bf16: bool = 
             out_BTD = gpt.hidden(torch.zeros(batch, config.block_size, dtype=torch.long))
         total = sum(size for size, _ in storages.values())
         assert out_BTD.requires_grad  # the graph, and what it keeps, was alive until here
-    return total, gpt.n_params(positions=True), gpt.flops_per_token()
+    return total, gpt.n_params(positions=True), count_flops_per_token(gpt)
 
 
 def cost(

@@ -1,12 +1,12 @@
 """The contract of an embedding: tokens in, the stream's start x0 out, the head's weight, and additions to layers.
 
     x0 = forward(idx);  found = lookup(idx)
-    x <- x + stream_addition(found, l)     before layer l, where there is one
-    v <- v + value_addition(found, l)      in its attention
+    x <- x + stream_addition(lookup, l)     before layer l, where there is one
+    v <- v + value_addition(lookup, l)      in its attention
 
 The first methods are those of the embedding benchmark (MLS-Bench llm-pretrain-embedding): `forward`,
 `get_lm_head_weight`, `get_num_pos_params`, `get_value_embed`. A `TokenEmbedding` written for it fits
-unchanged (`fitted`). Constructors take `(spec, *, <the keys of their YAML>)`.
+unchanged (`adapt_embedding`). Constructors take `(spec, *, <the keys of their YAML>)`.
 Shape letters: B batch, T tokens, D n_embd, V vocab_size.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-Found = tuple[Tensor, ...]
+Lookup = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ class TokenEmbedding(nn.Module, ABC):
 
     # ---- additions to layers: by default there are none
 
-    def lookup(self, idx_BT: Tensor) -> Found:
+    def lookup(self, idx_BT: Tensor) -> Lookup:
         """What the additions are made of, found once a forward and passed to them; by default the tokens."""
         return (idx_BT,)
 
-    def stream_addition(self, found: Found, layer: int) -> Tensor | None:
+    def stream_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
         """What the stream takes in before each visit to `layer`, [B, T, D]; by default the benchmark's."""
         return self.get_value_embed(layer)
 
-    def value_addition(self, found: Found, layer: int) -> Tensor | None:
+    def value_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
         """What the values of attention in `layer` take in, [B, T, D]."""
         return None
 
@@ -114,7 +114,7 @@ class BenchmarkEmbedding(TokenEmbedding):
         return None if addition is None else addition(layer)
 
 
-def fitted(embedding: nn.Module, spec: EmbeddingSpec) -> TokenEmbedding:
+def adapt_embedding(embedding: nn.Module, spec: EmbeddingSpec) -> TokenEmbedding:
     """An embedding behind this contract, whichever it was written for.
 
     Raises:

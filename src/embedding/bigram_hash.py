@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.embedding.base import EmbeddingSpec, Found
+from src.embedding.base import EmbeddingSpec, Lookup
 from src.embedding.tied import TiedEmbedding
 
 CURRENT, PREVIOUS = 36313, 27191
@@ -39,7 +39,7 @@ class BigramHash(TiedEmbedding):
         self.table_RD = nn.Parameter(torch.zeros(rows, spec.n_embd))
         self.scale_L = nn.Parameter(torch.full((spec.n_layer,), scale_init))
 
-    def lookup(self, idx_BT: Tensor) -> Found:
+    def lookup(self, idx_BT: Tensor) -> Lookup:
         return (F.embedding(self.rows(idx_BT), self.table_RD),)
 
     def rows(self, idx_BT: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class BigramHash(TiedEmbedding):
         hashed_BT = (CURRENT * idx_BT[:, 1:] ^ PREVIOUS * idx_BT[:, :-1]) % last
         return F.pad(hashed_BT, (1, 0), value=last)
 
-    def stream_addition(self, found: Found, layer: int) -> Tensor | None:
-        return self.scale_L[layer] * found[0]
+    def stream_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
+        return self.scale_L[layer] * lookup[0]
 
     def get_num_lookup_params(self) -> int:
         return self.table_RD.numel()

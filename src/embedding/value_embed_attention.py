@@ -11,12 +11,12 @@ At init: not `tied` (tables of std 0.01, weight 0.5).
 
 from torch import Tensor
 
-from src.embedding.base import Found
+from src.embedding.base import Lookup
 from src.embedding.value_tables import ValueTables
 
 
 class ValueEmbedAttention(ValueTables):
     """J * V * D + J parameters besides `tied`; the keys are `ValueTables`'."""
 
-    def value_addition(self, found: Found, layer: int) -> Tensor | None:
-        return self.addition(found, layer)
+    def value_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
+        return self.addition(lookup, layer)

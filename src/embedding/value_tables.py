@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.embedding.base import EmbeddingSpec, Found
+from src.embedding.base import EmbeddingSpec, Lookup
 from src.embedding.tied import TiedEmbedding
 
 
@@ -41,15 +41,15 @@ class ValueTables(TiedEmbedding):
     def reset(self) -> None:
         nn.init.normal_(self.table_RD, std=self.table_std)
 
-    def lookup(self, idx_BT: Tensor) -> Found:
+    def lookup(self, idx_BT: Tensor) -> Lookup:
         """Each table's rows [B, T, D], in one lookup: its backward makes one dense gradient, not J."""
         first_J = self.vocab_size * torch.arange(len(self.slots), device=idx_BT.device)
         return F.embedding(idx_BT + first_J[:, None, None], self.table_RD).unbind()
 
-    def addition(self, found: Found, layer: int) -> Tensor | None:
+    def addition(self, lookup: Lookup, layer: int) -> Tensor | None:
         """The scaled rows of one layer, [B, T, D], where it has a table."""
         j = self.slots.get(layer)
-        return None if j is None else self.scale_J[j] * found[j]
+        return None if j is None else self.scale_J[j] * lookup[j]
 
     def get_num_lookup_params(self) -> int:
         return self.table_RD.numel()

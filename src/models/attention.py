@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from src.kernels.attention.cpp import attention, serves
 from src.models.config import GPTConfig
-from src.models.rotary import rotated
+from src.models.rotary import rotate
 from src.residual.base import QKV
 
 TapQKV = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -39,7 +39,7 @@ class CausalSelfAttention(nn.Module):
         if tap is not None:
             q_BHTK, k_BHTK, v_BHTK = tap(q_BHTK, k_BHTK, v_BHTK)
         if self.rotates:
-            q_BHTK, k_BHTK = rotated(q_BHTK), rotated(k_BHTK)
+            q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
         dropout = self.dropout if self.training else 0.0
         if serves(q_BHTK, k_BHTK, v_BHTK, dropout):
             y_BHTK = attention(q_BHTK, k_BHTK, v_BHTK)

@@ -9,6 +9,7 @@ llm-pretrain-normalization, baseline `rmsnorm_post` (sandwich); OLMo 2 (arXiv 25
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from src.models.attention import CausalSelfAttention, TapQKV
@@ -17,6 +18,19 @@ from src.models.mlp import MLP, CopiedMLP
 from src.residual.base import QKV, ResidualStrategy, Site
 
 BranchNorms = tuple[nn.Module | None, nn.Module | None]  # of a branch's input, of its output
+
+
+class Tap:
+    """Carries the state through attention for a strategy that taps queries, keys and values."""
+
+    def __init__(self, residual: ResidualStrategy[Any], site: Site, state: object) -> None:
+        self.residual, self.site, self.state = residual, site, state
+
+    def __call__(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(q_BHTK.device.type, enabled=False):
+            *qkv, self.state = self.residual.tap_qkv(self.state, self.site, q_BHTK, k_BHTK, v_BHTK)
+        q_BHTK, k_BHTK, v_BHTK = qkv
+        return q_BHTK, k_BHTK, v_BHTK
 
 
 class Block(nn.Module):
@@ -38,15 +52,15 @@ class Block(nn.Module):
         """F(N(x)), N(F(N(x))) or N(F(x)) of one sublayer, [B, T, D] -> [B, T, D]."""
         y_BTD: Tensor
         if site.kind == "attn":
-            norm_out, y_BTD = self.ln_1_out, self.attn(normed(self.ln_1, x), tap, value_addition_BTD)
+            norm_out, y_BTD = self.ln_1_out, self.attn(apply_norm(self.ln_1, x), tap, value_addition_BTD)
         else:
-            norm_out, y_BTD = self.ln_2_out, self.mlp(normed(self.ln_2, x), site.visit)
+            norm_out, y_BTD = self.ln_2_out, self.mlp(apply_norm(self.ln_2, x), site.visit)
         if norm_out is not None:
             y_BTD = norm_out(y_BTD)
         return y_BTD
 
 
-def branch_norms(
+def build_branch_norms(
     config: GPTConfig, strategy: ResidualStrategy[Any], site: Site, make: Callable[[], nn.Module]
 ) -> BranchNorms:
     """The norms that the trunk places around one sublayer.
@@ -65,14 +79,14 @@ def branch_norms(
     return make() if before else None, make() if after else None
 
 
-def normed(norm: nn.Module | None, x: Tensor | QKV) -> Tensor | QKV:
+def apply_norm(norm: nn.Module | None, x: Tensor | QKV) -> Tensor | QKV:
     """What a sublayer is given behind its input norm, each view by itself."""
     if norm is None:
         return x
     return QKV(*map(norm, x)) if isinstance(x, QKV) else norm(x)
 
 
-def plus(x: Tensor | QKV, addition_BTD: Tensor | None) -> Tensor | QKV:
+def add_to_views(x: Tensor | QKV, addition_BTD: Tensor | None) -> Tensor | QKV:
     """A sublayer's input and an addition to each of its views."""
     if addition_BTD is None:
         return x

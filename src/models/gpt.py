@@ -17,22 +17,23 @@ Shape letters: B batch, T tokens, D n_embd, V vocab_size, N = B * T rows.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from src.embedding.base import EmbeddingSpec, fitted
-from src.models.block import Block, BranchNorms, branch_norms, plus
+from src.embedding.base import EmbeddingSpec, Lookup, adapt_embedding
+from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
 from src.models.loss import linear_cross_entropy, token_losses
 from src.models.mlp import CopiedLinear
-from src.models.repeated_visits import copy_first_, first_visits, flops_per_token, require_skipping
-from src.models.trace import Seen, Tap, Trace
+from src.models.repeated_visits import copy_first_, require_skippable, select_first_visits
+from src.models.trace import NullRecorder, Trace, TraceRecorder
 from src.norm.base import NormSpec
 from src.recurrence.base import Recurrence, RecurrenceSpec
-from src.residual.base import ResidualStrategy, Site, StreamSpec, sites_of
+from src.residual.base import QKV, ResidualStrategy, Site, StreamSpec, build_sites
 
 INIT_STD = 0.02
 EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bias", "dropout")
@@ -40,7 +41,8 @@ EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bi
 NormFactory = Callable[[NormSpec], nn.Module]
 EmbeddingFactory = Callable[[EmbeddingSpec], nn.Module]  # ours, or one written for the benchmark
 RecurrenceFactory = Callable[[RecurrenceSpec], Recurrence]
-StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]  # a state is the strategy's own business
+StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]
+State = Any  # each strategy has a type of its own
 
 
 class GPT(nn.Module):
@@ -71,18 +73,18 @@ class GPT(nn.Module):
             return norm(NormSpec(width, config.bias))
 
         self.recurrence = (recurrence or Recurrence)(RecurrenceSpec(config.n_layer))
-        sites = sites_of((visit.layer, visit.kinds) for visit in self.recurrence.visits())
+        sites = build_sites((visit.layer, visit.kinds) for visit in self.recurrence.visits())
         spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, sites, make_norm)
         with torch.random.fork_rng(devices=[]):  # torch's modules draw default values, which reset() replaces
             torch.manual_seed(seed)  # an embedding written for the benchmark may draw what reset() leaves
             strategy = residual(spec)
 
             def norms_of(site: Site) -> BranchNorms:
-                return branch_norms(config, strategy, site, spec.norm)
+                return build_branch_norms(config, strategy, site, spec.norm)
 
             self.sites = strategy.visits(sites)
-            self.early_sites = first_visits(self.sites)
-            require_skipping(self.recurrence, strategy)
+            self.early_sites = select_first_visits(self.sites)
+            require_skippable(self.recurrence, strategy)
             first = {(site.layer, site.kind): site for site in reversed(self.sites)}
             n_mlp = Counter(site.layer for site in self.sites if site.kind == "mlp")
             self.h = nn.ModuleList(
@@ -103,7 +105,7 @@ class GPT(nn.Module):
                 **{key: getattr(config, key) for key in EMBEDDING_KEYS},
                 learned_positions=config.positions == "learned",
             )
-            self.embedding = fitted(embedding(shape), shape)
+            self.embedding = adapt_embedding(embedding(shape), shape)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -143,18 +145,22 @@ class GPT(nn.Module):
         return [p for m in self.h.modules() if isinstance(m, CopiedLinear) for p in m.parameters()]
 
     def hidden(self, idx_BT: Tensor) -> Tensor:
-        """Token ids [B, T] -> what the head is given, [B, T, D]."""
-        return self._normed_end(self._flow(idx_BT, None))
+        """Return the head's input [B, T, D] for token ids [B, T]."""
+        return self._apply_final_norm(self._run_trunk(idx_BT, NullRecorder()))
 
     def trace(self, idx_BT: Tensor) -> tuple[Tensor, Trace]:
-        """`hidden`, and what flowed on the way."""
-        seen = Seen()
-        end_BTD = self._flow(idx_BT, seen)
-        return self._normed_end(end_BTD), seen.trace(end_BTD)
+        """Return `hidden` and a record of the forward that computed it."""
+        recorder = TraceRecorder()
+        end_BTD = self._run_trunk(idx_BT, recorder)
+        return self._apply_final_norm(end_BTD), recorder.build_trace(end_BTD)
 
-    def _flow(self, idx_BT: Tensor, seen: Seen | None) -> Tensor:
+    def _run_trunk(self, idx_BT: Tensor, recorder: NullRecorder) -> Tensor:
+        """Run the embedding and all active sites; return the strategy's `end` [B, T, D].
+
+        The stream is computed outside autocast, in float32; sublayers run under the caller's autocast.
+        """
         device = idx_BT.device.type
-        sublayers = partial(
+        autocast = partial(
             torch.autocast,
             device,
             dtype=torch.get_autocast_dtype(device),
@@ -162,38 +168,55 @@ class GPT(nn.Module):
         )
         with torch.autocast(device, enabled=False):
             x0_BTD = self.embedding(idx_BT)
-            found = self.embedding.lookup(idx_BT)
-            if seen is not None:
-                seen.x0_BTD = x0_BTD
+            lookup = self.embedding.lookup(idx_BT)
+            recorder.record_start(x0_BTD)
             state = self.residual.begin(x0_BTD)
             for site in self.active_sites:
-                addition_BTD = value_BTD = None
-                if site.opens_block:
-                    addition_BTD = self.embedding.stream_addition(found, site.layer)
-                if addition_BTD is not None:
-                    if seen is not None:
-                        seen.e_BTD = addition_BTD
-                    state, addition_BTD = self.residual.inject(state, site, addition_BTD)
+                # Inject: the embedding's addition to this layer enters the stream; `rest` is what the stream left over.
+                state, rest_BTD = self._inject(state, site, lookup, recorder)
+                # Read: the strategy mixes the sublayer's input from the stream.
                 x, state = self.residual.read(state, site)
-                x = plus(x, addition_BTD)
-                if site.kind == "attn":
-                    value_BTD = self.embedding.value_addition(found, site.layer)
-                tapped = self.residual.taps_qkv and site.kind == "attn"
-                tap = Tap(self.residual, site, state) if tapped else None
-                with sublayers():
-                    y_BTD = self._block(site).branch(site, x, tap, value_BTD)
-                if tap is not None:
-                    state = tap.state
-                if self.recurrence.delayed and site.block in self.repeats:
-                    y_BTD = y_BTD * self.gain
-                if addition_BTD is not None:
-                    y_BTD = y_BTD + addition_BTD
-                if seen is not None:
-                    seen.site(x, y_BTD, taken=addition_BTD is None)
+                x = add_to_views(x, rest_BTD)
+                # Sublayer: attention or MLP with its norms.
+                y_BTD, state = self._apply_sublayer(state, site, x, lookup, autocast)
+                y_BTD = y_BTD if rest_BTD is None else y_BTD + rest_BTD
+                # Write: the strategy adds the sublayer's output to the stream.
                 state = self.residual.write(state, site, y_BTD)
+                # Record: only `trace` keeps anything.
+                recorder.record_site(x, y_BTD)
             return self.residual.end(state)
 
-    def _normed_end(self, x_BTD: Tensor) -> Tensor:
+    def _inject(
+        self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder
+    ) -> tuple[State, Tensor | None]:
+        """Return the state with the embedding's addition before `site`, and what the stream did not take."""
+        addition_BTD = self.embedding.stream_addition(lookup, site.layer) if site.opens_block else None
+        if addition_BTD is None:
+            return state, None
+        state, rest_BTD = self.residual.inject(state, site, addition_BTD)
+        recorder.record_injection(addition_BTD, in_stream=rest_BTD is None)
+        return state, rest_BTD
+
+    def _apply_sublayer(
+        self,
+        state: State,
+        site: Site,
+        x: Tensor | QKV,
+        lookup: Lookup,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> tuple[Tensor, State]:
+        """Return the output [B, T, D] of a site's sublayer, and the state, which `tap_qkv` may have replaced."""
+        is_attention = site.kind == "attn"
+        value_BTD = self.embedding.value_addition(lookup, site.layer) if is_attention else None
+        tap = Tap(self.residual, site, state) if self.residual.taps_qkv and is_attention else None
+        with autocast():
+            y_BTD = self._block(site).branch(site, x, tap, value_BTD)
+        # The outputs of repeated visits may grow from 0 to 1 over some steps (recurrence.ramp_steps).
+        if self.recurrence.delayed and site.block in self.repeats:
+            y_BTD = y_BTD * self.gain
+        return y_BTD, state if tap is None else tap.state
+
+    def _apply_final_norm(self, x_BTD: Tensor) -> Tensor:
         if self.ln_f is None:
             return x_BTD
         with torch.autocast(x_BTD.device.type, enabled=False):
@@ -235,10 +258,6 @@ class GPT(nn.Module):
         """Parameters, shared ones once; nanoGPT's customary count leaves positions out."""
         total = sum(p.numel() for p in self.parameters())
         return total if positions else total - self.embedding.get_num_pos_params()
-
-    def flops_per_token(self) -> int:
-        """Training FLOPs of one token by a forward as it is now (`visits.flops_per_token`)."""
-        return flops_per_token(self)
 
     def load_nanogpt_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of a nanoGPT model of the same size (`transformer.wte.weight`, ...)."""

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from src.models.gpt import GPT
 from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer, set_lr
 from src.models.optim.schedule import Schedule
-from src.models.repeated_visits import begin_visits
+from src.models.repeated_visits import start_repeated_visits
 from src.models.training_pass import training_pass
 
 #: What data may do to a batch on its way to the device; no data of ours does.
@@ -133,7 +133,7 @@ class LanguageModel(L.LightningModule):
             self.gpt.recurs = False
         self._warm = True
         if step == start:
-            begin_visits(optimizer, self.gpt.copied_params())
+            start_repeated_visits(optimizer, self.gpt.copied_params())
 
     def _accumulate(self, batch_AMT: Tensor) -> Tensor:
         """Backward through all micro-batches; returns this rank's mean loss, detached."""

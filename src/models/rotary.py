@@ -14,7 +14,7 @@ from torch import Tensor
 BASE = 10000.0
 
 
-def rotated(x_BHTK: Tensor) -> Tensor:
+def rotate(x_BHTK: Tensor) -> Tensor:
     """Queries or keys [B, H, T, K], turned; the angles are float32 at least, the type stays."""
     T, K = x_BHTK.shape[-2:]
     wide = torch.promote_types(x_BHTK.dtype, torch.float32)

@@ -35,8 +35,8 @@ class Source(NamedTuple):
     first_reader: int
 
 
-class Stream(NamedTuple):
-    """One look at a stream; float32 tensors on the CPU."""
+class StreamProbe(NamedTuple):
+    """Measurements of one forward and backward; float32 tensors on the CPU."""
 
     mixing_KJ: Tensor
     sources: tuple[Source, ...]
@@ -47,7 +47,7 @@ class Stream(NamedTuple):
     gradient_rms_S: Tensor  # of the loss by each site's output
 
 
-def look(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> Stream:
+def probe_stream(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> StreamProbe:
     """Run one forward and backward on token ids [B, T]; no gradient is accumulated, no random state moves."""
     with torch.random.fork_rng(devices=[idx_BT.device] if idx_BT.is_cuda else []), torch.enable_grad():
         x_BTD, trace = gpt.trace(idx_BT)
@@ -57,10 +57,10 @@ def look(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> Stream:
         reads = [*map(_view, trace.read), trace.end_BTD]
         sources = _sources(trace)
         own_KJ = gpt.residual.mixing(gpt.active_sites, trace.x0_BTD, trace.y_BTD)
-        if any(addition.taken for addition in trace.additions):
+        if any(injection.in_stream for injection in trace.injections):
             own_KJ = None  # which knows of the embedding and the outputs only
         mixing, explained = _fit(sources, reads, None if own_KJ is None else _widened(own_KJ, sources))
-        return Stream(
+        return StreamProbe(
             mixing_KJ=mixing,
             sources=tuple(source for source, _ in sources),
             explained_K=explained,
@@ -75,7 +75,7 @@ def _sources(trace: Trace) -> list[tuple[Source, Tensor]]:
     """The embedding, its additions and the outputs, as they come up."""
     found = [(Source(-1, False, 0), trace.x0_BTD)]
     found += [(Source(site, False, site + 1), y_BTD) for site, y_BTD in enumerate(trace.y_BTD)]
-    found += [(Source(a.before, True, a.before), a.e_BTD) for a in trace.additions]
+    found += [(Source(a.before, True, a.before), a.e_BTD) for a in trace.injections]
     return sorted(found, key=lambda pair: pair[0].first_reader)
 
 
@@ -139,7 +139,7 @@ def _rms(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return torch.stack([x.detach().float().square().mean().sqrt().cpu() for x in tensors])
 
 
-def learned(gpt: GPT) -> dict[str, Tensor]:
+def summarize_parameters(gpt: GPT) -> dict[str, Tensor]:
     """The strategy's parameters by name, [rows, columns] on the CPU; of wide rows the mean and the RMS."""
     tables = {}
     for name, p in gpt.residual.named_parameters():

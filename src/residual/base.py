@@ -54,7 +54,7 @@ class Site:
         return 2 * self.layer + (self.kind == "mlp")
 
 
-def sites_of(visits: Iterable[tuple[int, tuple[Kind, ...]]]) -> tuple[Site, ...]:
+def build_sites(visits: Iterable[tuple[int, tuple[Kind, ...]]]) -> tuple[Site, ...]:
     """The sites of visits to layers, each given by the layer and the sublayers it takes."""
     sites: list[Site] = []
     seen: dict[tuple[int, Kind], int] = {}
@@ -67,9 +67,9 @@ def sites_of(visits: Iterable[tuple[int, tuple[Kind, ...]]]) -> tuple[Site, ...]
     return tuple(sites)
 
 
-def sites_in_order(n_layer: int) -> tuple[Site, ...]:
+def build_plain_sites(n_layer: int) -> tuple[Site, ...]:
     """Attention then MLP of each layer, layers in order."""
-    return sites_of((layer, ("attn", "mlp")) for layer in range(n_layer))
+    return build_sites((layer, ("attn", "mlp")) for layer in range(n_layer))
 
 
 class QKV(NamedTuple):

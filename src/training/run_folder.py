@@ -20,8 +20,8 @@ from src.errors import UserError
 from src.files import flatten, write_atomic
 from src.launch.arguments import stored_yaml
 from src.launch.job import Job
+from src.models.flops import average_flops_per_token, describe_visits
 from src.models.gpt import GPT
-from src.models.repeated_visits import mean_flops_per_token, told
 from src.reporting.figures import loss_curves, save, visit_order
 from src.settings.read import Settings
 from src.training.fallback import forget_after, newest_good
@@ -142,7 +142,7 @@ def open_record(
         n_params_without_positions=gpt.n_params(positions=False),
         n_params_looked_up=gpt.embedding.get_num_lookup_params(),
         n_params_residual=sum(p.numel() for p in gpt.residual.parameters()),
-        flops_per_token=mean_flops_per_token(gpt, keys.max_steps),
+        flops_per_token=average_flops_per_token(gpt, keys.max_steps),
         config_hash=config_hash(config),
         data=data.identity(),
         **{key: getattr(keys, key) for key in ("accelerator", "precision", "compile", "threads", "onednn")},
@@ -164,7 +164,7 @@ def open_record(
         keys.precision,
         job.folder,
     )
-    visits = told(gpt, keys.max_steps)
+    visits = describe_visits(gpt, keys.max_steps)
     if visits is not None:
         log.info("visits to layers: %s", visits)
         layers = [visit.layer for visit in gpt.recurrence.visits()]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.models.rotary import rotated
+from src.models.rotary import rotate
 from tests.plain_gpt import turned
 from tests.support import jitter, tiny_gpt, tokens
 
@@ -14,15 +14,15 @@ def heads(T: int = 7) -> torch.Tensor:
 
 def test_pairs_are_turned_by_their_angle() -> None:
     x = heads()
-    assert torch.allclose(rotated(x).flatten(0, 1), turned(x.flatten(0, 1)))
-    assert torch.equal(rotated(x)[:, :, 0], x[:, :, 0])
+    assert torch.allclose(rotate(x).flatten(0, 1), turned(x.flatten(0, 1)))
+    assert torch.equal(rotate(x)[:, :, 0], x[:, :, 0])
 
 
 def test_lengths_stay_and_scores_depend_on_the_distance_alone() -> None:
     q, k = heads(), heads().roll(1, 0)
-    assert torch.allclose(rotated(q).norm(dim=-1), q.norm(dim=-1))
+    assert torch.allclose(rotate(q).norm(dim=-1), q.norm(dim=-1))
     same_q, same_k = (x[:, :, :1].expand(-1, -1, 7, -1) for x in (q, k))
-    score = rotated(same_q) @ rotated(same_k).transpose(-1, -2)
+    score = rotate(same_q) @ rotate(same_k).transpose(-1, -2)
     for distance in range(-6, 7):
         diagonal = score.diagonal(distance, -2, -1)
         assert torch.allclose(diagonal, diagonal[..., :1].expand_as(diagonal))
@@ -31,8 +31,8 @@ def test_lengths_stay_and_scores_depend_on_the_distance_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_type_stays_and_the_angles_are_float32(dtype: torch.dtype) -> None:
     x = heads(1000).to(dtype)
-    assert rotated(x).dtype == dtype
-    assert (rotated(x).double() - rotated(x.double())).abs().max() < (2e-2 if dtype == torch.bfloat16 else 1e-3)
+    assert rotate(x).dtype == dtype
+    assert (rotate(x).double() - rotate(x.double())).abs().max() < (2e-2 if dtype == torch.bfloat16 else 1e-3)
 
 
 def test_without_positions_only_the_causal_mask_tells_orders_apart() -> None:

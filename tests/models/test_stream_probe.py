@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.models.stream_probe import learned, look
+from src.models.stream_probe import probe_stream, summarize_parameters
 from tests.residual.plain import flow, stream_spec
 from tests.support import component, jitter, options, tiny_gpt, tokens
 
@@ -36,7 +36,7 @@ def known(name: str, gpt_residual: torch.nn.Module) -> Tensor:
 @pytest.mark.parametrize("name", CONSTANT)
 def test_constant_weights_are_found_exactly(name: str) -> None:
     gpt = jitter(tiny_gpt(name)).double()
-    stream = look(gpt, tokens(), tokens(seed=1))
+    stream = probe_stream(gpt, tokens(), tokens(seed=1))
     assert stream.measured == (name != "hyperconn_static")  # which follows its streams instead
     assert torch.allclose(stream.mixing_KJ.double(), known(name, gpt.residual).detach(), rtol=0, atol=1e-5)
     assert stream.explained_K.min() > 1 - 1e-6
@@ -48,13 +48,13 @@ def test_constant_weights_are_found_exactly(name: str) -> None:
 def test_a_strategys_own_weights_are_what_its_sites_are_given(name: str) -> None:
     gpt = jitter(tiny_gpt(name)).double()
     one = tokens(1, 1)  # of a single token, the mean over tokens is that token's
-    stream = look(gpt, one, tokens(1, 1, seed=1))
+    stream = probe_stream(gpt, one, tokens(1, 1, seed=1))
     assert not stream.measured
     assert stream.explained_K.min() > 1 - 1e-6
 
 
 def test_at_init_attention_residuals_read_the_mean() -> None:
-    mixing = look(tiny_gpt("attnres"), tokens(), tokens(seed=1)).mixing_KJ
+    mixing = probe_stream(tiny_gpt("attnres"), tokens(), tokens(seed=1)).mixing_KJ
     for k, row in enumerate(mixing):
         assert torch.allclose(row[: k + 1], torch.full((k + 1,), 1 / (k + 1)))
         assert not row[k + 1 :].any()
@@ -64,7 +64,7 @@ def test_at_init_attention_residuals_read_the_mean() -> None:
 def test_every_strategy_can_be_looked_at(name: str) -> None:
     gpt = jitter(tiny_gpt(name))
     gpt.residual.on_step(50, 100)
-    stream = look(gpt, tokens(), tokens(seed=1))
+    stream = probe_stream(gpt, tokens(), tokens(seed=1))
     n = len(gpt.sites)
     assert stream.mixing_KJ.shape == (n + 1, n + 1)
     assert not stream.mixing_KJ.triu(1).any()
@@ -78,7 +78,7 @@ def test_sizes_are_those_of_the_tensors() -> None:
     gpt = tiny_gpt()
     seen: list[Tensor] = []
     hook = gpt.h[1].mlp.register_forward_hook(lambda _m, _a, out: seen.append(out))
-    stream = look(gpt, tokens(), tokens(seed=1))
+    stream = probe_stream(gpt, tokens(), tokens(seed=1))
     hook.remove()
     assert torch.allclose(stream.branch_rms_S[3], seen[0].square().mean().sqrt())
     x0 = gpt.embedding(tokens())
@@ -88,7 +88,7 @@ def test_sizes_are_those_of_the_tensors() -> None:
 def test_a_sublayer_that_is_silent_does_not_spoil_the_fit() -> None:
     gpt = tiny_gpt().double()
     torch.nn.init.zeros_(gpt.h[0].mlp.c_proj.weight)
-    stream = look(gpt, tokens(), tokens(seed=1))
+    stream = probe_stream(gpt, tokens(), tokens(seed=1))
     others = [j for j in range(7) if j != 2]
     assert torch.allclose(stream.mixing_KJ[-1, others], torch.ones(6), atol=1e-6)
 
@@ -96,25 +96,25 @@ def test_a_sublayer_that_is_silent_does_not_spoil_the_fit() -> None:
 def test_looking_accumulates_no_gradient_and_moves_no_random_state() -> None:
     gpt = tiny_gpt(dropout=0.3)
     before = torch.get_rng_state()
-    look(gpt, tokens(), tokens(seed=1))
+    probe_stream(gpt, tokens(), tokens(seed=1))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in gpt.parameters())
 
 
 def test_what_is_learned_is_told_by_row() -> None:
     gpt = jitter(tiny_gpt("layerscale"))
-    gate_SD, rows = gpt.residual.gate_SD, learned(gpt)
+    gate_SD, rows = gpt.residual.gate_SD, summarize_parameters(gpt)
     assert torch.allclose(rows["gate_SD, mean of a row"], gate_SD.mean(1, keepdim=True))
     assert torch.allclose(rows["gate_SD, RMS of a row"], gate_SD.square().mean(1, keepdim=True).sqrt())
     lanes = jitter(tiny_gpt("parallel_lanes"))
-    assert torch.equal(learned(lanes)["write_A2"], lanes.residual.write_A2)
-    assert learned(lanes)["carry_A"].shape == (2, 1)
-    assert learned(tiny_gpt()) == {}
+    assert torch.equal(summarize_parameters(lanes)["write_A2"], lanes.residual.write_A2)
+    assert summarize_parameters(lanes)["carry_A"].shape == (2, 1)
+    assert summarize_parameters(tiny_gpt()) == {}
 
 
 def test_an_embeddings_additions_are_columns_from_their_layer_on() -> None:
     gpt = jitter(tiny_gpt(embedding="value_embed")).double()
-    stream = look(gpt, tokens(), tokens(seed=1))
+    stream = probe_stream(gpt, tokens(), tokens(seed=1))
     assert [s.site for s in stream.sources if s.addition] == [0, 2, 4]  # before each layer
     assert [s.first_reader for s in stream.sources] == [0, 0, 1, 2, 2, 3, 4, 4, 5, 6]
     for j, source in enumerate(stream.sources):
@@ -126,7 +126,7 @@ def test_an_embeddings_additions_are_columns_from_their_layer_on() -> None:
 def test_an_addition_that_a_stream_does_not_take_goes_to_one_site_and_into_its_output() -> None:
     gpt = jitter(tiny_gpt("attnres", embedding="value_embed")).double()
     one = tokens(1, 1)
-    stream = look(gpt, one, tokens(1, 1, seed=1))
+    stream = probe_stream(gpt, one, tokens(1, 1, seed=1))
     assert not stream.measured
     for j, source in enumerate(stream.sources):
         if source.addition:
@@ -136,7 +136,7 @@ def test_an_addition_that_a_stream_does_not_take_goes_to_one_site_and_into_its_o
 
 def test_multiples_of_one_addition_get_the_weights_nearest_to_one() -> None:
     gpt = jitter(tiny_gpt(embedding="bigram_hash"))
-    stream = look(gpt, tokens(), tokens(seed=1))
+    stream = probe_stream(gpt, tokens(), tokens(seed=1))
     for j, source in enumerate(stream.sources):
         seen = torch.arange(7) >= source.first_reader
         assert torch.allclose(stream.mixing_KJ[:, j], seen.float(), atol=1e-3)

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from src.models.flops import count_flops_per_token
 from src.models.optim.adamw import OptimizerConfig, build_optimizer
-from src.models.repeated_visits import begin_visits
+from src.models.repeated_visits import start_repeated_visits
 from src.recurrence.base import RecurrenceSpec
 from src.recurrence.mini import MiniRecurrence
-from src.residual.base import sites_of
+from src.residual.base import build_sites
 from tests.support import jitter, tiny_gpt, tokens
 
 KEYS: dict[str, Any] = {
@@ -45,7 +46,7 @@ def test_by_default_two_layers_in_the_middle_recur(n_layer: int, middle: list[in
 
 
 def test_sites_are_keyed_by_layer_and_visit() -> None:
-    sites = sites_of((visit.layer, visit.kinds) for visit in mini(3, layers=[1]).visits())
+    sites = build_sites((visit.layer, visit.kinds) for visit in mini(3, layers=[1]).visits())
     assert [(s.index, s.block, s.layer, s.kind, s.visit) for s in sites[2:6]] == [
         (2, 1, 1, "attn", 0),
         (3, 1, 1, "mlp", 0),
@@ -113,7 +114,7 @@ def test_a_copy_that_is_not_visited_has_a_gradient_of_zeros_and_at_the_start_all
     copied = gpt.copied_params()
     assert len(copied) == 4
     assert not any(torch.equal(p[0], p[1]) for p in copied)
-    begin_visits(optimizer, copied)
+    start_repeated_visits(optimizer, copied)
     for param in copied:
         assert torch.equal(param[0], param[1])
         for name in ("exp_avg", "exp_avg_sq"):
@@ -143,10 +144,10 @@ def test_a_ramp_leaves_no_bump() -> None:
 def test_flops_count_the_visits_that_are_made() -> None:
     gpt, plain = tiny_gpt(recurrence="mini", visits={"layers": [1]}), tiny_gpt()
     gpt.follow(0, 100)
-    assert gpt.flops_per_token() == plain.flops_per_token()
+    assert count_flops_per_token(gpt) == count_flops_per_token(plain)
     gpt.follow(99, 100)
     attention, mlp = (sum(p.numel() for p in m.parameters()) for m in (plain.h[1].attn, plain.h[1].mlp))
-    assert gpt.flops_per_token() - plain.flops_per_token() == 6 * (attention + mlp) + 12 * 16 * 12
+    assert count_flops_per_token(gpt) - count_flops_per_token(plain) == 6 * (attention + mlp) + 12 * 16 * 12
 
 
 @pytest.mark.parametrize(

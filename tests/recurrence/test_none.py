@@ -4,13 +4,13 @@ import torch
 
 from src.recurrence.base import RecurrenceSpec
 from src.recurrence.none import NoRecurrence
-from src.residual.base import sites_in_order, sites_of
+from src.residual.base import build_plain_sites, build_sites
 from tests.support import tiny_gpt, tokens
 
 
 def test_every_layer_is_visited_once_in_order() -> None:
     visits = NoRecurrence(RecurrenceSpec(4)).visits()
-    assert sites_of((visit.layer, visit.kinds) for visit in visits) == sites_in_order(4)
+    assert build_sites((visit.layer, visit.kinds) for visit in visits) == build_plain_sites(4)
 
 
 def test_nothing_begins_later() -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import StreamSpec, sites_in_order
+from src.residual.base import StreamSpec, build_plain_sites
 
 Sublayers = list[Callable[[Tensor], Tensor]]
 
 
 def stream_spec(n_layer: int = 3, n_embd: int = 6) -> StreamSpec:
-    return StreamSpec(n_layer, 2, n_embd, sites_in_order(n_layer), lambda width: nn.LayerNorm(width))
+    return StreamSpec(n_layer, 2, n_embd, build_plain_sites(n_layer), lambda width: nn.LayerNorm(width))
 
 
 def sublayers(n: int, n_embd: int = 6, seed: int = 0) -> Sublayers:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.embedding.base import EmbeddingSpec, Found
+from src.embedding.base import EmbeddingSpec, Lookup
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
@@ -22,8 +22,8 @@ class Adds(TiedEmbedding):
         self.layer = layer
         self.e_D = torch.nn.Parameter(torch.zeros(spec.n_embd))
 
-    def stream_addition(self, found: Found, layer: int) -> Tensor | None:
-        return self.e_D.expand(*found[0].shape, -1) if layer == self.layer else None
+    def stream_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
+        return self.e_D.expand(*lookup[0].shape, -1) if layer == self.layer else None
 
 
 def with_addition(name: str, layer: int) -> GPT:

@@ -2,7 +2,7 @@
 
 import torch
 
-from src.residual.base import StreamSpec, sites_in_order
+from src.residual.base import StreamSpec, build_plain_sites
 from src.residual.lime import LIMe
 from tests.support import jitter, tiny_gpt, tokens
 
@@ -29,7 +29,7 @@ def test_keys_and_values_are_sums_over_all_layers_heads() -> None:
 
 
 def test_the_count_is_the_papers_and_a_layer_starts_with_its_own_heads() -> None:
-    strategy = LIMe(StreamSpec(24, 16, 1024, sites_in_order(24), torch.nn.LayerNorm), lr_scale=33.0)
+    strategy = LIMe(StreamSpec(24, 16, 1024, build_plain_sites(24), torch.nn.LayerNorm), lr_scale=33.0)
     strategy.reset()
     assert strategy.router_PHH.numel() == 76_544
     for router_JHH in torch.split(strategy.router_PHH, strategy.n_sources):

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from src.norm.base import NormSpec
 from src.norm.layernorm import LayerNorm
-from src.residual.base import QKV, StreamSpec, sites_in_order
+from src.residual.base import QKV, StreamSpec, build_plain_sites
 from tests.residual.plain import flow
 from tests.support import component
 
@@ -90,7 +90,7 @@ def hidden_states_kept(name: str) -> float:
     def make_norm(width: int) -> LayerNorm:
         return LayerNorm(NormSpec(width, False), eps=1e-5)
 
-    spec = StreamSpec(N_LAYER, 16, D, sites_in_order(N_LAYER), make_norm)
+    spec = StreamSpec(N_LAYER, 16, D, build_plain_sites(N_LAYER), make_norm)
     strategy = component("residual", name)(spec)
     leaf = torch.randn(B, T, D, requires_grad=True)
     with Storages() as made:

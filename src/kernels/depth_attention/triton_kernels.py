@@ -1,4 +1,4 @@
-"""Attention over depth for a GPU, in Triton; equations and what they are called for: `grouped_sources.py`.
+"""Attention over depth for a GPU, in Triton; the equations stand in `reference.py`, the calls in `triton_launch.py`.
 
 One program a token, which holds its row, [1, W]: each hidden state is read once, in one piece. Only the two thin products
 with the keys, `scores` and `keys_gradient`, take tokens by the tile.

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from src.embedding.base import TokenEmbedding
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
-from src.residual.base import sites_in_order
+from src.residual.base import build_plain_sites
 
 #: What a user gives for a GPT-2.
 GPT2_KEYS = "residual=vanilla, norm=layernorm, embedding=tied"
@@ -61,7 +61,7 @@ def other_than_gpt2(gpt: GPT) -> str | None:
 @torch.no_grad()
 def _is_plain_stream(gpt: GPT) -> bool:
     """Whether, in evaluation, every site reads, and the end gives, x0 plus all outputs so far."""
-    if gpt.sites != sites_in_order(gpt.config.n_layer) or gpt.residual.taps_qkv:
+    if gpt.sites != build_plain_sites(gpt.config.n_layer) or gpt.residual.taps_qkv:
         return False
     residual = copy.deepcopy(gpt.residual).cpu().float().eval()
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.embedding.base import Found
+from src.embedding.base import Lookup
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.formats.gpt2 import gpt2_shapes, other_than_gpt2
@@ -72,8 +72,8 @@ class Halved(Vanilla):
 
 
 class Adding(TiedEmbedding):
-    def value_addition(self, found: Found, layer: int) -> Tensor | None:
-        return self.wte(found[0]) if layer == 2 else None
+    def value_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
+        return self.wte(lookup[0]) if layer == 2 else None
 
 
 class Scaled(TiedEmbedding):

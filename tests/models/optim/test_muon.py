@@ -10,7 +10,7 @@ from torch import nn
 from src.models.gpt import GPT
 from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer, moment_count, set_lr
 from src.models.optim.muon import MuonBesideAdamW, MuonKeys, hidden_matrices
-from src.models.repeated_visits import begin_visits
+from src.models.repeated_visits import start_repeated_visits
 from tests.support import options, tiny_gpt, tokens
 
 KEYS = MuonKeys(momentum=0.95, ns_steps=5, lr_scale=1.0)
@@ -123,7 +123,7 @@ def test_each_copy_of_an_mlp_is_a_matrix_and_begins_with_the_firsts_moment() -> 
     optimizer.step()
     theirs.step()
     assert torch.equal(torch.stack(list(alone)), weight)
-    begin_visits(optimizer, gpt.copied_params())
+    start_repeated_visits(optimizer, gpt.copied_params())
     moment = optimizer.state[weight]["momentum_buffer"]
     for packed in (weight, moment):
         assert packed[0].any()
