@@ -1,13 +1,14 @@
-"""Others' training steps to stand beside ours: bench.peer=benchmarks.peers:plain, or any module:function.
+"""Peers: training steps by other code, timed beside ours with `bench.peer=benchmarks.peers:plain`.
 
-A peer is function(spec) -> (model, step) or (model, step, optimizer): `spec` says the sizes (`StepSpec`), and
-step(idx, targets) does one whole optimizer step on ids [B, T] and returns its loss. What it does has to be what ours
-does: where the model's weights bear nanoGPT's names, losses from the same weights are compared.
+A peer is function(spec) -> (model, step) or (model, step, optimizer). `spec` has the sizes (`StepSpec`); step(idx,
+targets) takes one whole optimizer step on ids [B, T] and returns its loss. It has to compute what our step computes:
+if the model's weights have nanoGPT's names, the losses from equal weights are compared.
 
-`plain` is a Pre-LN GPT-2 as nanoGPT writes it: all logits at once, cross-entropy by torch, AdamW as torch chooses it.
-`hyper_connections` and `manifold_hyper_connections` are that model between the hyper-connections package's streams.
-`attention_residuals_of_fla` is our own model whose residual=attnres mixes by flash-linear-attention's kernels;
-`attnres_plain`, `hyperconn_plain` and `mhc_plain` are it without ours for a GPU, as a compiler makes them.
+`plain` is a Pre-LN GPT-2 as nanoGPT writes it: all logits at once, torch's cross-entropy, AdamW with torch's default
+implementation. `hyper_connections` and `manifold_hyper_connections` are that model with the streams of the
+hyper-connections package. `attention_residuals_of_fla` is our own model with residual=attnres, mixed by the kernels of
+flash-linear-attention. `attnres_plain`, `hyperconn_plain` and `mhc_plain` are our own models without our GPU kernels:
+what torch.compile makes of the references.
 
 Source: karpathy/nanoGPT, model.py and train.py; lucidrains/hyper-connections;
 fla-org/flash-linear-attention, fla/ops/attnres.
@@ -60,7 +61,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four times as wide inside."""
+    """Two-layer MLP with GELU, 4 * D wide inside."""
 
     def __init__(self, spec: StepSpec) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """The two branches of a layer."""
+    """Pre-LN attention and MLP branches of a layer."""
 
     def __init__(self, spec: StepSpec) -> None:
         super().__init__()
@@ -81,12 +82,15 @@ class Block(nn.Module):
         self.ln_2, self.mlp = Norm(spec), MLP(spec)
 
     def branches(self) -> list[Callable[[Tensor], Tensor]]:
-        """Attention and MLP, each behind its norm."""
+        """Return attention and MLP, each with its input norm."""
         return [lambda x: self.attn(self.ln_1(x)), lambda x: self.mlp(self.ln_2(x))]
 
 
 class PlainGPT(nn.Module):
-    """nanoGPT's model under its names; `streams` makes what lies between sublayers, or None for a plain sum."""
+    """nanoGPT's model with its parameter names; `streams(site)` builds the connection around each sublayer.
+
+    Without `streams`, sublayers are connected by the plain residual sum.
+    """
 
     def __init__(self, spec: StepSpec, streams: Callable[[int], nn.Module] | None = None) -> None:
         super().__init__()
@@ -103,11 +107,11 @@ class PlainGPT(nn.Module):
             if param.dim() >= 2:
                 std = 0.02 / (2 * spec.n_layer) ** 0.5 if name.endswith("c_proj.weight") else 0.02
                 nn.init.normal_(param, std=std)
-        between = [] if streams is None else [streams(site) for site in range(2 * spec.n_layer)]
-        self.streams = nn.ModuleList(between)
+        connections = [] if streams is None else [streams(site) for site in range(2 * spec.n_layer)]
+        self.streams = nn.ModuleList(connections)
 
     def forward(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """The mean loss."""
+        """Return the mean cross-entropy of token ids and targets [B, T]."""
         t = self.transformer
         x = t["wte"](idx_BT) + t["wpe"](torch.arange(idx_BT.shape[1], device=idx_BT.device))
         blocks = cast(Iterable[Block], t["h"])
@@ -117,8 +121,8 @@ class PlainGPT(nn.Module):
                 x = x + branch(x)
         else:
             x = x.repeat_interleave(N_STREAM, dim=0)
-            for branch, between in zip(branches, self.streams, strict=True):
-                u, add = between(x)
+            for branch, connection in zip(branches, self.streams, strict=True):
+                u, add = connection(x)
                 x = add(branch(u))
             x = x.unflatten(0, (-1, N_STREAM)).sum(1)
         logits_BTV = self.lm_head(t["ln_f"](x))
@@ -126,50 +130,52 @@ class PlainGPT(nn.Module):
 
 
 def plain(spec: StepSpec) -> Peer:
-    """nanoGPT's step, eager."""
-    return stepped(PlainGPT, spec, compiled=False)
+    """Build nanoGPT's step, eager."""
+    return build_step(PlainGPT, spec, compiled=False)
 
 
 def plain_compiled(spec: StepSpec) -> Peer:
-    """nanoGPT's step, its model compiled."""
-    return stepped(PlainGPT, spec, compiled=True)
+    """Build nanoGPT's step with the model compiled."""
+    return build_step(PlainGPT, spec, compiled=True)
 
 
 def hyper_connections(spec: StepSpec) -> Peer:
-    """The package's dynamic hyper-connections, four streams, eager."""
-    return stepped(partial(PlainGPT, streams=_package_streams("HyperConnections", spec)), spec, compiled=False)
+    """Build the package's dynamic hyper-connections with four streams, eager."""
+    return build_step(
+        partial(PlainGPT, streams=_package_streams("HyperConnections", spec)), spec, compiled=False
+    )
 
 
 def manifold_hyper_connections(spec: StepSpec) -> Peer:
-    """The package's manifold-constrained ones, four streams, eager."""
-    return stepped(partial(PlainGPT, streams=_package_streams("mHC", spec)), spec, compiled=False)
+    """Build the package's manifold-constrained hyper-connections with four streams, eager."""
+    return build_step(partial(PlainGPT, streams=_package_streams("mHC", spec)), spec, compiled=False)
 
 
 def _package_streams(name: str, spec: StepSpec) -> Callable[[int], nn.Module]:
-    kind = _of_package("hyper_connections", name, "hyper-connections")
+    kind = _import_optional("hyper_connections", name, "hyper-connections")
     return lambda site: kind(N_STREAM, dim=spec.n_embd, layer_index=site)
 
 
 class PackageAttentionResiduals(AttentionResiduals):
-    """residual=attnres whose mixture is `attend(query, sources, rms_weight=, rms_eps=)`; its state is the sources."""
+    """residual=attnres mixed by `attend(query, sources, rms_weight=, rms_eps=)`; the state is the tuple of sources."""
 
     def __init__(self, spec: StreamSpec, *, attend: Callable[..., Tensor], eps: float) -> None:
         super().__init__(spec, eps=eps)
         self.attend = attend
 
-    def begin(self, x0_BTD: Tensor) -> Any:  # here a tuple of tensors
+    def begin(self, x0_BTD: Tensor) -> Any:  # a tuple of tensors, not the contract's state
         return (x0_BTD,)
 
     def read(self, state: Any, site: Site) -> tuple[Tensor, Any]:
-        return self._mixed(state, site.index - 1), state
+        return self._mix(state, site.index - 1), state
 
     def write(self, state: Any, site: Site, y_BTD: Tensor) -> Any:
         return (*state, y_BTD.to(state[0].dtype))
 
     def end(self, state: Any) -> Tensor:
-        return self._mixed(state, len(self.query_QD) - 1)
+        return self._mix(state, len(self.query_QD) - 1)
 
-    def _mixed(self, sources: tuple[Tensor, ...], query: int) -> Tensor:
+    def _mix(self, sources: tuple[Tensor, ...], query: int) -> Tensor:
         if query < 0:
             return sources[0]
         gain_D = self.key_gain_QD[query]
@@ -177,25 +183,27 @@ class PackageAttentionResiduals(AttentionResiduals):
 
 
 def attnres_plain(spec: StepSpec) -> Peer:
-    """residual=attnres without its kernels for a GPU: what a compiler makes of it there."""
-    return _plain_form(spec, AttentionResiduals, eps=1e-5)
+    """Build residual=attnres without our GPU kernels, compiled on a GPU."""
+    return _step_without_kernels(spec, AttentionResiduals, eps=1e-5)
 
 
 def hyperconn_plain(spec: StepSpec) -> Peer:
-    """residual=hyperconn without its kernels for a GPU."""
+    """Build residual=hyperconn without our GPU kernels, compiled on a GPU."""
     keys = {"scale_init": 0.01, "output_init_scale": 1.0, "stream_dtype": "float32"}
-    return _plain_form(spec, HyperConnections, n_stream=N_STREAM, **keys)
+    return _step_without_kernels(spec, HyperConnections, n_stream=N_STREAM, **keys)
 
 
 def mhc_plain(spec: StepSpec) -> Peer:
-    """residual=mhc without its kernels for a GPU."""
+    """Build residual=mhc without our GPU kernels, compiled on a GPU."""
     keys = {"n_iteration": 20, "scale_init": 0.01, "own_share": 0.7, "res_logit": 8.0, "eps": 1e-6}
-    return _plain_form(spec, ManifoldHyperConnections, n_stream=N_STREAM, **keys, stream_dtype="float32")
+    return _step_without_kernels(
+        spec, ManifoldHyperConnections, n_stream=N_STREAM, **keys, stream_dtype="float32"
+    )
 
 
-def _plain_form(
+def _step_without_kernels(
     spec: StepSpec, kind: Callable[..., ResidualStrategy[Any]], **keys: Any
-) -> Peer:  # a strategy's own
+) -> Peer:  # the strategy's own keys
     gpt, step, optimizer = residual_step(spec, partial(kind, **keys))
     if spec.device == "cuda":
         gpt.hidden = torch.compile(gpt.hidden, fullgraph=True, dynamic=False)  # type: ignore[method-assign]  # what the step calls
@@ -208,24 +216,27 @@ def _plain_form(
 
 
 def attention_residuals_of_fla(spec: StepSpec) -> Peer:
-    """The package's fused kernels, one a query; what lies between them compiled on a GPU, which alone has them."""
-    fused = _of_package("fla.ops.attnres", "fused_attnres", "fla-core")
-    attend = torch.compiler.disable(fused)  # type: ignore[no-untyped-call]  # torch's. It passes addresses, which no compiler can trace
+    """Build residual=attnres on the package's fused kernels, one per query, which exist on a GPU only.
+
+    The code between the kernels is compiled.
+    """
+    fused = _import_optional("fla.ops.attnres", "fused_attnres", "fla-core")
+    attend = torch.compiler.disable(fused)  # type: ignore[no-untyped-call]  # torch; it passes data pointers, which cannot be traced
     gpt, step, optimizer = residual_step(spec, partial(PackageAttentionResiduals, attend=attend, eps=1e-6))
     if spec.device == "cuda":
         gpt.hidden = torch.compile(gpt.hidden, dynamic=False)  # type: ignore[method-assign]  # what the step calls
     return gpt, step, optimizer
 
 
-def _of_package(module: str, name: str, package: str) -> Any:  # whatever an optional package has
+def _import_optional(module: str, name: str, package: str) -> Any:  # a class or function of an optional package
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise UserError(f"bench.peer: {name} needs {package}; pip install {package}") from error
 
 
-def stepped(make: Callable[[StepSpec], PlainGPT], spec: StepSpec, *, compiled: bool) -> Peer:
-    """A model under nanoGPT's optimizer and training step."""
+def build_step(make: Callable[[StepSpec], PlainGPT], spec: StepSpec, *, compiled: bool) -> Peer:
+    """Build a model with nanoGPT's optimizer and training step."""
     torch.manual_seed(spec.seed)
     model = make(spec).to(spec.device)
     params = list(model.parameters())

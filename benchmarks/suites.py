@@ -1,9 +1,9 @@
-"""The suites of `bench.suite`: which configurations and peers run beside each other, and the bars that they face."""
+"""Suites of `bench.suite`: the comparisons of configurations and peers to run, and the targets to meet."""
 
 import dataclasses
 
 from benchmarks.targets import (
-    Bar,
+    Target,
     memory_more,
     memory_ratio,
     mfu,
@@ -15,13 +15,13 @@ from benchmarks.targets import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
-    """Contestants of one alternation, the baseline first: rows as in `bench.configurations`, then peers.
+class Comparison:
+    """Candidates that alternate with each other: rows as in `bench.configurations`, the baseline first, then peers.
 
-    All are built anew `times` times, each time for as many rounds as asked for: a bar of 2 % needs more of them than
-    one of 20 %, and another place in memory alone makes 1 to 2 %.
-    A peer is (`name` or `name: overrides`, its function in `benchmarks.peers`). Peers come right after the baseline,
-    and the last rows have the least weight.
+    All are built `builds` times, each time for as many rounds as asked for: where a model lies in memory alone changes
+    its time by 1 to 2 %, so a target of 2 % needs more builds than one of 20 %. A peer is (`name` or
+    `name: overrides`, its function in `benchmarks.peers`). Peers run right after the baseline; with a budget the last
+    rows are dropped first.
     """
 
     name: str
@@ -29,21 +29,24 @@ class Turn:
     rows: tuple[str, ...]
     peers: tuple[tuple[str, str], ...] = ()
     at_once: int = 20
-    times: int = 1
+    builds: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Turns in the order of their weight: with `bench.budget_s` the last ones fall away."""
+    """Comparisons in the order of their importance: `bench.budget_s` drops the last ones first.
 
-    turns: tuple[Turn, ...]
-    bars: tuple[Bar, ...]
+    `loop` also measures the training loop; `first_step` are the overrides of a model whose first step is timed.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    targets: tuple[Target, ...]
     loop: bool = False
     first_step: tuple[str, ...] = ()
 
 
-def strategy(name: str) -> str:
-    """A strategy as a row."""
+def strategy_row(name: str) -> str:
+    """Return the row of a shipped strategy."""
     return f"{name}: residual={name}"
 
 
@@ -54,15 +57,15 @@ NARROW = (
     *("model=narrow", "data.micro_batch_size=4", "data.global_batch_size=4", "trainer=cpu"),
     "trainer.threads=1",
 )
-CPU_CHEAP = Turn("cheap", base=NARROW, rows=tuple(map(strategy, ("vanilla", *CHEAP))), times=12)
-CPU_STRATEGIES = Turn(
+CPU_CHEAP = Comparison("cheap", base=NARROW, rows=tuple(map(strategy_row, ("vanilla", *CHEAP))), builds=12)
+CPU_STRATEGIES = Comparison(
     "strategies",
     base=NARROW,
-    rows=tuple(map(strategy, ("vanilla", "attnres", *OF_ATTNRES, "hyperconn", "mhc", "parallel_lanes"))),
-    times=4,
+    rows=tuple(map(strategy_row, ("vanilla", "attnres", *OF_ATTNRES, "hyperconn", "mhc", "parallel_lanes"))),
+    builds=4,
     peers=(("HC package", "hyper_connections"), ("mHC package", "manifold_hyper_connections")),
 )
-CPU_PLAIN = Turn(
+CPU_PLAIN = Comparison(
     "plain",
     base=(
         *("model=narrow", "model.n_layer=6", "model.vocab_size=50304", "data.micro_batch_size=8"),
@@ -79,68 +82,70 @@ CPU_PLAIN = Turn(
         ("plain compiled", "plain_compiled"),
         ("plain bf16: trainer.precision=bf16-mixed", "plain_compiled"),
     ),
-    times=2,
+    builds=2,
 )
 CPU = Suite(
-    turns=(CPU_CHEAP, CPU_STRATEGIES, CPU_PLAIN),
+    comparisons=(CPU_CHEAP, CPU_STRATEGIES, CPU_PLAIN),
     loop=True,
     first_step=(*NARROW, "residual=attnres", "trainer.compile=true"),
-    bars=(
-        *(Bar(f"{name}, time over vanilla's", overhead("cheap", name, "vanilla"), 2, "%") for name in CHEAP),
-        Bar("attnres, time over vanilla's", overhead("strategies", "attnres", "vanilla"), 10, "%"),
-        Bar("attnres, memory over vanilla's", memory_ratio("strategies", "attnres", "vanilla"), 1.15, "x"),
+    targets=(
+        *(Target(f"{name}, time over vanilla's", overhead("cheap", name, "vanilla"), 2, "%") for name in CHEAP),
+        Target("attnres, time over vanilla's", overhead("strategies", "attnres", "vanilla"), 10, "%"),
+        Target("attnres, memory over vanilla's", memory_ratio("strategies", "attnres", "vanilla"), 1.15, "x"),
         *(
-            Bar(f"{name}, time over attnres's", overhead("strategies", name, "attnres"), 0, "%")
+            Target(f"{name}, time over attnres's", overhead("strategies", name, "attnres"), 0, "%")
             for name in OF_ATTNRES
         ),
-        Bar("hyperconn, time over vanilla's", overhead("strategies", "hyperconn", "vanilla"), 18, "%"),
-        Bar(
+        Target("hyperconn, time over vanilla's", overhead("strategies", "hyperconn", "vanilla"), 18, "%"),
+        Target(
             "hyperconn, share of the package's overhead",
             share_of_overhead("strategies", "hyperconn", "HC package", "vanilla"),
             0.5,
             "x",
         ),
-        Bar("mhc, time over vanilla's", overhead("strategies", "mhc", "vanilla"), 25, "%"),
-        Bar(
+        Target("mhc, time over vanilla's", overhead("strategies", "mhc", "vanilla"), 25, "%"),
+        Target(
             "mhc, share of the package's overhead",
             share_of_overhead("strategies", "mhc", "mHC package", "vanilla"),
             0.5,
             "x",
         ),
-        Bar("parallel_lanes, time over vanilla's", overhead("strategies", "parallel_lanes", "vanilla"), 8, "%"),
-        Bar(
+        Target(
+            "parallel_lanes, time over vanilla's", overhead("strategies", "parallel_lanes", "vanilla"), 8, "%"
+        ),
+        Target(
             "vanilla, eager, over a plain step",
             times_as_fast("plain", "ours eager", "plain eager"),
             1.35,
             "x",
             False,
         ),
-        Bar(
-            "vanilla, compiled, over it compiled",
+        Target(
+            "vanilla, compiled, over a compiled plain step",
             times_as_fast("plain", "ours compiled", "plain compiled"),
             1.1,
             "x",
             False,
         ),
-        Bar(
-            "vanilla, fastest float32 route, over it as shipped",
+        Target(
+            "vanilla, fastest in float32, over a plain step",
             times_as_fast("plain", "ours fastest", "plain eager"),
             2.3,
             "x",
             False,
         ),
-        Bar(
-            "vanilla, compiled bf16, over it compiled bf16",
+        Target(
+            "vanilla, compiled in bf16, over a compiled plain step in bf16",
             times_as_fast("plain", "ours bf16", "plain bf16"),
             1.15,
             "x",
             False,
         ),
-        Bar(
+        Target(
             "vanilla, memory over a plain step's", memory_ratio("plain", "ours eager", "plain eager"), 0.35, "x"
         ),
-        Bar("training loop and logging", single("loop ms"), 0.5, "ms a step"),
-        Bar("first step of attnres, compiled, 12 layers", single("first step s"), 60, "s"),
+        Target("training loop and logging", single("loop ms"), 2, "ms a step"),
+        Target("first step of attnres, compiled, 12 layers", single("first step s"), 60, "s"),
     ),
 )
 
@@ -156,30 +161,30 @@ GPU_BOUNDS = {
     "hyperconn bf16": 14,
     "mhc bf16": 18,
 }
-#: Streams in the type of what is written to them: half the bytes.
+#: Streams in bfloat16, the dtype of the outputs that are written to them: half the bytes.
 BF16_STREAMS = tuple(
     f"{name} bf16: residual={name} residual.stream_dtype=bfloat16" for name in ("hyperconn", "mhc")
 )
 GPU = Suite(
-    turns=(
-        Turn(
+    comparisons=(
+        Comparison(
             "gpu",
             base=("model=gpt2_medium", "data.micro_batch_size=32", "data.global_batch_size=32", "trainer=gpu"),
-            rows=(*(strategy(name) for name in ("vanilla", *GPU_BOUNDS) if " " not in name), *BF16_STREAMS),
+            rows=(*(strategy_row(name) for name in ("vanilla", *GPU_BOUNDS) if " " not in name), *BF16_STREAMS),
             peers=(("plain compiled", "plain_compiled"), ("fla attnres", "attention_residuals_of_fla")),
             at_once=2,
         ),
-        Turn(  # no bar's: whether the kernels are worth having
-            "plain forms",
+        Comparison(  # without targets: the kernels beside what torch.compile makes of the reference
+            "without kernels",
             base=("model=gpt2_medium", "data.micro_batch_size=32", "data.global_batch_size=32", "trainer=gpu"),
-            rows=tuple(strategy(name) for name in ("vanilla", "attnres", "hyperconn", "mhc")),
+            rows=tuple(strategy_row(name) for name in ("vanilla", "attnres", "hyperconn", "mhc")),
             peers=tuple((f"{name} plain", f"{name}_plain") for name in ("attnres", "hyperconn", "mhc")),
             at_once=2,
         ),
     ),
-    bars=(
-        Bar("vanilla, MFU", mfu("gpu", "vanilla"), 55, "%", False),
-        Bar(
+    targets=(
+        Target("vanilla, MFU", mfu("gpu", "vanilla"), 55, "%", False),
+        Target(
             "vanilla over a compiled plain step",
             times_as_fast("gpu", "vanilla", "plain compiled"),
             1.15,
@@ -187,17 +192,17 @@ GPU = Suite(
             False,
         ),
         *(
-            Bar(f"{name}, time over vanilla's", overhead("gpu", name, "vanilla"), bound, "%")
+            Target(f"{name}, time over vanilla's", overhead("gpu", name, "vanilla"), bound, "%")
             for name, bound in GPU_BOUNDS.items()
         ),
-        Bar(
+        Target(
             "attnres, share of flash-linear-attention's overhead",
             share_of_overhead("gpu", "attnres", "fla attnres", "vanilla"),
             1 / 3,
             "x",
         ),
-        Bar("attnres, memory of a step over vanilla's", memory_more("gpu", "attnres", "vanilla"), 4, "GB"),
-        Bar(
+        Target("attnres, memory of a step over vanilla's", memory_more("gpu", "attnres", "vanilla"), 4, "GB"),
+        Target(
             "hyperconn bf16, memory of a step over vanilla's",
             memory_more("gpu", "hyperconn bf16", "vanilla"),
             2,
@@ -205,10 +210,10 @@ GPU = Suite(
         ),
     ),
 )
-#: No bars: how a step's time and memory grow with each of its sizes.
+#: Without targets: how time and memory of a step grow with each size.
 SCALING = Suite(
-    turns=tuple(
-        Turn(
+    comparisons=tuple(
+        Comparison(
             name,
             base=("model=narrow", "data.micro_batch_size=4", "data.global_batch_size=4", "trainer.threads=1"),
             rows=rows,
@@ -236,6 +241,6 @@ SCALING = Suite(
             ),
         )
     ),
-    bars=(),
+    targets=(),
 )
 SUITES = {"cpu": CPU, "gpu": GPU, "scaling": SCALING}

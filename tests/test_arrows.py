@@ -29,11 +29,9 @@ KNOW_METHODS = AXES | {"settings", "training", "bench", "tasks"}
 HYDRA_ROOMS = {"launch", "settings", "tasks"}
 #: TODO: arrows that still point the wrong way after the move of files.
 TO_DO = {
-    ("src/bench/candidates.py", "hydra"),
     ("src/evaluation/suite.py", "src.settings.validate"),
     ("src/kernels/hyper_streams/reference.py", "src.residual.base"),
     ("src/launch/job.py", "src.kernels.compile_cache"),
-    ("src/tasks/bench.py", "benchmarks"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a bench runs beside each other: configurations, composed over the command line's own, and their steps."""
+"""Candidates of a benchmark: configurations composed over the command line's, and the steps built from them."""
 
 import dataclasses
 import itertools
@@ -6,42 +6,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from hydra import compose
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from src.bench.step import Step, optimizer_step
-from src.bench.stopwatch import Lap, no_lap
+from src.bench.step import Lap, Step, no_lap, optimizer_step
 from src.errors import UserError
-from src.launch.arguments import explain
 from src.launch.job import Job
 from src.models.flops import count_flops_per_token
-from src.settings.read import Settings, read_settings, root_cause
+from src.settings.compose import compose_config
+from src.settings.read import Settings, read_settings
 from src.training.process import choose_products
 from src.training.run import build_gpt
 
-#: What one configuration of a bench cannot say: it is the invocation's.
+#: Keys of the whole invocation, which no single configuration of a benchmark can set.
 FIXED = ("task", "bench", "trusted_targets", "resume", "from_run", "hydra")
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
-    """One configuration: `residual` where it is a strategy by its name alone."""
-
-    name: str
-    overrides: tuple[str, ...]
-    settings: Settings
-    residual: str | None
-
-    def build(self) -> "Entrant":
-        """Its model and step."""
-        return entrant(self.settings)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entrant:
-    """Something that takes optimizer steps on token ids [B, T] and targets [B, T]."""
+class BuiltCandidate:
+    """A candidate in memory: its step on token ids and targets [B, T], its sizes and counts."""
 
     step: Step
     micro_batch_size: int
@@ -49,32 +31,44 @@ class Entrant:
     vocab_size: int
     n_params: int
     flops_per_token: int
-    state_tensors: Callable[[], list[Tensor]]  # weights and the optimizer's, once it has stepped
+    state_tensors: Callable[[], list[Tensor]]  # weights, and optimizer state once a step has been taken
 
-    def tokens(self) -> int:
-        """Of one step."""
+    def n_tokens(self) -> int:
+        """Return the number of tokens in one step."""
         return self.micro_batch_size * self.block_size
 
     def state_bytes(self) -> int:
-        """Of weights and optimizer state."""
+        """Return the bytes of the weights and the optimizer state."""
         return sum(t.numel() * t.element_size() for t in self.state_tensors())
 
 
-def of_strategy(job: Job, name: str) -> Contestant:
-    """The command line's configuration under a shipped strategy."""
-    return Contestant(name, (f"residual={name}",), composed(job, name, [f"residual={name}"]), name)
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One configuration under a name; `residual` is the strategy if the name alone selected it."""
+
+    name: str
+    overrides: tuple[str, ...]
+    settings: Settings
+    residual: str | None
+
+    def build(self) -> BuiltCandidate:
+        """Build the model and its step."""
+        return build_candidate(self.settings)
 
 
-def split_name(text: str) -> tuple[str, str]:
-    """`name: rest`, or the text for both."""
-    name, found, rest = text.partition(": ")
-    return (name, rest) if found else (text, text)
+def read_strategy(job: Job, name: str) -> Candidate:
+    """Read a shipped strategy's name: the command line's configuration with `residual=name`."""
+    override = f"residual={name}"
+    return Candidate(name, (override,), compose_settings(job, name, [override]), name)
 
 
-def of_text(job: Job, text: str, base: Sequence[str] = ()) -> Contestant:
-    """`overrides` or `name: overrides`; overrides stand apart by spaces, and the last of a kind counts.
+def read_configuration(job: Job, text: str, base: Sequence[str] = ()) -> Candidate:
+    """Read `overrides` or `name: overrides`, separated by spaces.
 
-    `base` stands before the command line's.
+    The order is `base`, the command line's overrides, these; the last override of a key counts.
+
+    Raises:
+        UserError: the text holds no overrides, or they do not compose.
     """
     name, rest = split_name(text)
     overrides = rest.split()
@@ -83,40 +77,52 @@ def of_text(job: Job, text: str, base: Sequence[str] = ()) -> Contestant:
             f"bench.configurations: {text!r} must be overrides such as 'residual=attnres norm=rmsnorm', "
             "as on the command line, without spaces inside one"
         )
-    return Contestant(name, tuple(overrides), composed(job, text, overrides, base), residual=None)
+    return Candidate(name, tuple(overrides), compose_settings(job, text, overrides, base), residual=None)
 
 
-def composed(job: Job, text: str, overrides: list[str], base: Sequence[str] = ()) -> Settings:
-    """The command line's configuration between other overrides; the last of a kind counts.
+def split_name(text: str) -> tuple[str, str]:
+    """Split `name: rest`; a text without a name is its own name."""
+    name, colon, rest = text.partition(": ")
+    return (name, rest) if colon else (text, text)
+
+
+def compose_settings(job: Job, text: str, overrides: list[str], base: Sequence[str] = ()) -> Settings:
+    """Compose `base`, the command line's overrides and `overrides`; the last override of a key counts.
 
     Raises:
-        UserError: naming the configuration and what is wrong with it.
+        UserError: an override sets a key of the whole benchmark, or the configuration is invalid.
     """
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] in FIXED:
-            raise UserError(f"bench.configurations: {text!r} cannot say {override}; the whole bench has one")
+            raise UserError(
+                f"bench.configurations: {text!r} cannot set {override}, which applies to the whole benchmark; "
+                "give it beside task=bench"
+            )
     try:
-        config = compose("config", [*base, *job.overrides, *overrides])
-        config.trusted_targets = job.config.trusted_targets  # the command line's; no file can add to it
+        config = compose_config([*base, *job.overrides, *overrides])
+        config.trusted_targets = job.config.trusted_targets  # trust comes from the command line only
         return read_settings(config, own_keys=("bench",))
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"bench: {text!r}: {explain(root_cause(error))}") from error
+    except UserError as error:
+        raise UserError(f"bench: {text!r}: {error}") from error
 
 
-def composed_alone(overrides: Sequence[str]) -> Settings:
-    """The default configuration with `overrides` and nothing of the command line's."""
-    return read_settings(compose("config", list(overrides)))
+def compose_default_settings(overrides: Sequence[str]) -> Settings:
+    """Compose the default configuration with `overrides`, without the command line's."""
+    return read_settings(compose_config(overrides))
 
 
 def device_of(settings: Settings) -> str:
-    """As torch names it."""
+    """Return the name of the configured device in torch: `cuda` or `cpu`."""
     return "cuda" if settings.trainer.accelerator == "gpu" else "cpu"
 
 
-def entrant(settings: Settings) -> Entrant:
-    """A configuration's model and its optimizer step; later visits have begun, schedules stand at their start."""
+def build_candidate(settings: Settings) -> BuiltCandidate:
+    """Build a configuration's model and optimizer step, at the state of the first optimizer step.
+
+    Repeated visits of a recurrent trunk are active from the start, so that their cost is measured.
+    """
     gpt = build_gpt(settings).to(device_of(settings))
-    taken, optimizer = optimizer_step(
+    take_step, optimizer = optimizer_step(
         gpt,
         settings.optimizer,
         bf16=settings.trainer.precision == "bf16-mixed",
@@ -125,10 +131,10 @@ def entrant(settings: Settings) -> Entrant:
     )
 
     def step(x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor:
-        choose_products(settings.trainer)  # another's may be others
-        return taken(x, y, lap)
+        choose_products(settings.trainer)  # a process-wide setting that the previous candidate may have changed
+        return take_step(x, y, lap)
 
-    return Entrant(
+    return BuiltCandidate(
         step,
         int(settings.config["data"]["micro_batch_size"]),
         settings.model.block_size,
@@ -140,33 +146,35 @@ def entrant(settings: Settings) -> Entrant:
 
 
 def state_tensors(params: list[Any], optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Weights and the optimizer's moments."""
-    held = [value for state in optimizer.state.values() for value in state.values()]
-    return [*params, *(value for value in held if isinstance(value, Tensor))]
+    """Return the weights and the optimizer's state tensors."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return [*params, *(value for value in values if isinstance(value, Tensor))]
 
 
-def refuse_mixture(contestants: list[Contestant]) -> None:
-    """What holds for a process holds for all of them.
+def require_one_process(candidates: list[Candidate]) -> None:
+    """Check that all candidates agree on the settings that a process has only once.
 
     Raises:
-        UserError: naming two that differ.
+        UserError: two candidates differ in `trainer.accelerator` or `trainer.threads`.
     """
-    first = contestants[0]
-    for other, key in itertools.product(contestants[1:], ("accelerator", "threads")):
+    first = candidates[0]
+    for other, key in itertools.product(candidates[1:], ("accelerator", "threads")):
         one, two = (getattr(c.settings.trainer, key) for c in (first, other))
         if one != two:
             raise UserError(
                 f"bench: {first.name!r} has trainer.{key}={one} and {other.name!r} has {two}, but one process has one "
-                f"of it; give trainer.{key} beside task=bench"
+                f"value; give trainer.{key} beside task=bench"
             )
 
 
-def refuse_twice(names: Sequence[str]) -> None:
-    """A name stands for one.
+def require_unique_names(names: Sequence[str]) -> None:
+    """Check that every candidate has a name of its own.
 
     Raises:
-        UserError: naming one that does not.
+        UserError: a name occurs twice.
     """
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"bench: {twice[0]!r} is there twice; give one of them another name, 'name: overrides'")
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise UserError(
+            f"bench: {repeated[0]!r} occurs twice; give one of them another name, 'name: overrides'"
+        )

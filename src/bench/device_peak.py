@@ -1,4 +1,4 @@
-"""What a chip could do at most: its published peak, and what a large matrix product and a copy reach on it."""
+"""Device ceilings: the published peak, and the speed that a large matrix product and a copy reach."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import torch
 
 from src.kernels.cpu_matmul import for_now, serves
 
-#: Dense bf16 FLOP/s by a word in the device's name, from the makers' data sheets (SXM where there are several).
+#: Dense bf16 FLOP/s by a word in the device's name, from the vendors' data sheets (SXM where there are several).
 BF16_PEAKS = {
     "B200": 2250e12,
     "GB200": 2500e12,
@@ -20,15 +20,17 @@ BF16_PEAKS = {
     "RTX 4090": 165e12,
     "RTX 5090": 209e12,
 }
-SIZE = {"cuda": 8192, "cpu": 1024}
-COPIED = {"cuda": 2**30, "cpu": 2**28}
+#: Side of the square matrices, and bytes of the copy: larger than any cache.
+MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
+REPEATS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Ceiling:
-    """FLOP/s that a step is held against: the chip's published peak, where there is one, and a matrix product's.
+    """Speeds that a step is compared with: FLOP/s of the published peak and of a matrix product, B/s of a copy.
 
-    Beside them bytes per second of a copy, read and written.
+    `peak` is None where none is published; `product_words` describes the product; `copy` counts bytes read and written.
     """
 
     peak: float | None
@@ -38,8 +40,8 @@ class Ceiling:
 
 
 @functools.cache
-def ceiling_of(device: str, *, bf16: bool) -> Ceiling:
-    """The peak that is published for a precision, and what a large matrix product reaches in it now."""
+def measure_ceiling(device: str, *, bf16: bool) -> Ceiling:
+    """Look up the published peak at a precision and measure a large matrix product and a copy, once per process."""
     dtype = torch.bfloat16 if bf16 else torch.float32
     words = f"a large {str(dtype).removeprefix('torch.')} matrix product's speed"
     if device == "cpu":
@@ -51,34 +53,34 @@ def ceiling_of(device: str, *, bf16: bool) -> Ceiling:
 
 
 def published_peak(name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by its name; None where the table has none."""
+    """Return the dense bf16 FLOP/s of a GPU by its name, or None if the table has no entry."""
     known = [word for word in BF16_PEAKS if word in name]
     return BF16_PEAKS[max(known, key=len)] if known else None
 
 
 def matmul_speed(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product; on a CPU per second of CPU time of a thread."""
-    n = SIZE[device]
+    """Return the FLOP/s of a large square matrix product; on a CPU per second of CPU time."""
+    n = MATRIX_SIZE[device]
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / _best_seconds(device, lambda: a @ b)
 
 
 def copy_speed(device: str) -> float:
-    """Bytes per second, read and written, of a copy too large for any cache."""
-    a, b = (torch.ones(COPIED[device], dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * COPIED[device] / _best_seconds(device, lambda: b.copy_(a))
+    """Return the bytes per second, read and written, of a copy larger than any cache."""
+    a, b = (torch.ones(COPY_BYTES[device], dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * COPY_BYTES[device] / _best_seconds(device, lambda: b.copy_(a))
 
 
 def _best_seconds(device: str, work: Callable[[], object]) -> float:
-    """Of several times."""
+    """Return the shortest time of several calls, which the first one warms up."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     best = float("inf")
-    for _ in range(6):
+    for _ in range(REPEATS):
         if device == "cuda":
             torch.cuda.synchronize()
-        began = clock()
+        start = clock()
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        best = min(best, clock() - began)
+        best = min(best, clock() - start)
     return best

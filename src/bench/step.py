@@ -1,9 +1,12 @@
-"""Whole optimizer steps for timing: of a configured model, or of plain vanilla beside other implementations.
+"""Whole optimizer steps for timing, and the stopwatch that times a step and its parts.
 
-`vanilla_step` follows the factory protocol of side-by-side step benchmarks: given a namespace with sizes, it
-returns (model, step_fn), where `step_fn(x, y)` does one whole optimizer step and returns its loss.
+`vanilla_step` and `residual_step` follow the factory protocol of side-by-side step benchmarks: given an object with
+sizes (`StepSpec`), they return (model, step_fn), where `step_fn(x, y)` takes one whole optimizer step and returns its
+loss.
 """
 
+import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +15,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from src.bench.stopwatch import Lap, no_lap
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
@@ -22,16 +24,23 @@ from src.norm.layernorm import LayerNorm
 from src.residual.base import ResidualStrategy, StreamSpec
 from src.residual.vanilla import Vanilla
 
+#: Called with the name of a part of a step when that part ends.
+Lap = Callable[[str], None]
+
+
+def no_lap(part: str) -> None:
+    """Ignore the end of a part."""
+
 
 class Step(Protocol):
-    """One whole optimizer step on token ids and targets [B, T]; returns its loss, and tells where its parts end."""
+    """One whole optimizer step on token ids and targets [B, T]: returns the loss, calls `lap` after each part."""
 
     def __call__(self, x: Tensor, y: Tensor, lap: Lap = no_lap) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What a benchmark says of the step it wants; anything with these attributes will do."""
+    """Sizes and hyperparameters of a step; any object with these attributes is accepted in its place."""
 
     n_layer: int
     n_head: int
@@ -44,12 +53,60 @@ class StepSpec:
     grad_clip: float
     seed: int
     device: str
-    dtype: str
+    dtype: str  # float32 | bfloat16
     grad_accum: int
 
 
+class Stopwatch:
+    """Seconds of a step and of its parts: CPU time on a CPU; on a GPU wall time, and device time of the parts.
+
+    Call `start`, then the stopwatch itself with a part's name at the end of each part, then `stop`; parts with one
+    name add up. On a GPU a part is the time between two events in the stream, so the host waits for none of them.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device == "cuda"
+        self._clock = time.perf_counter if self.on_gpu else time.process_time
+
+    def start(self) -> None:
+        """Wait for all earlier work of the device, then start the clock."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        self._names: list[str] = []
+        self._times: list[float] = []
+        self._events: list[torch.cuda.Event] = []
+        self._start = self._clock()
+        self._mark()
+
+    def __call__(self, part: str) -> None:
+        self._names.append(part)
+        self._mark()
+
+    def stop(self) -> tuple[float, dict[str, float]]:
+        """Wait for the step's work and return its seconds and the seconds of each part."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        seconds = self._clock() - self._start
+        if self.on_gpu:
+            spans = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(self._events)]
+        else:
+            spans = [b - a for a, b in itertools.pairwise(self._times)]
+        parts = dict.fromkeys(self._names, 0.0)
+        for name, span in zip(self._names, spans, strict=True):
+            parts[name] += span
+        return seconds, parts
+
+    def _mark(self) -> None:
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch
+            event.record()
+            self._events.append(event)
+        else:
+            self._times.append(self._clock())
+
+
 def vanilla_step(spec: StepSpec) -> tuple[GPT, Step]:
-    """residual=vanilla, as `residual_step`."""
+    """Build `residual_step` of residual=vanilla."""
     gpt, step, _ = residual_step(spec, Vanilla)
     return gpt, step
 
@@ -57,9 +114,9 @@ def vanilla_step(spec: StepSpec) -> tuple[GPT, Step]:
 def residual_step(
     spec: StepSpec, residual: Callable[[StreamSpec], ResidualStrategy[Any]]
 ) -> tuple[GPT, Step, torch.optim.Optimizer]:
-    """A strategy with norm=layernorm, embedding=tied under AdamW, eager, as `task=train` steps it.
+    """Build the eager step that `task=train` takes with a strategy, norm=layernorm, embedding=tied and AdamW.
 
-    `step_fn` takes token ids and targets [B, T], or [A, B, T] with `grad_accum` = A > 1.
+    The step takes token ids and targets [B, T], or [A, B, T] with `grad_accum` = A > 1.
     """
     sizes = GPTConfig(
         spec.n_layer,
@@ -83,9 +140,10 @@ def residual_step(
 def optimizer_step(
     gpt: GPT, keys: OptimizerConfig, *, bf16: bool, compiled: bool, n_micro: int
 ) -> tuple[Step, torch.optim.Optimizer]:
-    """A step at `keys.lr` on [B, T] (or [A, B, T]), and its optimizer.
+    """Build a step with the learning rate `keys.lr` on [B, T] (or [A, B, T]), and its optimizer.
 
-    Its parts are forward (the trunk), loss (the head with its gradients, which are made there), backward and optimizer.
+    Its parts are forward (the trunk), loss (the head, whose gradients are computed with the loss), backward and
+    optimizer.
     """
     optimizer = build_optimizer(gpt, keys)
     set_lr(optimizer, keys.lr)

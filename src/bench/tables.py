@@ -1,29 +1,81 @@
-"""The table of measured steps: size, time over the baseline's, throughput, share of the device, memory."""
+"""Markdown tables of a benchmark: what strategies cost at GPT-2 Medium, measured steps, and the parts of a step."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
 
 from src.bench.device_peak import Ceiling
-from src.bench.peer_entry import LOSS_STEPS, LOSS_TOLERANCE
+from src.bench.peers import LOSS_STEPS, LOSS_TOLERANCE
 from src.bench.timing import Timing
+from src.files import format_bytes
+from src.launch.arguments import CONF
 from src.settings.read import Settings
 
-#: Of a step of this project's; another's step tells none.
+#: Sequences of 1,024 tokens that the memory at GPT-2 Medium is counted for.
+MEDIUM_BATCH = 8
+#: Parts of our own steps in their order; a peer's step reports none.
 PARTS = ("forward", "loss", "backward", "optimizer")
 
 
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Counts of a strategy at GPT-2 Medium, and what it declares to equal at initialization."""
+
+    n_params: int  # of the strategy alone
+    n_params_model: int
+    flops_per_token: int
+    kept_bytes: int  # saved for the backward by the whole trunk under bf16
+    init_equivalent: str
+
+
+def strategy_table(
+    baseline: str, costs: Mapping[str, Cost], timings: Mapping[str, Timing], measured: str
+) -> str:
+    """Format what strategies cost over the baseline; `measured` describes where the step was timed."""
+    plain = costs[baseline]
+    hidden = MEDIUM_BATCH * 1024 * 1024 * 4  # bytes of one float32 hidden state of GPT-2 Medium
+    lines = [
+        f"Parameters, FLOPs and memory over {baseline} at GPT-2 Medium (memory kept for the backward, in float32 "
+        f"hidden states); the time of a step over {baseline}'s at {measured}, median [quartiles].",
+        "",
+        "| residual | idea and source | at init | parameters | FLOPs | memory | step |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for name, cost in costs.items():
+        step = "1"
+        if name != baseline:
+            low, middle, high = timings[name].quartiles()
+            step = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+        flops = 100 * (cost.flops_per_token / plain.flops_per_token - 1)
+        memory = (cost.kept_bytes - plain.kept_bytes) / hidden
+        lines.append(
+            f"| {name} | {strategy_summary(name)} | {cost.init_equivalent} | {cost.n_params:,} "
+            f"| {flops:+.2f} % | {memory:+.0f} | {step} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def strategy_summary(name: str) -> str:
+    """Return a strategy's one-line summary: the first line of its YAML, `# name: summary (source).`."""
+    first = (CONF / "residual" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix(f"# {name}: ").rstrip(".")
+
+
 def speed_table(timings: Mapping[str, Timing], ceilings: Mapping[str, Ceiling], measured: str) -> str:
-    """Markdown; the first is the baseline, and `measured` says at what size it stands."""
+    """Format size, time over the baseline's (the first), throughput, share of the device's ceilings and memory.
+
+    `measured` describes the baseline's size and device.
+    """
     ceiling = next(iter(ceilings.values()))
     peak = "none is published" if ceiling.peak is None else f"{ceiling.peak / 1e12:.3g} TFLOP/s"
     baseline = next(iter(timings))
     lines = [
-        f"Steps over {baseline}'s by time a token, median [quartiles] of the rounds' ratios; {baseline}: {measured}. "
-        f"FLOPs are 6 a visited parameter and 12 L D T. MFU is of the chip's published peak ({peak}), the next column "
-        f"of {ceiling.product_words} ({ceiling.product / 1e12:.3g} TFLOP/s); a copy moves "
-        f"{ceiling.copy / 1e9:.3g} GB/s. Memory is weights and optimizer, and the "
-        "most that a step allocates beside them.",
+        f"Time per token over {baseline}'s, median [quartiles] of the rounds' ratios; {baseline}: {measured}. "
+        f"FLOPs per token are 6 per visited parameter plus 12 L D T. MFU is the share of the device's published peak "
+        f"({peak}), the next column the share of {ceiling.product_words} ({ceiling.product / 1e12:.3g} TFLOP/s); a "
+        f"copy moves {ceiling.copy / 1e9:.3g} GB/s. Memory is that of weights and optimizer, plus the peak of a step "
+        "above it.",
         "",
         "| configuration | parameters | FLOPs/token | step | ms | steps/s | tokens/s | MFU | of product "
         "| memory | first step |",
@@ -39,23 +91,18 @@ def speed_table(timings: Mapping[str, Timing], ceilings: Mapping[str, Ceiling], 
         lines.append(
             f"| {name} | {t.n_params:,} | {100 * (t.flops_per_token / flops - 1):+.1f} % | {step} "
             f"| {1e3 * t.step_seconds:.1f} | {1 / t.step_seconds:.2f} | {t.tokens_per_s:,.0f} | {mfu} "
-            f"| {100 * speed / own.product:.1f} % | {size(t.state_bytes)} + {size(t.step_bytes)} "
+            f"| {100 * speed / own.product:.1f} % | {format_bytes(t.state_bytes)} + {format_bytes(t.step_bytes)} "
             f"| {t.first_seconds:.1f} s |"
         )
     return "\n".join(lines) + "\n"
 
 
-def size(n_bytes: int) -> str:
-    """Bytes in words."""
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
-
-
 def parts_table(timings: Mapping[str, Timing], data: Mapping[str, float | None], loop: float) -> str:
-    """Milliseconds of a step by part, as Markdown."""
+    """Format the milliseconds of a step by part; `data` and `loop` are host seconds per micro-batch and per step."""
     lines = [
-        "Milliseconds of a step by part, medians; data is one micro-batch from shards of random tokens, loop is what "
-        "Lightning's loop with this project's callbacks and logging adds to a bare one (both CPU time, on the host). "
-        "The loss has the head's gradients, which are made with it.",
+        "Milliseconds of a step by part, medians. Data is the time to read one micro-batch from shards of random "
+        "tokens; loop is the time that Lightning's loop with this project's callbacks and logging adds to a bare "
+        "loop (both CPU time, on the host). The gradients of the head are computed with the loss and counted there.",
         "",
         f"| configuration | data | {' | '.join(PARTS)} | loop |",
         f"|---|{'---:|' * (len(PARTS) + 2)}",
@@ -66,19 +113,19 @@ def parts_table(timings: Mapping[str, Timing], data: Mapping[str, float | None],
     return "\n".join(lines) + "\n"
 
 
-def peers_line(gaps: Mapping[str, float | None], baseline: str) -> str:
-    """Whether peers compute what the baseline does, as a paragraph; empty without peers."""
+def format_loss_gaps(gaps: Mapping[str, float | None], baseline: str) -> str:
+    """Format one paragraph on which peers compute the baseline's losses; empty without peers."""
     words = [
         f"{name}: not compared, its weights do not fit"
         if gap is None
-        else f"{name}: {'the same' if gap <= LOSS_TOLERANCE else 'OTHER LOSSES'} (largest relative gap {gap:.0e})"
+        else f"{name}: {'equal' if gap <= LOSS_TOLERANCE else 'DIFFERENT LOSSES'} (largest relative gap {gap:.0e})"
         for name, gap in gaps.items()
     ]
     return f"\nLosses of {LOSS_STEPS} steps from {baseline}'s weights: {'; '.join(words)}.\n" if words else ""
 
 
-def describe(settings: Settings) -> str:
-    """Where and at what size the steps were timed."""
+def describe_settings(settings: Settings) -> str:
+    """Return the size, precision and device of a timed step in one line."""
     model, trainer = settings.model, settings.trainer
     where = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else f"CPU, {trainer.threads} threads"
     how = "compiled" if trainer.compile else "eager"

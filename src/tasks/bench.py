@@ -1,10 +1,10 @@
-"""task=bench: what configurations cost over a baseline: parameters, FLOPs, memory, time of a step.
+"""task=bench: measure what configurations cost over a baseline in parameters, FLOPs, memory and time per step.
 
-Whole optimizer steps, in one process, taking turns with the baseline (`src.bench.timing` says how), at each
-configuration's own size, device, precision and `trainer.compile`. For strategies named by `bench.residual`,
-parameters, FLOPs and the memory kept for the backward are also counted at GPT-2 Medium, without computing anything.
+Whole optimizer steps are timed in one process, in turns with the baseline (`src.bench.timing`), at each configuration's
+own size, device, precision and `trainer.compile`. For the strategies named by `bench.residual`, parameters, FLOPs and
+the memory kept for the backward are also counted at GPT-2 Medium, on fake tensors.
 
-Writes bench.json, table.md and bench.png into its run folder.
+Writes bench.json, table.md and bench.png into the run folder.
 """
 
 import dataclasses
@@ -17,21 +17,26 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.run_suite import run_suite
-from benchmarks.suites import SUITES
 from src.bench.candidates import (
-    Contestant,
+    Candidate,
     device_of,
-    of_strategy,
-    of_text,
-    refuse_mixture,
-    refuse_twice,
+    read_configuration,
+    read_strategy,
+    require_one_process,
+    require_unique_names,
 )
-from src.bench.device_peak import Ceiling, ceiling_of
-from src.bench.host_overhead import data_seconds, loop_seconds
-from src.bench.peer_entry import LOSS_TOLERANCE, read_peers
-from src.bench.strategy_table import MEDIUM_BATCH, Cost, table
-from src.bench.tables import describe, parts_table, peers_line, speed_table
+from src.bench.device_peak import Ceiling, measure_ceiling
+from src.bench.host_overhead import measure_data_seconds, measure_loop_seconds
+from src.bench.peers import LOSS_TOLERANCE, Peer, load_function, read_peers
+from src.bench.tables import (
+    MEDIUM_BATCH,
+    Cost,
+    describe_settings,
+    format_loss_gaps,
+    parts_table,
+    speed_table,
+    strategy_table,
+)
 from src.bench.timing import time_in_turns
 from src.checks.base import Subject
 from src.checks.cost import kept_bytes
@@ -51,7 +56,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class BenchKeys:
-    """`bench` as written: strategies by the names of their options, configurations by their overrides."""
+    """The section `bench`: strategies by the names of their options, configurations by their overrides."""
 
     residual: str | list[str] | None
     configurations: list[str]
@@ -60,19 +65,22 @@ class BenchKeys:
     rounds: int
     at_once: int
     suite: str | None
+    suite_runner: str
     budget_s: float | None
 
     def __post_init__(self) -> None:
         for key in ("rounds", "at_once"):
             if getattr(self, key) < 1:
-                raise ValueError(f"bench.{key} must be at least 1, got {getattr(self, key)}")
-        if self.suite is not None and self.suite not in SUITES:
-            raise ValueError(f"bench.suite must be null or one of {', '.join(SUITES)}, got {self.suite}")
+                raise ValueError(f"bench.{key} must be >= 1, got {getattr(self, key)}")
         if self.budget_s is not None and self.budget_s <= 0:
-            raise ValueError(f"bench.budget_s must be null or positive, got {self.budget_s}")
+            raise ValueError(f"bench.budget_s must be null or > 0, got {self.budget_s}")
 
-    def names(self) -> list[str]:
-        """The strategies asked for, the baseline left out."""
+    def strategies(self) -> list[str]:
+        """Return the names of the selected strategies without the baseline.
+
+        Raises:
+            ValueError: a name is no shipped strategy.
+        """
         shipped = options("residual")
         asked = "all" if self.residual is None and not self.configurations else self.residual
         asked = shipped if asked == "all" else asked or []
@@ -86,48 +94,57 @@ class BenchKeys:
 
 
 def run(job: Job) -> TaskEnd:
-    """Compose, count, time, write the table."""
+    """Compose, count and time the candidates, and write the tables; exit code 1 if a peer computes another loss."""
     settings = read_settings(job.config, own_keys=("bench",))
     try:
         keys = read_section("bench", cast(DictConfig, job.config.bench), BenchKeys)
-        names = keys.names()
+        strategies = keys.strategies()
     except ValueError as error:
         raise UserError(str(error)) from error
+    trusted = list(map(str, job.config.trusted_targets))
     if keys.suite is not None:
-        return run_suite(job, keys.suite, keys.rounds, keys.budget_s)
-    compose_one = of_text if "=" in keys.baseline else of_strategy
-    baseline = compose_one(job, keys.baseline)
-    others = [of_strategy(job, name) for name in names]
-    others += [of_text(job, text) for text in keys.configurations]
-    refuse_mixture([baseline, *others])
+        run_suite = load_function("bench.suite_runner", keys.suite_runner, trusted)
+        end: TaskEnd = run_suite(job, keys.suite, keys.rounds, keys.budget_s)
+        return end
+    # The candidates: the baseline first, then the others; peers take the baseline's sizes.
+    read_baseline = read_configuration if "=" in keys.baseline else read_strategy
+    candidates = [
+        read_baseline(job, keys.baseline),
+        *(read_strategy(job, name) for name in strategies),
+        *(read_configuration(job, text) for text in keys.configurations),
+    ]
+    baseline = candidates[0]
+    require_one_process(candidates)
     prepare_process(baseline.settings.trainer)
     texts = [keys.peer] if isinstance(keys.peer, str) else keys.peer
-    peers = read_peers(texts, baseline.settings, list(map(str, job.config.trusted_targets)))
-    refuse_twice([*(c.name for c in (baseline, *others)), *(p.name for p in peers)])
-    costs = count_strategies([baseline, *others])
+    peers = read_peers(texts, baseline.settings, trusted)
+    everyone: list[Candidate | Peer] = [*candidates, *peers]
+    require_unique_names([one.name for one in everyone])
+    # Counts, losses of the peers, times.
+    costs = count_strategies(candidates)
     gaps = {peer.name: peer.loss_gap() for peer in peers}
-    builders = {c.name: c.build for c in (baseline, *others)} | {p.name: p.build for p in peers}
     timings = time_in_turns(
-        builders,
+        {one.name: one.build for one in everyone},
         device=device_of(baseline.settings),
         rounds=keys.rounds,
         at_once=keys.at_once,
         seed=baseline.settings.seed,
     )
-    ceilings = {c.name: measured_ceiling(c.settings) for c in (baseline, *others)}
+    ceilings = {one.name: measure_candidate_ceiling(one.settings) for one in candidates}
     ceilings |= {peer.name: ceilings[baseline.name] for peer in peers}
-    measured = describe(baseline.settings)
-    text = table(baseline.name, costs, timings, measured) + "\n" if len(costs) > 1 else ""
+    data = measure_reading(candidates)
+    loop = measure_loop_seconds(baseline.settings.trainer.log_every_steps)
+    # The files of the run folder.
+    measured = describe_settings(baseline.settings)
+    text = strategy_table(baseline.name, costs, timings, measured) + "\n" if len(costs) > 1 else ""
     text += speed_table(timings, ceilings, measured)
-    text += peers_line(gaps, baseline.name)
-    data = reading_seconds([baseline, *others])
-    loop = loop_seconds(baseline.settings.trainer.log_every_steps)
+    text += format_loss_gaps(gaps, baseline.name)
     text += "\n" + parts_table(timings, data, loop)
-    stated: dict[str, Any] = {
+    results: dict[str, Any] = {
         "baseline": baseline.name,
         "measured": measured,
         "config": settings.config,
-        "overrides": {c.name: list(c.overrides) for c in (baseline, *others)},
+        "overrides": {one.name: list(one.overrides) for one in candidates},
         "ceilings": {name: dataclasses.asdict(ceiling) for name, ceiling in ceilings.items()},
         "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         "timings": {name: {**dataclasses.asdict(t), "ratio": t.quartiles()[1]} for name, t in timings.items()},
@@ -135,29 +152,28 @@ def run(job: Job) -> TaskEnd:
         "data_seconds": data,
         "loop_seconds": loop,
     }
-    write_atomic(job.folder / "bench.json", json.dumps(stated, indent=2) + "\n")
-    bench_figure(stated, job.folder / "bench.png")
+    write_atomic(job.folder / "bench.json", json.dumps(results, indent=2) + "\n")
+    bench_figure(results, job.folder / "bench.png")
     write_atomic(job.folder / "table.md", text)
     log.info("%s", text)
-    if other := [name for name, gap in gaps.items() if gap is not None and not gap <= LOSS_TOLERANCE]:
-        return TaskEnd(
-            FAILED, f"{other[0]} does not compute what {baseline.name} does; {job.folder / 'table.md'}"
-        )
-    return TaskEnd(COMPLETED, f"benched {len(timings) - 1} beside {baseline.name}; {job.folder / 'table.md'}")
+    if unequal := [name for name, gap in gaps.items() if gap is not None and not gap <= LOSS_TOLERANCE]:
+        line = f"{unequal[0]} does not compute the losses of {baseline.name}; {job.folder / 'table.md'}"
+        return TaskEnd(FAILED, line)
+    return TaskEnd(COMPLETED, f"timed {len(timings) - 1} beside {baseline.name}; {job.folder / 'table.md'}")
 
 
-def count_strategies(contestants: list[Contestant]) -> dict[str, Cost]:
-    """What those that are strategies by name cost at GPT-2 Medium."""
+def count_strategies(candidates: list[Candidate]) -> dict[str, Cost]:
+    """Return the costs at GPT-2 Medium of the candidates that are strategies by name."""
     costs = {}
-    for one in contestants:
+    for one in candidates:
         if one.residual is not None:
-            costs[one.residual] = count(one.settings)
+            costs[one.residual] = count_cost(one.settings)
             log.info("%s: %s parameters of its own at GPT-2 Medium", one.name, f"{costs[one.name].n_params:,}")
     return costs
 
 
-def count(settings: Settings) -> Cost:
-    """What a strategy costs at GPT-2 Medium, eight sequences at a time."""
+def count_cost(settings: Settings) -> Cost:
+    """Count a strategy's cost at GPT-2 Medium, for `MEDIUM_BATCH` sequences at a time."""
     medium_file = OmegaConf.load(CONF / "model" / "gpt2_medium.yaml")
     medium = GPTConfig(**cast(dict[str, Any], OmegaConf.to_container(medium_file)))
     subject = Subject(
@@ -170,21 +186,21 @@ def count(settings: Settings) -> Cost:
     return Cost(own, n_params, flops, kept, residual.init_equivalent)
 
 
-def reading_seconds(contestants: list[Contestant]) -> dict[str, float | None]:
-    """What a micro-batch takes to read; configurations that read alike are measured once."""
+def measure_reading(candidates: list[Candidate]) -> dict[str, float | None]:
+    """Return the seconds to read a micro-batch by candidate; equal data and sizes are measured once."""
     known: dict[str, float | None] = {}
     seconds = {}
-    for one in contestants:
+    for one in candidates:
         model = one.settings.model
         key = json.dumps([one.settings.config["data"], model.block_size, model.vocab_size])
         if key not in known:
             with TemporaryDirectory() as folder:
-                known[key] = data_seconds(one.settings, Path(folder))
+                known[key] = measure_data_seconds(one.settings, Path(folder))
         seconds[one.name] = known[key]
     return seconds
 
 
-def measured_ceiling(settings: Settings) -> Ceiling:
-    """What the device can do at the configured precision."""
+def measure_candidate_ceiling(settings: Settings) -> Ceiling:
+    """Measure the device's ceilings at the configured precision."""
     bf16 = settings.trainer.precision == "bf16-mixed"
-    return ceiling_of(device_of(settings), bf16=bf16)
+    return measure_ceiling(device_of(settings), bf16=bf16)

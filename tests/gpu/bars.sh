@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Every GPU bar beside its figure in under 8 minutes, from a bare copy of this repository and without a network:
-#   tests/gpu/bars.sh OUT [override ...]        leaves OUT/bars.json and OUT/bars.md
-# Wheels of what the machine's Python lacks lie in the folder WHEELS (default: wheels/ beside this repository's files);
-# fla-core and einops among them put flash-linear-attention's kernels beside ours.
-# Another Python than python3: PYTHON=...
+# Measures every target of bench.suite=gpu in under 8 minutes, from a bare copy of this repository, without network:
+#   tests/gpu/bars.sh OUT [override ...]        writes OUT/bars.json and OUT/bars.md
+# Packages that the Python lacks are installed from the wheels in the folder WHEELS (default: wheels/ in the repository);
+# with fla-core and einops among them, the kernels of flash-linear-attention are timed too.
+# PYTHON=... selects another interpreter than python3.
 # A rehearsal on a CPU: tests/gpu/bars.sh OUT trainer=cpu model=tiny model.n_layer=2 model.vocab_size=512
 set -euo pipefail
 out=${1:?usage: bars.sh OUT [override ...]}
@@ -19,7 +19,7 @@ if compgen -G "$wheels/*.whl" >/dev/null; then
   export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 PYTHONUNBUFFERED=1
-# The tables are written anew after every group of models, so what a limit cuts off is only the rest.
+# The tables are written after every group of models, so a time limit loses only the groups after it.
 code=0
 timeout -k 10 "${LIMIT_S:-470}" "$python" "$root/run.py" task=bench bench.suite=gpu bench.rounds=20 bench.budget_s=380 \
   hydra.run.dir="$work/run" "$@" || code=$?

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from torch import nn
 
-from src.bench import candidates as contestants
-from src.bench.candidates import composed_alone, entrant
-from src.bench.peer_entry import PeerEntry
+from src.bench import candidates
+from src.bench.candidates import build_candidate, compose_default_settings
+from src.bench.peers import Peer
 from src.bench.step import StepSpec
 from src.errors import UserError
 from src.kernels import compile_cache as machine_code
@@ -44,7 +44,7 @@ def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def settled(*overrides: str) -> Settings:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return composed_alone([*SMALL, "name=products", *overrides])
+        return compose_default_settings([*SMALL, "name=products", *overrides])
 
 
 # ---- where they serve
@@ -159,9 +159,9 @@ def test_contestants_of_a_bench_take_turns_with_their_own(processor, monkeypatch
     def theirs(spec: StepSpec):
         return nn.Linear(1, 1), lambda x, y: seen.append(torch.get_float32_matmul_precision())
 
-    monkeypatch.setattr(contestants, "optimizer_step", noted)
-    own = [entrant(settled(f"trainer.onednn={on}")) for on in ("true", "false")]
-    peer = PeerEntry("peer", theirs, settled("trainer.onednn=true")).build()
+    monkeypatch.setattr(candidates, "optimizer_step", noted)
+    own = [build_candidate(settled(f"trainer.onednn={on}")) for on in ("true", "false")]
+    peer = Peer("peer", theirs, settled("trainer.onednn=true")).build()
     tokens = torch.zeros(1, 1, dtype=torch.long)
     for one in (*own, peer):
         one.step(tokens, tokens)
@@ -174,7 +174,7 @@ def test_a_trained_step_is_the_same_up_to_rounding() -> None:
     losses = {}
     tokens = torch.randint(512, (2, 33), generator=torch.Generator().manual_seed(0))
     for on in ("true", "false"):
-        one = entrant(settled(f"trainer.onednn={on}", "model.n_embd=128"))
+        one = build_candidate(settled(f"trainer.onednn={on}", "model.n_embd=128"))
         losses[on] = [float(one.step(tokens[:, :-1], tokens[:, 1:])) for _ in range(4)]
     assert losses["true"] == pytest.approx(losses["false"], abs=2e-5)
     assert losses["true"] != losses["false"]  # they were made otherwise

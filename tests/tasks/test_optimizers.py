@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from src.bench.peer_entry import read_peers
+from src.bench.peers import read_peers
 from src.errors import UserError
 from src.launch.arguments import CONF
 from src.reporting.report import make_report
@@ -66,7 +66,7 @@ def test_a_mistake_is_told_with_its_key(override: str, words: str) -> None:
 
 def test_a_peer_under_another_optimizer_is_refused() -> None:
     settings = composed_settings("optimizer=muon")
-    with pytest.raises(UserError, match=r"bench\.peer=src\.tasks\.peers:plain steps under AdamW"):
+    with pytest.raises(UserError, match=r"bench\.peer=benchmarks\.peers:plain steps under AdamW"):
         read_peers(["benchmarks.peers:plain"], settings, [])
     assert read_peers([], settings, []) == []
 

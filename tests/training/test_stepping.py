@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import nn
 
 from src.bench import host_overhead as surroundings
-from src.bench.candidates import composed_alone
+from src.bench.candidates import compose_default_settings
 from src.callbacks.run_record import Row, read_metrics
 from src.datamodules.fineweb import FineWebDataModule
 from src.models.lightning_module import BATCH_HOOKS, LanguageModel
@@ -45,10 +45,10 @@ OVERRIDDEN: dict[type, tuple[type, tuple[str, ...]]] = {
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr(surroundings, "WARM", 5)
-    monkeypatch.setattr(surroundings, "COUNTED", STEPS - 7)
+    monkeypatch.setattr(surroundings, "N_WARM", 5)
+    monkeypatch.setattr(surroundings, "N_TIMED", STEPS - 7)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return composed_alone(
+        return compose_default_settings(
             [*surroundings.TINY, "name=x", f"trainer.max_steps={STEPS}", "trainer.log_every_steps=5"]
         )
 
@@ -56,7 +56,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
 @pytest.fixture
 def data(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FineWebDataModule:
     monkeypatch.setattr(surroundings, "SHARD_TOKENS", 2**13)
-    return surroundings.random_data(settings, tmp_path)
+    return surroundings.build_random_data(settings, tmp_path)
 
 
 class _Calls:
@@ -106,14 +106,14 @@ def test_lightning_and_the_logging_take_few_calls_beside_a_step(
 
         return step_fn, optimizer
 
-    class Ticks(surroundings._Laps):
+    class Ticks(surroundings._StepClock):
         def on_train_batch_start(self, *_: object) -> None:
             counted.tick()
 
     monkeypatch.setattr(surroundings, "optimizer_step", ticking)
-    monkeypatch.setattr(surroundings, "_Laps", Ticks)
-    surroundings.trained(settings, data, tmp_path / "run")
-    surroundings.bare(settings, data)
+    monkeypatch.setattr(surroundings, "_StepClock", Ticks)
+    surroundings.time_training(settings, data, tmp_path / "run")
+    surroundings.time_bare_loop(settings, data)
     assert 100 < counted.a_step() - bare.a_step() < MOST_CALLS
 
 
@@ -125,14 +125,14 @@ def test_it_computes_and_records_what_lightnings_own_trainer_does(
     monkeypatch.setattr(
         L.Trainer, "fit", lambda self, model, **rest: (fitted.append(model), fit(self, model, **rest))
     )
-    surroundings.trained(settings, data, tmp_path / "ours")
+    surroundings.time_training(settings, data, tmp_path / "ours")
     monkeypatch.setattr(trainer, "StepTrainer", L.Trainer)
     monkeypatch.setattr(trainer, "precision", lambda *_: Precision())
     for name in OVERRIDDEN[LanguageModel][1][:-2]:
         monkeypatch.delattr(LanguageModel, name)
     monkeypatch.setattr(LanguageModel, "__setattr__", L.LightningModule.__setattr__)
     monkeypatch.setattr(LanguageModel, "automatic_optimization", property(lambda self: False))
-    surroundings.trained(settings, data, tmp_path / "lightning's")
+    surroundings.time_training(settings, data, tmp_path / "lightning's")
     ours, lightnings = fitted
     for one, other in zip(ours.parameters(), lightnings.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -159,7 +159,7 @@ def test_a_hook_that_data_has_for_its_batches_is_called(
 ) -> None:
     called: list[str] = []
     monkeypatch.setattr(FineWebDataModule, hook, lambda self, batch, *_: called.append(hook) or batch)
-    surroundings.trained(settings, data, tmp_path / "run")
+    surroundings.time_training(settings, data, tmp_path / "run")
     assert called == [hook] * STEPS
 
 
