@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from src.bench.candidates import compose_default_settings
 from src.bench.step import optimizer_step
 from src.bench.timing import silence_stderr
-from src.callbacks.best_effort import Soft
+from src.callbacks.best_effort import BestEffort
 from src.callbacks.run_record import RunRecord
 from src.callbacks.stop import StopRequest
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data
@@ -126,7 +126,7 @@ def time_training(settings: Settings, data: TokenDataModule, folder: Path) -> fl
         request,
         RunRecord(folder, writes=True),
         loggers=[],
-        soft=Soft(),
+        best_effort=BestEffort(),
         tokens_per_step=data.global_batch_size * settings.model.block_size,
         data_identity=data.identity(),
         step=0,

@@ -1,11 +1,10 @@
-"""What a run can do without: pictures, dashboards, other loggers. Where they fail it goes on, with one warning.
+"""Best-effort output: pictures, dashboards and loggers may fail; the run continues with one warning.
 
-The record does not depend on them; metrics.jsonl, result.json and checkpoints fail loudly.
+The record does not depend on them: metrics.jsonl, result.json and checkpoints fail loudly.
 """
 
-import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,47 +14,102 @@ from src.errors import one_line
 
 log = logging.getLogger(__name__)
 
-#: What a logger is told in the course of a run.
-METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
 
-
-class Soft:
-    """Lets failures pass, and says so once for each thing that failed."""
+class BestEffort:
+    """Suppresses errors and warns once for each part that failed."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._failed: set[str] = set()
 
     @contextmanager
-    def attempt(self, what: str) -> Iterator[None]:
-        """Do the block; an error in it ends the block and nothing else."""
+    def attempt(self, part: str) -> Iterator[None]:
+        """Run the block; an error in it ends the block and nothing else."""
         try:
             yield
         except Exception as error:
-            if what not in self._told:
-                self._told.add(what)
+            if part not in self._failed:
+                self._failed.add(part)
                 log.warning(
-                    "%s failed and may be incomplete; the run goes on: %s: %s",
-                    what,
+                    "%s failed and may be incomplete; the run continues: %s: %s",
+                    part,
                     type(error).__name__,
                     one_line(error),
                 )
 
-    def softened(self, loggers: Iterable[Logger]) -> list[Logger]:
-        """Those loggers that can begin (Lightning would stop at one that cannot), their later failures let pass."""
-        able = []
+    def wrap_loggers(self, loggers: Iterable[Logger]) -> list[Logger]:
+        """Return the loggers that can start, each as a `BestEffortLogger`."""
+        wrapped: list[Logger] = []
         for logger in loggers:
-            what = type(logger).__name__
-            with self.attempt(what):
-                getattr(logger, "experiment", None)  # opens its files, or its connection
-                for name in METHODS:
-                    setattr(logger, name, self._guarded(what, getattr(logger, name)))
-                able.append(logger)
-        return able
+            with self.attempt(type(logger).__name__):
+                getattr(
+                    logger, "experiment", None
+                )  # opens its files or its connection; Lightning would stop here
+                wrapped.append(BestEffortLogger(logger, self))
+        return wrapped
 
-    def _guarded(self, what: str, method: Callable[..., Any]) -> Callable[..., None]:
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> None:
-            with self.attempt(what):
-                method(*args, **kwargs)
 
-        return call
+class BestEffortLogger(Logger):
+    """Logger that passes every call on to another logger, and an error there on to `BestEffort`.
+
+    Args:
+        logger: the other logger, `wrapped`; its further attributes are this logger's, too.
+        best_effort: reports its errors.
+    """
+
+    def __init__(self, logger: Logger, best_effort: BestEffort) -> None:
+        super().__init__()
+        self.wrapped = logger
+        self._best_effort = best_effort
+
+    def __getattr__(self, name: str) -> Any:  # whatever the other logger has
+        if name == "wrapped":  # asked for before __init__, by copy
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
+    @property
+    def name(self) -> str | None:
+        """Return the other logger's name."""
+        return self.wrapped.name
+
+    @property
+    def version(self) -> int | str | None:
+        """Return the other logger's version."""
+        return self.wrapped.version
+
+    @property
+    def root_dir(self) -> str | None:
+        """Return the other logger's root folder."""
+        return self.wrapped.root_dir
+
+    @property
+    def save_dir(self) -> str | None:
+        """Return the other logger's folder."""
+        return self.wrapped.save_dir
+
+    def _attempt(self, method: str, *args: Any, **kwargs: Any) -> None:
+        with self._best_effort.attempt(type(self.wrapped).__name__):
+            getattr(self.wrapped, method)(*args, **kwargs)
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """See `Logger`."""
+        self._attempt("log_metrics", *args, **kwargs)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """See `Logger`."""
+        self._attempt("log_hyperparams", *args, **kwargs)
+
+    def log_graph(self, *args: Any, **kwargs: Any) -> None:
+        """See `Logger`."""
+        self._attempt("log_graph", *args, **kwargs)
+
+    def save(self) -> None:
+        """See `Logger`."""
+        self._attempt("save")
+
+    def after_save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """See `Logger`."""
+        self._attempt("after_save_checkpoint", *args, **kwargs)
+
+    def finalize(self, *args: Any, **kwargs: Any) -> None:
+        """See `Logger`."""
+        self._attempt("finalize", *args, **kwargs)

@@ -1,8 +1,8 @@
-"""Checkpoints: `step<n>.ckpt`, the last few of them, under the second names `last.ckpt` and `best.ckpt`.
+"""Checkpoints: `step<n>.ckpt`, the newest few, with the second names `last.ckpt` and `best.ckpt`.
 
-A checkpoint is written beside its place, forced to disk and renamed; its SHA-256 stands beside it, in the format of
-sha256sum. It holds tensors and plain values only, and loads with `weights_only=True` once every byte is checked.
-`last.ckpt` is the newest; `best.ckpt` the one of the lowest validation loss.
+A checkpoint is written to a temporary file, flushed to disk and renamed; its SHA-256 stands beside it in the format
+of sha256sum. It holds tensors and plain values only, and loads with `weights_only=True` after every byte is checked.
+`last.ckpt` is the newest; `best.ckpt` has the lowest validation loss.
 """
 
 import contextlib
@@ -17,9 +17,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 
 from src.callbacks.guard import Guard
 from src.callbacks.run_record import RunRecord
+from src.callbacks.step_end import StepEndCallback
 from src.errors import one_line
 from src.files import fsync_folder, sha256_file, write_atomic
 
@@ -27,16 +29,20 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint could not be written; the earlier ones are intact."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint file, renamed into place after it and its hash are safe on the disk."""
+    """Lightning's checkpoint format, renamed into place once the file and its hash are on disk."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:  # Any: Lightning's own signature
-        """Write `checkpoint` to `path`; what was at `path` stays whole until then."""
+        """Write `checkpoint` to `path` atomically: readers see the old file or the new one.
+
+        Raises:
+            CheckpointError: the file cannot be written; the one before is still there.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
@@ -55,15 +61,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
         fsync_folder(target.parent)
 
-    def then(self, do: Callable[[], None]) -> None:
-        """Do what needs the file in its place."""
-        do()
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint and its hash."""
+        Path(path).unlink(missing_ok=True)
+        hash_file(Path(path)).unlink(missing_ok=True)
 
-    def check(self) -> None:
-        """Raise what went wrong with a file, where that was not said at once."""
+    def defer(self, action: Callable[[], None]) -> None:
+        """Run `action` once the last saved file is in place."""
+        action()
+
+    def raise_failures(self) -> None:
+        """Raise the error of a save that has failed since."""
 
     def wait(self) -> None:
-        """Return once every file is in its place."""
+        """Block until every file is in place."""
 
     def load_checkpoint(
         self,
@@ -71,12 +82,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., object] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Tensors and plain values on the CPU, of a file that is whole; nothing else is ever loaded."""
+        """Return a verified file's tensors and plain values on the CPU; nothing else is ever loaded."""
         return read_checkpoint(Path(path))
 
 
 def hash_file(path: Path) -> Path:
-    """Where the hash of a file stands."""
+    """Return the path of a checkpoint's SHA-256."""
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -85,10 +96,10 @@ def _write_hash(path: Path, sha256: str) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, after checking every byte of it against its hash and the archive's own sums.
+    """Return a checkpoint on the CPU after checking every byte against its SHA-256 and the archive's checksums.
 
     Raises:
-        ValueError: missing, truncated, damaged, or holding more than tensors and plain values.
+        ValueError: the file is missing, truncated or damaged, or holds more than tensors and plain values.
     """
     way_out = "give another checkpoint or start a new run"
     if not path.is_file():
@@ -113,9 +124,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_hash(path: Path) -> None:
-    """Compare with the hash beside the file, where there is one.
+    """Compare a file with the SHA-256 beside it, if there is one.
 
-    A second name is given before its hash is written, so until then it answers to the hash of its first name.
+    A second name (`last.ckpt`) exists shortly before its own hash does, so the hash of any name in the folder counts.
     """
     if not hash_file(path).exists():
         return
@@ -127,17 +138,24 @@ def _check_hash(path: Path) -> None:
         )
 
 
-class Checkpoints(L.Callback):
-    """Saves every so many steps, at the end, when training stops early, and at the best validation so far.
+class Checkpoints(StepEndCallback, Checkpoint):
+    """Saves every `every_steps` steps, at the end, before an early stop, and at the lowest validation loss so far.
+
+    Not a `ModelCheckpoint`, because three of its private methods would have to be overridden. `_link_checkpoint`
+    makes a symbolic link in two steps, without a hash and before a file written in the background exists; here
+    `last.ckpt` and `best.ckpt` are hard links, renamed into place after it. `_save_monitor_checkpoint` would
+    write the same weights a second time for `best.ckpt`. `_should_skip_saving_checkpoint` and the branch for manual
+    optimization of its `on_train_batch_end` (a warning about weights "after optimization" at each save) know neither
+    the last step nor a stop by a signal. The schedule that is left takes ten lines.
 
     Args:
-        folder: where they go.
+        folder: the folder of the checkpoints.
         every_steps: optimizer steps between two saves.
-        keep: saves that are kept.
-        identity: plain values saved along, that say which run the checkpoint belongs to.
-        record: its rows are forced to disk before each save.
-        guard: lets only sound weights through.
-        files: writes them; the trainer's own.
+        keep: number of checkpoints kept, newest first.
+        identity: plain values saved along, which say which run the checkpoint belongs to.
+        record: its rows are flushed to disk before each save.
+        guard: checks the weights before each save.
+        files: the trainer's checkpoint IO.
     """
 
     def __init__(
@@ -161,36 +179,40 @@ class Checkpoints(L.Callback):
         self.best_loss = float("inf")
         self.best_step = 0
 
-    def note_validation(self, trainer: L.Trainer, loss: float) -> None:
-        """Keep this step as the best, if its validation loss is the lowest so far."""
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self.files.raise_failures()
+        super().on_train_batch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = trainer.callback_metrics["val/loss"].item()
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
+        super().on_validation_end(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        self.files.check()
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
-        best = self.best_step == step
-        due = step % self.every_steps == 0 or step == trainer.max_steps or trainer.should_stop
-        if not (best or due):
+        is_best = self.best_step == step
+        is_due = step % self.every_steps == 0 or step == trainer.max_steps or trainer.should_stop
+        if not (is_best or is_due):
             return
         self.guard.check_weights(step, pl_module)
         self.record.sync()
         path = self.folder / f"step{step:08d}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            self.files.then(functools.partial(self._name, path, best))
+            self.files.defer(functools.partial(self._link_and_prune, path, is_best))
         self.record.update(steps=step, seconds=self.record.seconds())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.files.wait()
 
-    def _name(self, path: Path, best: bool) -> None:
+    def _link_and_prune(self, path: Path, is_best: bool) -> None:
+        """Give a new checkpoint its second names, then delete the oldest ones."""
         link_over(path, self.folder / "last.ckpt")
-        if best:
+        if is_best:
             link_over(path, self.folder / "best.ckpt")
         for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
-            old.unlink()
-            hash_file(old).unlink(missing_ok=True)
+            AtomicCheckpointIO.remove_checkpoint(self.files, old)  # this runs where the file was written
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -198,16 +220,16 @@ class Checkpoints(L.Callback):
         checkpoint["reslab"] = {**self.identity, "step": trainer.global_step}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes."""
+        """Return the lowest validation loss and its step."""
         return {"best_loss": self.best_loss, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best of an earlier session."""
+        """Restore the state of an earlier session."""
         self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
 
 
 def link_over(source: Path, target: Path) -> None:
-    """Give `source` a second name, atomically; checkpoints are never written in place, so one file serves."""
+    """Give `source` the second name `target`, atomically; files are never modified in place, so a link suffices."""
     part = target.with_name(f".{target.name}.part")
     part.unlink(missing_ok=True)
     part.hardlink_to(source)

@@ -1,6 +1,5 @@
-"""What TensorBoard shows: scalars, a layout that groups them, and sample text at each validation."""
+"""TensorBoard output: scalars, a layout that groups them, and sample text at each validation."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,13 +9,12 @@ from lightning.pytorch import loggers
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from src.callbacks.best_effort import Soft
-from src.callbacks.training_log import TrainingLog
+from src.callbacks.best_effort import BestEffort, BestEffortLogger
 from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, gpt2_encoding
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 
-#: The tab "custom scalars": charts by group, each of one or more tags (regular expressions).
+#: Layout of the tab "custom scalars": charts by group, each of one or more tags (regular expressions).
 LAYOUT = {
     "loss": {"training and validation": ["Multiline", ["train/loss", "val/loss"]]},
     "optimizer": {"learning rate": ["Multiline", ["lr"]], "gradient norm": ["Multiline", ["grad_norm"]]},
@@ -27,32 +25,31 @@ LAYOUT = {
     },
 }
 
-
-#: Of one sample; each is a forward of its own.
+#: Largest number of tokens of a sample; each takes one forward.
 MOST_TOKENS = 100_000
 
 
 @dataclass(frozen=True)
 class SampleKeys:
-    """The keys of `samples`: what the model continues at each validation, and by how many tokens (0: not at all)."""
+    """Keys of `samples`: the prompt, continued at each validation, and the number of new tokens (0: no samples)."""
 
     prompt: str
     tokens: int
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
-            raise ValueError(f"samples.tokens must not be negative, got {self.tokens}; 0 leaves samples out")
+            raise ValueError(f"samples.tokens must be >= 0, got {self.tokens}; 0 writes no samples")
         if self.tokens > MOST_TOKENS:
-            raise ValueError(f"samples.tokens must be at most {MOST_TOKENS}, got {self.tokens}")
+            raise ValueError(f"samples.tokens must be <= {MOST_TOKENS}, got {self.tokens}")
         if not self.prompt:
-            raise ValueError("samples.prompt must not be empty; samples.tokens=0 leaves samples out")
+            raise ValueError("samples.prompt must not be empty; samples.tokens=0 writes no samples")
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
-    """Lightning's, a row as one event instead of one for each of its scalars, which costs less to write."""
+    """Lightning's logger, which writes a row as one event instead of one event per scalar, at less cost."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Shown as Lightning's would be; its own writes what is no number, or where the writer has no file."""
+        """Write a row; Lightning's method handles values that are not numbers, and a writer without a file."""
         file = getattr(self.experiment, "file_writer", None)
         if file is None or not all(isinstance(value, float | int) for value in metrics.values()):
             super().log_metrics(metrics, step)
@@ -62,56 +59,47 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
 
 class Dashboard(L.Callback):
-    """Writes the layout once and a greedy continuation of the prompt whenever the run validates.
+    """Writes the layout once, and a greedy continuation of the prompt at each validation.
 
-    Rank 0 alone generates. A vocabulary smaller than GPT-2's has no text, so nothing is written.
+    Rank 0 alone generates. A vocabulary smaller than GPT-2's decodes to no text, so nothing is written.
 
     Args:
         samples: prompt and length.
-        every_steps: optimizer steps between samples, as between validations.
-        log: has the pause taken out of its speed.
-        soft: lets TensorBoard's failures pass.
+        best_effort: suppresses TensorBoard's errors.
     """
 
-    def __init__(self, samples: SampleKeys, *, every_steps: int, log: TrainingLog, soft: Soft) -> None:
-        self.soft = soft
+    def __init__(self, samples: SampleKeys, *, best_effort: BestEffort) -> None:
+        self.best_effort = best_effort
         self.samples = samples
-        self.every_steps = every_steps
-        self.train_log = log
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        with self.soft.attempt("TensorBoardLogger"):
-            for writer in _writers(trainer):
+        with self.best_effort.attempt("TensorBoardLogger"):
+            for writer in find_writers(trainer):
                 writer.add_custom_scalars(LAYOUT)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        step = trainer.global_step
-        if step % self.every_steps and step != trainer.max_steps:
-            return
-        assert isinstance(pl_module, LanguageModel)  # tasks/train.py builds nothing else
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)  # training builds no other module
         writers: list[SummaryWriter] = []
-        with self.soft.attempt("TensorBoardLogger"):
-            writers = _writers(trainer)
+        with self.best_effort.attempt("TensorBoardLogger"):
+            writers = find_writers(trainer)
         if not writers or self.samples.tokens == 0 or pl_module.gpt.config.vocab_size < N_VOCAB:
             return
-        began = time.monotonic()
-        pl_module.eval()
         with trainer.precision_plugin.forward_context():
-            text = continuation(pl_module.gpt, self.samples.prompt, self.samples.tokens)
-        pl_module.train()
-        with self.soft.attempt("TensorBoardLogger"):
+            text = generate_greedy(pl_module.gpt, self.samples.prompt, self.samples.tokens)
+        with self.best_effort.attempt("TensorBoardLogger"):
             for writer in writers:
-                writer.add_text("sample", f"{self.samples.prompt}**{text}**", step)
-        self.train_log.pause(time.monotonic() - began)
+                writer.add_text("sample", f"{self.samples.prompt}**{text}**", trainer.global_step)
 
 
-def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, loggers.TensorBoardLogger)]
+def find_writers(trainer: L.Trainer) -> list[SummaryWriter]:
+    """Return the event writers of the trainer's TensorBoard loggers."""
+    found = (logger.wrapped if isinstance(logger, BestEffortLogger) else logger for logger in trainer.loggers)
+    return [logger.experiment for logger in found if isinstance(logger, loggers.TensorBoardLogger)]
 
 
 @torch.no_grad()
-def continuation(gpt: GPT, prompt: str, n_tokens: int) -> str:
-    """The likeliest next token, `n_tokens` times or up to end of text; the same weights give the same text."""
+def generate_greedy(gpt: GPT, prompt: str, n_tokens: int) -> str:
+    """Return the most likely continuation, token by token: `n_tokens` tokens, or fewer up to end of text."""
     encoding = gpt2_encoding()
     device = next(gpt.parameters()).device
     tokens: list[int] = encoding.encode_ordinary(prompt)

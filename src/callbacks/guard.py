@@ -1,13 +1,13 @@
-"""The divergence guard: a run that goes wrong ends, or goes back, before it says anything false.
+"""Divergence guard: ends a run that has diverged, or has it roll back, before a bad step is recorded or saved.
 
     not finite       loss, gradient norm, or a parameter
     above uniform    loss > ln V + above_uniform_nats, after warm-up
-    spike            loss > level + spike_nats;  level <- level + (loss - level) / min(n, 50) on sound steps
+    spike            loss > level + spike_nats;  level <- level + (loss - level) / min(n, 50) on normal steps
 
-The last two count once they hold for `patience_steps` steps in a row. From the first loss or gradient that is not
-finite on, the optimizer changes no weight (`src/models/optim/adamw.py`), so nothing must be read back in each step:
-on a GPU all steps since the last look are read at once, where a row is logged, a validation is due or a checkpoint
-saved. At the latter two the ranks also compare their weights.
+The last two count after `patience_steps` steps in a row. After the first loss or gradient that is not finite the
+optimizer changes no weight (`src/models/optim/adamw.py`), so no value has to be read back at every step: a GPU's
+steps are read together, where a row is logged, a validation is due or a checkpoint is saved. Before a validation and
+a save, the ranks also compare their weights.
 
 Shape letters: R ranks.
 """
@@ -21,14 +21,14 @@ import lightning as L
 import torch
 from torch import Tensor, distributed, nn
 
-from src.models.lightning_module import StepResult
+from src.models.lightning_module import StepOutput
 
-#: Sound steps before a level is one, and steps over which it averages.
-SETTLED, HORIZON = 20, 50
+#: Normal steps before the level is used, and steps over which it averages.
+WARM, HORIZON = 20, 50
 
 
 class DivergedError(RuntimeError):
-    """Training has gone wrong: noticed after step `step`, from step `began` on."""
+    """Training has diverged: noticed after step `step`, beginning with step `began`."""
 
     def __init__(self, reason: str, *, step: int, began: int) -> None:
         super().__init__(f"step {began}: {reason}")
@@ -36,18 +36,18 @@ class DivergedError(RuntimeError):
 
 
 class RanksDisagreeError(RuntimeError):
-    """The ranks of a run no longer hold the same weights."""
+    """The ranks of a run hold different weights."""
 
 
 @dataclass(frozen=True)
 class GuardKeys:
-    """The keys of `guard`; `.inf` switches a criterion off.
+    """Keys of `guard`; `.inf` switches a criterion off.
 
     Args:
-        rollbacks: times that a run may go back and skip the data in between; 0 stops it.
-        above_uniform_nats: how far above ln(vocab_size) a loss may lie after warm-up.
-        spike_nats: how far above its running level.
-        patience_steps: for how many steps in a row.
+        rollbacks: number of times a run may roll back and skip the data in between; 0 stops it instead.
+        above_uniform_nats: nats above ln(vocab_size) that a loss may reach after warm-up.
+        spike_nats: nats above its running level that a loss may reach.
+        patience_steps: steps in a row over a bound that count as divergence.
     """
 
     rollbacks: int
@@ -67,7 +67,7 @@ class GuardKeys:
 
 
 def checksum(module: nn.Module) -> Tensor:
-    """An int64 that follows from every bit of the parameters, 0-dim."""
+    """Return a 0-dim int64 that depends on every bit of the parameters."""
     total = torch.zeros((), dtype=torch.int64, device=next(module.parameters()).device)
     for param in module.parameters():
         words = param.detach().contiguous().view(torch.uint8 if param.element_size() % 4 else torch.int32)
@@ -75,11 +75,11 @@ def checksum(module: nn.Module) -> Tensor:
     return total
 
 
-def refuse_other_weights(step: int, module: nn.Module) -> None:
-    """Compare the ranks' checksums, on every rank.
+def check_ranks_agree(step: int, module: nn.Module) -> None:
+    """Compare the checksums of all ranks; a collective operation.
 
     Raises:
-        RanksDisagreeError: on every rank alike.
+        RanksDisagreeError: they differ; raised on every rank.
     """
     if not distributed.is_initialized():
         return
@@ -90,29 +90,29 @@ def refuse_other_weights(step: int, module: nn.Module) -> None:
     other = [str(rank) for rank, value in enumerate(found) if value != found[0]]
     if other:
         raise RanksDisagreeError(
-            f"step {step}: rank {', '.join(other)} holds other weights than rank 0; nothing of this step is saved"
+            f"step {step}: rank {', '.join(other)} holds other weights than rank 0; this step is not saved"
         )
 
 
 class Guard(L.Callback):
-    """Judges every step's loss and gradient norm; comes first among the callbacks, and before each save.
+    """Checks every step's loss and gradient norm, and the weights before a validation; the first of the callbacks.
 
     Args:
-        keys: what counts as gone wrong.
+        keys: the criteria.
         vocab_size: V.
-        warmup_steps: of the learning rate.
-        look: whether to read the steps so far back to the host after step n; a CPU does it at every step.
+        warmup_steps: warm-up steps of the learning rate.
+        reads_after: returns whether to read values back to the host after step n; a CPU reads at every step.
     """
 
     def __init__(
-        self, keys: GuardKeys, *, vocab_size: int, warmup_steps: int, look: Callable[[int], bool]
+        self, keys: GuardKeys, *, vocab_size: int, warmup_steps: int, reads_after: Callable[[int], bool]
     ) -> None:
         self.keys = keys
         self.ceiling = math.log(vocab_size) + keys.above_uniform_nats
         self.warmup_steps = warmup_steps
-        self.look = look
+        self.reads_after = reads_after
         self.level = 0.0
-        self.sound = 0
+        self.normal_steps = 0
         self.high = 0
         self._unread: list[Tensor] = []
 
@@ -120,19 +120,22 @@ class Guard(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,  # Lightning's type says tensor or mapping; ours is the mapping
+        outputs: Any,  # Lightning declares a tensor or any mapping
         *_: object,
     ) -> None:
-        result: StepResult = outputs["step"]
-        self._unread += result.loss, result.grad_norm
-        if pl_module.device.type == "cpu" or self.look(trainer.global_step):
+        output: StepOutput = outputs
+        self._unread += output["loss"], output["grad_norm"]
+        if pl_module.device.type == "cpu" or self.reads_after(trainer.global_step):
             self.read(trainer.global_step)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.check_weights(trainer.global_step, pl_module)
+
     def read(self, step: int) -> None:
-        """Judge all steps up to `step` that were not judged yet.
+        """Check all steps up to `step` that were not checked yet.
 
         Raises:
-            DivergedError: on every rank alike.
+            DivergedError: a criterion is met; raised on every rank.
         """
         if not self._unread:
             return
@@ -141,27 +144,27 @@ class Guard(L.Callback):
         self._unread.clear()
         losses, norms = values[::2], values[1::2]
         for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), step - len(losses) + 1):
-            self._judge(number, loss, norm, noticed=step)
+            self._check(number, loss, norm, noticed=step)
 
     def check_weights(self, step: int, module: nn.Module) -> None:
-        """Judge the steps so far and the weights themselves, before they are saved or scored.
+        """Check the steps so far and the weights, before a validation or a save.
 
         Raises:
-            DivergedError: a parameter is not finite.
-            RanksDisagreeError: the ranks hold other weights.
+            DivergedError: a parameter is not finite, or a step meets a criterion.
+            RanksDisagreeError: the ranks hold different weights.
         """
         self.read(step)
-        refuse_other_weights(step, module)
+        check_ranks_agree(step, module)
         if not math.isfinite(nn.utils.get_total_norm(list(module.parameters())).item()):
             raise DivergedError("a parameter is not finite", step=step, began=step)
 
-    def _judge(self, step: int, loss: float, norm: float, *, noticed: int) -> None:
+    def _check(self, step: int, loss: float, norm: float, *, noticed: int) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(f"loss {loss:g}, gradient norm {norm:g}", step=noticed, began=step)
         reason = ""
         if step > self.warmup_steps and loss > self.ceiling:
             reason = f"loss {loss:.3f} above {self.ceiling:.3f} (guard.above_uniform_nats)"
-        elif self.sound >= SETTLED and loss > self.level + self.keys.spike_nats:
+        elif self.normal_steps >= WARM and loss > self.level + self.keys.spike_nats:
             reason = f"loss {loss:.3f} over a level of {self.level:.3f} (guard.spike_nats)"
         if reason:
             self.high += 1
@@ -169,13 +172,13 @@ class Guard(L.Callback):
                 raise DivergedError(reason, step=noticed, began=step - self.high + 1)
             return
         self.high = 0
-        self.sound += 1
-        self.level += (loss - self.level) / min(self.sound, HORIZON)
+        self.normal_steps += 1
+        self.level += (loss - self.level) / min(self.normal_steps, HORIZON)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes."""
-        return {"level": self.level, "sound": self.sound, "high": self.high}
+        """Return the running level and its counters."""
+        return {"level": self.level, "sound": self.normal_steps, "high": self.high}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the level of an earlier session."""
-        self.level, self.sound, self.high = (state_dict[key] for key in ("level", "sound", "high"))
+        """Restore the state of an earlier session."""
+        self.level, self.normal_steps, self.high = (state_dict[key] for key in ("level", "sound", "high"))

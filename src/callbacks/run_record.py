@@ -1,7 +1,7 @@
-"""The run's record: `metrics.jsonl`, a row a step, and `result.json`, the one statement of how it went.
+"""Record of a run: `metrics.jsonl`, one row per logged step, and `result.json`, its status and scores.
 
-Rows are appended and flushed; the summary is replaced atomically, so that a reader, or a run that was
-killed, never sees half of one. Only rank 0 writes.
+Rows are appended and flushed; result.json is replaced atomically, so a reader or a killed run never sees half of
+it. Only rank 0 writes.
 """
 
 import json
@@ -18,11 +18,11 @@ Row = dict[str, float | int]
 
 
 class RunRecord:
-    """Writes a run folder's metrics and result.
+    """Writes metrics.jsonl and result.json of a run folder.
 
     Args:
         folder: the run folder.
-        writes: whether this process is the one that writes (rank 0).
+        writes: this process is the one that writes (rank 0).
     """
 
     def __init__(self, folder: Path, *, writes: bool) -> None:
@@ -34,19 +34,23 @@ class RunRecord:
         self._earlier = float(self.result.get("seconds", 0.0))
 
     def seconds(self) -> float:
-        """Wall-clock time that this run has taken, earlier sessions counted in as far as they were noted."""
+        """Return the wall-clock time of this run in seconds, recorded earlier sessions included."""
         return self._earlier + time.monotonic() - self._began
 
     # ---- metrics
 
     def note(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Collect what is known at `step` (completed optimizer steps)."""
+        """Add values to the row of `step` (completed optimizer steps).
+
+        Raises:
+            RuntimeError: the row of another step is still open.
+        """
         if self._row.get("step", step) != step:
             raise RuntimeError(f"row of step {self._row['step']} was not closed before step {step}")
         self._row = {"step": step, **self._row, **values}
 
     def close_row(self) -> Row:
-        """Append the collected row, if there is one, and hand it back."""
+        """Append the open row to metrics.jsonl and return it; empty if there is none."""
         row, self._row = self._row, {}
         if row and self.writes:
             with self._metrics.open("a", encoding="utf-8") as file:
@@ -54,13 +58,13 @@ class RunRecord:
         return row
 
     def keep_until(self, step: int) -> None:
-        """Drop the rows after `step` and any torn last line, before going on from `step`."""
+        """Drop the rows after `step` and a torn last line, before the run resumes at `step`."""
         if self.writes and self._metrics.exists():
             kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
             write_atomic(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def sync(self) -> None:
-        """Force the rows to disk, before a checkpoint that relies on them."""
+        """Flush the rows to disk, before a checkpoint that relies on them."""
         if self.writes and self._metrics.exists():
             with self._metrics.open("a") as file:
                 os.fsync(file.fileno())
@@ -78,20 +82,20 @@ class RunRecord:
             write_atomic(self.folder / "result.json", json.dumps(self.result, indent=2) + "\n")
 
     def finish(self, status: Status, reason: str | None) -> None:
-        """State how the run ended."""
+        """Set the status and the reason with which the run ended."""
         self.update(status=status, reason=reason)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The folder's result.json, or None where there is none.
+    """Return the folder's result.json, or None if there is none.
 
     Raises:
-        ValueError: it is there and damaged.
+        ValueError: the file is damaged.
     """
     path = folder / "result.json"
     return read_object(path) if path.exists() else None
 
 
 def read_metrics(folder: Path) -> list[Row]:
-    """The rows of metrics.jsonl in order; a torn last line (a run killed while writing) is left out."""
+    """Return the rows of metrics.jsonl in order, without a torn last line (of a run killed while writing)."""
     return read_rows(folder / "metrics.jsonl")

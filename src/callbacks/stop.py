@@ -1,9 +1,9 @@
-"""Stopping on a signal, or when the time is up: finish the step, checkpoint, leave.
+"""Stop on a signal or at a time limit: finish the step, save a checkpoint, exit.
 
-The handler only notes the signal. Between steps the ranks agree on it (the highest noted number wins) over a group
-of their own on the CPU, so that a signal to any one of them stops all of them after the same step and no GPU is
-waited for. Outside the training loop, where there is no step to finish, the first signal leaves at once; a second
-signal always does, and so does the first one's grace, once it is over. `trainer.max_time` is a SIGTERM to oneself.
+The handler records the signal. After each step the ranks agree on it (the highest signal number wins) over a gloo
+process group on the CPU, so a signal to any rank stops all of them after the same step without a GPU
+synchronization. Outside the training loop there is no step to finish and the first signal exits at once. A second
+signal always exits at once, and so does the end of the grace period. `trainer.max_time` acts like a SIGTERM.
 """
 
 import os
@@ -20,12 +20,13 @@ import lightning as L
 import torch
 from torch import distributed
 
+from src.callbacks.step_end import StepEndCallback
 from src.errors import Interrupted, exit_code
 from src.launch.signals import STOP_SIGNALS, refuse_to_go_on
 
 
 class StopRequest:
-    """What the process was asked by signals.
+    """Request to stop, by a signal to this process or to another rank.
 
     Args:
         grace_s: seconds from the first signal to the end of the process, whatever it is doing.
@@ -40,41 +41,41 @@ class StopRequest:
         self._timer: threading.Timer | None = None
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Note the first signal (or raise, where nothing needs finishing); leave at the second."""
+        """Record the first signal (or raise, if no step is to be finished); exit at the second."""
         if self.signum:
             os._exit(exit_code(signum))
         self.signum = signum
         self.reason = f"stopped by {signal.Signals(signum).name}"
-        self._timer = threading.Timer(self.grace_s, self._out_of_time)
+        self._timer = threading.Timer(self.grace_s, self._exit_late)
         self._timer.daemon = True
         self._timer.start()
         if not self.deferred:
             raise Interrupted(signum)
 
-    def _out_of_time(self) -> None:
-        print(f"not done {self.grace_s:g} s (safety.grace_s) after the signal: leaving", file=sys.stderr)
+    def _exit_late(self) -> None:
+        print(f"not finished {self.grace_s:g} s after the signal (safety.grace_s); exiting", file=sys.stderr)
         os._exit(exit_code(self.signum))
 
     def pass_on(self, signum: int) -> None:
-        """Have this process do what another rank was told by a signal."""
+        """Send this process a signal that another rank received."""
         if not self.signum:
             os.kill(os.getpid(), signum)
 
     def agree(self, signum: int) -> None:
-        """Stop as every rank does after this step.
+        """Adopt the signal on which the ranks agreed.
 
-        Never called with 0: a signal that comes while the ranks agree on "none" stays noted, for the next step.
+        Never called with 0: a signal that arrives while the ranks agree on "none" stays recorded for the next step.
         """
         self.signum = signum
         self.reason = self.reason or f"stopped by {signal.Signals(signum).name} to another rank"
 
     def check(self) -> None:
-        """Leave now, if a signal was noted."""
+        """Raise `Interrupted` if a signal was recorded."""
         if self.signum:
             raise Interrupted(self.signum, self.reason)
 
-    def note_time(self, max_s: float | None) -> None:
-        """Ask for the end, if this process has been at work for `max_s` seconds."""
+    def check_time(self, max_s: float | None) -> None:
+        """Record a SIGTERM if this process has run for `max_s` seconds."""
         if max_s is not None and not self.signum and time.monotonic() - self._began >= max_s:
             self.signum = signal.SIGTERM
             self.reason = f"trainer.max_time is over ({max_s:g} s)"
@@ -86,7 +87,7 @@ class StopRequest:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals inside the block, then restore what was there."""
+        """Handle the signals inside the block, then restore the earlier handlers."""
         before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
         self.install()
         refuse_to_go_on()
@@ -99,13 +100,13 @@ class StopRequest:
                 signal.signal(signum, handler)
 
 
-class StopOnSignal(L.Callback):
-    """Ends training at a step boundary once any rank was signalled; must come before `Checkpoints`.
+class StopOnSignal(StepEndCallback):
+    """Ends training after a step once any rank has received a signal; comes before `Checkpoints`.
 
     Args:
-        request: what this process was asked.
-        max_s: seconds of work after which the run is to stop; None for no limit.
-        timeout_s: how long the ranks wait for each other here.
+        request: this process's request to stop.
+        max_s: seconds after which the run stops; None for no limit.
+        timeout_s: seconds that the ranks wait for each other here.
     """
 
     def __init__(self, request: StopRequest, *, max_s: float | None, timeout_s: float) -> None:
@@ -115,13 +116,13 @@ class StopOnSignal(L.Callback):
         self._group: distributed.ProcessGroup | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.request.install()  # Lightning put its own SIGTERM handler in front when fit began
+        self.request.install()  # Lightning installs its own SIGTERM handler when fit begins
         self.request.deferred = True
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        self.request.note_time(self.max_s)
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.request.check_time(self.max_s)
         if self._group is not None:
             flag = torch.tensor(self.request.signum)
             distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
@@ -131,6 +132,7 @@ class StopOnSignal(L.Callback):
         if agreed:
             self.request.agree(agreed)
             trainer.should_stop = True
+            trainer.limit_val_batches = 0  # Lightning would validate before it stops early
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.request.deferred = False

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from src.datamodules.shards.format import Tokens
-from src.datamodules.shards.loader import TrainLoader
+from src.datamodules.shards.loader import TrainLoader, ValLoader
 
 log = logging.getLogger(__name__)
 
@@ -127,11 +127,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     # ---- validation
 
-    def val_dataloader(self) -> Iterator[Tensor]:
+    def val_dataloader(self) -> ValLoader:
         """Return this rank's validation batches."""
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        return self.val_batches(rank, world)
+        return ValLoader(lambda: self.val_batches(rank, world))
 
     def val_batches(self, rank: int, world_size: int) -> Iterator[Tensor]:
         """Yield every `world_size`-th validation window, [b, T + 1] with b <= M."""

@@ -1,33 +1,30 @@
-"""The LightningModule: one batch is one optimizer step.
+"""LightningModule of a GPT: one batch is one optimizer step.
 
-Optimization is manual: a batch holds all micro-batches of a step, [A, M, T + 1], so that Lightning's batch
-index is the optimizer step, whatever the number of ranks, and a resumed run stands exactly where it stood.
+Optimization is manual: a batch holds every micro-batch of an optimizer step, [A, M, T + 1], so Lightning's batch
+index equals the optimizer step for any number of ranks, and a run resumes at exactly the step it saved.
 
-Shape letters: A accumulation (micro-steps), M micro-batch size, T block_size.
+Shape letters: A accumulation (micro-steps), M micro-batch size, B validation batch size, T block_size.
 """
 
 import contextlib
-import inspect
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager
+from typing import Any, TypedDict, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.core.hooks import DataHooks
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from src.models.gpt import GPT
-from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer, set_lr
-from src.models.optim.schedule import Schedule
+from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer
+from src.models.optim.schedule import Schedule, ScheduledLR
 from src.models.repeated_visits import start_repeated_visits
 from src.models.training_pass import training_pass
 
-#: What data may do to a batch on its way to the device; no data of ours does.
-BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
-
-class StepResult(NamedTuple):
-    """What one optimizer step reports; tensors are 0-dim and stay on the device."""
+class StepOutput(TypedDict):
+    """Output of one optimizer step; tensors are 0-dim and stay on the device."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -35,22 +32,23 @@ class StepResult(NamedTuple):
 
 
 class LanguageModel(L.LightningModule):
-    """A GPT, its optimizer and its schedule.
+    """A GPT with its optimizer and its learning-rate schedule.
+
+    Logs `train/loss` at every step and `val/loss` at every validation, for callbacks that monitor a metric.
 
     Args:
         gpt: the model.
-        optimizer: its settings.
+        optimizer: the optimizer's settings.
         schedule: the learning rate by step.
-        compile_trunk: run training through `torch.compile` (evaluation stays eager: its shapes vary).
-        seed: dropout in a step follows from (seed, step, rank) alone.
+        compile_trunk: run training through `torch.compile`; evaluation stays eager because its shapes vary.
+        seed: dropout of a step depends on (seed, step, rank) only.
     """
-
-    automatic_optimization = False  # Lightning's property looks at what is never changed
 
     def __init__(
         self, gpt: GPT, optimizer: OptimizerConfig, schedule: Schedule, *, compile_trunk: bool, seed: int
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.gpt = gpt
         self.optimizer_config = optimizer
         self.schedule = schedule
@@ -58,69 +56,63 @@ class LanguageModel(L.LightningModule):
         self._train_hidden = training_pass(gpt, compiled=compile_trunk)
         self._params = list(gpt.parameters())
         self._compiled, self._warm = compile_trunk, False
-        self._hooked = True
+        self._val_sum, self._val_tokens = torch.zeros(()), 0
 
-    def __setattr__(self, name: str, value: Any) -> None:  # as nn.Module has it
-        """As nn.Module's, sooner for words: Lightning notes the name of each hook, 24 times a step."""
-        if (value is None or type(value) is str) and name in self.__dict__:  # so no parameter, buffer or module
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build one optimizer for all parameters, and its scheduler, which `training_step` steps."""
+        optimizer = build_optimizer(self.gpt, self.optimizer_config)
+        return {"optimizer": optimizer, "lr_scheduler": ScheduledLR(optimizer, self.schedule)}
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One for all parameters; `training_step` sets its rate."""
-        return build_optimizer(self.gpt, self.optimizer_config)
+    def on_train_start(self) -> None:
+        """Set the learning rate of the first step, of a resumed run too."""
+        self._follow_learning_rate(self.global_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a run that had reached its last step go on, should `max_steps` have grown since."""
+        """Allow a run saved at its last step to continue when `max_steps` has grown since."""
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def follow_schedule(self, step: int) -> None:
-        """Fill the strategy's schedule-driven buffers for optimizer step `step` (0-based)."""
+        """Set the strategy's schedule-driven buffers for optimizer step `step` (0-based)."""
         self.gpt.follow(step, self.schedule.max_steps)
 
-    def training_step(self, batch_AMT: Tensor, batch_idx: int) -> dict[str, StepResult]:
-        """One optimizer step on token ids [A, M, T + 1]."""
+    # ---- training
+
+    def training_step(self, batch_AMT: Tensor, batch_idx: int) -> StepOutput:
+        """Run one optimizer step on token ids [A, M, T + 1]."""
         step = self.global_step
-        counted = cast(Any, self.optimizers())  # Lightning's wrapper: it counts the step
-        optimizer = counted.optimizer
+        counter = cast(Any, self.optimizers())  # Lightning's wrapper of the only optimizer: it counts the steps
+        optimizer: torch.optim.Optimizer = counter.optimizer
+
+        # 1. Set everything that depends on the step: schedule-driven buffers, repeated visits, dropout's seed.
         self.follow_schedule(step)
         self._begin_visits(step, optimizer, batch_AMT)
         if self.gpt.config.dropout:
             torch.manual_seed(hash((self.seed, step, self.global_rank)) & 0x7FFFFFFF)
+
+        # 2. Accumulate gradients over the micro-batches; average the loss over the ranks.
         loss = self._accumulate(batch_AMT)
         if self.trainer.world_size > 1:
             distributed.all_reduce(loss)
             loss /= self.trainer.world_size
 
-        lr = self.schedule.lr(step)
-        set_lr(optimizer, lr)
-        norm = apply_gradients(counted, self._params, self.optimizer_config.grad_clip, loss)
-        return {"step": StepResult(loss, norm, lr)}
+        # 3. Clip the gradients, step, and clear the gradients.
+        norm = apply_gradients(counter, self._params, self.optimizer_config.grad_clip, loss)
 
-    # Lightning asks in each step which arguments it takes; `inspect` answers at once where the answer stands here.
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+        # 4. Set the learning rate of the next step: monitors read it when that step starts.
+        self._follow_learning_rate(step + 1)
 
-    def on_fit_start(self) -> None:
-        """See whether the data has hooks for batches: Lightning looks for them in each step, in 90 calls."""
-        data = type(getattr(self.trainer, "datamodule", None))
-        self._hooked = any(getattr(data, hook, None) is not getattr(DataHooks, hook) for hook in BATCH_HOOKS)
+        # 5. Log the loss without reading it: prog_bar=True would copy it to the host at every step.
+        # Loggers get it from RowWriter, in one row with the step's other values.
+        self.log("train/loss", loss, on_step=True, on_epoch=False, logger=False)
+        return {"loss": loss, "grad_norm": norm, "lr": self.schedule.lr(step)}
 
-    def _on_before_batch_transfer(self, batch: Tensor, dataloader_idx: int = 0) -> Any:  # as Lightning has it
-        """Lightning's own where there is a hook to call."""
-        return super()._on_before_batch_transfer(batch, dataloader_idx) if self._hooked else batch
+    def _follow_learning_rate(self, step: int) -> None:
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, ScheduledLR)  # the only one
+        scheduler.follow(step)
 
-    def _apply_batch_transfer_handler(
-        self, batch: Tensor, device: torch.device | None = None, dataloader_idx: int = 0
-    ) -> Any:  # as Lightning has it
-        """Lightning's own where there is a hook to call; else what it does to a tensor."""
-        if self._hooked:
-            return super()._apply_batch_transfer_handler(batch, device, dataloader_idx)
-        device = device or self.device
-        return batch.to(device, non_blocking=device.type == "cuda")
-
-    def _begin_visits(self, step: int, optimizer: Any, batch_AMT: Tensor) -> None:
-        """In the first step of a session compile what comes later; where repeated visits begin, copy."""
+    def _begin_visits(self, step: int, optimizer: torch.optim.Optimizer, batch_AMT: Tensor) -> None:
+        """Copy parameters at the step where repeated visits begin; compile that phase in a session's first step."""
         recurrence = self.gpt.recurrence
         if not recurrence.delayed:
             return
@@ -129,29 +121,50 @@ class LanguageModel(L.LightningModule):
             self.gpt.recurs = True
             tokens_MT = batch_AMT[0]
             loss = self._micro_loss(tokens_MT[:, :-1].long(), tokens_MT[:, 1:].long())
-            torch.autograd.grad(loss, self._params)  # no .grad, so that no rank waits for another
+            torch.autograd.grad(loss, self._params)  # leaves .grad alone, so DDP exchanges nothing
             self.gpt.recurs = False
         self._warm = True
         if step == start:
             start_repeated_visits(optimizer, self.gpt.copied_params())
 
     def _accumulate(self, batch_AMT: Tensor) -> Tensor:
-        """Backward through all micro-batches; returns this rank's mean loss, detached."""
+        """Backpropagate through all micro-batches; return this rank's mean loss, detached."""
         n_micro = len(batch_AMT)
+        strategy = self.trainer.strategy
         total = torch.zeros((), device=self.device)
         for i, tokens_MT in enumerate(batch_AMT):
             idx, targets = tokens_MT[:, :-1].long(), tokens_MT[:, 1:].long()
-            ranks = self.trainer.strategy.model
-            if isinstance(ranks, DistributedDataParallel):
-                # DDP exchanges gradients in the last micro-step only; manual_backward prepares it for that.
-                with contextlib.nullcontext() if i == n_micro - 1 else ranks.no_sync():
-                    loss = self._micro_loss(idx, targets) / n_micro
-                    self.manual_backward(loss)
+            # DDP exchanges gradients in the last micro-step only.
+            if isinstance(strategy, ParallelStrategy) and i < n_micro - 1:
+                sync: AbstractContextManager[None] = strategy.block_backward_sync()
             else:
+                sync = contextlib.nullcontext()
+            with sync:
                 loss = self._micro_loss(idx, targets) / n_micro
-                torch.autograd.backward(loss)  # manual_backward costs 0.1 ms in hooks that are not used
+                self.manual_backward(loss)
             total += loss.detach()
         return total
 
     def _micro_loss(self, idx_MT: Tensor, targets_MT: Tensor) -> Tensor:
         return self.gpt.head_loss(self._train_hidden(idx_MT), targets_MT)
+
+    # ---- validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Clear the sums."""
+        self._val_sum, self._val_tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
+
+    def validation_step(self, batch_BT: Tensor, batch_idx: int) -> None:
+        """Add the losses of token ids [B, T + 1] to this rank's float64 sum, without reading it."""
+        tokens_BT = batch_BT.long()
+        losses_BT = self.gpt.token_losses(tokens_BT[:, :-1], tokens_BT[:, 1:])
+        self._val_sum += losses_BT.double().sum()
+        self._val_tokens += losses_BT.numel()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss`: nats per token, the mean over every validation token of every rank (no mean of means)."""
+        sums = torch.stack((self._val_sum, torch.full_like(self._val_sum, self._val_tokens)))
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(sums)
+        # Every rank holds the same value; "max" over them is exact, where "mean" would round.
+        self.log("val/loss", sums[0] / sums[1], logger=False, sync_dist=True, reduce_fx="max")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from src.callbacks.best_effort import Soft
+from src.callbacks.best_effort import BestEffort
 from src.callbacks.guard import DivergedError
-from src.callbacks.loggers import RunPlace
+from src.callbacks.loggers import RunInfo
 from src.callbacks.run_record import RunRecord, Status, read_result
 from src.callbacks.stop import StopRequest
 from src.checks.quick import quick
@@ -95,11 +95,11 @@ class Session:
         settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
         self.gpt = self._initial()
         self.resume = run_files.checkpoint_to_resume(job, settings, self.data.identity())
-        place = RunPlace(job.folder, settings.name, self.resume.step if self.resume else 0)
-        self.soft = Soft()
+        place = RunInfo(job.folder, settings.name, self.resume.step if self.resume else 0)
+        self.best_effort = BestEffort()
         self.loggers: list[Logger] = []
         if job.rank == 0:
-            self.loggers = self.soft.softened(make(place) for make in settings.loggers)
+            self.loggers = self.best_effort.wrap_loggers(make(place) for make in settings.loggers)
         self.record = RunRecord(job.folder, writes=job.rank == 0)
         self.tokens_per_step = self.data.global_batch_size * settings.model.block_size
         self.rollbacks: list[rollback.Event] = self.record.result.get("rollbacks", []) if job.resumes else []
@@ -124,7 +124,9 @@ class Session:
 
     def run(self) -> TaskEnd:
         """Train and evaluate; states the outcome in the record."""
-        run_files.open_record(self.job, self.settings, self.record, self.data, self.gpt, self.resume, self.soft)
+        run_files.open_record(
+            self.job, self.settings, self.record, self.data, self.gpt, self.resume, self.best_effort
+        )
         n_ranks = self.settings.trainer.devices
         resumes = self.resume is not None
         try:
@@ -157,7 +159,7 @@ class Session:
             raise
         if self.job.rank:
             return TaskEnd(COMPLETED, "completed")
-        value = run_files.close_record(self.job, self.record, self.soft)
+        value = run_files.close_record(self.job, self.record, self.best_effort)
         return TaskEnd(COMPLETED, f"completed, val_loss {value:.4f}", value)
 
     def _state(self, status: Status, reason: str) -> None:
@@ -201,7 +203,7 @@ class Session:
                 self.request,
                 self.record,
                 self.loggers,
-                self.soft,
+                self.best_effort,
                 self.tokens_per_step,
                 self.data.identity(),
                 self.resume.step if self.resume else 0,
@@ -216,7 +218,7 @@ class Session:
             ):  # it would hide what ended the training; its own end writes again
                 run_files.note_progress(self.record, trainer, self.tokens_per_step)
         self.request.check()
-        if trainer.global_step < self.settings.trainer.max_steps:
+        if trainer.global_step < self.settings.trainer.max_steps and not trainer.should_stop:
             raise RuntimeError(
                 f"training ended at step {trainer.global_step} of {self.settings.trainer.max_steps}, unasked"
             )

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
-from src.callbacks.best_effort import Soft
+from src.callbacks.best_effort import BestEffort
 from src.callbacks.final_evaluation import headline
 from src.callbacks.run_record import Row, RunRecord, read_metrics
 from src.datamodules.base import TokenDataModule
@@ -116,7 +116,7 @@ def open_record(
     data: TokenDataModule,
     gpt: GPT,
     resume: Resume | None,
-    soft: Soft,
+    best_effort: BestEffort,
 ) -> None:
     """Write config.yaml and the first result.json; cut the metrics back to where the run goes on."""
     if job.rank:
@@ -168,7 +168,7 @@ def open_record(
     if visits is not None:
         log.info("visits to layers: %s", visits)
         layers = [visit.layer for visit in gpt.recurrence.visits()]
-        with soft.attempt("the picture of visits"):
+        with best_effort.attempt("the picture of visits"):
             save(visit_order(layers, visits), job.folder / "figures" / "visits.png")
 
 
@@ -186,14 +186,14 @@ def note_progress(record: RunRecord, trainer: L.Trainer, tokens_per_step: int) -
     )
 
 
-def close_record(job: Job, record: RunRecord, soft: Soft) -> float:
+def close_record(job: Job, record: RunRecord, best_effort: BestEffort) -> float:
     """State the final loss, draw the curve, fill the dashboard, print the table; returns the final loss."""
     assert job.rank == 0  # the others have nothing to state
     rows = read_metrics(job.folder)
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
     speeds = sorted(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
     record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speeds[len(speeds) // 2])
-    with soft.attempt("the loss curve and TensorBoard's summary"):
+    with best_effort.attempt("the loss curve and TensorBoard's summary"):
         _show_end(job, record, rows, losses[-1])
     record.finish("completed", None)
     log.info("%s", table(record.result))

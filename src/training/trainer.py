@@ -1,124 +1,119 @@
-"""Lightning's trainer for a run: its callbacks in their order, its loggers, its strategy."""
+"""Lightning trainer of a run: callbacks, loggers and strategy."""
 
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from src.callbacks.background import BackgroundCheckpointIO
-from src.callbacks.best_effort import Soft
+from src.callbacks.best_effort import BestEffort
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.dashboard import Dashboard, TensorBoardLogger
 from src.callbacks.final_evaluation import FinalEvaluation
-from src.callbacks.group import Group
 from src.callbacks.guard import Guard
 from src.callbacks.run_record import RunRecord
 from src.callbacks.stop import StopOnSignal, StopRequest
 from src.callbacks.stream_log import StreamLog
 from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
-from src.callbacks.validation import Validation
+from src.callbacks.validation import ValidationRecord
 from src.files import flatten
 from src.launch.job import Job
 from src.settings.read import Settings
 from src.settings.trainer import max_seconds
 from src.training import run_folder as run_files
-from src.training.stepping import NoProfiler, StepTrainer, precision
 
 
 @dataclass(frozen=True)
 class TrainerParts:
-    """What the trainer of a run is made of; `step` is where it begins."""
+    """Parts of a run's trainer; `step` is the step at which it starts."""
 
     job: Job
     settings: Settings
     request: StopRequest
     record: RunRecord
     loggers: list[Logger]
-    soft: Soft
+    best_effort: BestEffort
     tokens_per_step: int
     data_identity: dict[str, Any]
     step: int
 
 
 def build_trainer(parts: TrainerParts) -> L.Trainer:
-    """A trainer that goes to `trainer.max_steps`; the loader is its one epoch."""
-    keys = parts.settings.trainer
-    files = BackgroundCheckpointIO() if parts.settings.safety.background_saves else AtomicCheckpointIO()
-    return StepTrainer(
+    """Build a trainer that runs to `trainer.max_steps`; the data loader is its only epoch."""
+    settings = parts.settings
+    keys = settings.trainer
+    files = BackgroundCheckpointIO() if settings.safety.background_saves else AtomicCheckpointIO()
+    return L.Trainer(
         accelerator=keys.accelerator,
         devices=keys.devices,
-        strategy=_strategy(keys.strategy, parts.settings.safety.rank_timeout_s),
+        strategy=_build_strategy(keys.strategy, settings.safety.rank_timeout_s),
+        precision=keys.precision,  # type: ignore[arg-type]  # one of Lightning's names, checked by the settings
         max_steps=keys.max_steps,
-        max_epochs=1,  # the loader is one epoch of max_steps batches
-        limit_val_batches=0,  # the Validation callback validates
+        max_epochs=1,
+        val_check_interval=keys.val_every_steps,
+        check_val_every_n_epoch=None,  # the interval counts training batches, which are optimizer steps
         num_sanity_val_steps=0,
-        logger=_loggers(parts),
-        callbacks=_callbacks(parts, files),
-        plugins=[files, precision(keys.precision, keys.accelerator)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
+        logger=_build_loggers(parts),
+        callbacks=_build_callbacks(parts, files),
+        plugins=[files],
         enable_model_summary=False,
         use_distributed_sampler=False,
-        log_every_n_steps=0,  # nothing goes through Lightning's own log
-        profiler=NoProfiler(),
+        profiler=None if settings.profiler is None else settings.profiler(parts.job.folder / "profiler"),
+        log_every_n_steps=keys.log_every_steps,
         default_root_dir=parts.job.folder,
     )
 
 
-def _callbacks(parts: TrainerParts, files: AtomicCheckpointIO) -> list[L.Callback]:
-    settings, record, soft = parts.settings, parts.record, parts.soft
-    keys = settings.trainer
-    log_rows = TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=parts.tokens_per_step)
+def _build_callbacks(parts: TrainerParts, files: AtomicCheckpointIO) -> list[L.Callback]:
+    """Return the callbacks in the order in which they act on a step: check, note, write, agree to stop, save.
 
-    def look(step: int) -> bool:
+    Configured callbacks come before the row is written and the checkpoint is saved, so that it holds their state.
+    """
+    settings, record = parts.settings, parts.record
+    keys = settings.trainer
+
+    def reads_after(step: int) -> bool:
         return step % keys.log_every_steps == 0 or step % keys.val_every_steps == 0 or step == keys.max_steps
 
     guard = Guard(
         settings.guard,
         vocab_size=settings.model.vocab_size,
         warmup_steps=settings.optimizer.warmup_steps,
-        look=look,
+        reads_after=reads_after,
     )
-    checkpoints = Checkpoints(
-        parts.job.folder / "checkpoints",
-        every_steps=keys.checkpoint_every_steps,
-        keep=settings.safety.keep_checkpoints,
-        identity=run_files.checkpoint_identity(settings, parts.data_identity),
-        record=record,
-        guard=guard,
-        files=files,
-    )
-    looks: list[L.Callback] = []
-    if keys.stream_pictures:
-        looks = [
-            StreamLog(
-                parts.job.folder, every_steps=keys.val_every_steps, log_rows=log_rows, share=0.01, soft=soft
-            )
-        ]
-    return [  # in this order within a step: judge, note, validate, write the row, sample, agree to stop, save
+    probes = [StreamLog(parts.job.folder, share=0.01, best_effort=parts.best_effort)]
+    bar = ProgressBar(tokens_per_step=parts.tokens_per_step, every_s=0.5)
+    configured = [build() for build in settings.callbacks]
+    has_bar = any(isinstance(callback, LightningProgressBar) for callback in configured)
+    return [
         guard,
-        Group(
-            log_rows,
-            Validation(
-                record, every_steps=keys.val_every_steps, log=log_rows, checkpoints=checkpoints, guard=guard
-            ),
-            *looks,
-            RowWriter(record),
-            Dashboard(settings.samples, every_steps=keys.val_every_steps, log=log_rows, soft=soft),
-            ProgressBar(tokens_per_step=parts.tokens_per_step, every_s=0.5),
-            FinalEvaluation(settings.evaluation, record, between_batches=parts.request.check),
-            StopOnSignal(
-                parts.request, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s
-            ),
+        TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=parts.tokens_per_step),
+        *configured,
+        ValidationRecord(record, tokens_per_step=parts.tokens_per_step),
+        *(probes if keys.stream_pictures else []),
+        Dashboard(settings.samples, best_effort=parts.best_effort),
+        RowWriter(record),
+        *([] if has_bar else [bar]),
+        FinalEvaluation(settings.evaluation, record, request=parts.request),
+        StopOnSignal(parts.request, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s),
+        Checkpoints(
+            parts.job.folder / "checkpoints",
+            every_steps=keys.checkpoint_every_steps,
+            keep=settings.safety.keep_checkpoints,
+            identity=run_files.checkpoint_identity(settings, parts.data_identity),
+            record=record,
+            guard=guard,
+            files=files,
         ),
-        checkpoints,
     ]
 
 
-def _loggers(parts: TrainerParts) -> list[Logger]:
+def _build_loggers(parts: TrainerParts) -> list[Logger]:
+    """Return TensorBoard's logger and the configured ones; none on further ranks."""
     if parts.job.rank:
         return []
     board = TensorBoardLogger(
@@ -126,14 +121,14 @@ def _loggers(parts: TrainerParts) -> list[Logger]:
     )
     for logger in parts.loggers:
         logger.log_hyperparams(flatten(parts.settings.config))
-    return [*parts.soft.softened([board]), *parts.loggers]
+    return [*parts.best_effort.wrap_loggers([board]), *parts.loggers]
 
 
-def _strategy(name: str, timeout_s: float) -> str | Strategy:
+def _build_strategy(name: str, timeout_s: float) -> str | Strategy:
     if name != "ddp":
         return name
     # Every parameter has a gradient in every step (a contract test), and no buffer changes in a forward.
-    # Gradients are views of what is exchanged: 4 bytes a parameter less. docs/scaling.md has what others cost.
+    # Gradients are views of the buckets that DDP exchanges, which saves 4 bytes per parameter (docs/scaling.md).
     return DDPStrategy(
         find_unused_parameters=False,
         broadcast_buffers=False,

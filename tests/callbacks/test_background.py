@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: of their step, one at a time, loud when they fail."""
+"""Checkpoints written in the background: of their own step, one at a time, loud when they fail."""
 
 import threading
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from src.callbacks.background import BackgroundCheckpointIO, on_host
+from src.callbacks.background import BackgroundCheckpointIO, copy_to_host
 from src.callbacks.checkpoints import AtomicCheckpointIO, CheckpointError, read_checkpoint
 
 
 class Gate:
-    """Holds back what writes, and notes it."""
+    """Blocks saves until `opened`, and lists the files written."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened, self.written = threading.Event(), list[str]()
@@ -26,7 +26,7 @@ class Gate:
         monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
 
 
-def test_what_is_saved_is_of_the_step_at_which_it_was_asked_for(
+def test_a_checkpoint_holds_the_values_at_the_time_of_the_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, files = Gate(monkeypatch), BackgroundCheckpointIO()
@@ -40,13 +40,13 @@ def test_what_is_saved_is_of_the_step_at_which_it_was_asked_for(
     assert found["deep"][0]["step"] == 3
 
 
-def test_names_are_given_after_the_file_is_there_and_the_next_save_waits(
+def test_links_are_made_after_the_file_is_in_place_and_the_next_save_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, files = Gate(monkeypatch), BackgroundCheckpointIO()
     files.save_checkpoint({"step": 1}, tmp_path / "a.ckpt")
-    files.then(lambda: gate.written.append("named"))
-    files.check()  # nothing wrong so far
+    files.defer(lambda: gate.written.append("named"))
+    files.raise_failures()  # none so far
     assert gate.written == []
     threading.Timer(0.1, gate.opened.set).start()
     files.save_checkpoint({"step": 2}, tmp_path / "b.ckpt")
@@ -55,7 +55,7 @@ def test_names_are_given_after_the_file_is_there_and_the_next_save_waits(
     assert gate.written == ["a.ckpt", "named", "b.ckpt"]
 
 
-def test_what_cannot_be_written_is_raised_and_gets_no_second_name(tmp_path: Path) -> None:
+def test_a_failed_save_is_raised_and_gets_no_second_name(tmp_path: Path) -> None:
     files = BackgroundCheckpointIO()
     (tmp_path / "b.ckpt").mkdir()  # nothing can be renamed over it
     (tmp_path / "b.ckpt" / "x").touch()
@@ -63,7 +63,7 @@ def test_what_cannot_be_written_is_raised_and_gets_no_second_name(tmp_path: Path
     files.save_checkpoint({"step": 1}, tmp_path / "a.ckpt")
     files.wait()
     files.save_checkpoint({"step": 2}, tmp_path / "b.ckpt")
-    files.then(lambda: named.append("b"))
+    files.defer(lambda: named.append("b"))
     with pytest.raises(CheckpointError, match=r"b\.ckpt cannot be written"):
         files.wait()
     files.wait()
@@ -71,7 +71,7 @@ def test_what_cannot_be_written_is_raised_and_gets_no_second_name(tmp_path: Path
     assert read_checkpoint(tmp_path / "a.ckpt")["step"] == 1
 
 
-def test_an_error_in_flight_does_not_hide_what_ended_the_training(
+def test_an_error_in_flight_does_not_hide_the_error_of_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = BackgroundCheckpointIO()
@@ -81,9 +81,11 @@ def test_an_error_in_flight_does_not_hide_what_ended_the_training(
     assert "a checkpoint in flight was lost" in caplog.text
 
 
-def test_tensors_that_are_one_stay_one_in_the_copy() -> None:
+def test_tensors_that_share_storage_share_it_in_the_copy() -> None:
     weight = torch.ones(3)
-    copied = on_host({"wte": weight, "head": weight.detach(), "other": weight[:2], "n": (1, "x", None)}, {})
+    copied = copy_to_host(
+        {"wte": weight, "head": weight.detach(), "other": weight[:2], "n": (1, "x", None)}, {}
+    )
     assert copied["wte"] is copied["head"]
     assert copied["wte"].data_ptr() != weight.data_ptr()
     assert copied["n"] == (1, "x", None)

@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or refused."""
+"""Checkpoint files: complete, or rejected."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def saved(path: Path) -> Path:
     return path
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_it_was_saved(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(saved(tmp_path / "deep" / "last.ckpt"))
     assert torch.equal(checkpoint["weight"], torch.arange(5000.0))
     assert checkpoint["step"] == 3
@@ -32,7 +32,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 700, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: float) -> None:
+def test_a_truncated_checkpoint_is_rejected(tmp_path: Path, keep: float) -> None:
     path = saved(tmp_path / "last.ckpt")
     raw = path.read_bytes()
     path.write_bytes(raw[: int(keep if keep >= 1 else keep * len(raw))])
@@ -49,7 +49,7 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_rejected(tmp_path: Path) -> None:
     torch.save({"weight": Hostile()}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="cannot be loaded"):
         read_checkpoint(tmp_path / "last.ckpt")

@@ -9,12 +9,12 @@ from lightning.pytorch import loggers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from src.callbacks.dashboard import LAYOUT, SampleKeys, TensorBoardLogger, continuation
+from src.callbacks.dashboard import LAYOUT, SampleKeys, TensorBoardLogger, generate_greedy
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from tests.support import jitter, tiny_gpt
 
 
-def test_a_continuation_is_the_likeliest_token_each_time() -> None:
+def test_a_continuation_is_the_most_likely_token_each_time() -> None:
     gpt = jitter(tiny_gpt(vocab_size=50304)).eval()
     encoding = gpt2_encoding()
     tokens = encoding.encode_ordinary("It was the best of times, it was the worst")  # longer than block_size
@@ -22,16 +22,16 @@ def test_a_continuation_is_the_likeliest_token_each_time() -> None:
     with torch.no_grad():
         while len(tokens) < start + 5:
             tokens.append(int(gpt(torch.tensor([tokens[-12:]]))[0, -1, :50257].argmax()))
-    found = continuation(gpt, "It was the best of times, it was the worst", 5)
+    found = generate_greedy(gpt, "It was the best of times, it was the worst", 5)
     assert found == encoding.decode(tokens[start:])
-    assert continuation(gpt, "It was the best of times, it was the worst", 5) == found
+    assert generate_greedy(gpt, "It was the best of times, it was the worst", 5) == found
 
 
 def test_a_continuation_ends_at_end_of_text() -> None:
     gpt = tiny_gpt(vocab_size=50304, embedding="untied").eval()
     with torch.no_grad():
         gpt.embedding.get_lm_head_weight()[END_OF_TEXT] += gpt.hidden(torch.tensor([[11]]))[0, -1]
-    assert continuation(gpt, gpt2_encoding().decode([11]), 5) == ""
+    assert generate_greedy(gpt, gpt2_encoding().decode([11]), 5) == ""
 
 
 def test_the_layout_names_tags_that_a_run_writes() -> None:
@@ -42,8 +42,8 @@ def test_the_layout_names_tags_that_a_run_writes() -> None:
 ROWS: list[dict[str, Any]] = [{"train/loss": 6.25, "lr": 1e-3, "tokens": 64}, {"train/loss": 6.0, "lr": 2e-3}]
 
 
-def logged(board: loggers.TensorBoardLogger) -> tuple[dict[str, list[tuple[int, float]]], int]:
-    """What the files hold by tag after `ROWS`, and their events."""
+def log_rows(board: loggers.TensorBoardLogger) -> tuple[dict[str, list[tuple[int, float]]], int]:
+    """Return the scalars by tag after `ROWS` are logged, and the number of events."""
     for step, row in enumerate(ROWS, 10):
         board.log_metrics(row, step=step)
     board.finalize("success")
@@ -55,13 +55,13 @@ def logged(board: loggers.TensorBoardLogger) -> tuple[dict[str, list[tuple[int, 
 
 
 def test_a_row_is_one_event_that_shows_what_lightnings_would(tmp_path: Path) -> None:
-    ours, n_ours = logged(TensorBoardLogger(tmp_path, name="ours", default_hp_metric=False))
-    theirs, n_theirs = logged(loggers.TensorBoardLogger(tmp_path, name="theirs", default_hp_metric=False))
+    ours, n_ours = log_rows(TensorBoardLogger(tmp_path, name="ours", default_hp_metric=False))
+    theirs, n_theirs = log_rows(loggers.TensorBoardLogger(tmp_path, name="theirs", default_hp_metric=False))
     assert ours == theirs
     assert n_theirs - n_ours == sum(len(row) - 1 for row in ROWS)
 
 
-def test_what_is_no_number_is_written_as_lightning_does(
+def test_a_value_that_is_no_number_is_written_by_lightning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -76,6 +76,6 @@ def test_what_is_no_number_is_written_as_lightning_does(
 @pytest.mark.parametrize(
     ("prompt", "tokens", "words"), [("x", -1, "samples.tokens"), ("", 3, "samples.prompt")]
 )
-def test_mistakes_are_named(prompt: str, tokens: int, words: str) -> None:
+def test_a_wrong_key_is_named(prompt: str, tokens: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SampleKeys(prompt, tokens)

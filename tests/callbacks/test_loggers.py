@@ -1,4 +1,4 @@
-"""Loggers beside TensorBoard, and what a run's TensorBoard holds."""
+"""Loggers in addition to TensorBoard, and the contents of a run's TensorBoard."""
 
 import csv
 import importlib.util
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.callbacks.loggers import RunPlace
+from src.callbacks.loggers import RunInfo
 from src.errors import UserError
 from tests.runs import SMALL, make_shards, metrics, run
 from tests.settings.test_read import settled
@@ -62,29 +62,29 @@ def test_tensorboard_has_samples_and_the_layout(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_logger_whose_package_is_missing_says_how_to_get_it(name: str, tmp_path: Path) -> None:
+def test_a_logger_whose_package_is_missing_names_the_way_to_install_it(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(name):
         pytest.skip(f"{name} is installed")
     (make,) = settled(f"logger={name}", "trainer=cpu").loggers
     with pytest.raises(ValueError, match=f"logger={name} needs the package {name}.*pip install {name}"):
-        make(RunPlace(tmp_path, "x", 0))
+        make(RunInfo(tmp_path, "x", 0))
 
 
 @pytest.mark.filterwarnings("ignore")  # what these packages say of their own dependencies
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_logger_whose_package_is_there_is_lightnings_own(name: str, tmp_path: Path) -> None:
+def test_an_installed_logger_writes_metrics(name: str, tmp_path: Path) -> None:
     if not importlib.util.find_spec(name):
         pytest.skip(f"{name} is not installed")
     offline = ["logger.wandb.offline=true"] if name == "wandb" else []
     (make,) = settled(f"logger={name}", *offline, "trainer=cpu").loggers
-    logger = make(RunPlace(tmp_path, "x", 0))
+    logger = make(RunInfo(tmp_path, "x", 0))
     logger.log_hyperparams({"optimizer.lr": 0.1})
     logger.log_metrics({"train/loss": 1.0}, step=1)
     logger.finalize("success")
     assert list(tmp_path.iterdir())
 
 
-def test_several_loggers_and_wrong_keys() -> None:
+def test_several_loggers_are_built_and_a_wrong_key_is_named() -> None:
     assert len(settled("logger=[csv,wandb]", "trainer=cpu").loggers) == 2
     assert settled("trainer=cpu").loggers == []
     with pytest.raises(UserError, match=r"logger\.csv\.flush is no key"):

@@ -8,7 +8,7 @@ import pytest
 from src.callbacks.run_record import RunRecord, read_metrics, read_result
 
 
-def test_a_row_collects_what_is_known_at_its_step(tmp_path: Path) -> None:
+def test_a_row_collects_the_values_of_its_step(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, writes=True)
     record.note(10, {"train/loss": 0.1 + 0.2})
     record.note(10, {"val/loss": 3.0})
@@ -24,7 +24,7 @@ def test_a_row_cannot_mix_two_steps(tmp_path: Path) -> None:
         record.note(11, {"a": 1})
 
 
-def test_going_on_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
+def test_a_resume_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, writes=True)
     for step in (10, 20, 30):
         record.note(step, {"loss": step / 7})
@@ -45,7 +45,7 @@ def test_a_torn_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
         read_metrics(tmp_path)
 
 
-def test_the_result_keeps_what_earlier_sessions_stated(tmp_path: Path) -> None:
+def test_the_result_keeps_the_fields_of_earlier_sessions(tmp_path: Path) -> None:
     RunRecord(tmp_path, writes=True).update(seconds=100.0, seed=7)
     record = RunRecord(tmp_path, writes=True)
     record.finish("interrupted", "stopped by SIGTERM")

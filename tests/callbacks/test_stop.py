@@ -1,4 +1,4 @@
-"""Signals: noted inside a step, obeyed at once outside."""
+"""Signals: recorded inside a step, effective at once outside."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from src.errors import Interrupted
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_outside_a_step_leaves_at_once(signum: signal.Signals) -> None:
+def test_a_signal_outside_a_step_exits_at_once(signum: signal.Signals) -> None:
     request = StopRequest(grace_s=60.0)
     with request.installed(), pytest.raises(Interrupted) as stop:
         os.kill(os.getpid(), signum)
     assert stop.value.signum == signum
 
 
-def test_a_signal_inside_a_step_is_noted(tmp_path: object) -> None:
+def test_a_signal_inside_a_step_is_recorded(tmp_path: object) -> None:
     request = StopRequest(grace_s=60.0)
     with request.installed():
         request.deferred = True
@@ -41,17 +41,17 @@ def test_a_signal_while_the_ranks_agree_on_none_stops_them_after_the_next_step(
     stop = StopOnSignal(request, max_s=None, timeout_s=1.0)
     trainer = _TwoRanks(logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
-    def wait_and_be_signalled(flag: torch.Tensor, **_: object) -> None:
+    def reduce_and_receive_a_signal(flag: torch.Tensor, **_: object) -> None:
         if not request.signum:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(distributed, "new_group", lambda **_: "a group")
-    monkeypatch.setattr(distributed, "all_reduce", wait_and_be_signalled)
+    monkeypatch.setattr(distributed, "all_reduce", reduce_and_receive_a_signal)
     with request.installed():
         stop.on_train_start(trainer, L.LightningModule())
-        stop.on_train_batch_end(trainer, L.LightningModule())
-        assert not trainer.should_stop  # the others know nothing of it yet
-        stop.on_train_batch_end(trainer, L.LightningModule())
+        stop.on_step_end(trainer, L.LightningModule())
+        assert not trainer.should_stop  # the other ranks do not know of it yet
+        stop.on_step_end(trainer, L.LightningModule())
         assert trainer.should_stop
         assert request.signum == signal.SIGTERM
 

@@ -36,9 +36,9 @@ KINDS: dict[str, list[str]] = {
 #: Functions to be killed in: saving, validating, scoring, and what comes at the end of each step.
 INSIDE = (
     "src.callbacks.checkpoints:AtomicCheckpointIO.save_checkpoint",
-    "src.callbacks.validation:validation_loss",
+    "src.models.lightning_module:LanguageModel.validation_step",
     "src.evaluation.suite:EvaluationSuite.run",
-    "src.callbacks.stop:StopOnSignal.on_train_batch_end",
+    "src.callbacks.stop:StopOnSignal.on_step_end",
 )
 Codes = Iterable[int]
 Fault = Callable[[Path, int], Codes]

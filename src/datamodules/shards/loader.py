@@ -49,6 +49,20 @@ class TrainLoader:
         """See `state_dict`."""
 
 
+class ValLoader:
+    """Validation batches, read anew for each validation.
+
+    Args:
+        batches: returns an iterator over all of them.
+    """
+
+    def __init__(self, batches: Callable[[], Iterator[Tensor]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.batches()
+
+
 class _Steps(Dataset[Tensor | str]):
     """Batches by step, or what was wrong with the data.
 
