@@ -26,8 +26,8 @@ from src.datamodules.shards.format import write_shard
 from src.launch.job import Job
 from src.models.lightning_module import LanguageModel
 from src.settings.read import Settings
-from src.training.run import build_gpt
-from src.training.trainer import TrainerParts, build_trainer
+from src.training.run import Run, build_gpt
+from src.training.trainer import build_trainer
 
 SHARD_TOKENS = 2**21
 N_READS = 30
@@ -120,20 +120,10 @@ def time_training(settings: Settings, data: TokenDataModule, folder: Path) -> fl
     request = StopRequest(grace_s=settings.safety.grace_s)
     folder.mkdir()
     job = Job(folder, OmegaConf.create(), resumes=False)
-    parts = TrainerParts(
-        job,
-        settings,
-        request,
-        RunRecord(folder, writes=True),
-        loggers=[],
-        best_effort=BestEffort(),
-        tokens_per_step=data.global_batch_size * settings.model.block_size,
-        data_identity=data.identity(),
-        step=0,
-    )
+    run = Run(job, settings, request, data, RunRecord(folder, writes=True), BestEffort())
     clock = _StepClock()
     with silence_stderr():
-        trainer = build_trainer(parts)
+        trainer = build_trainer(run)
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]  # Lightning's list
         trainer.fit(module, datamodule=data)
     return clock.seconds / N_TIMED

@@ -1,169 +1,75 @@
-"""Whether a run fits this machine's memory, asked before anything is built.
+"""Checks before a training starts: its evaluation data, its strategy, its disk space.
 
-    certain     16 bytes a parameter (weight, gradient, AdamW's two moments), on every rank; under Muon too, whose
-                step keeps the weight beside its one moment
-    at least    half of one tensor of the stream, 2 * M * T * D bytes
-    likely      certain + what autograd keeps of one micro-step, counted on tensors without memory
-
-What certainly does not fit is refused, against all the memory there is; what likely does not is told, against what
-is free. The count for many layers follows from those for few: all strategies keep a polynomial of second degree in
-the depth.
-
-Shape letters: M micro-batch size, T block_size, D n_embd.
+A run that cannot work here is rejected before its model is built and before anything is overwritten. Whether it fits
+the memory is checked even before its data is opened (`memory.py`).
 """
 
-import dataclasses
-import logging
+import shutil
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from src.checks.base import Subject
-from src.checks.cost import BYTES_PER_PARAM, kept_bytes
-from src.checks.quick import subject_of
+from src.checks.quick import quick
 from src.errors import UserError, one_line
-from src.files import format_bytes
-from src.models.config import GPTConfig
+from src.files import format_bytes, write_atomic
+from src.models.optim.adamw import moment_count
 from src.settings.read import Settings
+from src.training.run import Run, build_gpt
 
-log = logging.getLogger(__name__)
-
-#: More than any shipped strategy keeps of a token, per layer and channel: where this fits, nothing is counted.
-CRUDE_BYTES = 400
-#: Depths from which a larger one is extrapolated.
-DEPTHS = (2, 4, 6)
-CGROUPS = Path("/sys/fs/cgroup")
+#: Rows, pictures and logs of a run, generously.
+REST_BYTES = 16 * 2**20
 
 
-class Memory(NamedTuple):
-    """A place where ranks live: its name, all of its bytes, those that are free, and how many ranks share it."""
-
-    name: str
-    total: int
-    free: int
-    ranks: int
-
-
-def check_memory(settings: Settings) -> None:
-    """Compare the run with the memory of the device that it is for.
+def preflight(run: Run) -> None:
+    """Reject a run that cannot be evaluated or saved here, or whose strategy breaks the contract.
 
     Raises:
-        UserError: not even the parameters and their optimizer can fit.
+        UserError: the first check that failed, and what to change.
     """
-    memory = _memory(settings)
-    model = settings.model
-    _refuse_params(settings, memory, least_params(model))
-    micro = getattr(settings.data, "keywords", {}).get("micro_batch_size", 1)
-    stream = 2 * micro * model.block_size * model.n_embd
-    if stream * memory.ranks > memory.total:
+    settings = run.settings
+    settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
+    if run.job.rank:
+        return
+    if settings.config["check"] == "quick" and not run.job.resumes:
+        quick(settings)
+    check_disk(run.job.folder, n_numbers=count_numbers(settings), keep=settings.safety.keep_checkpoints)
+
+
+def count_numbers(settings: Settings) -> int:
+    """Count the float32 numbers of a checkpoint, parameters and optimizer state, on tensors without memory."""
+    with FakeTensorMode():
+        gpt = build_gpt(settings)
+        return sum(p.numel() for p in gpt.parameters()) + moment_count(gpt, settings.optimizer)
+
+
+def check_disk(folder: Path, *, n_numbers: int, keep: int) -> None:
+    """Write a probe file where checkpoints go, and compare the free space with what the run will write.
+
+    Args:
+        folder: the run folder.
+        n_numbers: float32 numbers of one checkpoint.
+        keep: number of checkpoints that stay (`safety.keep_checkpoints`).
+
+    Raises:
+        UserError: the folder cannot be written to, or has too little space.
+    """
+    checkpoints = folder / "checkpoints"
+    probe = checkpoints / ".probe"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_atomic(probe, b"probe")
+        probe.unlink()
+        free = shutil.disk_usage(checkpoints).free
+        present = sum(path.stat().st_size for path in checkpoints.glob("*.ckpt"))
+    except OSError as error:
         raise UserError(
-            f"data.micro_batch_size={micro} sequences of model.block_size={model.block_size} need "
-            f"{format_bytes(stream * memory.ranks)} for a single tensor of the stream, and {memory.name} has "
-            f"{format_bytes(memory.total)}; lower data.micro_batch_size"
+            f"{checkpoints} cannot be written to ({one_line(error)}); choose another hydra.run.dir"
+        ) from error
+    one = 4 * n_numbers + 2**20
+    needed = (keep + 2) * one + REST_BYTES  # one more while it is written, and the best
+    if free + present < needed:
+        raise UserError(
+            f"{folder} has {format_bytes(free)} of free space, and the run writes up to {format_bytes(needed)} "
+            f"({keep} + 2 checkpoints of {format_bytes(one)}); make room, choose another hydra.run.dir "
+            "or lower safety.keep_checkpoints"
         )
-    subject = subject_of(settings)
-    n_params = _counted(subject, model)
-    if n_params is None:
-        return
-    _refuse_params(settings, memory, n_params)
-    state = BYTES_PER_PARAM * n_params
-    crude = CRUDE_BYTES * micro * model.block_size * model.n_embd * model.n_layer
-    if (state + crude) * memory.ranks <= memory.free:
-        return
-    kept = estimated_kept(subject, model, micro, bf16=settings.trainer.precision != "32-true")
-    if kept is not None and (state + kept) * memory.ranks > memory.free:
-        log.warning(
-            "this run may not fit: about %s (%s for parameters and optimizer, %s kept for the backward%s) of %s free "
-            "in %s; a smaller data.micro_batch_size (now %d) needs less",
-            format_bytes((state + kept) * memory.ranks),
-            format_bytes(state),
-            format_bytes(kept),
-            f", on each of {memory.ranks} ranks" if memory.ranks > 1 else "",
-            format_bytes(memory.free),
-            memory.name,
-            micro,
-        )
-
-
-def least_params(model: GPTConfig) -> int:
-    """The MLPs of all layers: what every model of this size has, whatever else it is made of."""
-    return 8 * model.n_layer * model.n_embd**2
-
-
-def _refuse_params(settings: Settings, memory: Memory, n_params: int) -> None:
-    need = BYTES_PER_PARAM * n_params * memory.ranks
-    if need <= memory.total:
-        return
-    model, ranks = settings.model, memory.ranks
-    raise UserError(
-        f"model.n_layer={model.n_layer}, model.n_embd={model.n_embd} and model.vocab_size={model.vocab_size} make "
-        f"at least {n_params:,} parameters, which take {format_bytes(need)} with gradients and the optimizer's moments"
-        f"{f' on {ranks} ranks' if ranks > 1 else ''}, and {memory.name} has {format_bytes(memory.total)}; choose a "
-        f"smaller model{' or fewer trainer.devices' if ranks > 1 else ''}"
-    )
-
-
-def _counted(subject: Subject, model: GPTConfig) -> int | None:
-    """The parameters of the model as configured; None where it cannot be built without memory."""
-    try:
-        with FakeTensorMode():
-            return sum(p.numel() for p in subject.make(model, 0).parameters() if p.requires_grad)
-    except Exception as error:  # a strategy of the user's may look at its values; building it will tell
-        log.debug("parameters were not counted: %s", one_line(error))
-        return None
-
-
-def estimated_kept(subject: Subject, model: GPTConfig, micro: int, *, bf16: bool) -> int | None:
-    """Bytes that a micro-step keeps for its backward; None where the strategy cannot be traced."""
-
-    def kept(n_layer: int) -> int:
-        return kept_bytes(subject, dataclasses.replace(model, n_layer=n_layer), micro, bf16=bf16)[0]
-
-    try:
-        if model.n_layer <= DEPTHS[-1]:
-            return kept(model.n_layer)
-        first, second, third = map(kept, DEPTHS)
-    except Exception as error:  # as above, or parts that name layers beyond the few
-        log.debug("activations were not counted: %s", one_line(error))
-        return None
-    slope, bend = (second - first) / 2, (third - 2 * second + first) / 8
-    steps = model.n_layer - DEPTHS[0]
-    return round(first + slope * steps + bend * steps * (steps - 2))
-
-
-def _memory(settings: Settings) -> Memory:
-    keys = settings.trainer
-    if keys.accelerator == "gpu":
-        found = [torch.cuda.mem_get_info(index) for index in range(keys.devices)]
-        return Memory("each GPU", min(total for _, total in found), min(free for free, _ in found), 1)
-    return Memory("this machine's memory", *host_bytes(), keys.devices)
-
-
-def host_bytes() -> tuple[int, int]:
-    """Memory of this machine, or of the container that it is to the process: all (swap counted in), and free."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    total, free = found["MemTotal"] + found.get("SwapTotal", 0), found["MemAvailable"]
-    for limit, used in _limits():
-        total, free = min(total, limit), min(free, limit - used)
-    return total, free
-
-
-def _limits() -> list[tuple[int, int]]:
-    """Limit and use of the control groups, of either version, that this process is seen to be in."""
-    found = []
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        _, kinds, path = line.split(":", 2)
-        if kinds not in ("", "memory"):
-            continue
-        room = CGROUPS / kinds
-        names = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
-        )
-        for folder in {room, room / path.lstrip("/")}:
-            texts = [(folder / name).read_text() for name in names if (folder / name).is_file()]
-            if len(texts) == 2 and texts[0].strip().isdigit():
-                found.append((int(texts[0]), int(texts[1])))
-    return found

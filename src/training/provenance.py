@@ -1,8 +1,9 @@
-"""What a number rests on besides its configuration: the code, the libraries, the device."""
+"""Provenance of a run: hash of its configuration, code, libraries, device."""
 
 import functools
 import hashlib
 import importlib.metadata
+import json
 import logging
 import platform
 import subprocess
@@ -12,12 +13,34 @@ from typing import Any
 import torch
 
 from src.launch.arguments import ROOT
+from src.settings.read import Settings
 
 log = logging.getLogger(__name__)
 
 #: Kinds of files under src/ that compute.
 CODE = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
+#: Sections that do not change what a run computes.
+NOT_COMPUTED = ("name", "resume", "from_run", "task", "check", "logger", "samples", "safety", "trusted_targets")
+#: Sections that a checkpoint's weights depend on; they cannot change on resume.
+ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Hash what a configuration computes: all of it but its name and its place."""
+    kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
+    kept["trainer"] = {key: value for key, value in kept.get("trainer", {}).items() if key != "max_time"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def checkpoint_identity(settings: Settings, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint states about the run that it belongs to."""
+    return {
+        "config": settings.config,
+        "config_hash": config_hash(settings.config),
+        "data_hash": identity["hash"],
+        "code": code_identity(),
+    }
 
 
 def versions() -> dict[str, str]:

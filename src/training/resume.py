@@ -1,40 +1,47 @@
-"""What is left to do of a job whose sweep has been here before.
+"""Where a job continues: in a sweep that ran before, in its own folder, from which checkpoint.
 
-A job is known by the hash of its configuration. Below the sweep's folder, a completed record with the hash
-stands for the job; a stopped run of that hash in the job's own folder goes on; a diverged one would diverge again.
+A job of a sweep is known by the hash of its configuration. Below the sweep's folder, a completed record with that hash
+stands for the job; a stopped run with that hash in the job's own folder is resumed; a diverged one would diverge again.
 """
 
 import dataclasses
 import logging
+from pathlib import Path
+from typing import Any
 
-from src.callbacks.run_record import read_result
+from src.callbacks.checkpoints import hash_file, link_over, read_checkpoint
+from src.callbacks.run_record import read_metrics, read_result
 from src.errors import UserError
+from src.files import flatten
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.settings.read import Settings
-from src.training.run_folder import config_hash
+from src.training.provenance import ARCHITECTURE, NOT_COMPUTED, config_hash, tell_other_code
+from src.training.run import Resume
 
 log = logging.getLogger(__name__)
 
 
-def left_to_do(job: Job, settings: Settings) -> Job | TaskEnd:
-    """The job as it is to be run, or how it ended when it ran.
+# ---- which job
+
+
+def continue_or_skip(job: Job, settings: Settings) -> Job | TaskEnd:
+    """Return the job as it has to be run, or how it ended when it ran before.
 
     Raises:
         UserError: the job's folder holds another run.
     """
-    if job.sweep is None or job.rank or job.resumes:
+    if job.resumes:
+        earlier = read_result(job.folder) or {}
+        if earlier.get("status") == "completed" and earlier["steps"] >= settings.trainer.max_steps:
+            log.info("%s is completed; nothing to do (a larger trainer.max_steps continues it)", job.folder)
+            return TaskEnd(COMPLETED, "completed earlier")
+        return job
+    if job.sweep is None or job.rank:
         return job
     wanted = config_hash({**settings.config, "resume": None})
-    for path in sorted(job.sweep.rglob("result.json")):
-        try:
-            result = read_result(path.parent) or {}
-        except ValueError as error:  # of another job, mostly; this job's own is read below
-            log.warning("%s", error)
-            continue
-        if result.get("config_hash") == wanted and result.get("status") == "completed":
-            log.info("%s is completed with this configuration; the job is skipped", path.parent)
-            line = f"completed earlier in {path.parent}, val_loss {result['val_loss']:.4f}"
-            return TaskEnd(COMPLETED, line, result["val_loss"])
+    completed = _find_completed(job.sweep, wanted)
+    if completed is not None:
+        return completed
     here = read_result(job.folder)
     if here is None or (here.get("status") == "interrupted" and "config_hash" not in here):  # before it began
         return job
@@ -44,5 +51,127 @@ def left_to_do(job: Job, settings: Settings) -> Job | TaskEnd:
         )
     if here["status"] == "diverged":
         return TaskEnd(DIVERGED, f"diverged earlier: {here['reason']}")
-    log.info("%s was %s at step %s; going on", job.folder, here["status"], here["steps"])
+    log.info("%s was %s at step %s; resuming", job.folder, here["status"], here["steps"])
     return dataclasses.replace(job, resumes=True)
+
+
+def _find_completed(sweep: Path, wanted: str) -> TaskEnd | None:
+    for path in sorted(sweep.rglob("result.json")):
+        try:
+            result = read_result(path.parent) or {}
+        except ValueError as error:  # mostly another job's; this job's own is read below
+            log.warning("%s", error)
+            continue
+        if result.get("config_hash") == wanted and result.get("status") == "completed":
+            log.info("%s is completed with this configuration; the job is skipped", path.parent)
+            line = f"completed earlier in {path.parent}, val_loss {result['val_loss']:.4f}"
+            return TaskEnd(COMPLETED, line, result["val_loss"])
+    return None
+
+
+# ---- which checkpoint
+
+
+def find_resume(job: Job, settings: Settings, data_identity: dict[str, Any]) -> Resume | None:
+    """Return the checkpoint that the job continues from, read and verified; None where it starts at step 0.
+
+    Raises:
+        UserError: the checkpoint is gone, or belongs to another model or other data.
+        ValueError: all checkpoints are damaged.
+    """
+    if not job.resumes:
+        return None
+    found = newest_whole(job.folder / "checkpoints")
+    if found is None:
+        rows = read_metrics(job.folder)
+        if rows and rows[-1]["step"] > settings.trainer.checkpoint_every_steps:
+            raise UserError(
+                f"{job.folder / 'checkpoints/last.ckpt'} is gone, though the run had passed step {rows[-1]['step']}; "
+                "put it back or start a new run"
+            )
+        log.warning("no checkpoint in %s yet: starting again at step 0", job.folder)
+        return None
+    path, checkpoint = found
+    stored = checkpoint.get("reslab")
+    if stored is None:
+        raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
+    _reject_other_model(stored["config"], settings.config)
+    _compare_data(stored["data_hash"], data_identity["hash"], settings)
+    for key, (then, now) in _differences(stored["config"], settings.config).items():
+        if key.partition(".")[0] not in NOT_COMPUTED:
+            log.warning("changed on resume: %s %s -> %s", key, then, now)
+    tell_other_code(stored.get("code"))
+    log.info("resuming from step %d", stored["step"])
+    return Resume(path, int(stored["step"]), checkpoint)
+
+
+def _compare_data(then: str, now: str, settings: Settings) -> None:
+    if then == now:
+        return
+    line = f"data.path holds other data than the run was trained on: {now[:12]} now, {then[:12]} then"
+    if not settings.config["data"].get("accept_changed", False):
+        raise UserError(f"{line}; restore the shards, start a new run or give data.accept_changed=true")
+    log.warning("%s; accepted", line)
+
+
+def _reject_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
+    found = _differences(then, now).items()
+    changed = [f"{k} was {old}, is {new}" for k, (old, new) in found if k.partition(".")[0] in ARCHITECTURE]
+    if changed:
+        raise UserError(f"a resumed run keeps its model: {'; '.join(changed)}; start a new run to change it")
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    old, new = flatten(then), flatten(now)
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest undamaged checkpoint of a folder and its content; None where the folder has none.
+
+    Raises:
+        ValueError: there are some, and all are damaged.
+    """
+    damaged: list[str] = []
+    for path in newest_first(folder):
+        try:
+            checkpoint = read_checkpoint(path)
+        except ValueError as error:
+            damaged.append(str(error))
+            log.warning("checkpoint rejected: %s", error)
+            continue
+        if damaged:
+            log.warning("FALLING BACK to %s, step %s", path, checkpoint.get("reslab", {}).get("step"))
+        return path, checkpoint
+    if damaged:  # a fresh start would lose the run
+        raise ValueError(f"no whole checkpoint is left in {folder}: {damaged[0]}")
+    return None
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """List the checkpoints that a run can resume from, in the order in which to try them."""
+    steps = sorted(folder.glob("step*.ckpt"), reverse=True)
+    last = folder / "last.ckpt"
+    if not last.exists():
+        if steps:
+            log.warning("checkpoint rejected: %s is gone", last)
+        return steps
+    if not steps or last.stat().st_mtime >= steps[0].stat().st_mtime:
+        return [last, *(path for path in steps if not path.samefile(last))]
+    return [*steps, last]
+
+
+def step_of(path: Path) -> int:
+    """Return the step that the name of a `step<n>.ckpt` file states."""
+    return int(path.stem.removeprefix("step"))
+
+
+def set_aside_after(folder: Path, step: int, good: Path) -> None:
+    """Rename the checkpoints after `step` to `*.refused`, and let `last.ckpt` be `good` again."""
+    for path in folder.glob("step*.ckpt"):
+        if step_of(path) > step:
+            path.rename(path.with_name(f"{path.name}.refused"))
+            hash_file(path).unlink(missing_ok=True)
+    last = folder / "last.ckpt"
+    if not (last.exists() and last.samefile(good)):
+        link_over(good, last)

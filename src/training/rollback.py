@@ -1,75 +1,55 @@
-"""guard=rollback: back to the last checkpoint from before the trouble, past the data that led there.
+"""guard=rollback: return to the last checkpoint before a divergence and skip the data that led to it.
 
-The events stand in result.json, and what a step trains on follows from them and its number alone: a run that is
-killed afterwards goes on as if it had not been.
+The rollbacks are stated in result.json; the batch of a step follows from them and the step alone, so a run that is
+killed after a rollback continues as if it had not been.
 """
 
 import logging
-from typing import NamedTuple, TypedDict
 
 from torch import distributed
 
-from src.callbacks.checkpoints import read_checkpoint
 from src.callbacks.guard import DivergedError
-from src.callbacks.run_record import RunRecord
 from src.errors import one_line
-from src.launch.job import Job
-from src.training.fallback import forget_after, newest_first
-from src.training.run_folder import Resume
+from src.training.resume import set_aside_after, step_of
+from src.training.run import Resume, Rollback, Run, skipped_batches
 
 log = logging.getLogger(__name__)
 
 
-class Event(TypedDict):
-    """One rollback: noticed after step `at`, it went back to step `to` and passed over `at - to` batches."""
+def roll_back(run: Run, error: DivergedError) -> None:
+    """Return to the newest checkpoint before `error.began`; drop what came after it; then state the rollback.
 
-    at: int
-    to: int
-    reason: str
-
-
-class Back(NamedTuple):
-    """Where the run goes on (None: at step 0), and all events so far."""
-
-    resume: Resume | None
-    events: list[Event]
-
-
-def skips(events: list[Event]) -> tuple[tuple[int, int], ...]:
-    """For `TokenDataModule.skipped`."""
-    return tuple((event["to"], event["at"] - event["to"]) for event in events)
-
-
-def go_back(job: Job, record: RunRecord, events: list[Event], error: DivergedError) -> Back:
-    """Choose the checkpoint; drop all that came after it; then state the event.
-
-    A process killed in between meets the same trouble again, and comes to the same end.
+    A process that is killed in between meets the same divergence again and rolls back to the same step.
 
     Raises:
-        DivergedError: all checkpoints are from after the trouble began.
+        DivergedError: every checkpoint is from after the divergence began.
     """
-    folder = job.folder / "checkpoints"
-    found: Resume | None = None
-    candidates = newest_first(folder)
-    for path in candidates:
-        step = int(read_checkpoint(path)["reslab"]["step"])
-        if step < error.began and (found is None or step > found.step):
-            found = Resume(path, step)
-    if candidates and found is None:
+    resume = _find_before(run, error.began)
+    if resume is None and any(run.checkpoints.glob("*.ckpt")):
         raise error
-    step = found.step if found else 0
-    _all_ranks()  # all have chosen
-    event = Event(at=error.step, to=step, reason=one_line(error))
-    log.warning("ROLLBACK to step %d, past the data up to step %d: %s", step, error.step, event["reason"])
-    if record.writes:
-        if found:
-            forget_after(folder, step, found.path)
-        record.keep_until(step)
-    record.update(rollbacks=[*events, event], steps=step)
-    _all_ranks()  # rank 0 has tidied up
-    return Back(found, [*events, event])
+    step = resume.step if resume else 0
+    _wait_for_all_ranks()  # every rank has chosen its checkpoint
+    event = Rollback(at=error.step, to=step, reason=one_line(error))
+    log.warning("ROLLBACK to step %d, skipping the data up to step %d: %s", step, error.step, event["reason"])
+    if run.record.writes:
+        if resume:
+            set_aside_after(run.checkpoints, step, resume.path)
+        run.record.keep_until(step)
+    run.rollbacks = [*run.rollbacks, event]
+    run.record.update(rollbacks=run.rollbacks, steps=step)
+    _wait_for_all_ranks()  # rank 0 has set the later checkpoints aside
+    run.resume = resume
+    run.data.skipped = skipped_batches(run.rollbacks)
 
 
-def _all_ranks() -> None:
+def _find_before(run: Run, began: int) -> Resume | None:
+    """Return the newest checkpoint before step `began` by its name; the trainer verifies it when it loads it."""
+    found = [Resume(path, step_of(path)) for path in run.checkpoints.glob("step*.ckpt")]
+    if run.resume is not None and run.resume.path.exists():  # a folder may hold nothing but last.ckpt
+        found.append(run.resume)
+    return max((r for r in found if r.step < began), key=lambda r: r.step, default=None)
+
+
+def _wait_for_all_ranks() -> None:
     if distributed.is_initialized():
         distributed.barrier()

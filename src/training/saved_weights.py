@@ -24,7 +24,7 @@ from src.files import flatten, sha256_file
 from src.models.formats.pretrained import ROOMS, Recipe, from_pretrained, read_recipe
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
-from src.training import run_folder as run_files
+from src.training import provenance
 from src.training.run import build_gpt
 
 KEYS = ("run", "checkpoint", "hf")
@@ -34,9 +34,9 @@ NAMED, ALL = ("last", "best"), "all"
 log = logging.getLogger(__name__)
 
 #: What a checkpoint brings along; the rest is the command line's.
-CHECKPOINTS_OWN = (*run_files.ARCHITECTURE, "optimizer", "name")
+CHECKPOINTS_OWN = (*provenance.ARCHITECTURE, "optimizer", "name")
 #: Where a run's checkpoints may differ from its record: the place, the end, and what the data's hash says.
-MAY_CHANGE = (*run_files.PLACE, "guard", "trainer", "evaluation", "data", "init_from")
+MAY_CHANGE = (*provenance.NOT_COMPUTED, "guard", "trainer", "evaluation", "data", "init_from")
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _refuse_foreign(path: Path, folder: Path, own: dict[str, Any]) -> None:
     then, now = flatten(own["config"]), flatten(dict(config))  # type: ignore[arg-type]  # a mapping
     for key in sorted({*then, *now}):
         section = key.partition(".")[0]
-        kept = section in run_files.ARCHITECTURE or not (resumed or section in MAY_CHANGE)
+        kept = section in provenance.ARCHITECTURE or not (resumed or section in MAY_CHANGE)
         if kept and then.get(key) != now.get(key):
             raise UserError(
                 f"{path} belongs to another run than {folder}: {key} is {then.get(key)} there and {now.get(key)} "

@@ -1,8 +1,6 @@
 """Lightning trainer of a run: callbacks, loggers and strategy."""
 
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
@@ -10,43 +8,28 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from src.callbacks.background import BackgroundCheckpointIO
-from src.callbacks.best_effort import BestEffort
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.dashboard import Dashboard, TensorBoardLogger
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.guard import Guard
-from src.callbacks.run_record import RunRecord
-from src.callbacks.stop import StopOnSignal, StopRequest
+from src.callbacks.stop import StopOnSignal
 from src.callbacks.stream_log import StreamLog
 from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
 from src.callbacks.validation import ValidationRecord
 from src.files import flatten
-from src.launch.job import Job
-from src.settings.read import Settings
 from src.settings.trainer import max_seconds
-from src.training import run_folder as run_files
+from src.training import provenance
+from src.training.run import Run
 
 
-@dataclass(frozen=True)
-class TrainerParts:
-    """Parts of a run's trainer; `step` is the step at which it starts."""
-
-    job: Job
-    settings: Settings
-    request: StopRequest
-    record: RunRecord
-    loggers: list[Logger]
-    best_effort: BestEffort
-    tokens_per_step: int
-    data_identity: dict[str, Any]
-    step: int
-
-
-def build_trainer(parts: TrainerParts) -> L.Trainer:
+def build_trainer(run: Run) -> L.Trainer:
     """Build a trainer that runs to `trainer.max_steps`; the data loader is its only epoch."""
-    settings = parts.settings
+    settings = run.settings
     keys = settings.trainer
     files = BackgroundCheckpointIO() if settings.safety.background_saves else AtomicCheckpointIO()
+    if run.resume is not None and run.resume.checkpoint is not None:
+        files.hold(run.resume.path, run.resume.checkpoint)
+        run.resume = run.resume._replace(checkpoint=None)  # the trainer restores it once
     return L.Trainer(
         accelerator=keys.accelerator,
         devices=keys.devices,
@@ -57,23 +40,23 @@ def build_trainer(parts: TrainerParts) -> L.Trainer:
         val_check_interval=keys.val_every_steps,
         check_val_every_n_epoch=None,  # the interval counts training batches, which are optimizer steps
         num_sanity_val_steps=0,
-        logger=_build_loggers(parts),
-        callbacks=_build_callbacks(parts, files),
+        logger=_build_loggers(run),
+        callbacks=_build_callbacks(run, files),
         plugins=[files],
         enable_model_summary=False,
         use_distributed_sampler=False,
-        profiler=None if settings.profiler is None else settings.profiler(parts.job.folder / "profiler"),
+        profiler=None if settings.profiler is None else settings.profiler(run.job.folder / "profiler"),
         log_every_n_steps=keys.log_every_steps,
-        default_root_dir=parts.job.folder,
+        default_root_dir=run.job.folder,
     )
 
 
-def _build_callbacks(parts: TrainerParts, files: AtomicCheckpointIO) -> list[L.Callback]:
+def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
     """Return the callbacks in the order in which they act on a step: check, note, write, agree to stop, save.
 
     Configured callbacks come before the row is written and the checkpoint is saved, so that it holds their state.
     """
-    settings, record = parts.settings, parts.record
+    settings, record = run.settings, run.record
     keys = settings.trainer
 
     def reads_after(step: int) -> bool:
@@ -85,26 +68,26 @@ def _build_callbacks(parts: TrainerParts, files: AtomicCheckpointIO) -> list[L.C
         warmup_steps=settings.optimizer.warmup_steps,
         reads_after=reads_after,
     )
-    probes = [StreamLog(parts.job.folder, share=0.01, best_effort=parts.best_effort)]
-    bar = ProgressBar(tokens_per_step=parts.tokens_per_step, every_s=0.5)
+    probes = [StreamLog(run.job.folder, share=0.01, best_effort=run.best_effort)]
+    bar = ProgressBar(tokens_per_step=run.tokens_per_step, every_s=0.5)
     configured = [build() for build in settings.callbacks]
     has_bar = any(isinstance(callback, LightningProgressBar) for callback in configured)
     return [
         guard,
-        TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=parts.tokens_per_step),
+        TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=run.tokens_per_step),
         *configured,
-        ValidationRecord(record, tokens_per_step=parts.tokens_per_step),
+        ValidationRecord(record, tokens_per_step=run.tokens_per_step),
         *(probes if keys.stream_pictures else []),
-        Dashboard(settings.samples, best_effort=parts.best_effort),
+        Dashboard(settings.samples, best_effort=run.best_effort),
         RowWriter(record),
         *([] if has_bar else [bar]),
-        FinalEvaluation(settings.evaluation, record, request=parts.request),
-        StopOnSignal(parts.request, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s),
+        FinalEvaluation(settings.evaluation, record, request=run.stop),
+        StopOnSignal(run.stop, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s),
         Checkpoints(
-            parts.job.folder / "checkpoints",
+            run.job.folder / "checkpoints",
             every_steps=keys.checkpoint_every_steps,
             keep=settings.safety.keep_checkpoints,
-            identity=run_files.checkpoint_identity(settings, parts.data_identity),
+            identity=provenance.checkpoint_identity(settings, run.data.identity()),
             record=record,
             guard=guard,
             files=files,
@@ -112,16 +95,16 @@ def _build_callbacks(parts: TrainerParts, files: AtomicCheckpointIO) -> list[L.C
     ]
 
 
-def _build_loggers(parts: TrainerParts) -> list[Logger]:
+def _build_loggers(run: Run) -> list[Logger]:
     """Return TensorBoard's logger and the configured ones; none on further ranks."""
-    if parts.job.rank:
+    if run.job.rank:
         return []
     board = TensorBoardLogger(
-        parts.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=parts.step + 1
+        run.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=run.first_step + 1
     )
-    for logger in parts.loggers:
-        logger.log_hyperparams(flatten(parts.settings.config))
-    return [*parts.best_effort.wrap_loggers([board]), *parts.loggers]
+    for logger in run.loggers:
+        logger.log_hyperparams(flatten(run.settings.config))
+    return [*run.best_effort.wrap_loggers([board]), *run.loggers]
 
 
 def _build_strategy(name: str, timeout_s: float) -> str | Strategy:

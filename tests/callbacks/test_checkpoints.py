@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.callbacks.checkpoints import AtomicCheckpointIO, link_over, read_checkpoint
+from src.callbacks.checkpoints import AtomicCheckpointIO, hash_file, link_over, read_checkpoint
 
 
 class Hostile:
@@ -40,13 +40,24 @@ def test_a_truncated_checkpoint_is_rejected(tmp_path: Path, keep: float) -> None
         read_checkpoint(path)
 
 
-def test_a_flipped_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_tensor_is_found_with_and_without_the_hash_file(tmp_path: Path) -> None:
     path = saved(tmp_path / "last.ckpt")
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(bytes(raw))
+    with pytest.raises(ValueError, match="damaged, its SHA-256"):
+        read_checkpoint(path)
+    hash_file(path).unlink()
     with pytest.raises(ValueError, match="damaged at record"):
         read_checkpoint(path)
+
+
+def test_a_held_checkpoint_is_returned_once_and_then_read_from_the_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "last.ckpt")
+    files, held = AtomicCheckpointIO(), {"step": -1}
+    files.hold(path, held)
+    assert files.load_checkpoint(path) is held
+    assert files.load_checkpoint(path)["step"] == 3
 
 
 def test_a_pickle_that_would_run_code_is_rejected(tmp_path: Path) -> None:

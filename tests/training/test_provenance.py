@@ -13,7 +13,8 @@ def test_the_identity_follows_every_source_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    (tmp_path / "src/residual/kernels").mkdir(parents=True)
+    for folder in ("src/kernels/depth_attention", "src/kernels/include"):
+        (tmp_path / folder).mkdir(parents=True)
 
     def identity_with(name: str, text: str) -> str | None:
         (tmp_path / name).write_text(text)

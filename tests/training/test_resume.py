@@ -7,8 +7,8 @@ import pytest
 
 from src.errors import UserError
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
-from src.training.resume import left_to_do
-from src.training.run_folder import config_hash
+from src.training.provenance import config_hash
+from src.training.resume import continue_or_skip
 from tests.runs import SMALL, make_shards, metrics, result, run
 from tests.settings.test_read import composed, settled
 
@@ -52,7 +52,7 @@ def leave(folder: Path, *overrides: str, **values: object) -> None:
 
 
 def left(folder: Path, *overrides: str) -> Job | TaskEnd:
-    return left_to_do(job(folder, *overrides), settled("trainer=cpu", *overrides))
+    return continue_or_skip(job(folder, *overrides), settled("trainer=cpu", *overrides))
 
 
 def test_a_completed_record_anywhere_in_the_sweep_stands_for_the_job(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_single_run_never_looks_elsewhere(tmp_path: Path) -> None:
     leave(tmp_path / "7", status="completed", val_loss=3.25)
     alone = Job(tmp_path / "0", composed("trainer=cpu"), resumes=False)
-    assert left_to_do(alone, settled("trainer=cpu")) is alone
+    assert continue_or_skip(alone, settled("trainer=cpu")) is alone
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "full"])

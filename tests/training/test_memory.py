@@ -12,8 +12,8 @@ from src.checks.cost import kept_bytes
 from src.checks.quick import subject_of
 from src.errors import UserError
 from src.settings.read import Settings
-from src.training import preflight as memory
-from src.training.preflight import Memory, check_memory, estimated_kept, host_bytes
+from src.training import memory
+from src.training.memory import Memory, check_memory, estimated_kept, host_bytes
 from tests.runs import SMALL, error_lines, run
 from tests.support import composed_settings, options
 

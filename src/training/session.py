@@ -1,0 +1,213 @@
+"""The phases of a training run, in their order.
+
+    read        validate the configuration
+    open_run    open data, record, loggers and the checkpoint to resume from
+    preflight   reject what cannot work on this machine (`preflight.py`)
+    fit         build the model, start the other ranks, train; roll back where the guard says so
+    close       state the result, draw the curve, print the table
+
+Each takes the `Run` of this process; nothing else is shared between them.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from src.callbacks.best_effort import BestEffort
+from src.callbacks.guard import DivergedError
+from src.callbacks.loggers import RunInfo
+from src.callbacks.run_record import RunRecord, Status
+from src.callbacks.stop import StopRequest
+from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
+from src.datamodules.shards.format import ShardError
+from src.errors import Interrupted, UserError, one_line
+from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
+from src.launch.ranks import other_ranks
+from src.models.gpt import GPT
+from src.models.lightning_module import LanguageModel
+from src.settings.read import Settings, read_settings
+from src.training.memory import check_memory
+from src.training.process import prepare_process
+from src.training.resume import find_resume
+from src.training.rollback import roll_back
+from src.training.run import Run, build_initial_gpt, skipped_batches
+from src.training.run_folder import begin_record, complete_record, note_progress
+from src.training.trainer import build_trainer
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def raise_user_errors() -> Iterator[None]:
+    """Turn `ValueError` and `OSError` into `UserError`: before training starts, the request is at fault."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(one_line(error)) from error
+
+
+# ---- 1. read
+
+
+def read(job: Job, stop: StopRequest) -> Settings:
+    """Validate the job's configuration and apply it to this process."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()  # their records reach run.log through the root logger
+        logging.getLogger(name).propagate = True
+    settings = read_settings(job.config)
+    stop.grace_s = settings.safety.grace_s
+    prepare_process(settings.trainer)
+    return settings
+
+
+# ---- 2. open
+
+
+def open_run(job: Job, settings: Settings, stop: StopRequest) -> Run:
+    """Open the data, the record, the loggers and the checkpoint to resume from.
+
+    Raises:
+        UserError: the model does not fit this machine, or the data or the checkpoint cannot be used.
+    """
+    if job.rank == 0:
+        check_memory(settings)  # before data is fetched or tokenized for a run that cannot fit
+    data = _open_data(settings)
+    resume = find_resume(job, settings, data.identity())
+    run = Run(job, settings, stop, data, RunRecord(job.folder, writes=job.rank == 0), BestEffort(), resume)
+    if job.rank == 0:
+        info = RunInfo(job.folder, settings.name, run.first_step)
+        run.loggers = run.best_effort.wrap_loggers(make(info) for make in settings.loggers)
+    if job.resumes:
+        run.rollbacks = run.record.result.get("rollbacks", [])
+        data.skipped = skipped_batches(run.rollbacks)
+    return run
+
+
+def _open_data(settings: Settings) -> TokenDataModule:
+    spec = BatchSpec(
+        settings.model.block_size, settings.model.vocab_size, settings.seed, settings.trainer.max_steps
+    )
+    data = build_data(settings.data, spec)
+    count_micro_steps(data.micro_batch_size, data.global_batch_size, settings.trainer.devices)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+# ---- 4. fit
+
+
+def fit(run: Run) -> None:
+    """Train to `trainer.max_steps` on all ranks and state a failure in the record.
+
+    Raises:
+        DivergedError: training diverged more often than `guard.rollbacks` allows.
+        Interrupted: a signal or `trainer.max_time`, after the checkpoint.
+        UserError: the data changed or cannot be read any more.
+    """
+    with raise_user_errors():
+        gpt = build_initial_gpt(run)
+    begin_record(run, gpt)
+    ranks = other_ranks(
+        run.job.folder,
+        run.settings.trainer.devices,
+        resumes=run.resume is not None,
+        timeout_s=run.settings.safety.rank_timeout_s,
+        on_lost=lambda reason: _state_lost_rank(run, reason),
+        on_interrupted=run.stop.pass_on,
+    )
+    with _failures_stated(run), ranks:
+        while True:
+            try:
+                return _fit_once(run, gpt)
+            except DivergedError as error:
+                if len(run.rollbacks) >= run.settings.guard.rollbacks:
+                    raise
+                roll_back(run, error)
+                gpt = build_initial_gpt(run)
+
+
+def _fit_once(run: Run, gpt: GPT) -> None:
+    """Train from `run.resume`, or from step 0, to the last step."""
+    settings = run.settings
+    module = LanguageModel(
+        gpt,
+        settings.optimizer,
+        settings.schedule,
+        compile_trunk=settings.trainer.compile,
+        seed=settings.seed,
+    )
+    trainer = build_trainer(run)
+    try:
+        path = run.resume.path if run.resume else None
+        trainer.fit(module, datamodule=run.data, ckpt_path=path, weights_only=True)
+    finally:
+        # A full disk here must not hide what ended the training; the final statement writes again.
+        with contextlib.suppress(OSError):
+            note_progress(run, trainer)
+    run.stop.check()
+    if trainer.global_step < settings.trainer.max_steps and not trainer.should_stop:
+        raise RuntimeError(
+            f"training ended at step {trainer.global_step} of {settings.trainer.max_steps} without a request to stop"
+        )
+
+
+@contextlib.contextmanager
+def _failures_stated(run: Run) -> Iterator[None]:
+    """State in the record how a failing block ended."""
+    try:
+        yield
+    except DivergedError as error:
+        steps = error.began - 1
+        run.record.update(steps=steps, tokens=steps * run.tokens_per_step)
+        _state(run, "diverged", _divergence(error))
+        raise
+    except Interrupted as stop:
+        _state(run, "interrupted", str(stop))
+        raise
+    except ShardError as error:
+        _state(run, "failed", one_line(error))
+        raise UserError(one_line(error)) from error
+    except Exception as error:
+        if run.stop.signum:  # another rank stopped on the signal while this one was in the middle of a step
+            _state(run, "interrupted", f"{run.stop.reason}; {one_line(error)}")
+            raise Interrupted(run.stop.signum) from error
+        _state(run, "failed", f"{type(error).__name__}: {one_line(error)}")
+        raise
+
+
+def _divergence(error: DivergedError) -> str:
+    return f"{one_line(error)}; checkpoints/ holds weights from before it, if any were due"
+
+
+def _state(run: Run, status: Status, reason: str) -> None:
+    """State the end in the record; where that fails, the error that ended the run stays the one reported."""
+    try:
+        run.record.finish(status, reason)
+    except OSError as error:
+        log.error("result.json could not be written: %s", one_line(error))
+
+
+def _state_lost_rank(run: Run, reason: str) -> None:
+    log.error("failed: %s", reason)
+    _state(run, "failed", reason)
+
+
+# ---- 5. close
+
+
+def close(run: Run) -> TaskEnd:
+    """State the final loss, draw the curve, print the table."""
+    if run.job.rank:
+        return TaskEnd(COMPLETED, "completed")
+    loss = complete_record(run)
+    return TaskEnd(COMPLETED, f"completed, val_loss {loss:.4f}", loss)
+
+
+def close_diverged(run: Run, error: DivergedError) -> TaskEnd:
+    """Report a divergence that the record states already."""
+    reason = _divergence(error)
+    log.error("diverged: %s", reason)
+    return TaskEnd(DIVERGED, f"diverged: {reason}")
