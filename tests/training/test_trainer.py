@@ -26,8 +26,8 @@ from src.callbacks.stop import StopRequest
 from src.datamodules.base import BatchSpec, build_data
 from src.launch.job import Job
 from src.models.lightning_module import LanguageModel
-from src.training.run import build_gpt
-from src.training.trainer import TrainerParts, build_trainer
+from src.training.run import Run, build_gpt
+from src.training.trainer import build_trainer
 from tests.runs import SMALL, make_shards
 from tests.support import composed_settings
 
@@ -55,21 +55,18 @@ def fit(
     data.prepare_data()
     data.setup()
     folder.mkdir(exist_ok=True)
-    parts = TrainerParts(
+    run = Run(
         Job(folder, OmegaConf.create(), resumes=False),
         settings,
         StopRequest(grace_s=60.0),
+        data,
         RunRecord(folder, writes=True),
-        [],
         BestEffort(),
-        data.global_batch_size * settings.model.block_size,
-        data.identity(),
-        0,
     )
     module = LanguageModel(
         build_gpt(settings), settings.optimizer, settings.schedule, compile_trunk=False, seed=settings.seed
     )
-    trainer = build_trainer(parts)
+    trainer = build_trainer(run)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer
 
