@@ -1,4 +1,4 @@
-"""The one front door: compose a configuration, hand it to its task, leave with the task's exit code.
+"""Entry point: compose a configuration, run its task, exit with the task's code.
 
 python run.py residual=hyperconn            train on the embedded text
 python run.py -m residual=vanilla,x0_blend seed=1,2
@@ -8,23 +8,26 @@ python run.py --help
 
 import sys
 
-from src.launch.signals import guarded
+from src.launch.signals import run_guarded
 
 
 def start() -> int:
-    """Everything, under handlers of signals: the imports take seconds."""
+    """Import Hydra, which takes seconds, and run; the signal handlers are installed already."""
     import hydra
     from omegaconf import DictConfig
 
     from src.launch.job import enter, run_job
+    from src.launch.outcomes import Outcomes
+
+    outcomes = Outcomes()
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")
     def main(config: DictConfig) -> float | None:
-        """Run one job; returns its figure of merit (for sweepers), lower is better."""
-        return run_job(config)
+        """Run one job and return its value for sweepers, lower is better."""
+        return run_job(config, outcomes)
 
-    return enter(main)
+    return enter(main, outcomes)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(start))
+    sys.exit(run_guarded(start))

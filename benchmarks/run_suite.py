@@ -33,8 +33,8 @@ from src.bench.tables import describe_settings, speed_table
 from src.bench.timing import Timing, time_in_turns
 from src.errors import UserError, one_line
 from src.files import write_atomic
-from src.launch.arguments import meant
 from src.launch.job import COMPLETED, Job, TaskEnd
+from src.launch.suggestions import nearest
 from src.settings.read import Settings
 from src.training.process import prepare_process
 
@@ -49,7 +49,7 @@ def run_suite(job: Job, name: str, rounds: int, budget_s: float | None) -> TaskE
     """
     if name not in SUITES:
         raise UserError(
-            f"bench.suite={name} is no suite{meant(name, list(SUITES))}; one of {', '.join(SUITES)}"
+            f"bench.suite={name} is no suite{nearest(name, list(SUITES))}; one of {', '.join(SUITES)}"
         )
     deadline = math.inf if budget_s is None else time.monotonic() + budget_s
     return SuiteRun(job, name, rounds, deadline).run()

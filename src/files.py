@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+#: Root of the project, and its configuration groups.
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace `path` by `data`; readers see the old bytes or the new ones, never a mixture."""

@@ -31,7 +31,6 @@ HYDRA_ROOMS = {"launch", "settings", "tasks"}
 TO_DO = {
     ("src/evaluation/suite.py", "src.settings.validate"),
     ("src/kernels/hyper_streams/reference.py", "src.residual.base"),
-    ("src/launch/job.py", "src.kernels.compile_cache"),
 }
 
 

@@ -8,8 +8,7 @@ import torch
 from src.bench.device_peak import Ceiling
 from src.bench.peers import LOSS_STEPS, LOSS_TOLERANCE
 from src.bench.timing import Timing
-from src.files import format_bytes
-from src.launch.arguments import CONF
+from src.files import CONF, format_bytes
 from src.settings.read import Settings
 
 #: Sequences of 1,024 tokens that the memory at GPT-2 Medium is counted for.

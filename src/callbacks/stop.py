@@ -22,7 +22,7 @@ from torch import distributed
 
 from src.callbacks.step_end import StepEndCallback
 from src.errors import Interrupted, exit_code
-from src.launch.signals import STOP_SIGNALS, refuse_to_go_on
+from src.launch.signals import SIGNAL_STATE, STOP_SIGNALS
 
 
 class StopRequest:
@@ -90,7 +90,7 @@ class StopRequest:
         """Handle the signals inside the block, then restore the earlier handlers."""
         before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
         self.install()
-        refuse_to_go_on()
+        SIGNAL_STATE.raise_if_received()
         try:
             yield
         finally:

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.checks.base import Subject, tokens
 from src.errors import one_line
+from src.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 N_STEPS = 6
 DDP_TIMEOUT_S = 600.0  # for two processes to start on a busy machine, too
 

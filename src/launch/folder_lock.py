@@ -1,109 +1,87 @@
-"""One process in a run folder: `.lock` names the process that works there.
+"""Run-folder lock: one process works in a run folder, on one machine or on a file system that several share.
 
-A lock of a process that is gone is taken over. On this machine that is known: the process's number and start time,
-and the boot they belong to. Of another machine (or container) only signs of life are seen: its lock is touched every
-`BEAT_S` seconds, and counts as left behind once it was not for `LEASE_S`.
+`.lock` in the run folder is a `SoftFileLease` of filelock; it names process, start time and host. A lock of a process
+that has ended is taken over at once where the process table shows it, which is the same machine and PID namespace.
+From another machine only the heartbeat shows: the holder touches the file every `HEARTBEAT_S` seconds, and after
+`LEASE_S` seconds without one, measured by the waiting process, the lock is taken over. A native lock (flock) is not
+enough: many shared file systems do not have it, or keep it to one machine.
 """
 
-import fcntl
-import json
-import os
+import logging
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from src.files import write_atomic
+from filelock import LeaseCompromise, SoftFileLease, Timeout
 
-BEAT_S = 20.0
-LEASE_S = 300.0
+from src.errors import UserError
 
+log = logging.getLogger(__name__)
 
-class FolderInUseError(RuntimeError):
-    """Another live process works in the folder."""
+HEARTBEAT_S = 20.0
+#: Longer than the attribute caches of NFS, which hide heartbeats for up to 60 s.
+LEASE_S = 120.0
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[str]:
-    """Hold `folder` inside the block, which is given what there is to say about it.
+def lock_folder(folder: Path) -> Iterator[str]:
+    """Hold the lock of `folder` inside the block.
+
+    Yields:
+        One line on a lock that was taken over; empty where there was none.
 
     Raises:
-        FolderInUseError: another process holds it.
+        UserError: another live process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    own, said = _identity(os.getpid()), ""
-    with (folder / ".lock.turn").open("w") as turn:  # looking and taking are one, among processes that ask
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        holder = _holder(path)
-        if holder is not None and holder != own:
-            if _alive(holder, path):
-                raise FolderInUseError(
-                    f"{folder} is in use by process {holder['pid']} on {holder['host']}; "
-                    f"wait for it or stop it (kill -TERM {holder['pid']} there makes it save and leave)"
-                )
-            said = f"the lock of process {holder['pid']}, which is gone, is taken over"
-        write_atomic(path, json.dumps(own) + "\n")
-    done = threading.Event()
-    threading.Thread(target=_beat, args=(path, done), daemon=True).start()
+    lease = SoftFileLease(
+        path, timeout=0, lease_duration=LEASE_S, heartbeat_interval=HEARTBEAT_S, on_compromise=_report_loss
+    )
+    holder = _read_holder(path)
+    process = f"process {holder.get('pid', '(unknown)')} on {holder.get('host', '(unknown)')}"
     try:
-        yield said
-    finally:
-        done.set()
-        if _holder(path) == own:
-            path.unlink(missing_ok=True)
-
-
-def _identity(pid: int) -> dict[str, str | int]:
-    return {
-        "pid": pid,
-        "started": _started(pid),
-        "host": socket.gethostname(),
-        "place": _read(Path("/proc/sys/kernel/random/boot_id")) + _link(Path("/proc/self/ns/pid")),
-    }
-
-
-def _started(pid: int) -> str:
-    """When a process began, in clock ticks since boot; empty where it is gone or only waits to be reaped."""
-    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def _link(path: Path) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
-
-
-def _holder(path: Path) -> dict[str, str | int] | None:
-    try:
-        found: dict[str, str | int] = json.loads(_read(path))
-    except json.JSONDecodeError:
-        return None
-    return found
-
-
-def _alive(holder: dict[str, str | int], path: Path) -> bool:
-    here = _identity(os.getpid())
-    pid = int(holder["pid"])
-    if holder["host"] == here["host"] and holder["place"] == here["place"] and here["started"]:
-        return bool(holder["started"]) and _started(pid) == holder["started"]
-    return time.time() - path.stat().st_mtime < LEASE_S
-
-
-def _beat(path: Path, done: threading.Event) -> None:
-    while not done.wait(BEAT_S):
         try:
-            os.utime(path)
-        except OSError:
-            return
+            lease.acquire()
+        except Timeout:
+            if not _may_have_ended(holder, path):
+                raise
+            log.warning("%s is locked by %s; waiting %g s for its heartbeat", folder, process, LEASE_S)
+            lease.acquire(timeout=LEASE_S + HEARTBEAT_S)
+    except Timeout as error:
+        raise UserError(
+            f"{folder} is in use by {process}; wait for it or stop it "
+            f"(kill -TERM {holder.get('pid', '<pid>')} on its machine saves a checkpoint and exits)"
+        ) from error
+    try:
+        yield f"the lock of {process} is taken over, which has ended" if holder else ""
+    finally:
+        lease.release()
+
+
+def _read_holder(path: Path) -> dict[str, str]:
+    """Return the fields of a lock file, such as `pid` and `host`; empty where it does not exist."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+
+def _may_have_ended(holder: dict[str, str], path: Path) -> bool:
+    """Return whether heartbeats are missing and no process of this machine explains the lock."""
+    if (
+        holder.get("host", "").partition("?")[0] == socket.gethostname()
+        and Path(f"/proc/{holder['pid']}").exists()
+    ):
+        return False  # suspended, not ended
+    try:
+        return time.time() - path.stat().st_mtime > 2 * HEARTBEAT_S
+    except OSError:
+        return True
+
+
+def _report_loss(loss: LeaseCompromise) -> None:
+    log.error("%s is lost (%s); another process may write into this folder", loss.lock_file, loss.reason)

@@ -1,18 +1,17 @@
-"""Hydra's launchers and sweepers beyond its own two: which of them do here, and what each needs.
+"""Hydra plugins that are supported: launchers and sweepers other than Hydra's own, and what each needs.
 
 Their jobs run `src/launch/job.py`'s `run_job` in other processes (joblib, submitit) or in this one (optuna).
 """
 
 import importlib.util
 import os
-from pathlib import Path
 
 from src.errors import UserError
+from src.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EXTRA = ".[sweeps]"
 
-#: By choice on the command line: the package and its module.
+#: Package and module of each plugin; None for Hydra's own.
 JOBLIB = ("hydra-joblib-launcher", "hydra_plugins.hydra_joblib_launcher")
 SUBMITIT = ("hydra-submitit-launcher", "hydra_plugins.hydra_submitit_launcher")
 OPTUNA = ("hydra-optuna-sweeper", "hydra_plugins.hydra_optuna_sweeper")
@@ -22,11 +21,11 @@ SUPPORTED: dict[str, dict[str, tuple[str, str] | None]] = {
 }
 
 
-def with_launcher(arguments: list[str]) -> list[str]:
-    """The command line, with what the launcher or sweeper that it names needs for a sweep that loses no job.
+def prepare_plugins(arguments: list[str]) -> list[str]:
+    """Return the command line with the options that its launcher or sweeper needs so that a sweep loses no job.
 
     Raises:
-        UserError: one that is not supported, or not installed.
+        UserError: a plugin that is not supported, or not installed.
     """
     added: list[str] = []
     for argument in arguments:
@@ -34,19 +33,19 @@ def with_launcher(arguments: list[str]) -> list[str]:
         if key not in SUPPORTED:
             continue
         if choice not in SUPPORTED[key]:
-            raise UserError(f"{key}={choice} is not supported; {', '.join(SUPPORTED[key])} are")
-        needed = SUPPORTED[key][choice]
-        if needed is not None:
-            _refuse_missing(argument, *needed)
-        if needed == OPTUNA and not any("hydra.sweeper.max_failure_rate=" in a for a in arguments):
-            added.append("hydra.sweeper.max_failure_rate=1.0")  # a diverging trial is a failed one, not the end
-        if needed == SUBMITIT:  # its jobs are started by a module of its own
+            raise UserError(f"{key}={choice} is not supported; give one of {', '.join(SUPPORTED[key])}")
+        plugin = SUPPORTED[key][choice]
+        if plugin is not None:
+            _require(argument, *plugin)
+        if plugin == OPTUNA and not any("hydra.sweeper.max_failure_rate=" in a for a in arguments):
+            added.append("hydra.sweeper.max_failure_rate=1.0")  # a diverging trial does not end the search
+        if plugin == SUBMITIT:  # submitit starts jobs by a module of its own, which must find src
             path = os.environ.get("PYTHONPATH")
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), path)))
     return [*arguments, *added]
 
 
-def _refuse_missing(argument: str, package: str, module: str) -> None:
+def _require(argument: str, package: str, module: str) -> None:
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:

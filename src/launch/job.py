@@ -1,15 +1,19 @@
-"""Process plumbing of Hydra jobs: errors and exit codes, the run folder and its log, resume.
+"""Jobs of Hydra: how `run.py` starts, runs the task of a job in its folder, and exits.
 
-Exit codes: 0 completed; 2 the user's mistake, in one line; 3 diverged; 130 and 143 interrupted, after a
-checkpoint, by SIGINT and by SIGTERM, SIGUSR1 or `trainer.max_time`; 1 anything else, or a sweep in which a job failed.
+    run.py: enter(main)      arguments of stored runs and launchers, then Hydra composes the configuration
+        main: run_job        one job of the invocation: its folder, its outcome
+            run_task         lock the folder, open run.log, call `src.tasks.<task>.run(job)`, map errors to codes
+
+Exit codes: 0 completed; 2 an error of the user, in one line; 3 diverged; 130 and 143 interrupted after a checkpoint,
+by SIGINT and by SIGTERM, SIGUSR1 or `trainer.max_time`; 1 any other error, or a sweep in which a job failed.
 """
 
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -25,13 +29,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import Interrupted, UserError, exit_code, one_line
-from src.kernels.compile_cache import keep_compiled
-from src.launch import outcomes
-from src.launch.arguments import arguments_of_a_stored_run, explain
-from src.launch.early_end import state_interrupted
-from src.launch.folder_lock import FolderInUseError, folder_lock
-from src.launch.hydra_plugins import with_launcher
-from src.launch.outcomes import COMPLETED, DIVERGED, FAILED, MISTAKE, JobFailedError, Outcome
+from src.launch.arguments import use_stored_config
+from src.launch.folder_lock import lock_folder
+from src.launch.hydra_plugins import prepare_plugins
+from src.launch.outcomes import (
+    COMPLETED,
+    DIVERGED,
+    FAILED,
+    MISTAKE,
+    JobFailedError,
+    Outcome,
+    Outcomes,
+    record_interruption,
+)
+from src.launch.run_log import open_log
+from src.launch.suggestions import explain
 
 __all__ = ["COMPLETED", "DIVERGED", "FAILED", "MISTAKE", "Job", "TaskEnd", "enter", "run_job", "run_task"]
 
@@ -40,9 +52,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One job of this invocation: its folder, its configuration, and whether it goes on from a checkpoint.
+    """One job of an invocation.
 
-    `sweep` is the folder of the sweep that the job is part of.
+    Args:
+        folder: run folder.
+        config: composed configuration.
+        resumes: continue from the checkpoint in the folder.
+        overrides: overrides of the command line.
+        rank: rank of this process; only rank 0 writes.
+        sweep: folder of the sweep that the job is part of.
     """
 
     folder: Path
@@ -53,14 +71,22 @@ class Job:
     sweep: Path | None = None
 
 
-def enter(main: Callable[[], Any]) -> int:
-    """Run Hydra's `main` and turn whatever happens into an exit code and, for a mistake, one line."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
-    outcomes.begin()
+@dataclass(frozen=True)
+class TaskEnd:
+    """Return value of a task: exit code, one line for the user, and a value to minimize for sweepers."""
+
+    code: int
+    line: str
+    value: float | None = None
+
+
+def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
+    """Run Hydra's `main`, print an error of the user as one line, and return the exit code of the process."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and exiting with 1
     try:
-        sys.argv[1:] = with_launcher(arguments_of_a_stored_run(sys.argv[1:]))
+        sys.argv[1:] = prepare_plugins(use_stored_config(sys.argv[1:]))
         if outer_rank() and not any(a.startswith("resume=") for a in sys.argv):
-            # Rank 0 has the run folder; Hydra makes one for each process all the same.
+            # Hydra makes a folder in every process; only that of rank 0 is the run folder.
             with tempfile.TemporaryDirectory() as folder:
                 sys.argv.append(f"hydra.run.dir={folder}")
                 main()
@@ -73,46 +99,49 @@ def enter(main: Callable[[], Any]) -> int:
         if not outcomes.explains(error):
             raise
     except (Interrupted, KeyboardInterrupt) as stop:
-        outcomes.tell()
-        return exit_code(stop.signum if isinstance(stop, Interrupted) else 2)
-    outcomes.tell()
-    return outcomes.code()
+        outcomes.report()
+        return exit_code(stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
+    outcomes.report()
+    return outcomes.exit_code()
 
 
-def run_job(config: DictConfig) -> float | None:
-    """Run one Hydra job: open its folder, run its task, note how it ended."""
+def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
+    """Run one job of Hydra, record its outcome, and return its value for sweepers (lower is better)."""
     hydra = HydraConfig.get()
     if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
-        raise UserError("trusted_targets counts on the command line only: a file cannot say that it is trusted")
-    keep_compiled()
-    sweep = hydra.mode == RunMode.MULTIRUN
-    folder = Path(hydra.runtime.output_dir).resolve()
-    resumes = config.get("resume") is not None
-    root = Path(hydra.sweep.dir).resolve() if sweep else None
-    job = Job(folder, config, resumes, tuple(hydra.overrides.task), rank=outer_rank(), sweep=root)
-    number = int(hydra.job.num) if sweep else 0
-    began = time.monotonic()
+        raise UserError(
+            "trusted_targets must be given on the command line; a file cannot declare itself trusted"
+        )
+    is_sweep = hydra.mode == RunMode.MULTIRUN
+    job = Job(
+        Path(hydra.runtime.output_dir).resolve(),
+        config,
+        resumes=config.get("resume") is not None,
+        overrides=tuple(hydra.overrides.task),
+        rank=outer_rank(),
+        sweep=Path(hydra.sweep.dir).resolve() if is_sweep else None,
+    )
+    start = time.monotonic()
     code, line, value = run_task(job)
-    outcomes.note(Outcome(number, folder, job.overrides, code, line, time.monotonic() - began))
-    if code in (128 + 2, 128 + 15) and outcomes.here():
+    number = int(hydra.job.num) if is_sweep else 0
+    outcomes.jobs.append(Outcome(number, job.folder, job.overrides, code, line, time.monotonic() - start))
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and outcomes.is_owner():
         raise Interrupted(code - 128)
-    if code != COMPLETED and sweep:
+    if code != COMPLETED and is_sweep:
         raise JobFailedError(line)  # Hydra runs the other jobs, then raises it again
     return value
 
 
 def run_task(job: Job) -> tuple[int, str, float | None]:
-    """Run the job's task inside its folder; returns exit code, one line on how it went, and its value."""
-    if job.rank == 0 and not job.resumes and not job.sweep and (job.folder / "result.json").exists():
-        line = f"{job.folder} holds a run already; resume={job.folder} goes on with it"
-        print(f"error: {line}", file=sys.stderr)
-        return MISTAKE, line, None
+    """Run the task of a job inside its locked folder; return exit code, one line on the outcome, and its value."""
     if job.rank:
         return _run_logged(job)
     try:
-        with folder_lock(job.folder) as said:
-            return _run_logged(job, said)
-    except FolderInUseError as error:
+        if not job.resumes and not job.sweep and (job.folder / "result.json").exists():
+            raise UserError(f"{job.folder} holds a run already; continue it with resume={job.folder}")
+        with lock_folder(job.folder) as note:
+            return _run_logged(job, note)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE, str(error), None
     except OSError as error:
@@ -121,50 +150,41 @@ def run_task(job: Job) -> tuple[int, str, float | None]:
         return MISTAKE, line, None
 
 
-def _run_logged(job: Job, said: str = "") -> tuple[int, str, float | None]:
-    close_log = open_log(job)
-    if said:
-        log.warning("%s", said)
-    try:
-        if not job.resumes and job.rank == 0:
-            write_hydra_folder(job)
-        target = OmegaConf.select(job.config, "task._target_")
-        if not re.fullmatch(r"src\.tasks\.\w+\.run", str(target)):
-            raise UserError(f"task._target_={target} is no task of this project; see --help")
-        task = cast(Callable[[Job], "TaskEnd"], get_method(target))
-        end = task(job)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        log.debug("the user's mistake:\n%s", traceback.format_exc())
-        log.error("error: %s", explain(error))
-        return MISTAKE, explain(error), None
-    except (Interrupted, KeyboardInterrupt) as stop:
-        signum = stop.signum if isinstance(stop, Interrupted) else 2
-        reason = str(stop) or "stopped by SIGINT"
-        goes_on = (job.folder / "metrics.jsonl").exists()  # a training that has begun
-        log.warning("%s%s", reason, f"; python run.py resume={job.folder} goes on" if goes_on else "")
-        if not job.rank:
-            state_interrupted(job.folder, job.config, reason)
-        return exit_code(signum), reason, None
-    except Exception as error:
-        log.error("failed: %s\n%s", one_line(error), traceback.format_exc())
-        return FAILED, f"failed: {one_line(error)}", None
-    else:
+def _run_logged(job: Job, note: str = "") -> tuple[int, str, float | None]:
+    with open_log(job.folder, job.rank):
+        if note:
+            log.warning("%s", note)
+        try:
+            if not job.resumes and job.rank == 0:
+                write_hydra_folder(job)
+            end = _load_task(job.config)(job)
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            log.debug("error of the user:\n%s", traceback.format_exc())
+            log.error("error: %s", explain(error))
+            return MISTAKE, explain(error), None
+        except (Interrupted, KeyboardInterrupt) as stop:
+            signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+            reason = str(stop) or "stopped by SIGINT"
+            has_begun = (job.folder / "metrics.jsonl").exists()
+            log.warning("%s%s", reason, f"; python run.py resume={job.folder} continues" if has_begun else "")
+            if not job.rank:
+                record_interruption(job.folder, job.config, reason)
+            return exit_code(signum), reason, None
+        except Exception as error:
+            log.error("failed: %s\n%s", one_line(error), traceback.format_exc())
+            return FAILED, f"failed: {one_line(error)}", None
         return end.code, end.line, end.value
-    finally:
-        close_log()
 
 
-@dataclass(frozen=True)
-class TaskEnd:
-    """What a task hands back: exit code, one line, and its figure of merit."""
-
-    code: int
-    line: str
-    value: float | None = None
+def _load_task(config: DictConfig) -> Callable[[Job], TaskEnd]:
+    target = OmegaConf.select(config, "task._target_")
+    if not re.fullmatch(r"src\.tasks\.\w+\.run", str(target)):
+        raise UserError(f"task._target_={target} is no task of this project; see --help")
+    return cast(Callable[[Job], TaskEnd], get_method(target))
 
 
 def write_hydra_folder(job: Job) -> None:
-    """`.hydra/` as Hydra would write it; done here, so that a refused launch writes nothing."""
+    """Write `.hydra/` as Hydra does; Hydra itself would overwrite that of a run that is there."""
     folder = job.folder / ".hydra"
     folder.mkdir(parents=True, exist_ok=True)
     hydra = HydraConfig.get()
@@ -173,53 +193,6 @@ def write_hydra_folder(job: Job) -> None:
     OmegaConf.save(OmegaConf.create(list(job.overrides)), folder / "overrides.yaml")
 
 
-def open_log(job: Job) -> Callable[[], None]:
-    """Log to the console (this project's words, others' warnings) and to run.log; returns the undoing."""
-    root = logging.getLogger()
-    before, before_hook = (root.handlers[:], root.level), threading.excepthook
-    threading.excepthook = _note_thread  # a dashboard's thread, mostly: who waits for it says so
-    console = logging.StreamHandler(sys.stderr)
-    console.setLevel(logging.INFO if job.rank == 0 else logging.CRITICAL)
-    console.setFormatter(logging.Formatter("%(message)s"))
-    console.addFilter(lambda r: r.name.startswith("src") or r.levelno >= logging.ERROR)
-    handlers: list[logging.Handler] = [console]
-    if job.rank == 0:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(job.folder / "run.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        file.handleError = _tell_once(console)  # type: ignore[method-assign, assignment]  # a full disk must not end a run here
-        handlers.append(file)
-    root.handlers = handlers
-    root.setLevel(logging.INFO)
-    logging.getLogger("src").setLevel(logging.DEBUG)
-    logging.captureWarnings(True)
-
-    def close() -> None:
-        logging.captureWarnings(False)
-        for handler in handlers:
-            handler.close()
-        root.handlers, root.level = before
-        threading.excepthook = before_hook
-
-    return close
-
-
-def _note_thread(args: threading.ExceptHookArgs) -> None:
-    log.debug("a thread failed: %s", args.exc_value)
-
-
-def _tell_once(console: logging.Handler) -> Callable[[logging.LogRecord], None]:
-    told: list[bool] = []
-
-    def handle(record: logging.LogRecord) -> None:
-        if not told:
-            told.append(True)
-            text = f"run.log cannot be written and is incomplete: {sys.exc_info()[1]}"
-            console.handle(logging.makeLogRecord({**record.__dict__, "msg": text, "args": ()}))
-
-    return handle
-
-
 def outer_rank() -> int:
-    """This process's rank where torchrun or a cluster started it; 0 otherwise."""
+    """Return the rank of this process where torchrun or a cluster started it, else 0."""
     return int(os.environ.get("RANK", "0"))

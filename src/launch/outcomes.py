@@ -1,16 +1,28 @@
-"""How the jobs of one invocation ended, and the exit code that follows."""
+"""Outcomes of the jobs of one invocation, and the exit code that follows from them."""
 
+import json
+import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.errors import one_line
+from src.files import read_object, write_atomic
+from src.launch.arguments import stored_yaml
+
+log = logging.getLogger(__name__)
 
 COMPLETED, FAILED, MISTAKE, DIVERGED = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended."""
+    """End of one job."""
 
     number: int
     folder: Path
@@ -21,57 +33,75 @@ class Outcome:
 
 
 class JobFailedError(Exception):
-    """A job that did not complete; its outcome has been recorded and told."""
+    """Error of a job that did not complete; its outcome has been recorded and printed."""
 
 
-_noted: list[Outcome] = []
-#: The process whose exit code it is; a launcher may run jobs in others, whose outcomes come back as exceptions.
-_owner: list[int] = []
-_elsewhere: list[str] = []
+@dataclass
+class Outcomes:
+    """Outcomes of the jobs of one invocation of `run.py`.
+
+    A launcher may run jobs in other processes: they get a copy, and what fails there comes back as an exception.
+    """
+
+    jobs: list[Outcome] = field(default_factory=list)
+    remote_failures: list[str] = field(default_factory=list)
+    pid: int = field(default_factory=os.getpid)
+
+    def is_owner(self) -> bool:
+        """Return whether this process exits with the code of the invocation."""
+        return self.pid == os.getpid()
+
+    def explains(self, error: Exception) -> bool:
+        """Return whether an exception raised by Hydra only repeats the outcome of the jobs; record a remote one."""
+        if isinstance(error, JobFailedError):
+            if not self.jobs:
+                self.remote_failures.append(str(error))
+            return True
+        # A sweeper fails where no job completed.
+        return bool(self.jobs) and all(job.code != COMPLETED for job in self.jobs)
+
+    def report(self) -> None:
+        """Print one line for each job of a sweep."""
+        for line in self.remote_failures:
+            print(f"error: a job did not complete: {line}", file=sys.stderr)
+        if len(self.jobs) < 2 and not any(job.number for job in self.jobs):
+            return
+        for job in self.jobs:
+            overrides = " ".join(job.overrides) or "(no overrides)"
+            print(f"#{job.number} {overrides}: {job.line} ({job.seconds:.0f} s, {job.folder})")
+
+    def exit_code(self) -> int:
+        """Return the code of the only job, or 1 if a job of a sweep did not complete."""
+        if len(self.jobs) == 1:
+            return self.jobs[0].code
+        failed = any(job.code != COMPLETED for job in self.jobs)
+        return FAILED if failed or self.remote_failures else COMPLETED
 
 
-def begin() -> None:
-    """An invocation of this process begins."""
-    _noted.clear()
-    _elsewhere.clear()
-    _owner[:] = [os.getpid()]
+def record_interruption(folder: Path, config: DictConfig, reason: str) -> None:
+    """Write status `interrupted` for a training that was stopped before it could do so: while it imported or built.
 
+    Does nothing for other tasks, or where result.json states another end. Writes config.yaml if it is missing, so
+    that the run can resume.
 
-def here() -> bool:
-    """Whether this process is the one whose exit code it is."""
-    return _owner == [os.getpid()]
-
-
-def note(outcome: Outcome) -> None:
-    """A job of this process has ended."""
-    _noted.append(outcome)
-
-
-def explains(error: Exception) -> bool:
-    """Whether an error out of Hydra only says again what became of the jobs."""
-    if isinstance(error, JobFailedError):
-        if not _noted:
-            _elsewhere.append(str(error))
-        return True
-    return bool(_noted) and all(
-        outcome.code != COMPLETED for outcome in _noted
-    )  # nothing for a sweeper to choose
-
-
-def tell() -> None:
-    """A line for each job of a sweep."""
-    for line in _elsewhere:
-        print(f"error: a job did not complete: {line}", file=sys.stderr)
-    if len(_noted) < 2 and not any(outcome.number for outcome in _noted):
+    Args:
+        folder: run folder, locked by this process.
+        config: composed configuration of the job.
+        reason: what stopped it, one line.
+    """
+    path = folder / "result.json"
+    if OmegaConf.select(config, "task._target_") != "src.tasks.train.run":
         return
-    for outcome in _noted:
-        what = " ".join(outcome.overrides) or "(no overrides)"
-        print(f"#{outcome.number} {what}: {outcome.line} ({outcome.seconds:.0f} s, {outcome.folder})")
-
-
-def code() -> int:
-    """The invocation's exit code: that of its one job, or whether all of a sweep's completed."""
-    codes = {outcome.code for outcome in _noted}
-    if len(_noted) == 1:
-        return codes.pop()
-    return FAILED if codes - {COMPLETED} or _elsewhere else COMPLETED
+    try:
+        result = read_object(path) if path.exists() else {"steps": 0}
+        if result.get("status", "running") != "running":
+            return
+        if not (folder / "config.yaml").exists():
+            plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+            own = {"name": plain["name"], "seed": plain["seed"], "max_steps": plain["trainer"]["max_steps"]}
+            result = {**own, **result}
+            write_atomic(folder / "config.yaml", stored_yaml({**plain, "resume": None, "from_run": None}))
+        write_atomic(path, json.dumps({**result, "status": "interrupted", "reason": reason}, indent=2) + "\n")
+    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+        # The process must exit in time, with or without this record.
+        log.warning("result.json could not be marked interrupted: %s", one_line(error))

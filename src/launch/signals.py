@@ -1,7 +1,7 @@
-"""Signals from the first moment on: a process that is still importing or composing leaves with its exit code, too.
+"""Signal handlers of the whole process: it exits with the right code while it still imports or composes, too.
 
-A leaf, and light: it is imported before everything that takes seconds. What trains puts handlers of its own in
-front (`src/callbacks/stop.py`), which finish the step; between jobs and after them these here stand again.
+This module imports little, because it runs before the imports that take seconds. A training installs handlers of its
+own on top (`src/callbacks/stop.py`), which finish the step; before, between and after jobs these here are active.
 """
 
 import os
@@ -14,52 +14,59 @@ from types import FrameType
 from src.errors import Interrupted, exit_code
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-#: Signals noted: one that was raised and went unheard (an import may catch everything) still counts.
-NOTED: list[int] = []
 
 
-def guarded(start: Callable[[], int]) -> int:
-    """Run the whole process under handlers; returns its exit code."""
+class SignalState:
+    """First stop signal that this process received; an `Interrupted` may be lost, as an import may catch anything."""
+
+    received: int | None = None
+
+    def raise_if_received(self) -> None:
+        """Raise `Interrupted` again if a stop signal arrived and its exception was swallowed."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+
+#: Signal state of this process; handlers of signals have no other place to write to.
+SIGNAL_STATE = SignalState()
+
+
+def run_guarded(start: Callable[[], int]) -> int:
+    """Run the whole process under signal handlers; return its exit code."""
     own = os.getpid()
 
-    def leave(signum: int, frame: FrameType | None) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
         if os.getpid() != own:  # a fork of this process
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        elif NOTED:
+        elif SIGNAL_STATE.received is not None:  # the second signal does not wait
             os._exit(exit_code(signum))
         else:
-            NOTED.append(signum)
+            SIGNAL_STATE.received = signum
             raise Interrupted(signum)
 
     for signum in STOP_SIGNALS:
-        signal.signal(signum, leave)
+        signal.signal(signum, stop)
     try:
         code = start()
         sys.stdout.flush()
     except BrokenPipeError:
-        if not _unread():
+        if not _drop_output():
             raise
         code = 128 + signal.SIGPIPE
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"{stop or 'stopped by SIGINT'}", file=sys.stderr)
-        code = exit_code(stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
-    for signum in STOP_SIGNALS:  # all is done: what is left is the interpreter's own end
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print(f"{stopped or 'stopped by SIGINT'}", file=sys.stderr)
+        code = exit_code(stopped.signum if isinstance(stopped, Interrupted) else signal.SIGINT)
+    for signum in STOP_SIGNALS:  # only the shutdown of the interpreter remains
         signal.signal(signum, lambda *_: os._exit(code))
     return code
 
 
-def _unread() -> bool:
-    """Whether who read the output has left, as `head` does; what is still to be written goes nowhere then."""
+def _drop_output() -> bool:
+    """Return whether the reader of standard output has closed it, as `head` does; discard further output then."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
-    gone = any(event & select.POLLERR for _, event in output.poll(0))
-    if gone:
+    is_closed = any(event & select.POLLERR for _, event in output.poll(0))
+    if is_closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return gone
-
-
-def refuse_to_go_on() -> None:
-    """Raise again what was raised and went unheard."""
-    if NOTED:
-        raise Interrupted(NOTED[0])
+    return is_closed

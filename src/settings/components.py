@@ -22,7 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
 
 from src.errors import one_line
-from src.launch.arguments import unknown_key
+from src.launch.suggestions import unknown_key
 from src.settings.validate import typed
 
 T = TypeVar("T")

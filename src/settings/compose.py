@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
-from src.launch.arguments import explain
+from src.launch.suggestions import explain
 from src.settings.read import root_cause
 
 

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.callbacks.dashboard import SampleKeys
 from src.callbacks.guard import GuardKeys
 from src.errors import UserError
-from src.launch.arguments import explain, unknown_key
+from src.launch.suggestions import explain, unknown_key
 from src.models.config import GPTConfig
 from src.models.optim.adamw import OptimizerConfig
 from src.models.optim.muon import MuonKeys

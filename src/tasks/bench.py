@@ -41,9 +41,9 @@ from src.bench.timing import time_in_turns
 from src.checks.base import Subject
 from src.checks.cost import kept_bytes
 from src.errors import UserError
-from src.files import write_atomic
-from src.launch.arguments import CONF, meant, options
+from src.files import CONF, write_atomic
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
+from src.launch.suggestions import nearest, options
 from src.models.config import GPTConfig
 from src.reporting.bench_figure import bench_figure
 from src.settings.components import read_section
@@ -88,7 +88,7 @@ class BenchKeys:
         for name in [*asked, *([] if "=" in self.baseline else [self.baseline])]:
             if name not in shipped:
                 raise ValueError(
-                    f"bench.residual={name} is no strategy{meant(name, shipped)}; all, or {', '.join(shipped)}"
+                    f"bench.residual={name} is no strategy{nearest(name, shipped)}; all, or {', '.join(shipped)}"
                 )
         return [name for name in asked if name != self.baseline]
 

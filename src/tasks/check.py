@@ -22,8 +22,7 @@ from src.checks.base import Finding, Subject, tokens
 from src.checks.quick import QUICK, Check, judged, subject_of
 from src.datamodules.embedded_text import embedded_tokens
 from src.errors import UserError
-from src.files import write_atomic
-from src.launch.arguments import CONF
+from src.files import CONF, write_atomic
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
 from src.models.config import GPTConfig
 from src.settings.read import Settings, read_settings

@@ -5,6 +5,7 @@ import platform
 
 import torch
 
+from src.kernels.compile_cache import keep_compiled
 from src.kernels.cpu_matmul import by_onednn
 from src.settings.trainer import TrainerSettings
 
@@ -16,6 +17,7 @@ TOP_PAD = 64 * 2**20
 
 def prepare_process(trainer: TrainerSettings) -> None:
     """For training, scoring and timing alike, before anything is built."""
+    keep_compiled()
     torch.set_num_threads(trainer.threads)
     choose_products(trainer)
     keep_freed_memory()

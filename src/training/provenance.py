@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from src.launch.arguments import ROOT
+from src.files import ROOT
 from src.settings.read import Settings
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from src.bench.candidates import compose_default_settings
 from src.bench.peers import LOSS_TOLERANCE, Peer, read_peers, step_spec
 from src.bench.step import StepSpec, residual_step
 from src.errors import UserError
+from src.files import CONF
 from src.kernels import dispatch as gpu_kernels
-from src.launch.arguments import CONF
 from src.residual.attnres import AttentionResiduals
 from src.settings.read import Settings
 from tests.runs import SMALL

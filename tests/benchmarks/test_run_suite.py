@@ -15,8 +15,9 @@ from benchmarks import run_suite as suite_runs
 from benchmarks.suites import SUITES, Comparison, Suite
 from benchmarks.targets import Measured, Target, memory_ratio, overhead, times_as_fast
 from src.bench.timing import Timing
-from src.launch.arguments import CONF, options
+from src.files import CONF
 from src.launch.job import Job
+from src.launch.suggestions import options
 from tests.runs import ROOT, SMALL, environment
 
 BASE = Timing([1.0, 2.0, 1.0], [1.0, 1.0, 1.0], 1.0, 10, 1000, 5, int(2e9), int(8e9), {})

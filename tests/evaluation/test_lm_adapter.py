@@ -195,10 +195,10 @@ REQUESTS: Any = [(None, list(range(10, 10 + n)), [n, n + 1]) for n in range(3, 2
 
 
 def test_two_ranks_share_the_requests_and_both_have_all_results() -> None:
-    from src.launch.ranks import _free_port
+    from src.launch.ranks import _find_free_port
 
     context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), _free_port()
+    queue, port = context.Queue(), _find_free_port()
     ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
     for process in ranks:
         process.start()

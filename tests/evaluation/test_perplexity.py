@@ -73,10 +73,10 @@ def share(rank: int, port: int, queue: Any) -> None:
 
 
 def test_two_ranks_share_the_windows_and_agree() -> None:
-    from src.launch.ranks import _free_port
+    from src.launch.ranks import _find_free_port
 
     context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), _free_port()
+    queue, port = context.Queue(), _find_free_port()
     ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
     for process in ranks:
         process.start()

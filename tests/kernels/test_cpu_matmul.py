@@ -14,10 +14,10 @@ from src.bench.candidates import build_candidate, compose_default_settings
 from src.bench.peers import Peer
 from src.bench.step import StepSpec
 from src.errors import UserError
+from src.files import CONF
 from src.kernels import compile_cache as machine_code
 from src.kernels import cpu_matmul as products
 from src.kernels.cpu_matmul import ROUNDING, by_onednn, for_now, reason_against, serves
-from src.launch.arguments import CONF
 from src.settings.read import Settings, read_settings
 from src.training.process import prepare_process
 from tests.runs import SMALL

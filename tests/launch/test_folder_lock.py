@@ -1,11 +1,16 @@
-"""One process in a run folder, from outside."""
+"""Lock of a run folder: within a process, and between processes that are stopped or killed."""
 
-import json
+import os
+import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from src.errors import UserError
+from src.launch import folder_lock
+from src.launch.folder_lock import lock_folder
 from tests.robust.support import LONGER, wait_for_row
 from tests.runs import kill_after, make_shards, result, run, start
 
@@ -15,7 +20,50 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
-def test_a_live_run_refuses_others_and_a_dead_one_is_taken_over(shards: Path, tmp_path: Path) -> None:
+def lock_of_another_machine(folder: Path, age_s: float) -> Path:
+    """Write the lock of a process of another machine whose last heartbeat was `age_s` seconds ago."""
+    with lock_folder(folder):
+        text = (folder / ".lock").read_text()
+    path = folder / ".lock"
+    path.write_text(re.sub("host=.*", "host=elsewhere", text))
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def test_a_released_lock_leaves_no_file(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "r") as note:
+        assert note == ""
+        assert [p.name for p in (tmp_path / "r").iterdir()] == [".lock"]
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_a_lock_of_another_machine_with_a_heartbeat_is_respected(tmp_path: Path) -> None:
+    path = lock_of_another_machine(tmp_path, age_s=5.0)
+    with pytest.raises(UserError, match=r"is in use by process .* on elsewhere"), lock_folder(tmp_path):
+        pass
+    assert path.exists()
+
+
+def test_a_lock_of_another_machine_without_a_heartbeat_is_taken_over_after_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "LEASE_S", 0.2)
+    monkeypatch.setattr(folder_lock, "HEARTBEAT_S", 0.1)
+    lock_of_another_machine(tmp_path, age_s=3600.0)
+    with lock_folder(tmp_path) as note:
+        assert "on elsewhere is taken over" in note
+
+
+def test_a_lock_that_version_0_1_0_left_behind_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.write_text('{"pid": 1, "started": "1", "host": "elsewhere", "place": ""}\n')
+    os.utime(path, (time.time() - 3600,) * 2)
+    with lock_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_live_run_keeps_its_folder_and_a_killed_one_is_resumed(shards: Path, tmp_path: Path) -> None:
     keys = [*LONGER, f"data.path={shards}", "hydra.run.dir=r"]
     process = start(*keys, cwd=tmp_path)
     wait_for_row(5, tmp_path / "r", process)
@@ -27,21 +75,22 @@ def test_a_live_run_refuses_others_and_a_dead_one_is_taken_over(shards: Path, tm
         assert f"process {process.pid}" in done.stderr or "holds a run already" in done.stderr
     assert process.poll() is None
     assert kill_after(1, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
-    assert json.loads((tmp_path / "r/.lock").read_text())["pid"] == process.pid
+    assert f"pid={process.pid}\n" in (tmp_path / "r/.lock").read_text()
     done = run("resume=r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "is taken over" in done.stderr
-    assert not (tmp_path / "r/.lock").exists()
+    assert not list((tmp_path / "r").glob(".lock*"))
 
 
 @pytest.mark.stress
-def test_a_number_that_another_process_has_now_is_no_live_run(shards: Path, tmp_path: Path) -> None:
+def test_a_process_number_that_was_used_again_is_no_live_run(shards: Path, tmp_path: Path) -> None:
     keys = [*LONGER, "trainer.max_steps=2", f"data.path={shards}", "hydra.run.dir=r"]
     assert run(*keys, cwd=tmp_path).returncode == 0
     process = start(*keys[:-1], "hydra.run.dir=other", "trainer.max_steps=4000", cwd=tmp_path)
     wait_for_row(1, tmp_path / "other", process)
-    stale = {**json.loads((tmp_path / "other/.lock").read_text()), "started": "1"}
-    (tmp_path / "r/.lock").write_text(json.dumps(stale))
+    live = (tmp_path / "other/.lock").read_text()
+    start_token = int(re.search(r"start=(\d+)", live)[1])  # type: ignore[index]  # filelock writes it
+    (tmp_path / "r/.lock").write_text(live.replace(str(start_token), str(start_token - 1)))
     done = run("resume=r", "trainer.max_steps=4", cwd=tmp_path)
     process.kill()
     process.communicate()

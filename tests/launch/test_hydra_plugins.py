@@ -105,7 +105,7 @@ def test_what_is_not_supported_is_told_in_one_line(argument: str, tmp_path: Path
     done = run("-m", argument, "seed=1,2", cwd=tmp_path)
     assert done.returncode == 2
     assert error_lines(done) == [
-        f"error: {argument} is not supported; {', '.join(SUPPORTED[argument[: argument.index('=')]])} are"
+        f"error: {argument} is not supported; give one of {', '.join(SUPPORTED[argument[: argument.index('=')]])}"
     ]
 
 
@@ -116,5 +116,5 @@ def test_a_missing_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         UserError, match=r"hydra/launcher=joblib needs the package hydra-joblib-launcher, which is not"
     ):
-        launchers.with_launcher(["-m", "hydra/launcher=joblib"])
-    assert launchers.with_launcher(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]
+        launchers.prepare_plugins(["-m", "hydra/launcher=joblib"])
+    assert launchers.prepare_plugins(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]

@@ -57,7 +57,7 @@ def test_a_stored_configuration_cannot_say_whom_to_trust(whole: Path, tmp_path: 
     )
     done = run(f"from_run={bad}", cwd=tmp_path)
     assert done.returncode == 2
-    assert "holds hydra, which no run writes there" in done.stderr
+    assert "contains hydra, which no run writes" in done.stderr
 
 
 def test_a_stored_configuration_runs_again_with_the_same_numbers(whole: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from src.datamodules.base import BatchSpec
 from src.errors import UserError
-from src.launch.arguments import arguments_of_a_stored_run
+from src.launch.arguments import use_stored_config
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
 from tests.support import ROOT, option, options, tokens
@@ -216,12 +216,12 @@ def run_folder(tmp_path: Path) -> Path:
 
 def test_arguments_without_resume_are_left_alone() -> None:
     for arguments in (["residual=vanilla"], ["resume=null"], ["--help"]):
-        assert arguments_of_a_stored_run(arguments) == arguments
+        assert use_stored_config(arguments) == arguments
 
 
 def test_a_resumed_run_composes_its_own_configuration_in_its_own_folder(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
-    arguments = arguments_of_a_stored_run([f"resume={folder}", "trainer.max_steps=9"])
+    arguments = use_stored_config([f"resume={folder}", "trainer.max_steps=9"])
     assert arguments[:4] == ["--config-path", str(folder), "--config-name", "config"]
     assert arguments[-1] == "trainer.max_steps=9"
 
@@ -230,18 +230,18 @@ def test_a_resumed_run_composes_its_own_configuration_in_its_own_folder(tmp_path
     ("rest", "words"),
     [
         (["-m"], "cannot be part of a sweep"),
-        (["residual=vanilla"], "keeps its own residual"),
-        (["+experiment=residual_reference"], "keeps its own experiment"),
+        (["residual=vanilla"], "keeps the residual"),
+        (["+experiment=residual_reference"], "keeps the experiment"),
     ],
 )
 def test_what_would_make_another_run_is_refused(rest: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        arguments_of_a_stored_run([f"resume={run_folder(tmp_path)}", *rest])
+        use_stored_config([f"resume={run_folder(tmp_path)}", *rest])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no run folder \(it has no config\.yaml\)"):
-        arguments_of_a_stored_run([f"resume={tmp_path}"])
+        use_stored_config([f"resume={tmp_path}"])
 
 
 def keys_of(node: Any) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.launch.arguments import CONF
+from src.files import CONF
 from src.tasks.bench import BenchKeys
 from tests.runs import SMALL, error_lines, run
 from tests.support import options

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from src.bench.peers import read_peers
 from src.errors import UserError
-from src.launch.arguments import CONF
+from src.files import CONF
 from src.reporting.report import make_report
 from src.settings.read import read_settings
 from tests.faulty import faulty

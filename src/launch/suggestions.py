@@ -1,0 +1,75 @@
+"""Error messages of the command line: what is wrong, and the nearest name that exists."""
+
+import difflib
+import re
+from functools import cache
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from src.errors import one_line
+from src.files import CONF
+
+
+def explain(error: BaseException) -> str:
+    """Return a configuration error in one line, with the nearest name where one is likely meant."""
+    text = str(error)
+    if found := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", text):
+        group, option = found.groups()
+        if (CONF / group).is_dir():
+            known = options(group)
+            return f"{group}={option} is no option{nearest(option, known)}; options: {', '.join(known)}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return unknown_key(found.group(1))
+    if found := re.search(r"full_key: (\S+)", text):
+        return f"{found.group(1)}: {one_line(error).split(' full_key:')[0]}"
+    return one_line(error).split(" See https://")[0]
+
+
+def unknown_key(key: str) -> str:
+    """Return the message for a key that does not exist, or exists under options other than the chosen ones."""
+    group, _, rest = key.partition(".")
+    having = [
+        name for name in options(group) if rest and rest in _dotted_keys(_load(CONF / group / f"{name}.yaml"))
+    ]
+    if having:
+        return f"{key} is no key of this configuration but of {group}={' or '.join(having)}; choose that first"
+    return f"{key} is no key{nearest(key, all_keys())}; `python run.py --cfg job` shows them all"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return ", did you mean <name>?" for the most similar known name; empty where none is similar."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def options(group: str) -> list[str]:
+    """Return the options of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@cache
+def all_keys() -> list[str]:
+    """Return every dotted key of the shipped configurations, and the groups themselves."""
+    known: set[str] = set()
+    for path in CONF.rglob("*.yaml"):
+        group = path.parent.relative_to(CONF).as_posix()
+        prefix = "" if group in (".", "task", "experiment", "scale") else f"{group}."
+        known.update(prefix + key for key in _dotted_keys(_load(path)))
+        if group != ".":
+            known.add(group)
+    return sorted(known)
+
+
+def _load(path: Path) -> object:
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def _dotted_keys(node: object, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    found = []
+    for key, value in node.items():
+        if key not in ("defaults", "hydra") and not str(key).startswith("_"):
+            found += [f"{prefix}{key}", *_dotted_keys(value, f"{prefix}{key}.")]
+    return found
