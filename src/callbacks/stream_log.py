@@ -20,8 +20,8 @@ from src.files import read_rows, write_atomic
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.models.stream_probe import StreamProbe, probe_stream, summarize_parameters
-from src.reporting.figures import save
-from src.reporting.stream_figures import mixing_map, scalars_by_depth, sizes
+from src.reporting.figures import save_figure
+from src.reporting.stream_figures import draw_mixing_map, draw_scalars, draw_sizes
 
 log = logging.getLogger(__name__)
 
@@ -115,24 +115,24 @@ class StreamLog(L.Callback):
             "gradient by the branch": stream.gradient_rms_S.tolist(),
         }
         figures = {
-            "mixing": mixing_map(
+            "mixing": draw_mixing_map(
                 stream.mixing_KJ.tolist(),
                 [*labels, "end"],
                 sources,
                 first_reader,
                 f"weights at step {step} ({origin})",
             ),
-            "sizes": sizes(size, f"stream, branches and gradients at step {step}"),
+            "sizes": draw_sizes(size, f"stream, branches and gradients at step {step}"),
         }
         curves = {name: v.tolist() for name, v in scalars.items() if 1 < len(v) <= MAX_ROWS}
         if curves:
-            figures["learned"] = scalars_by_depth(curves, f"learned by depth at step {step}")
+            figures["learned"] = draw_scalars(curves, f"learned by depth at step {step}")
         for name, figure in figures.items():
             self._show(trainer, f"stream_{name}", figure, step)
         self._drawing += time.monotonic() - began
 
     def _show(self, trainer: L.Trainer, name: str, figure: Figure, step: int) -> None:
-        save(figure, self.folder / "figures" / f"{name}.png")
+        save_figure(figure, self.folder / "figures" / f"{name}.png")
         for writer in find_writers(trainer):
             writer.add_figure(name.replace("_", "/", 1), figure, step)
 

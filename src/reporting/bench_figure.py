@@ -1,4 +1,4 @@
-"""A bench as a picture: time over the baseline's with its spread, the parts of a step, memory."""
+"""Figure of a benchmark: time over the baseline's with quartiles, the parts of a step, and memory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,24 +8,27 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from src.reporting.figures import save
+from src.reporting.figures import save_figure
 
 MIB = 2**20
-#: The order in which a step's parts follow each other.
-PARTS = ("data", "forward", "loss", "backward", "optimizer", "loop", "not told")
+#: Parts of a step in their order; the whole step of a peer is "not split".
+PARTS = ("data", "forward", "loss", "backward", "optimizer", "loop", "not split")
 
 
-def bench_figure(stated: Mapping[str, Any], path: Path) -> Figure:
-    """Three panels side by side, a row a configuration, the baseline on top; `stated` is bench.json's content."""
-    timings = stated["timings"]
+def draw_bench(results: Mapping[str, Any], path: Path) -> Figure:
+    """Draw three panels side by side, one row per configuration, the baseline on top, and write them to `path`.
+
+    `results` is the content of bench.json.
+    """
+    timings = results["timings"]
     names = list(timings)
     longest = max(map(len, names))
     figure = Figure(
         figsize=(11 + 0.07 * min(longest, 60), 1.9 + 0.34 * len(names)), dpi=110, layout="constrained"
     )
     ratio, parts, memory = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1.3, 1))
-    _ratios(ratio, timings)
-    _parts(parts, stated)
+    _draw_ratios(ratio, timings)
+    _draw_parts(parts, results)
     rows = range(len(names))
     state = [t["state_bytes"] / MIB for t in timings.values()]
     memory.barh(rows, state, color="0.7", label="weights and optimizer")
@@ -39,12 +42,12 @@ def bench_figure(stated: Mapping[str, Any], path: Path) -> Figure:
         axes.set_axisbelow(True)
     for axes, columns in ((parts, 4), (memory, 1)):
         axes.legend(fontsize=8, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    figure.suptitle(stated["measured"], fontsize=9)
-    save(figure, path)
+    figure.suptitle(results["measured"], fontsize=9)
+    save_figure(figure, path)
     return figure
 
 
-def _ratios(axes: Axes, timings: Mapping[str, Any]) -> None:
+def _draw_ratios(axes: Axes, timings: Mapping[str, Any]) -> None:
     for row, timing in enumerate(timings.values()):
         middle = timing["ratio"]
         low = high = middle
@@ -53,21 +56,21 @@ def _ratios(axes: Axes, timings: Mapping[str, Any]) -> None:
         spread = [[middle - low], [high - middle]]
         axes.errorbar([middle], [row], xerr=spread, fmt="o", ms=5, color="C0", ecolor="C0", capsize=3)
     axes.axvline(1.0, color="0.4", lw=1)
-    axes.set_xlabel("time a token over the baseline's, quartiles")
+    axes.set_xlabel("time per token over the baseline's, quartiles")
 
 
-def _parts(axes: Axes, stated: Mapping[str, Any]) -> None:
-    data, loop = stated["data_seconds"], stated["loop_seconds"]
+def _draw_parts(axes: Axes, results: Mapping[str, Any]) -> None:
+    data, loop = results["data_seconds"], results["loop_seconds"]
     rows = []
-    for name, timing in stated["timings"].items():
-        own = timing["parts"]
+    for name, timing in results["timings"].items():
+        parts = timing["parts"]
         seconds = sum(timing["seconds"]) / len(timing["seconds"])
-        around = {"data": data.get(name) or 0.0, "loop": loop} if own else {"not told": seconds}
-        rows.append({**own, **around})
+        around = {"data": data.get(name) or 0.0, "loop": loop} if parts else {"not split": seconds}
+        rows.append({**parts, **around})
     left = [0.0] * len(rows)
     for number, part in enumerate(PARTS):
         widths = [1e3 * row.get(part, 0.0) for row in rows]
         if any(widths):
             axes.barh(range(len(rows)), widths, left=left, color=f"C{number}", label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_xlabel("a step by part (ms)")
+    axes.set_xlabel("parts of a step (ms)")

@@ -1,4 +1,4 @@
-"""Loss curves of systems: validation in bold, its seeds' mean where they validated alike; training thin."""
+"""Curves of a report: losses of systems, differences to the baseline, scores of evaluated checkpoints."""
 
 import io
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from src.reporting.leaderboard import validations
+from src.reporting.leaderboard import select_validations
 from src.reporting.systems import System
 
 matplotlib.use("Agg")
 
-#: Points of a training curve that are drawn.
-MOST_POINTS = 300
-#: Validations up to which each is marked.
-MOST_MARKERS = 40
-COLOURS = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+#: Maximum number of points drawn of a training curve.
+MAX_POINTS = 300
+#: Maximum number of points with markers.
+MAX_MARKERS = 40
+COLORS = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 AXES = {
     "step": "optimizer steps",
     "tokens": "tokens",
@@ -27,13 +27,16 @@ AXES = {
 }
 
 
-def loss_figure(systems: Sequence[System], axis: str) -> Figure:
-    """Loss against one of `AXES`, a colour a system."""
+def draw_losses(systems: Sequence[System], axis: str) -> Figure:
+    """Draw the loss against one of `AXES`, one color per system.
+
+    Validation is bold, as the mean over seeds if they validated at the same steps; seeds and training loss are thin.
+    """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    for system, colour in zip(systems, _colours(len(systems)), strict=True):
-        _draw(axes, system, axis, colour)
-    _focus(axes, systems)
+    for system, color in zip(systems, _colors(len(systems)), strict=True):
+        _draw_system(axes, system, axis, color)
+    _zoom(axes, systems)
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel("loss (nats/token)")
     axes.grid(alpha=0.25)
@@ -41,49 +44,51 @@ def loss_figure(systems: Sequence[System], axis: str) -> Figure:
     return figure
 
 
-def _colours(n: int) -> list[tuple[float, float, float, float]]:
-    return [COLOURS[i % len(COLOURS)] for i in range(n)]
+def _colors(n: int) -> list[tuple[float, float, float, float]]:
+    return [COLORS[i % len(COLORS)] for i in range(n)]
 
 
-def _draw(axes: Axes, system: System, axis: str, colour: tuple[float, float, float, float]) -> None:
-    curves = [validations(run) for run in system.runs]
+def _draw_system(axes: Axes, system: System, axis: str, color: tuple[float, float, float, float]) -> None:
+    curves = [select_validations(run) for run in system.runs]
     for run, curve in zip(system.runs, curves, strict=True):
         rows = run.rows[run.rows["train/loss"].notna()]
-        rows = rows.iloc[:: max(1, len(rows) // MOST_POINTS)]
-        axes.plot(rows[axis], rows["train/loss"], color=colour, lw=0.6, alpha=0.25)
-        axes.plot(curve[axis], curve["val/loss"], color=colour, lw=0.8, alpha=0.5)
-    alike = all(curve["step"].tolist() == curves[0]["step"].tolist() for curve in curves)
-    shown = curves if not alike else [_mean(curves)]
+        rows = rows.iloc[:: max(1, len(rows) // MAX_POINTS)]
+        axes.plot(rows[axis], rows["train/loss"], color=color, lw=0.6, alpha=0.25)
+        axes.plot(curve[axis], curve["val/loss"], color=color, lw=0.8, alpha=0.5)
+    same_steps = all(curve["step"].tolist() == curves[0]["step"].tolist() for curve in curves)
+    shown = [_mean(curves)] if same_steps else curves
     for i, curve in enumerate(shown):
         label = f"{system.label} ({len(curves)})" if i == 0 else None
-        marker = "o" if len(curve) <= MOST_MARKERS else None
-        axes.plot(curve[axis], curve["val/loss"], color=colour, lw=1.6, marker=marker, ms=3, label=label)
+        marker = "o" if len(curve) <= MAX_MARKERS else None
+        axes.plot(curve[axis], curve["val/loss"], color=color, lw=1.6, marker=marker, ms=3, label=label)
 
 
 def _mean(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([curve.reset_index(drop=True) for curve in curves]).groupby(level=0).mean()
 
 
-def _focus(axes: Axes, systems: Sequence[System]) -> None:
-    """Leave the steep first sixth above the top, where the curves cannot be told apart anyway."""
-    curves = [validations(run)["val/loss"].to_numpy() for system in systems for run in system.runs]
+def _zoom(axes: Axes, systems: Sequence[System]) -> None:
+    """Cut off the steep first sixth of the curves, where they are indistinguishable."""
+    curves = [select_validations(run)["val/loss"].to_numpy() for system in systems for run in system.runs]
     shown = np.concatenate([losses[len(losses) // 6 :] for losses in curves])
     if shown.size:
         margin = 0.05 * float(shown.max() - shown.min()) or 0.1
         axes.set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
 
 
-def lead_figure(systems: Sequence[System], baseline: System) -> Figure:
-    """Each system's validation loss minus the baseline's, over the steps at which both validated."""
+def draw_differences(systems: Sequence[System], baseline: System) -> Figure:
+    """Draw each system's validation loss minus the baseline's over the steps at which both validated."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    reference = _by_step(baseline)
-    for system, colour in zip(systems, _colours(len(systems)), strict=True):
+    reference = _mean_by_step(baseline)
+    for system, color in zip(systems, _colors(len(systems)), strict=True):
         if system is not baseline:
-            lead = (_by_step(system) - reference).dropna()
-            lead = lead.iloc[len(lead) // 6 :]
-            marker = "o" if len(lead) <= MOST_MARKERS else None
-            axes.plot(lead.index, lead, color=colour, lw=1.4, marker=marker, ms=3, label=system.label)
+            difference = (_mean_by_step(system) - reference).dropna()
+            difference = difference.iloc[len(difference) // 6 :]
+            marker = "o" if len(difference) <= MAX_MARKERS else None
+            axes.plot(
+                difference.index, difference, color=color, lw=1.4, marker=marker, ms=3, label=system.label
+            )
     axes.axhline(0, color="0.4", lw=1)
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(f"validation loss minus {baseline.label}'s")
@@ -92,22 +97,22 @@ def lead_figure(systems: Sequence[System], baseline: System) -> Figure:
     return figure
 
 
-def _by_step(system: System) -> pd.Series:
-    """The mean validation loss of a system's seeds by step, where all of them validated."""
-    curves = [validations(run).set_index("step")["val/loss"] for run in system.runs]
+def _mean_by_step(system: System) -> pd.Series:
+    """Return the mean validation loss over seeds by step, at the steps at which all seeds validated."""
+    curves = [select_validations(run).set_index("step")["val/loss"] for run in system.runs]
     return pd.concat(curves, axis=1, join="inner").mean(axis=1)
 
 
-def difference_figure(board: pd.DataFrame) -> Figure:
-    """Each system's difference to the baseline, with its interval."""
+def draw_intervals(board: pd.DataFrame) -> Figure:
+    """Draw each system's difference to the baseline with its interval."""
     shown = board[board["difference"].notna()].iloc[::-1]
     figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, row) in enumerate(shown.iterrows()):
+    for y, (_, row) in enumerate(shown.iterrows()):
         known = pd.notna(row["95 % low"])
         if known:
-            axes.plot([row["95 % low"], row["95 % high"]], [place, place], color="C0", lw=1.5)
-        axes.plot(row["difference"], place, "o", color="C0", mfc="C0" if known else "white")
+            axes.plot([row["95 % low"], row["95 % high"]], [y, y], color="C0", lw=1.5)
+        axes.plot(row["difference"], y, "o", color="C0", mfc="C0" if known else "white")
     axes.axvline(0, color="0.4", lw=1)
     axes.set_yticks(range(len(shown)), shown["system"])
     axes.set_ylim(-0.6, len(shown) - 0.4)
@@ -116,8 +121,8 @@ def difference_figure(board: pd.DataFrame) -> Figure:
     return figure
 
 
-def evaluation_figure(points: pd.DataFrame, metric: str) -> Figure:
-    """One metric of evaluated checkpoints against their steps."""
+def draw_evaluations(points: pd.DataFrame, metric: str) -> Figure:
+    """Draw one metric of the evaluated checkpoints against their steps."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     shown = points[points["metric"] == metric]
@@ -130,10 +135,10 @@ def evaluation_figure(points: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element, the same bytes for the same figure."""
+def render_svg(figure: Figure) -> str:
+    """Return the figure as an SVG element; equal figures give equal bytes."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "reslab", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    drawn = text.getvalue()
-    return drawn[drawn.index("<svg") :]
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]

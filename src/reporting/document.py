@@ -1,33 +1,33 @@
-"""A report as a page: its sections, and the files report.md, report.html, leaderboard.csv and comparison.csv."""
+"""The page of a report: its sections, and the files report.md, report.html, leaderboard.csv and comparison.csv."""
 
 from pathlib import Path
 
 from src.files import write_atomic
 from src.reporting import curves
-from src.reporting.leaderboard import BUDGETS, at_budget, common_budget, curves_over_evaluations
+from src.reporting.leaderboard import BUDGETS, budget_metric, collect_evaluations, find_common_budget
 from src.reporting.page import Document, Picture, Section, to_html, to_markdown
 from src.reporting.report import Report
 from src.reporting.runs import Run
 from src.reporting.statistics import pooled_sd, visible_difference
 from src.reporting.systems import System
 from src.reporting.tables import (
-    board_table,
-    budget_table,
-    failures_table,
-    omitted_table,
-    runs_table,
-    unfair_table,
+    build_board_table,
+    build_budget_table,
+    build_failures_table,
+    build_omitted_table,
+    build_runs_table,
+    build_unfair_table,
 )
 
-#: Figures that a run may leave on how its stream mixes.
-GALLERY = "stream_*.png"
-#: Up to this ratio the speeds of a system's seeds are alike.
-STEADY = 1.1
+#: Figures of the stream in a run folder.
+STREAM_FIGURES = "stream_*.png"
+#: Largest ratio of the speeds of one system's seeds that counts as steady.
+MAX_SPEED_RATIO = 1.1
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write the four files into `folder`; returns the page's path."""
-    document = to_document(report)
+    """Write the four files into `folder` and return the path of report.html."""
+    document = build_document(report)
     write_atomic(folder / "report.md", to_markdown(document))
     write_atomic(folder / "report.html", to_html(document))
     write_atomic(folder / "leaderboard.csv", report.board.to_csv(index=False))
@@ -35,27 +35,27 @@ def write_report(report: Report, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def to_document(report: Report) -> Document:
-    """The page."""
+def build_document(report: Report) -> Document:
+    """Build the page of a report."""
     systems = report.found.systems
     n_runs = sum(len(system.runs) for system in systems)
     title = f"{len(systems)} systems, {n_runs} completed runs"
-    sections = [_verdict(report)]
+    sections = [_summarize(report)]
     if systems:
         sections += [
-            _board(report),
-            _budgets(report),
-            _curves(report),
-            *_evaluations(report),
-            *_gallery(systems),
+            _build_board(report),
+            _compare_budgets(report),
+            _draw_curves(report),
+            *_draw_evaluations(report),
+            *_collect_stream_figures(systems),
         ]
-    sections += _left_out(report)
+    sections += _list_exclusions(report)
     if systems:
-        sections.append(_provenance(systems))
+        sections.append(_list_runs(systems))
     return Document(title, sections, ("Written by reslab, task=report.",))
 
 
-def _verdict(report: Report) -> Section:
+def _summarize(report: Report) -> Section:
     warnings = []
     keys = sorted({f"{u.key} ({u.system})" for u in report.unfair if u.what == "loss"})
     if keys:
@@ -64,50 +64,52 @@ def _verdict(report: Report) -> Section:
         {f"{u.what}: {u.key} ({u.system})" for u in report.unfair if u.what not in ("loss", "software")}
     )
     if others:
-        warnings.append(f"Not measured alike, so these columns do not compare: {', '.join(others)}.")
+        warnings.append(
+            f"Measured under different conditions, so these columns are not comparable: {', '.join(others)}."
+        )
     software = sorted({f"{u.key} ({u.system})" for u in report.unfair if u.what == "software"})
     if software:
         warnings.append(f"Not run by the same code and libraries: {', '.join(software)}.")
-    warnings += _unsteady(report.found.systems)
+    warnings += _warn_of_unsteady_speeds(report.found.systems)
     n_failed = len(report.found.failures)
     if n_failed:
         warnings.append(f"{n_failed} of the runs found are in no mean; the table of failures says why.")
     if not report.found.systems:
         return Section("In words", ["No run is completed, so there is nothing to compare."], warnings=warnings)
     if report.baseline is None:
-        return Section("In words", ["No baseline was named, so nothing is compared."], warnings=warnings)
+        return Section("In words", ["There is no baseline, so nothing is compared."], warnings=warnings)
     intro = (
-        f"Final validation loss against {report.baseline.label}. A difference counts as one where p, corrected for "
-        "the number of systems (Holm), is below 5 %."
+        f"Final validation loss against {report.baseline.label}. Systems are called different if p, corrected "
+        "for the number of systems (Holm), is below 5 %."
     )
     return Section(
         "In words",
-        [intro, *_seed_spread(report)],
+        [intro, *_state_seed_spread(report)],
         report.sentences() or ["There is only the baseline."],
         warnings,
     )
 
 
-def _unsteady(systems: list[System]) -> list[str]:
-    """Systems whose own seeds ran at different speeds: there, time measures the machine's load as well."""
+def _warn_of_unsteady_speeds(systems: list[System]) -> list[str]:
+    """Warn of systems whose seeds ran at different speeds: their times also measure the machine's load."""
     found = []
     for system in systems:
         speeds = [run.result["tokens_per_s"] for run in system.runs]
-        if max(speeds) > STEADY * min(speeds):
+        if max(speeds) > MAX_SPEED_RATIO * min(speeds):
             found.append(f"{system.label} ({min(speeds):,.0f} to {max(speeds):,.0f} tokens/s)")
     if not found:
         return []
     return [
-        f"Seeds of one system ran at different speeds, so costs and times do not compare: {', '.join(found)}."
+        f"Seeds of one system ran at different speeds, so costs and times are not comparable: {', '.join(found)}."
     ]
 
 
-def _seed_spread(report: Report) -> list[str]:
-    """The spread between seeds that this report itself measures."""
+def _state_seed_spread(report: Report) -> list[str]:
+    """State the spread between seeds, pooled over the systems of this report."""
     losses = [[run.result["val_loss"] for run in system.runs] for system in report.found.systems]
     spread = pooled_sd(losses)
     if spread is None:
-        return ["Each system has one seed, so nothing here tells a difference from noise."]
+        return ["Each system has one seed, so no difference can be distinguished from noise."]
     sd, freedom = spread
     n = max(len(values) for values in losses)
     return [
@@ -117,76 +119,82 @@ def _seed_spread(report: Report) -> list[str]:
     ]
 
 
-def _board(report: Report) -> Section:
+def _build_board(report: Report) -> Section:
     text = (
-        "Means over seeds, sd in brackets. Differences are minus the baseline, with 95 % intervals: paired t where "
-        "two seeds or more are shared, else Welch's. Cost: the baseline's tokens/s over the system's, minus one. "
-        "Limited evaluations enter no column. Peak memory is the GPU's, or on a CPU that of the process, which the "
-        "jobs of one sweep share."
+        "Means over seeds, sd in brackets. Differences are the system's minus the baseline's, with 95 % intervals: "
+        "paired t if at least two seeds are shared, otherwise Welch's. Cost is the baseline's tokens/s over the "
+        "system's, minus one. Limited evaluations are in no column. Peak memory is that of the GPU, or on a CPU that of "
+        "the process, which the jobs of one sweep share."
     )
     texts = [text]
     if report.step_times is not None:
         texts.append(
-            f"Step time: an optimizer step's over {report.step_times.baseline}'s, median and quartiles of rounds that "
-            f"took turns in one process ({report.step_times.measured})."
+            f"Step time: the time of an optimizer step over {report.step_times.baseline}'s, median and quartiles of "
+            f"alternating rounds in one process ({report.step_times.measured})."
         )
     pictures = []
     if report.baseline is not None and report.board["difference"].notna().any():
-        picture = curves.svg(curves.difference_figure(report.board))
+        picture = curves.render_svg(curves.draw_intervals(report.board))
         pictures.append(Picture(f"Difference to {report.baseline.label}, 95 % intervals", svg=picture))
-    return Section("Leaderboard", texts, tables=[board_table(report.board, report.baseline)], pictures=pictures)
+    return Section(
+        "Leaderboard", texts, tables=[build_board_table(report.board, report.baseline)], pictures=pictures
+    )
 
 
-def _budgets(report: Report) -> Section:
+def _compare_budgets(report: Report) -> Section:
     runs = [run for system in report.found.systems for run in system.runs]
     tables, texts = [], []
     for axis, unit in BUDGETS.items():
-        budget = common_budget(runs, axis)
-        part = report.compared[report.compared["metric"] == at_budget(axis)]
+        budget = find_common_budget(runs, axis)
+        part = report.compared[report.compared["metric"] == budget_metric(axis)]
         if budget is None or part.empty:
             texts.append(f"Equal {axis}: the curves do not overlap, so there is no common budget.")
         else:
-            tables.append(budget_table(part, f"val loss at {_amount(axis, budget)} {unit}", report.baseline))
+            tables.append(
+                build_budget_table(part, f"val loss at {_format_budget(axis, budget)} {unit}", report.baseline)
+            )
     text = (
-        "The validation loss where each run has spent the largest budget that all of them reached, read linearly "
-        "between two validations. A run that went further had not finished its learning-rate schedule there. Time "
-        "is that of training steps, without validation and evaluation."
+        "The validation loss at the largest budget that all runs reached, interpolated linearly between two "
+        "validations. A run that trained further had not finished its learning-rate schedule there. Time is that of "
+        "training steps, without validation and evaluation."
     )
     return Section("At equal tokens, FLOPs and time", [text, *texts], tables=tables)
 
 
-def _amount(axis: str, budget: float) -> str:
+def _format_budget(axis: str, budget: float) -> str:
     return f"{budget:,.0f}" if axis == "tokens" else f"{budget:.4g}"
 
 
-def _curves(report: Report) -> Section:
+def _draw_curves(report: Report) -> Section:
     by_label = {system.label: system for system in report.found.systems}
     best_first = [by_label[label] for label in report.board["system"]]
     pictures = [
-        Picture(f"Loss against {label}", svg=curves.svg(curves.loss_figure(best_first, axis)))
+        Picture(f"Loss against {label}", svg=curves.render_svg(curves.draw_losses(best_first, axis)))
         for axis, label in curves.AXES.items()
         if axis != "tokens"
     ]
     if report.baseline is not None and len(best_first) > 1:
-        drawn = curves.svg(curves.lead_figure(best_first, report.baseline))
-        pictures.append(Picture(f"Validation loss minus {report.baseline.label}'s (means of seeds)", svg=drawn))
-    text = "Validation in bold (the mean of the seeds), its seeds and the training loss thin."
+        svg = curves.render_svg(curves.draw_differences(best_first, report.baseline))
+        pictures.append(Picture(f"Validation loss minus {report.baseline.label}'s (means of seeds)", svg=svg))
+    text = "Validation is bold (the mean of the seeds); single seeds and the training loss are thin."
     return Section("Loss curves", [text], pictures=pictures)
 
 
-def _evaluations(report: Report) -> list[Section]:
-    points = curves_over_evaluations(report.found.systems)
+def _draw_evaluations(report: Report) -> list[Section]:
+    points = collect_evaluations(report.found.systems)
     whole = points[points["limited"] == ""]
     several = [m for m in whole["metric"].unique() if whole[whole["metric"] == m]["step"].nunique() > 1]
-    pictures = [Picture(f"{m} by step", svg=curves.svg(curves.evaluation_figure(whole, m))) for m in several]
+    pictures = [
+        Picture(f"{m} by step", svg=curves.render_svg(curves.draw_evaluations(whole, m))) for m in several
+    ]
     return [Section("Evaluated checkpoints", pictures=pictures)] if pictures else []
 
 
-def _gallery(systems: list[System]) -> list[Section]:
-    """The pictures of each system's first seed that has any."""
+def _collect_stream_figures(systems: list[System]) -> list[Section]:
+    """Collect the stream figures of each system's first seed that has any."""
     pictures = []
     for system in systems:
-        found = {run.seed: sorted((run.folder / "figures").glob(GALLERY)) for run in system.runs}
+        found = {run.seed: sorted((run.folder / "figures").glob(STREAM_FIGURES)) for run in system.runs}
         seed = next((seed for seed, paths in found.items() if paths), None)
         if seed is not None:
             pictures += [
@@ -195,18 +203,22 @@ def _gallery(systems: list[System]) -> list[Section]:
     return [Section("The stream over depth", pictures=pictures)] if pictures else []
 
 
-def _left_out(report: Report) -> list[Section]:
+def _list_exclusions(report: Report) -> list[Section]:
     sections = []
     if report.unfair:
-        sections.append(Section("What differs besides the compared axis", tables=[unfair_table(report.unfair)]))
+        sections.append(
+            Section("Differences besides the compared axis", tables=[build_unfair_table(report.unfair)])
+        )
     if report.found.failures:
-        sections.append(Section("Failures and runs left out", tables=[failures_table(report.found.failures)]))
-    omitted = omitted_table(report.found.systems)
+        sections.append(
+            Section("Failures and excluded runs", tables=[build_failures_table(report.found.failures)])
+        )
+    omitted = build_omitted_table(report.found.systems)
     if omitted.rows:
-        sections.append(Section("Evaluations limited or left out (in no mean)", tables=[omitted]))
+        sections.append(Section("Limited or skipped evaluations (in no mean)", tables=[omitted]))
     return sections
 
 
-def _provenance(systems: list[System]) -> Section:
+def _list_runs(systems: list[System]) -> Section:
     runs: list[Run] = [run for system in systems for run in system.runs]
-    return Section("Runs", tables=[runs_table(systems)], paragraphs=[f"{len(runs)} runs, a row each."])
+    return Section("Runs", tables=[build_runs_table(systems)], paragraphs=[f"{len(runs)} runs, one row each."])

@@ -1,6 +1,6 @@
 """A document of sections, written as Markdown and as one self-contained HTML file.
 
-The HTML file needs no network and no script: styles, vector figures and pictures are part of it.
+The HTML file needs no network and no script: it contains styles, vector figures and pictures.
 """
 
 import base64
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: A number, alone or with a unit, a spread or a second number behind it.
+#: A number, alone or followed by a unit, a spread or a second number.
 NUMBER = re.compile(r"[-+<]?\d[\d.,e+]*( .*)?")
 STYLE = """
 :root { color-scheme: light; }
@@ -42,7 +42,7 @@ footer { margin-top: 2rem; font-size: 0.85rem; color: #4a5058; }
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells that are already text; `marked` names the row that others are compared with."""
+    """Rows of text cells; `marked` is the first cell of the row that others are compared with."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: an SVG element, or a picture file that is taken into the page."""
+    """A figure: an SVG element, or a picture file that the page embeds."""
 
     caption: str
     svg: str | None = None
@@ -60,7 +60,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in this order."""
+    """A heading and its content, in the order of the fields."""
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -72,7 +72,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """The whole page."""
+    """The title, the sections and the footer of a page."""
 
     title: str
     sections: Sequence[Section]
@@ -83,7 +83,7 @@ class Document:
 
 
 def to_markdown(document: Document) -> str:
-    """GitHub's Markdown; figures are in the HTML page only."""
+    """Return the document as GitHub Markdown; figures are in the HTML page only."""
     blocks = [f"# {document.title}"]
     for section in document.sections:
         blocks.append(f"## {section.title}")
@@ -91,15 +91,15 @@ def to_markdown(document: Document) -> str:
         blocks += [f"> **Warning:** {text}" for text in section.warnings]
         if section.points:
             blocks.append("\n".join(f"- {point}" for point in section.points))
-        blocks += [_markdown_table(table) for table in section.tables]
+        blocks += [_format_markdown_table(table) for table in section.tables]
         if section.pictures:
             blocks.append("\n".join(f"- figure in report.html: {p.caption}" for p in section.pictures))
     blocks += document.footer
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
-    ruler = ["---" if _kind(cells) else "---:" for cells in zip(*table.rows, strict=True)]
+def _format_markdown_table(table: Table) -> str:
+    ruler = ["---" if _cell_class(cells) else "---:" for cells in zip(*table.rows, strict=True)]
     lines = [table.columns, ruler, *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -108,9 +108,9 @@ def _markdown_table(table: Table) -> str:
 
 
 def to_html(document: Document) -> str:
-    """One file for any browser, wide or narrow; what runs and users named is escaped."""
+    """Return the document as one HTML file for wide and narrow screens; all text is escaped."""
     title = html.escape(document.title)
-    body = "\n".join(_section(section) for section in document.sections)
+    body = "\n".join(_format_section(section) for section in document.sections)
     footer = "".join(f"<p>{html.escape(text)}</p>" for text in document.footer)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -120,29 +120,29 @@ def to_html(document: Document) -> str:
     )
 
 
-def _section(section: Section) -> str:
+def _format_section(section: Section) -> str:
     parts = [f"<section>\n<h2>{html.escape(section.title)}</h2>"]
     parts += [f"<p>{html.escape(text)}</p>" for text in section.paragraphs]
     parts += [f'<p class="warning">{html.escape(text)}</p>' for text in section.warnings]
     if section.points:
         points = "".join(f"<li>{html.escape(point)}</li>" for point in section.points)
         parts.append(f"<ul>{points}</ul>")
-    parts += [_html_table(table) for table in section.tables]
+    parts += [_format_html_table(table) for table in section.tables]
     if section.pictures:
-        parts.append(f'<div class="figures">{"".join(_figure(p) for p in section.pictures)}</div>')
+        parts.append(f'<div class="figures">{"".join(_format_figure(p) for p in section.pictures)}</div>')
     return "\n".join([*parts, "</section>"])
 
 
-def _html_table(table: Table) -> str:
-    kinds = [_kind([row[i] for row in table.rows]) for i in range(len(table.columns))]
+def _format_html_table(table: Table) -> str:
+    classes = [_cell_class([row[i] for row in table.rows]) for i in range(len(table.columns))]
     head = "".join(
         f'<th scope="col"{kind}>{html.escape(column)}</th>'
-        for column, kind in zip(table.columns, kinds, strict=True)
+        for column, kind in zip(table.columns, classes, strict=True)
     )
     rows = []
     for row in table.rows:
         marked = ' class="marked"' if table.marked is not None and row[0] == table.marked else ""
-        cells = "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
+        cells = "".join(f"<td{kind}>{_format_cell(cell)}</td>" for cell, kind in zip(row, classes, strict=True))
         rows.append(f"<tr{marked}>{cells}</tr>")
     return (
         f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
@@ -150,23 +150,23 @@ def _html_table(table: Table) -> str:
     )
 
 
-def _cell(text: str) -> str:
-    """Names may break after an underscore."""
+def _format_cell(text: str) -> str:
+    """Escape a cell's text and allow line breaks after underscores."""
     return html.escape(text).replace("_", "_<wbr>")
 
 
-def _kind(cells: Sequence[str]) -> str:
-    """Numbers stand on the right, words on the left, sentences in wide cells that wrap."""
+def _cell_class(cells: Sequence[str]) -> str:
+    """Return the class attribute of a column: numbers right-aligned, text left-aligned, long text wrapped."""
     if any(len(cell) > 40 for cell in cells):
         return ' class="long"'
     return "" if all(cell == "-" or NUMBER.fullmatch(cell) for cell in cells) else ' class="text"'
 
 
-def _figure(picture: Picture) -> str:
+def _format_figure(picture: Picture) -> str:
     caption = html.escape(picture.caption)
     if picture.file is not None:
         data = base64.b64encode(picture.file.read_bytes()).decode()
-        drawn = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     else:
-        drawn = (picture.svg or "").replace("<svg ", f'<svg role="img" aria-label="{caption}" ', 1)
-    return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"
+        image = (picture.svg or "").replace("<svg ", f'<svg role="img" aria-label="{caption}" ', 1)
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

@@ -1,35 +1,35 @@
-"""What a report says, before it is written: runs read, grouped and compared."""
+"""Content of a report: runs read, grouped and compared."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from src.reporting.leaderboard import comparison, leaderboard, scores_frame
+from src.reporting.leaderboard import build_leaderboard, build_scores, compare_systems
 from src.reporting.runs import find_runs
-from src.reporting.statistics import Difference, sentence, untested_sentence
+from src.reporting.statistics import Difference, state_difference, state_untested
 from src.reporting.step_times import StepTimes, read_step_times
-from src.reporting.systems import Sorted, System, Unfair, sort_runs, unfair
+from src.reporting.systems import GroupedRuns, System, UnfairKey, find_unfair_keys, group_runs
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report says, before it is written."""
+    """Data of a report: grouped runs, data frames, the unfair keys and optional step times."""
 
-    found: Sorted
+    found: GroupedRuns
     baseline: System | None
     frame: pd.DataFrame
     compared: pd.DataFrame
     board: pd.DataFrame
-    unfair: list[Unfair]
+    unfair: list[UnfairKey]
     step_times: StepTimes | None = None
 
     def sentences(self) -> list[str]:
-        """The differences in validation loss, in words, best system first."""
+        """State the differences in validation loss in sentences, best system first."""
         if self.baseline is None:
             return []
         losses = self.compared[self.compared["metric"] == "val loss"].set_index("system")
-        said, untested = [], []
+        sentences, untested = [], []
         for label in self.board["system"]:
             row = losses.loc[label].astype(object).where(losses.loc[label].notna(), None)
             if label == self.baseline.label:
@@ -46,34 +46,34 @@ class Report:
             if d.p is None:
                 untested.append((label, d.mean))
             else:
-                said.append(sentence(label, self.baseline.label, d, row["p (Holm)"]))
-        return [*said, *untested_sentence(untested, self.baseline.label)]
+                sentences.append(state_difference(label, self.baseline.label, d, row["p (Holm)"]))
+        return [*sentences, *state_untested(untested, self.baseline.label)]
 
 
-def make_report(
+def build_report(
     folders: list[Path], baseline: str | None, axis: list[str], bench: Path | None = None
 ) -> Report:
-    """Read, group and compare the runs below `folders`; `bench` is a task=bench that has their step times.
+    """Read, group and compare the runs below `folders`; `bench` is the folder of a task=bench with their step times.
 
     Raises:
-        ValueError: no runs, no system of the baseline's name, or a bench of other systems.
+        ValueError: there are no runs, no system has the baseline's name, or the bench has other systems.
     """
-    found = sort_runs(find_runs(folders))
-    reference = None if baseline is None else _baseline(found, baseline)
-    frame = scores_frame(found.systems)
-    compared = comparison(frame, found.systems, reference)
-    board = leaderboard(compared, reference)
+    found = group_runs(find_runs(folders))
+    reference = None if baseline is None else _find_baseline(found, baseline)
+    frame = build_scores(found.systems)
+    compared = compare_systems(frame, found.systems, reference)
+    board = build_leaderboard(compared, reference)
     against = reference or (found.systems[0] if found.systems else None)
-    flagged = unfair(found.systems, against, axis) if against else []
+    unfair = find_unfair_keys(found.systems, against, axis) if against else []
     step_times = None if bench is None else read_step_times(bench)
     if step_times is not None and found.systems:
         board = step_times.join(board, reference.label if reference else None)
-    return Report(found, reference, frame, compared, board, flagged, step_times)
+    return Report(found, reference, frame, compared, board, unfair, step_times)
 
 
-def _baseline(found: Sorted, baseline: str) -> System | None:
+def _find_baseline(found: GroupedRuns, baseline: str) -> System | None:
     if not found.systems:
-        return None  # a page of failures
+        return None  # the report lists failures only
     exact = [system for system in found.systems if system.label == baseline]
     named = exact or [system for system in found.systems if system.name == baseline]
     if len(named) == 1:

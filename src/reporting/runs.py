@@ -1,8 +1,8 @@
-"""Run folders as a report sees them: what was asked, how it ended, the curve, the scores.
+"""Run folders as a report reads them: configuration, status, curve and scores.
 
-A run folder holds `config.yaml`, `result.json` and `metrics.jsonl`; evaluations made later lie in
-`evaluations/*.json`. Time on a curve is time spent in training steps: the logged speeds added up, without
-validations, evaluations and pauses between sessions.
+A run folder holds `config.yaml`, `result.json` and `metrics.jsonl`; later evaluations are in `evaluations/*.json`. Time
+on a curve is the time of training steps, integrated from the logged speeds, without validations, evaluations and pauses
+between sessions.
 """
 
 import math
@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 
 from src.files import flatten, read_object, read_rows
 
-#: What a completed run must state before its numbers can be compared.
-NEEDED = ("name", "seed", "steps", "tokens", "val_loss", "tokens_per_s", "flops_per_token")
+#: Keys of result.json that a comparison needs.
+REQUIRED = ("name", "seed", "steps", "tokens", "val_loss", "tokens_per_s", "flops_per_token")
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of merit, and what it rests on (token file, protocol, items)."""
+    """A score, and what identifies its measurement (hash of the token file, protocol, number of items)."""
 
     value: float
     identity: tuple[tuple[str, str], ...]
@@ -30,7 +30,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Omitted:
-    """A score that is not whole, and why."""
+    """A score that is limited or skipped, and the reason."""
 
     metric: str
     reason: str
@@ -38,7 +38,7 @@ class Omitted:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder."""
+    """The record of one run folder: flattened configuration, result, curve and later evaluations."""
 
     folder: Path
     config: dict[str, Any]
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name, as its user gave it."""
+        """The run's name, or its folder's if the record has none."""
         return str(self.result.get("name", self.folder.name))
 
     @property
@@ -57,11 +57,11 @@ class Run:
         return int(self.result["seed"])
 
     def failure(self) -> str | None:
-        """Why this run's numbers cannot be compared; None where they can."""
+        """Return why the run's numbers cannot be compared, or None if they can."""
         status = self.result.get("status")
         if status != "completed":
             return f"{status}: {self.result.get('reason') or 'no reason was recorded'}"
-        missing = [key for key in NEEDED if self.result.get(key) is None]
+        missing = [key for key in REQUIRED if self.result.get(key) is None]
         if missing:
             return f"its result.json lacks {', '.join(missing)}"
         if not math.isfinite(self.result["val_loss"]):
@@ -70,49 +70,49 @@ class Run:
 
 
 def find_runs(folders: list[Path]) -> list[Run]:
-    """Every run at or below `folders`, in the order of their paths, each once.
+    """Read every run at or below `folders` once, sorted by path.
 
     Raises:
-        ValueError: a folder that is not there or holds no run, or a record that cannot be read.
+        ValueError: a folder does not exist or holds no run, or a record cannot be read.
     """
     found: dict[Path, Run] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"runs={folder}: no such folder; give one or more that hold run folders")
-        places = sorted(path.parent for path in folder.rglob("result.json"))
-        runs = [place.resolve() for place in places if (place / "config.yaml").is_file()]
+        parents = sorted(path.parent for path in folder.rglob("result.json"))
+        runs = [path.resolve() for path in parents if (path / "config.yaml").is_file()]
         if not runs:
             raise ValueError(
                 f"runs={folder} holds no run (no result.json with a config.yaml); give the folder of a run or sweep"
             )
-        found.update((place, read_run(place)) for place in runs if place not in found)
-    return [found[place] for place in sorted(found)]
+        found.update((path, read_run(path)) for path in runs if path not in found)
+    return [found[path] for path in sorted(found)]
 
 
 def read_run(folder: Path) -> Run:
-    """The record of one run folder.
+    """Read the record of one run folder.
 
     Raises:
-        ValueError: a file of the record is not what this project writes.
+        ValueError: a file of the record is not as this project writes it.
     """
     result = read_object(folder / "result.json")
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.yaml'} is no mapping; restore it or leave the folder out")
     evaluations = tuple(read_object(path) for path in sorted((folder / "evaluations").glob("*.json")))
-    rows = _rows(folder / "metrics.jsonl")
+    rows = _read_rows(folder / "metrics.jsonl")
     return Run(
-        folder, flatten({str(k): v for k, v in config.items()}), result, _clocked(rows, result), evaluations
+        folder, flatten({str(k): v for k, v in config.items()}), result, _add_budgets(rows, result), evaluations
     )
 
 
-def _rows(path: Path) -> pd.DataFrame:
+def _read_rows(path: Path) -> pd.DataFrame:
     columns = ["step", "tokens", "train/loss", "val/loss", "tokens_per_s"]
     return pd.DataFrame(read_rows(path), columns=columns, dtype=float)
 
 
-def _clocked(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
-    """The rows with `seconds` of training and `flops` behind them."""
+def _add_budgets(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
+    """Append the columns `seconds` (training time) and `flops` to the rows."""
     logged = rows[rows["tokens_per_s"].notna()]
     tokens = np.concatenate(([0.0], logged["tokens"]))
     seconds = np.concatenate(([0.0], np.cumsum(np.diff(tokens) / logged["tokens_per_s"].to_numpy())))
@@ -124,32 +124,32 @@ def _clocked(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
 
 
 def final_scores(run: Run) -> tuple[dict[str, Score], list[Omitted]]:
-    """The run's whole scores at its last step by column name, and those that are limited or left out.
+    """Return the run's complete scores at its last step by column name, and the scores that are limited or skipped.
 
-    Where the run's own evaluation was limited, a whole one made later on the same step's weights stands in.
+    If the run's own evaluation was limited, a complete later one of the same step's weights replaces it.
     """
     scores = {"val loss": Score(float(run.result["val_loss"]), ())}
     omitted: dict[str, Omitted] = {}
     later = [e["scores"] for e in run.evaluations if e.get("step") == run.result["steps"]]
     for tree in (run.result, *later):
-        for metric, entry in entries(tree):
+        for metric, entry in list_entries(tree):
             reason = entry.get("limited") or entry.get("skipped")
             if reason:
                 omitted.setdefault(metric, Omitted(metric, str(reason)))
             else:
                 for column, score in read_scores(metric, entry).items():
                     scores.setdefault(column, score)
-    left = [o for metric, o in omitted.items() if not any(c.startswith(f"{metric} ") for c in scores)]
-    return scores, left
+    incomplete = [o for metric, o in omitted.items() if not any(c.startswith(f"{metric} ") for c in scores)]
+    return scores, incomplete
 
 
-def entries(tree: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The score entries of a result or an evaluation, by the set's name."""
+def list_entries(tree: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the score entries of a result or an evaluation with the names of their sets."""
     return [(name, e) for part in ("perplexity", "lm_eval") for name, e in (tree.get(part) or {}).items()]
 
 
 def read_scores(metric: str, entry: dict[str, Any]) -> dict[str, Score]:
-    """The columns that one entry fills."""
+    """Return the scores of one entry by column name."""
     known = ("sha256", "protocol", "block_size", "stride", "metric", "num_fewshot", "task_version", "items")
     identity = tuple((key, str(entry[key])) for key in known if entry.get(key) is not None)
     if "score" in entry:

@@ -1,4 +1,4 @@
-"""Step times out of `task=bench`, for a report: measured in turns in one process, which runs' own speeds are not."""
+"""Step times of `task=bench` in a report: measured alternately in one process, unlike the speeds of runs."""
 
 import json
 from dataclasses import dataclass
@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-#: The median ratio and its quartiles, as columns of the leaderboard.
+#: Columns of the leaderboard: the median ratio and its quartiles.
 COLUMNS = ("step", "step low", "step high")
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Ratios of step times by round, by the name that `task=bench` was given for each configuration."""
+    """Ratios of step times by round for each configuration, by its name in `task=bench`."""
 
     baseline: str
     measured: str
     ratios: dict[str, list[float]]
 
     def join(self, board: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
-        """The leaderboard with `COLUMNS` behind the costs; systems that were not benched have none.
+        """Return the leaderboard with `COLUMNS` after the costs; systems that were not timed have empty cells.
 
         Raises:
-            ValueError: the report's baseline is another, or no system was benched.
+            ValueError: the report has another baseline, or no system was timed.
         """
         if baseline != self.baseline:
             raise ValueError(
@@ -48,16 +48,16 @@ class StepTimes:
 
 
 def read_step_times(path: Path) -> StepTimes:
-    """What a bench.json, or the folder it lies in, says.
+    """Read a bench.json, or the one in a folder.
 
     Raises:
-        ValueError: it is not there, or not what task=bench writes.
+        ValueError: the file does not exist or is not as task=bench writes it.
     """
     file = path / "bench.json" if path.is_dir() else path
     try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
-        ratios = {str(name): [float(r) for r in t["ratios"]] for name, t in stated["timings"].items()}
-        return StepTimes(str(stated["baseline"]), str(stated["measured"]), ratios)
+        results = json.loads(file.read_text(encoding="utf-8"))
+        ratios = {str(name): [float(r) for r in t["ratios"]] for name, t in results["timings"].items()}
+        return StepTimes(str(results["baseline"]), str(results["measured"]), ratios)
     except FileNotFoundError:
         raise ValueError(
             f"bench={path}: no bench.json there; give the folder of a task=bench, or null"

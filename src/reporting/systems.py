@@ -1,6 +1,6 @@
-"""Runs grouped into the systems that are compared, and what makes a comparison unfair.
+"""Systems of a comparison: runs grouped by configuration, and the differences that make a comparison unfair.
 
-A system is a name and a configuration but for its seed and its place; its runs are one a seed.
+A system is a name and a configuration without its seed and without the keys of `PLACE`; it has one run per seed.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 from src.reporting.runs import Run, final_scores
 
 NOTHING = "-"
-#: Keys that say where and how a run is carried out, not what it computes.
+#: Keys on where and how a run is executed, which do not affect what it computes.
 PLACE = (
     "name",
     "seed",
@@ -34,13 +34,13 @@ PLACE = (
     "trainer.checkpoint_every_steps",
     "trainer.stream_pictures",
 )
-#: What must be equal for speeds, times and memory to compare.
+#: Keys of result.json that must be equal for speeds, times and memory to be comparable.
 SPEED = ("device", "world_size", "threads", "precision", "compile", "onednn")
 
 
 @dataclass(frozen=True)
 class System:
-    """Completed runs that differ in their seed only, in the order of their seeds."""
+    """Completed runs that differ in their seed only, sorted by seed."""
 
     label: str
     runs: tuple[Run, ...]
@@ -52,38 +52,38 @@ class System:
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """Runs sorted into systems; what cannot be compared, with the reason."""
+class GroupedRuns:
+    """Runs grouped into systems, and the runs that cannot be compared with the reasons."""
 
     systems: list[System]
     failures: list[tuple[Run, str]]
 
 
 @dataclass(frozen=True)
-class Unfair:
-    """A key in which a system differs from what it is compared with, besides the compared axis."""
+class UnfairKey:
+    """A key outside the compared axis in which a system differs from what it is compared with."""
 
     system: str
-    what: str  # what the difference touches: loss, speed, a metric
+    what: str  # what the difference affects: loss, speed, software or a metric
     key: str
     theirs: str
     baseline: str
 
 
-def computes(run: Run) -> dict[str, Any]:
-    """The part of a run's configuration that its numbers follow from, seed apart."""
-    kept = {key: value for key, value in run.config.items() if not within(key, PLACE)}
+def computed_config(run: Run) -> dict[str, Any]:
+    """Return the part of a run's configuration that determines its numbers, without the seed."""
+    kept = {key: value for key, value in run.config.items() if not is_within(key, PLACE)}
     data = run.result.get("data") or {}
     return {**kept, "data.hash": str(data.get("hash", "?"))[:12]}
 
 
-def within(key: str, sections: tuple[str, ...] | list[str]) -> bool:
-    """Whether a dotted key is one of `sections` or lies inside one."""
+def is_within(key: str, sections: tuple[str, ...] | list[str]) -> bool:
+    """Return true if a dotted key is one of `sections` or inside one."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def sort_runs(runs: list[Run]) -> Sorted:
-    """Group by name and configuration; of runs with the same seed the last by path counts."""
+def group_runs(runs: list[Run]) -> GroupedRuns:
+    """Group runs by name and configuration; of runs with the same seed the last by path is kept."""
     failures: list[tuple[Run, str]] = []
     groups: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
@@ -91,56 +91,56 @@ def sort_runs(runs: list[Run]) -> Sorted:
         if reason is not None:
             failures.append((run, reason))
             continue
-        group = groups.setdefault((run.name, repr(sorted(computes(run).items()))), {})
+        group = groups.setdefault((run.name, repr(sorted(computed_config(run).items()))), {})
         if run.seed in group:
             again = f"repeated: {run.folder.name} is the same configuration and seed, and later"
             failures.append((group[run.seed], again))
         group[run.seed] = run
     members = [tuple(group[seed] for seed in sorted(group)) for group in groups.values()]
-    labels = _labels([runs[0] for runs in members])
+    labels = _label_systems([runs[0] for runs in members])
     systems = [System(label, runs) for label, runs in zip(labels, members, strict=True)]
-    return Sorted(systems, failures)
+    return GroupedRuns(systems, failures)
 
 
-def _labels(firsts: list[Run]) -> list[str]:
-    """The name; where several systems share it, with the keys that tell them apart."""
+def _label_systems(firsts: list[Run]) -> list[str]:
+    """Return each system's name, followed by the keys that distinguish systems of one name."""
     labels = []
     for run in firsts:
-        others = [computes(other) for other in firsts if other.name == run.name]
+        others = [computed_config(other) for other in firsts if other.name == run.name]
         keys = sorted({key for other in others for key in other})
-        telling = [key for key in keys if len({repr(other.get(key)) for other in others}) > 1]
-        own = computes(run)
-        labels.append(" ".join([run.name, *(f"{key}={own.get(key, '-')}" for key in telling)]))
+        distinguishing = [key for key in keys if len({repr(other.get(key)) for other in others}) > 1]
+        own = computed_config(run)
+        labels.append(" ".join([run.name, *(f"{key}={own.get(key, '-')}" for key in distinguishing)]))
     return labels
 
 
-def unfair(systems: list[System], reference: System, axis: list[str]) -> list[Unfair]:
-    """Every key outside `axis` in which a system differs from `reference`, or its runs among themselves."""
-    ours = _facts(reference)
+def find_unfair_keys(systems: list[System], reference: System, axis: list[str]) -> list[UnfairKey]:
+    """Return every key outside `axis` in which a system differs from `reference`, or its runs from each other."""
+    ours = _collect_facts(reference)
     found = []
     for system in systems:
-        theirs = _facts(system)
+        theirs = _collect_facts(system)
         for what, key in sorted({*ours, *theirs}):
-            if within(key, axis) or _absent_score((what, key), ours, theirs):
+            if is_within(key, axis) or _lacks_score((what, key), ours, theirs):
                 continue
             a, b = theirs.get((what, key), {NOTHING}), ours.get((what, key), {NOTHING})
             if a != b or len(a) > 1:
-                found.append(Unfair(system.label, what, key, " / ".join(sorted(a)), " / ".join(sorted(b))))
+                found.append(UnfairKey(system.label, what, key, " / ".join(sorted(a)), " / ".join(sorted(b))))
     return found
 
 
 Facts = dict[tuple[str, str], set[str]]
 
 
-def _facts(system: System) -> Facts:
-    """What a system's numbers rest on: by what it touches and key, the values among its runs."""
+def _collect_facts(system: System) -> Facts:
+    """Collect the conditions of a system's numbers: the values among its runs by what they affect and key."""
     found: Facts = {}
     for run in system.runs:
         versions = run.result.get("versions") or {}
-        facts = {("loss", key): value for key, value in computes(run).items()}
+        facts = {("loss", key): value for key, value in computed_config(run).items()}
         facts |= {("speed", key): run.result.get(key) for key in SPEED}
         facts |= {("software", f"versions.{key}"): versions.get(key) for key in ("torch", "lm-eval")}
-        facts["software", "git"] = _short(run.result.get("git"))
+        facts["software", "git"] = _shorten(run.result.get("git"))
         for column, score in final_scores(run)[0].items():
             facts |= {(column, k): v[:12] if k == "sha256" else v for k, v in score.identity}
         for key, value in facts.items():
@@ -148,12 +148,12 @@ def _facts(system: System) -> Facts:
     return found
 
 
-def _short(commit: str | None) -> str | None:
-    """A commit by its first digits, marked where the tree was not it."""
+def _shorten(commit: str | None) -> str | None:
+    """Return the first digits of a commit, marked if the tree had other changes."""
     return None if commit is None else commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
-def _absent_score(fact: tuple[str, str], ours: Facts, theirs: Facts) -> bool:
-    """Whether one side has not got the score at all, so that there is nothing to compare."""
+def _lacks_score(fact: tuple[str, str], ours: Facts, theirs: Facts) -> bool:
+    """Return true if one side does not have the score at all, so that there is nothing to compare."""
     what, _ = fact
     return any(all(found_what != what for found_what, _ in side) for side in (ours, theirs))

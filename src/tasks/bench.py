@@ -45,7 +45,7 @@ from src.files import CONF, write_atomic
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
 from src.launch.suggestions import nearest, options
 from src.models.config import GPTConfig
-from src.reporting.bench_figure import bench_figure
+from src.reporting.bench_figure import draw_bench
 from src.settings.components import read_section
 from src.settings.read import Settings, read_settings
 from src.training.process import prepare_process
@@ -153,7 +153,7 @@ def run(job: Job) -> TaskEnd:
         "loop_seconds": loop,
     }
     write_atomic(job.folder / "bench.json", json.dumps(results, indent=2) + "\n")
-    bench_figure(results, job.folder / "bench.png")
+    draw_bench(results, job.folder / "bench.png")
     write_atomic(job.folder / "table.md", text)
     log.info("%s", text)
     if unequal := [name for name, gap in gaps.items() if gap is not None and not gap <= LOSS_TOLERANCE]:

@@ -1,4 +1,4 @@
-"""task=report: compare runs; tables, figures and words.
+"""task=report: compare runs in tables, figures and sentences.
 
 python run.py task=report runs=<folder> [baseline=vanilla] [axis=residual] [bench=<folder>]
 python run.py task=report 'runs=[<folder>,<folder>]'
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from src.errors import UserError, one_line
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.reporting.document import write_report
-from src.reporting.report import make_report
+from src.reporting.report import build_report
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +21,14 @@ def run(job: Job) -> TaskEnd:
     """Write report.md, report.html, leaderboard.csv and comparison.csv into the job's folder.
 
     Raises:
-        UserError: no runs there, or no such baseline.
+        UserError: there are no runs, or no run has the baseline's name.
     """
-    folders = [Path(folder) for folder in _names(job.config, "runs")]
-    axis = _names(job.config, "axis")
+    folders = [Path(folder) for folder in _read_names(job.config, "runs")]
+    axis = _read_names(job.config, "axis")
     baseline = job.config.baseline
     try:
         bench = None if job.config.bench is None else Path(str(job.config.bench))
-        report = make_report(folders, None if baseline is None else str(baseline), axis, bench)
+        report = build_report(folders, None if baseline is None else str(baseline), axis, bench)
         page = write_report(report, job.folder)
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
@@ -36,17 +36,17 @@ def run(job: Job) -> TaskEnd:
         log.info("%s", line)
     n_failed = len(report.found.failures)
     if n_failed:
-        log.warning("%d runs are in no mean; the report's table of failures says why", n_failed)
+        log.warning("%d runs are in no mean; see the table of failures in the report", n_failed)
     line = f"{len(report.found.systems)} systems compared in {page}"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
 
 
-def _names(config: DictConfig, key: str) -> list[str]:
-    """A name, or a list of them.
+def _read_names(config: DictConfig, key: str) -> list[str]:
+    """Read a key that is one name or a list of names.
 
     Raises:
-        UserError: it is missing or empty.
+        UserError: the key is missing or empty.
     """
     if OmegaConf.is_missing(config, key):
         raise UserError(f"{key} is missing; give {key}=<folder> or '{key}=[<folder>,<folder>]'")

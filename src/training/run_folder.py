@@ -15,7 +15,7 @@ from src.files import flatten, write_atomic
 from src.launch.arguments import stored_yaml
 from src.models.flops import average_flops_per_token, describe_visits
 from src.models.gpt import GPT
-from src.reporting.figures import loss_curves, save, visit_order
+from src.reporting.figures import draw_loss_curves, draw_visit_order, save_figure
 from src.training.provenance import code_by_step, code_identity, config_hash, device_name, versions
 from src.training.resume import set_aside_after
 from src.training.run import Run
@@ -81,7 +81,7 @@ def _report_visits(run: Run, gpt: GPT) -> None:
     log.info("visits to layers: %s", visits)
     layers = [visit.layer for visit in gpt.recurrence.visits()]
     with run.best_effort.attempt("the picture of visits"):
-        save(visit_order(layers, visits), run.job.folder / "figures" / "visits.png")
+        save_figure(draw_visit_order(layers, visits), run.job.folder / "figures" / "visits.png")
 
 
 def note_progress(run: Run, trainer: L.Trainer) -> None:
@@ -114,7 +114,7 @@ def complete_record(run: Run) -> float:
 
 def _draw_summary(run: Run, rows: list[Row], loss: float) -> None:
     folder, result = run.job.folder, run.record.result
-    figure = loss_curves({result["name"]: rows}, folder / "figures" / "loss.png")
+    figure = draw_loss_curves({result["name"]: rows}, folder / "figures" / "loss.png")
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)  # begin_record wrote it
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)

@@ -1,4 +1,4 @@
-"""Run folders in the format that task=train writes, with numbers of our choosing."""
+"""Run folders in the format that task=train writes, with given losses."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ FLOPS_PER_TOKEN = 1000
 
 
 def entry_ppl(value: float, limited: str | None = None, sha256: str = "a" * 64) -> dict[str, Any]:
-    """A perplexity entry of result.json."""
+    """Return a perplexity entry of result.json."""
     return {
         "ppl": value,
         "loss": 1.0,
@@ -23,7 +23,7 @@ def entry_ppl(value: float, limited: str | None = None, sha256: str = "a" * 64) 
 
 
 def entry_task(score: float, metric: str = "acc_norm", limited: str | None = None) -> dict[str, Any]:
-    """An lm-eval entry of result.json."""
+    """Return an lm-eval entry of result.json."""
     return {
         "score": score,
         "stderr": 1.0,
@@ -51,7 +51,7 @@ def write_run(
     config: dict[str, Any] | None = None,
     **result: Any,
 ) -> Path:
-    """One run: a row a step, validated at every second with `losses`; the last is the final loss."""
+    """Write one run with two steps per loss: every second step is validated, the last loss is the final one."""
     folder.mkdir(parents=True)
     steps = 2 * len(losses)
     rows = []
@@ -79,7 +79,7 @@ def write_run(
         **(config or {}),
     }
     (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
-    stated = {
+    results = {
         "status": "completed",
         "reason": None,
         "name": name,
@@ -112,5 +112,5 @@ def write_run(
         **(scores or {}),
         **result,
     }
-    (folder / "result.json").write_text(json.dumps(stated))
+    (folder / "result.json").write_text(json.dumps(results))
     return folder

@@ -1,4 +1,4 @@
-"""A report's numbers against their own computation, and what it says of runs that do not compare."""
+"""Reports: numbers equal to independent computations, and warnings about runs that are not comparable."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from src.reporting.document import write_report
-from src.reporting.report import Report, make_report
+from src.reporting.report import Report, build_report
 from tests.reporting.folders import FLOPS_PER_TOKEN, STEP_TOKENS, entry_ppl, entry_task, write_run
 
 LOSSES = {
@@ -56,27 +56,27 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def rows(folder: Path, name: str) -> list[dict[str, str]]:
+def read_csv(folder: Path, name: str) -> list[dict[str, str]]:
     with (folder / name).open() as file:
         return list(csv.DictReader(file))
 
 
-def of(report: Report, metric: str, system: str) -> dict[str, Any]:
-    found = report.compared
-    (row,) = found[(found["metric"] == metric) & (found["system"] == system)].to_dict("records")
+def compared_row(report: Report, metric: str, system: str) -> dict[str, Any]:
+    frame = report.compared
+    (row,) = frame[(frame["metric"] == metric) & (frame["system"] == system)].to_dict("records")
     return {str(key): value for key, value in row.items()}
 
 
-def final(name: str) -> dict[int, float]:
+def final_losses(name: str) -> dict[int, float]:
     return {seed: losses[-1] for (system, seed), losses in LOSSES.items() if system == name}
 
 
-def test_means_sds_and_tests_equal_scipys(sweep: Path, tmp_path: Path) -> None:
-    write_report(make_report([sweep], "vanilla", ["residual"]), tmp_path)
-    board = {row["system"]: row for row in rows(tmp_path, "leaderboard.csv")}
+def test_means_sds_and_tests_equal_those_of_scipy(sweep: Path, tmp_path: Path) -> None:
+    write_report(build_report([sweep], "vanilla", ["residual"]), tmp_path)
+    board = {row["system"]: row for row in read_csv(tmp_path, "leaderboard.csv")}
     p_values = {}
     for name in ("better", "same", "welch"):
-        ours, base = final(name), final("vanilla")
+        ours, base = final_losses(name), final_losses("vanilla")
         shared = sorted(ours.keys() & base.keys())
         if len(shared) > 1:
             test = stats.ttest_rel([ours[s] for s in shared], [base[s] for s in shared])
@@ -99,14 +99,14 @@ def test_means_sds_and_tests_equal_scipys(sweep: Path, tmp_path: Path) -> None:
         assert float(board[name]["p (Holm)"]) == pytest.approx(running)
     assert board["single"]["p"] == ""
     assert board["single"]["n seeds"] == "1"
-    assert [row["system"] for row in rows(tmp_path, "leaderboard.csv")] == sorted(
-        SPEED, key=lambda name: mean(final(name).values())
+    assert [row["system"] for row in read_csv(tmp_path, "leaderboard.csv")] == sorted(
+        SPEED, key=lambda name: mean(final_losses(name).values())
     )
 
 
 def test_costs_and_scores_are_means_over_seeds(sweep: Path, tmp_path: Path) -> None:
-    write_report(make_report([sweep], "vanilla", ["residual"]), tmp_path)
-    board = {row["system"]: row for row in rows(tmp_path, "leaderboard.csv")}
+    write_report(build_report([sweep], "vanilla", ["residual"]), tmp_path)
+    board = {row["system"]: row for row in read_csv(tmp_path, "leaderboard.csv")}
     places = [i for i, (name, _) in enumerate(LOSSES) if name == "better"]
     row = board["better"]
     assert float(row["wikitext2 ppl"]) == pytest.approx(mean(40.0 + i for i in places))
@@ -119,7 +119,7 @@ def test_costs_and_scores_are_means_over_seeds(sweep: Path, tmp_path: Path) -> N
     assert "lambada ppl" not in row
 
 
-def plain_interpolation(xs: list[float], ys: list[float], x: float) -> float:
+def interpolate(xs: list[float], ys: list[float], x: float) -> float:
     for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), list(zip(xs, ys, strict=True))[1:], strict=False):
         if x0 <= x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
@@ -127,7 +127,7 @@ def plain_interpolation(xs: list[float], ys: list[float], x: float) -> float:
 
 
 def test_equal_budgets_are_read_off_the_curves(sweep: Path) -> None:
-    report = make_report([sweep], "vanilla", ["residual"])
+    report = build_report([sweep], "vanilla", ["residual"])
     tokens = [2 * STEP_TOKENS, 4 * STEP_TOKENS, 6 * STEP_TOKENS]
     # The first step of each run was logged at half speed, so it took twice as long.
     clock = {name: [(x + STEP_TOKENS) / speed for x in tokens] for name, speed in SPEED.items()}
@@ -135,31 +135,33 @@ def test_equal_budgets_are_read_off_the_curves(sweep: Path) -> None:
     for name in SPEED:
         curves = [losses for (system, _), losses in LOSSES.items() if system == name]
         at = min(xs[-1] for xs in clock.values())
-        expected = mean(plain_interpolation(clock[name], losses, at) for losses in curves)
-        assert of(report, "val loss at equal seconds", name)["mean"] == pytest.approx(expected)
+        expected = mean(interpolate(clock[name], losses, at) for losses in curves)
+        assert compared_row(report, "val loss at equal seconds", name)["mean"] == pytest.approx(expected)
         at = min(xs[-1] for xs in flops.values())
-        expected = mean(plain_interpolation([float(x) for x in flops[name]], losses, at) for losses in curves)
-        assert of(report, "val loss at equal flops", name)["mean"] == pytest.approx(expected)
+        expected = mean(interpolate([float(x) for x in flops[name]], losses, at) for losses in curves)
+        assert compared_row(report, "val loss at equal flops", name)["mean"] == pytest.approx(expected)
         expected = mean(losses[-1] for losses in curves)
-        assert of(report, "val loss at equal tokens", name)["mean"] == pytest.approx(expected)
+        assert compared_row(report, "val loss at equal tokens", name)["mean"] == pytest.approx(expected)
     assert FLOPS["vanilla"] == FLOPS_PER_TOKEN
 
 
-def test_differences_are_said_in_words(sweep: Path) -> None:
-    said = {line.split()[0]: line for line in make_report([sweep], "vanilla", ["residual"]).sentences()}
-    assert said["better"].startswith("better is 0.1067 nats better than vanilla (3 seeds, sd 0.0058; 95 %")
-    assert said["same"].startswith("same and vanilla: 0.0000 nats, 2 seeds, sd 0.0141: not distinguishable (")
-    assert "not distinguishable" in said["welch"]
-    assert said["With"].startswith(
+def test_differences_are_stated_in_sentences(sweep: Path) -> None:
+    sentences = {line.split()[0]: line for line in build_report([sweep], "vanilla", ["residual"]).sentences()}
+    assert sentences["better"].startswith("better is 0.1067 nats better than vanilla (3 seeds, sd 0.0058; 95 %")
+    assert sentences["same"].startswith(
+        "same and vanilla: 0.0000 nats, 2 seeds, sd 0.0141: not distinguishable ("
+    )
+    assert "not distinguishable" in sentences["welch"]
+    assert sentences["With"].startswith(
         "With one seed no test is possible, so not distinguishable from vanilla, in nats:"
     )
-    assert "single (" in said["With"]
-    assert len(said) == 4
+    assert "single (" in sentences["With"]
+    assert len(sentences) == 4
 
 
 def test_the_spread_between_seeds_is_pooled_over_systems(sweep: Path, tmp_path: Path) -> None:
-    write_report(make_report([sweep], "vanilla", ["residual"]), tmp_path)
-    groups = [list(final(name).values()) for name in SPEED]
+    write_report(build_report([sweep], "vanilla", ["residual"]), tmp_path)
+    groups = [list(final_losses(name).values()) for name in SPEED]
     squares = sum((x - mean(values)) ** 2 for values in groups for x in values)
     freedom = sum(len(values) - 1 for values in groups)
     sd = math.sqrt(squares / freedom)
@@ -169,8 +171,8 @@ def test_the_spread_between_seeds_is_pooled_over_systems(sweep: Path, tmp_path: 
     assert f"3 unpaired seeds each would have to be {apart:.4f} nats apart" in text
 
 
-def test_failures_enter_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> None:
-    before = make_report([sweep], "vanilla", ["residual"])
+def test_failures_are_in_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> None:
+    before = build_report([sweep], "vanilla", ["residual"])
     bad = {"status": "diverged", "reason": "step 3: loss is nan"}
     write_run(sweep / "x1", name="better", seed=4, losses=[9.0, 9.0, 9.0], **bad)
     write_run(sweep / "x2", name="better", seed=5, losses=[9.0, 9.0, 9.0], status="running")
@@ -179,7 +181,7 @@ def test_failures_enter_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> N
         sweep / "x4", name="broken", seed=1, losses=[9.0, 9.0, 9.0], status="interrupted", reason="SIGTERM"
     )
     (sweep / "x1/metrics.jsonl").write_text('{"step": 1, "tok')
-    after = make_report([sweep], "vanilla", ["residual"])
+    after = build_report([sweep], "vanilla", ["residual"])
     assert after.compared.equals(before.compared)
     reasons = {run.folder.name: reason for run, reason in after.found.failures}
     assert reasons["x1"] == "diverged: step 3: loss is nan"
@@ -190,22 +192,22 @@ def test_failures_enter_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> N
     assert "4 of the runs found are in no mean" in text
 
 
-def test_limited_evaluations_enter_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> None:
-    report = make_report([sweep], "vanilla", ["residual"])
+def test_limited_evaluations_are_in_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> None:
+    report = build_report([sweep], "vanilla", ["residual"])
     assert "lambada ppl" not in set(report.compared["metric"])
     write_report(report, tmp_path)
     assert "| better | lambada | first 9 of 99 tokens | 1, 2, 3 |" in (tmp_path / "report.md").read_text()
 
 
-def test_a_whole_evaluation_of_the_last_step_stands_in_for_a_limited_one(sweep: Path, tmp_path: Path) -> None:
+def test_a_complete_evaluation_of_the_last_step_replaces_a_limited_one(sweep: Path, tmp_path: Path) -> None:
     for i, (name, _) in enumerate(LOSSES):
         folder = sweep / f"{i}-{name}" / "evaluations"
         folder.mkdir()
         for step, value in ((2, 99.0), (6, 60.0 + i)):
             scores = {"perplexity": {"lambada": entry_ppl(value)}, "lm_eval": {}}
             (folder / f"{step}.json").write_text(json.dumps({"step": step, "scores": scores}))
-    report = make_report([sweep], "vanilla", ["residual"])
-    assert of(report, "lambada ppl", "vanilla")["mean"] == pytest.approx(61.0)
+    report = build_report([sweep], "vanilla", ["residual"])
+    assert compared_row(report, "lambada ppl", "vanilla")["mean"] == pytest.approx(61.0)
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "## Evaluated checkpoints\n\n- figure in report.html: lambada ppl by step" in text
@@ -214,15 +216,15 @@ def test_a_whole_evaluation_of_the_last_step_stands_in_for_a_limited_one(sweep: 
 
 def test_a_repeated_seed_counts_once(sweep: Path) -> None:
     write_run(sweep / "z-again", name="vanilla", seed=1, losses=[4.0, 3.5, 3.4], tokens_per_s=1000.0)
-    report = make_report([sweep], "vanilla", ["residual"])
-    assert of(report, "val loss", "vanilla")["n"] == 3
-    assert of(report, "val loss", "vanilla")["mean"] == pytest.approx(mean([3.4, 3.32, 3.37]))
+    report = build_report([sweep], "vanilla", ["residual"])
+    assert compared_row(report, "val loss", "vanilla")["n"] == 3
+    assert compared_row(report, "val loss", "vanilla")["mean"] == pytest.approx(mean([3.4, 3.32, 3.37]))
     ((run, reason),) = report.found.failures
     assert run.folder.name == "0-vanilla"
     assert "z-again is the same configuration and seed" in reason
 
 
-def test_what_differs_besides_the_axis_is_flagged_with_its_keys(tmp_path: Path) -> None:
+def test_differences_besides_the_axis_are_flagged_with_their_keys(tmp_path: Path) -> None:
     write_run(tmp_path / "a", name="vanilla", seed=1, losses=[3.0, 2.9])
     config = {"optimizer": {"lr": 2e-3, "betas": [0.9, 0.95]}}
     ppl = {"perplexity": {"wikitext2": entry_ppl(40.0)}}
@@ -233,7 +235,7 @@ def test_what_differs_besides_the_axis_is_flagged_with_its_keys(tmp_path: Path) 
     }
     write_run(tmp_path / "c", name="data", seed=1, losses=[3.0, 2.7], scores=other)
     write_run(tmp_path / "d", name="fair", seed=1, losses=[3.0, 2.6], scores=ppl)
-    report = make_report([tmp_path], "fair", ["residual"])
+    report = build_report([tmp_path], "fair", ["residual"])
     flagged = {(u.system, u.what, u.key) for u in report.unfair}
     assert flagged == {
         ("lr", "loss", "optimizer.lr"),
@@ -241,7 +243,7 @@ def test_what_differs_besides_the_axis_is_flagged_with_its_keys(tmp_path: Path) 
         ("data", "loss", "data.hash"),
         ("data", "wikitext2 ppl", "sha256"),
     }
-    assert make_report([tmp_path], "fair", ["residual", "optimizer.lr", "data"]).unfair != report.unfair
+    assert build_report([tmp_path], "fair", ["residual", "optimizer.lr", "data"]).unfair != report.unfair
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert (
@@ -249,51 +251,51 @@ def test_what_differs_besides_the_axis_is_flagged_with_its_keys(tmp_path: Path) 
     )
 
 
-def test_unsteady_speeds_and_other_code_are_warned_of(tmp_path: Path) -> None:
+def test_the_report_warns_of_unsteady_speeds_and_other_code(tmp_path: Path) -> None:
     for seed, speed in ((1, 1000.0), (2, 1500.0)):
         write_run(tmp_path / f"v{seed}", name="vanilla", seed=seed, losses=[3.0, 2.9])
         git = "e" * 40 + "-dirty"
         write_run(tmp_path / f"x{seed}", name="x", seed=seed, losses=[3.0, 2.9], tokens_per_s=speed, git=git)
-    report = make_report([tmp_path], "vanilla", ["residual"])
+    report = build_report([tmp_path], "vanilla", ["residual"])
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "costs and times do not compare: x (1,000 to 1,500 tokens/s)." in text
+    assert "costs and times are not comparable: x (1,000 to 1,500 tokens/s)." in text
     assert "Not run by the same code and libraries: git (x)." in text
     assert "| x | software | git | eeeeeeeeeeee-dirty | cccccccccccc |" in text
 
 
-def test_systems_of_one_name_are_told_apart_by_their_keys(tmp_path: Path) -> None:
+def test_labels_of_systems_of_one_name_have_the_keys_that_differ(tmp_path: Path) -> None:
     for lr in (1e-3, 2e-3):
         config = {"optimizer": {"lr": lr}}
         write_run(tmp_path / f"{lr}", name="vanilla", seed=1, losses=[3.0, 2.9], config=config)
-    report = make_report([tmp_path], "vanilla optimizer.lr=0.002", ["optimizer"])
+    report = build_report([tmp_path], "vanilla optimizer.lr=0.002", ["optimizer"])
     assert set(report.board["system"]) == {"vanilla optimizer.lr=0.001", "vanilla optimizer.lr=0.002"}
     assert report.unfair == []
     with pytest.raises(ValueError, match="fits several systems; give one of 'vanilla optimizer"):
-        make_report([tmp_path], "vanilla", ["optimizer"])
+        build_report([tmp_path], "vanilla", ["optimizer"])
 
 
-def test_mistakes_are_refused_in_one_sentence(sweep: Path, tmp_path: Path) -> None:
+def test_errors_are_one_sentence(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"baseline=x has no completed run; give one of 'better', 'same'"):
-        make_report([sweep], "x", ["residual"])
+        build_report([sweep], "x", ["residual"])
     with pytest.raises(ValueError, match="no such folder"):
-        make_report([tmp_path / "nowhere"], "vanilla", ["residual"])
+        build_report([tmp_path / "nowhere"], "vanilla", ["residual"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no run"):
-        make_report([tmp_path / "empty"], "vanilla", ["residual"])
+        build_report([tmp_path / "empty"], "vanilla", ["residual"])
     (sweep / "0-vanilla/result.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON object; restore it or leave the folder out"):
-        make_report([sweep], "vanilla", ["residual"])
+        build_report([sweep], "vanilla", ["residual"])
 
 
-def test_a_report_of_failures_alone_is_a_page_too(tmp_path: Path) -> None:
+def test_a_report_of_failures_alone_is_written(tmp_path: Path) -> None:
     write_run(tmp_path / "a", name="vanilla", seed=1, losses=[3.0, 2.9], status="failed", reason="no disk")
-    write_report(make_report([tmp_path], "vanilla", ["residual"]), tmp_path)
+    write_report(build_report([tmp_path], "vanilla", ["residual"]), tmp_path)
     assert "failed: no disk" in (tmp_path / "report.html").read_text()
 
 
-class Outside(HTMLParser):
-    """Collects what a page would load or run."""
+class ExternalReferences(HTMLParser):
+    """Parser that collects what a page would load or run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,9 +317,9 @@ def test_the_page_is_one_file_that_loads_nothing_and_escapes_names(sweep: Path, 
     figures = sweep / "0-vanilla" / "figures"
     figures.mkdir()
     (figures / "stream_rms.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    write_report(make_report([sweep], "vanilla", ["residual"]), tmp_path)
+    write_report(build_report([sweep], "vanilla", ["residual"]), tmp_path)
     text = (tmp_path / "report.html").read_text()
-    parser = Outside()
+    parser = ExternalReferences()
     parser.feed(text)
     assert parser.found == []
     assert not re.search(r"url\((?!#)|@import", text)
@@ -330,5 +332,5 @@ def test_the_same_runs_give_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
     pages = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        pages.append(write_report(make_report([sweep], "vanilla", ["residual"]), tmp_path / name).read_bytes())
+        pages.append(write_report(build_report([sweep], "vanilla", ["residual"]), tmp_path / name).read_bytes())
     assert pages[0] == pages[1]

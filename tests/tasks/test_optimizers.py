@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from src.bench.peers import read_peers
 from src.errors import UserError
 from src.files import CONF
-from src.reporting.report import make_report
+from src.reporting.report import build_report
 from src.settings.read import read_settings
 from tests.faulty import faulty
 from tests.runs import DDP, SMALL, begin, computed, kill_after, make_shards, metrics, result, run, same_weights
@@ -97,9 +97,9 @@ def test_a_sweep_over_optimizers_trains_under_each_and_a_report_sees_the_differe
     sizes = [(sweep / job / "checkpoints/last.ckpt").stat().st_size for job in ("0", "1")]
     assert sizes[1] < sizes[0]
     without = " ".join(f"optimizer.muon.{key}=-" for key in ("lr_scale", "momentum", "ns_steps"))
-    report = make_report([sweep], f"x {without}", ["residual"])
+    report = build_report([sweep], f"x {without}", ["residual"])
     assert {"optimizer.muon.momentum", "optimizer.muon.lr_scale"} <= {found.key for found in report.unfair}
-    fair = make_report([sweep], f"x {without}", ["residual", "optimizer"])
+    fair = build_report([sweep], f"x {without}", ["residual", "optimizer"])
     assert not any(found.key.startswith("optimizer") for found in fair.unfair)
 
 

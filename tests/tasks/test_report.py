@@ -1,4 +1,4 @@
-"""task=report through the front door, over a sweep that really ran."""
+"""task=report on the command line, over a sweep that was trained."""
 
 import csv
 import json
@@ -40,16 +40,16 @@ def test_a_sweep_is_compared_by_one_command(sweep: Path, tmp_path: Path) -> None
 ORDER = {"vanilla": (0, 1), "layerscale": (2, 3)}
 
 
-def test_the_made_up_records_have_the_format_of_real_ones(sweep: Path, tmp_path: Path) -> None:
-    made = write_run(tmp_path / "made", name="vanilla", seed=1, losses=[3.0, 2.9])
+def test_written_test_records_have_the_format_of_real_ones(sweep: Path, tmp_path: Path) -> None:
+    written = write_run(tmp_path / "written", name="vanilla", seed=1, losses=[3.0, 2.9])
     real = sweep / "0-vanilla"
-    assert result(made).keys() <= result(real).keys()
-    ours, theirs = ((f / "metrics.jsonl").read_text().splitlines() for f in (made, real))
+    assert result(written).keys() <= result(real).keys()
+    ours, theirs = ((f / "metrics.jsonl").read_text().splitlines() for f in (written, real))
     assert json.loads(ours[1]).keys() <= json.loads(theirs[-1]).keys()
     assert json.loads(ours[0]).keys() == json.loads(theirs[0]).keys()
 
 
-def test_mistakes_are_one_line_and_exit_code_2(sweep: Path, tmp_path: Path) -> None:
+def test_user_errors_are_one_line_and_exit_code_2(sweep: Path, tmp_path: Path) -> None:
     for override, words in (
         ("runs=nowhere", "runs=nowhere: no such folder"),
         ("name=x", "runs is missing; give runs=<folder>"),
