@@ -15,16 +15,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from src.kernels.depth_attention.reference import Sources, append, attend, open_pulled, shares
+from src.kernels import depth_attention
+from src.kernels.depth_attention import Sources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class AttentionResiduals(ResidualStrategy[Sources]):
-    """2 * D parameters a query (the query and its key norm's gain), S queries; lr x 1, no weight decay.
+    """Attention over all earlier outputs: 2 * D parameters a query (query, key gain), S queries; no weight decay.
 
     Args:
-        spec: the trunk. The first site has one source, hence no query.
-        eps: of the key norm.
+        spec: the trunk. The first site has one source and therefore no query.
+        eps: added to the mean square in the key norm.
     """
 
     may_skip: ClassVar[bool] = True
@@ -36,22 +37,22 @@ class AttentionResiduals(ResidualStrategy[Sources]):
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
 
     def begin(self, x0_BTD: Tensor) -> Sources:
-        return open_pulled(x0_BTD, self.query_QD * self.key_gain_QD, self.eps)
+        return depth_attention.open(x0_BTD, self.query_QD * self.key_gain_QD, self.eps)
 
     def read(self, state: Sources, site: Site) -> tuple[Tensor, Sources]:
-        return attend(state, site.index - 1), state
+        return depth_attention.attend(state, site.index - 1), state
 
     def write(self, state: Sources, site: Site, y_BTD: Tensor) -> Sources:
-        return append(state, y_BTD, site.index, self.eps)
+        return depth_attention.append(state, y_BTD, site.index)
 
     def end(self, state: Sources) -> Tensor:
-        return attend(state, len(self.query_QD) - 1)
+        return depth_attention.attend(state, len(self.query_QD) - 1)
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         state = self.begin(x0_BTD)
         weight_KJ = x0_BTD.new_zeros(len(y_BTD) + 1, len(y_BTD) + 1)
         for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
-            weight_KJ[k, : k + 1] = shares(state, site.index - 1)
+            weight_KJ[k, : k + 1] = depth_attention.average_weights(state, site.index - 1)
             state = self.write(state, site, output_BTD)
-        weight_KJ[-1] = shares(state, len(self.query_QD) - 1)
+        weight_KJ[-1] = depth_attention.average_weights(state, len(self.query_QD) - 1)
         return weight_KJ

@@ -1,11 +1,11 @@
-"""Attention residuals (block): sublayers attend over sums of finished blocks and the running sum of their own.
+"""Attention residuals (block): sublayers attend over sums of finished groups and the running sum of their own.
 
-    b_0 = x0,  b_n = the sum of the outputs y of the n-th block of P sublayers,  p = the running sum
+    b_0 = x0,  b_n = the sum of the outputs y of the n-th group of P sublayers,  p = the running sum
     h_k = sum_i softmax_i( w_k . RMSNorm_k(s_i) ) s_i
-        over s = b_0..b_{n-1}      for the first sublayer of block n
-        over s = b_0..b_{n-1}, p   for its others; at the end over all blocks, the unfinished one too
+        over s = b_0..b_{n-1}      for the first sublayer of group n
+        over s = b_0..b_{n-1}, p   for its others; at the end over all groups, the unfinished one too
 
-Block here means P consecutive sublayers, not a layer of the trunk. An empty sum is no source.
+The paper calls a group of P consecutive sublayers a block. An empty sum is no source.
 
 Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), equations 5-6, figure 2.
 At init (w = 0): the uniform mean of the sources; not vanilla.
@@ -17,58 +17,55 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.kernels.depth_attention.reference import (
-    Sources,
-    append,
-    attend,
-    attend_and_add,
-    logits,
-    open_native,
-    scores,
-)
+from src.kernels import depth_attention
+from src.kernels.depth_attention import Sources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
-class BlockSources(NamedTuple):
-    """The finished blocks; of the one under way, the running sum and an output that is still to be added to it."""
+class GroupSources(NamedTuple):
+    """Sums of the finished groups; the running sum of the current one, and an output still to be added to it."""
 
-    blocks: Sources
+    groups: Sources
     partial_BTD: tuple[Tensor, ...]
 
 
-class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
-    """2 * D parameters a query (the query and its key norm's gain), S queries; lr x 1, no weight decay.
+class BlockAttentionResiduals(ResidualStrategy[GroupSources]):
+    """Attention over groups of outputs: 2 * D parameters a query (query, key gain), S queries; no weight decay.
 
     Args:
         spec: the trunk.
-        n_block: blocks, of ceil(S / n_block) sublayers (about 8 in the paper).
-        eps: of the key norm.
+        n_block: number of groups, of ceil(S / n_block) sublayers each (about 8 in the paper).
+        eps: added to the mean square in the key norm.
+
+    Raises:
+        ValueError: `n_block` is below 1.
     """
 
     def __init__(self, spec: StreamSpec, *, n_block: int, eps: float) -> None:
         super().__init__()
         if n_block < 1:
-            raise ValueError(f"residual.n_block must be at least 1, got {n_block}; the paper uses 8")
-        self.block_sites = -(-spec.n_site // n_block)
+            raise ValueError(f"residual.n_block must be >= 1, got {n_block}; the paper uses 8")
+        self.group_sites = -(-spec.n_site // n_block)
         self.eps = eps
         self.query_QD = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd))
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
 
-    def begin(self, x0_BTD: Tensor) -> BlockSources:
-        return BlockSources(open_native(x0_BTD, self.query_QD * self.key_gain_QD, self.eps), ())
+    def begin(self, x0_BTD: Tensor) -> GroupSources:
+        key_QD, between = self.query_QD * self.key_gain_QD, self.group_sites
+        return GroupSources(depth_attention.open(x0_BTD, key_QD, self.eps, queries_per_source=between), ())
 
-    def read(self, state: BlockSources, site: Site) -> tuple[Tensor, BlockSources]:
+    def read(self, state: GroupSources, site: Site) -> tuple[Tensor, GroupSources]:
         return self._attend(state, site.index - 1)
 
-    def write(self, state: BlockSources, site: Site, y_BTD: Tensor) -> BlockSources:
-        blocks, partial = state.blocks, _summed(state.partial_BTD)
-        partial = (*partial, y_BTD) if partial else (y_BTD.to(blocks.key_QD.dtype),)
-        if (site.index + 1) % self.block_sites:
-            return BlockSources(blocks, partial)
-        (sum_BTD,) = _summed(partial)
-        return BlockSources(append(blocks, sum_BTD, site.index, self.eps, self.block_sites), ())
+    def write(self, state: GroupSources, site: Site, y_BTD: Tensor) -> GroupSources:
+        groups, partial = state.groups, _add_up(state.partial_BTD)
+        partial = (*partial, y_BTD) if partial else (y_BTD.to(groups.key_QD.dtype),)
+        if (site.index + 1) % self.group_sites:
+            return GroupSources(groups, partial)
+        (sum_BTD,) = _add_up(partial)
+        return GroupSources(depth_attention.append(groups, sum_BTD, site.index), ())
 
-    def end(self, state: BlockSources) -> Tensor:
+    def end(self, state: GroupSources) -> Tensor:
         return self._attend(state, len(self.query_QD) - 1)[0]
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
@@ -77,21 +74,19 @@ class BlockAttentionResiduals(ResidualStrategy[BlockSources]):
         weight_KJ[0, 0] = 1.0
         for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True), start=1):
             state = self.write(state, site, output_BTD)
-            logit_BTJ = logits(state.blocks, k - 1)
-            for p_BTD in _summed(state.partial_BTD):
-                own_BT1 = scores(p_BTD, state.blocks.key_QD[k - 1 : k], self.eps)
-                logit_BTJ = torch.cat((logit_BTJ, own_BT1), dim=-1)
-            share_J = logit_BTJ.softmax(-1).mean((0, 1))
-            block = torch.arange(k) // self.block_sites
-            weight_KJ[k, : k + 1] = torch.cat((share_J[:1], share_J[1 + block]))
+            weight_J = depth_attention.average_weights(state.groups, k - 1, *_add_up(state.partial_BTD))
+            group = torch.arange(k) // self.group_sites
+            weight_KJ[k, : k + 1] = torch.cat((weight_J[:1], weight_J[1 + group]))
         return weight_KJ
 
-    def _attend(self, state: BlockSources, query: int) -> tuple[Tensor, BlockSources]:
+    def _attend(self, state: GroupSources, query: int) -> tuple[Tensor, GroupSources]:
+        """Return one query's mixture, and the state with all outputs of the current group added up."""
         if not state.partial_BTD:
-            return attend(state.blocks, query), state
-        x_BTD, p_BTD = attend_and_add(state.blocks, query, self.eps, *state.partial_BTD)
+            return depth_attention.attend(state.groups, query), state
+        x_BTD, p_BTD = depth_attention.attend_with_sum(state.groups, query, *state.partial_BTD)
         return x_BTD, state._replace(partial_BTD=(p_BTD,))
 
 
-def _summed(partial_BTD: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _add_up(partial_BTD: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the running sum with the output that was still to be added, or nothing if there is none."""
     return (partial_BTD[0] + partial_BTD[1],) if len(partial_BTD) == 2 else partial_BTD

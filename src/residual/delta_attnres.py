@@ -3,7 +3,7 @@
     v_0 = x0,  v_i = y of the i-th sublayer
     input_k = x + gate[k] * sum_i softmax_i( w_k . RMSNorm_k(v_i) ) v_i    over v_0..v_k;    x <- x + y
 
-What is routed are the stream's deltas, not its states. RMSNorm_k has a learned gain, which folds into the
+Attention runs over the stream's deltas, not its states. RMSNorm_k has a learned gain, which folds into the
 query.
 
 Source: "Delta Attention Residuals"; wdlctc/hyper-connection-factory, with its zero-initialised gate.
@@ -17,24 +17,25 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.kernels.depth_attention.reference import Sources, append, attend, open_pulled, shares
+from src.kernels import depth_attention
+from src.kernels.depth_attention import Sources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class RoutedDeltas(NamedTuple):
-    """The stream, and the outputs that made it."""
+    """Stream, and the outputs that it is the sum of."""
 
     x_BTD: Tensor
     sources: Sources
 
 
 class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
-    """2 * D + 1 parameters a site (1 at the first); lr x 1, no weight decay.
+    """Gated attention over the stream's deltas: 2 * D + 1 parameters a site (1 at the first); no weight decay.
 
     Args:
         spec: the trunk.
         gate_init: initial gate (0 in the source).
-        eps: of the key norm.
+        eps: added to the mean square in the key norm.
     """
 
     may_skip: ClassVar[bool] = True
@@ -48,17 +49,18 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site - 1, spec.n_embd))
 
     def begin(self, x0_BTD: Tensor) -> RoutedDeltas:
-        return RoutedDeltas(x0_BTD, open_pulled(x0_BTD, self.query_QD * self.key_gain_QD, self.eps))
+        key_QD = self.query_QD * self.key_gain_QD
+        return RoutedDeltas(x0_BTD, depth_attention.open(x0_BTD, key_QD, self.eps))
 
     def read(self, state: RoutedDeltas, site: Site) -> tuple[Tensor, RoutedDeltas]:
-        routed_BTD = attend(state.sources, site.index - 1)
+        routed_BTD = depth_attention.attend(state.sources, site.index - 1)
         return torch.addcmul(state.x_BTD, self.gate_S[site.index], routed_BTD), state
 
     def write(self, state: RoutedDeltas, site: Site, y_BTD: Tensor) -> RoutedDeltas:
         x_BTD = state.x_BTD + y_BTD
         if site.index == len(self.gate_S) - 1:
             return state._replace(x_BTD=x_BTD)
-        return RoutedDeltas(x_BTD, append(state.sources, y_BTD, site.index, self.eps))
+        return RoutedDeltas(x_BTD, depth_attention.append(state.sources, y_BTD, site.index))
 
     def end(self, state: RoutedDeltas) -> Tensor:
         return state.x_BTD
@@ -67,6 +69,7 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
         state = self.begin(x0_BTD)
         weight_KJ = x0_BTD.new_ones(len(y_BTD) + 1, len(y_BTD) + 1).tril()
         for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
-            weight_KJ[k, : k + 1] += self.gate_S[site.index] * shares(state.sources, site.index - 1)
+            weight_J = depth_attention.average_weights(state.sources, site.index - 1)
+            weight_KJ[k, : k + 1] += self.gate_S[site.index] * weight_J
             state = self.write(state, site, output_BTD)
         return weight_KJ

@@ -1,4 +1,4 @@
-"""DenseFormer: after every few layers the stream becomes a weighed sum of all earlier layers' streams.
+"""DenseFormer: after every few layers the stream becomes a weighted sum of all earlier layers' streams.
 
     X_0 = x0,  X_{l+1} = Block_l(x)
     x <- sum_j a[l, j] X_j over j <= l + 1 with j = l + 1 mod dilation     after layer l if period divides l + 1
@@ -14,27 +14,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.kernels.depth_attention.static_sum import Weighed, one_more, open_weighed, weighed_sum
+from src.kernels import depth_attention
+from src.kernels.depth_attention import StaticSources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
-class Depths(NamedTuple):
-    """The stream, and what the layers so far left (x0 first)."""
+class StreamAndDepth(NamedTuple):
+    """Stream, and the streams after each layer so far (x0 first)."""
 
     x_BTD: Tensor
-    depth: Weighed
+    depth: StaticSources
 
 
-class DenseFormer(ResidualStrategy[Depths]):
-    """About L * L / (2 * dilation * period) parameters, lr x 1, no weight decay.
+class DenseFormer(ResidualStrategy[StreamAndDepth]):
+    """Weighted sums of streams: about L * L / (2 * dilation * period) parameters, lr x 1, no weight decay.
 
     Args:
         spec: the trunk.
-        dilation: every how many earlier streams are averaged (1; 4 in the source's 4x5).
-        period: every how many layers there is an average (1; 5 in the source's 4x5).
+        dilation: distance between the streams of a sum (1; 4 in the source's 4x5).
+        period: number of layers between two sums (1; 5 in the source's 4x5).
 
     Raises:
-        ValueError: a dilation or period below 1, or a period longer than the model is deep.
+        ValueError: `dilation` or `period` is below 1 or above the number of layer visits.
     """
 
     init_equivalent = "vanilla"
@@ -52,29 +53,30 @@ class DenseFormer(ResidualStrategy[Depths]):
             weights += [0.0] * (len(read) - 1) + [1.0]
             pair_JQ[list(read), query] = torch.arange(first, first := len(weights))
         self.a_P = nn.Parameter(torch.tensor(weights))
-        self.register_buffer("pair_JQ", pair_JQ, persistent=False)  # where a query meets a source
+        self.register_buffer("pair_JQ", pair_JQ, persistent=False)  # the pair of a source and a query
 
     pair_JQ: Tensor
 
     def _sources(self, newest: int) -> range:
         return range(newest % self.dilation, newest + 1, self.dilation)
 
-    def begin(self, x0_BTD: Tensor) -> Depths:
-        depth = open_weighed(x0_BTD, self.a_P[self.pair_JQ])
-        return Depths(depth.v_BTD[0], depth)
+    def begin(self, x0_BTD: Tensor) -> StreamAndDepth:
+        depth = depth_attention.open_static(x0_BTD, self.a_P[self.pair_JQ])
+        return StreamAndDepth(depth.v_BTD[0], depth)
 
-    def read(self, state: Depths, site: Site) -> tuple[Tensor, Depths]:
+    def read(self, state: StreamAndDepth, site: Site) -> tuple[Tensor, StreamAndDepth]:
         return state.x_BTD, state
 
-    def write(self, state: Depths, site: Site, y_BTD: Tensor) -> Depths:
+    def write(self, state: StreamAndDepth, site: Site, y_BTD: Tensor) -> StreamAndDepth:
         x_BTD = state.x_BTD + y_BTD
         if not site.closes_block:
             return state._replace(x_BTD=x_BTD)
-        depth = one_more(state.depth, x_BTD)
+        depth = depth_attention.append_static(state.depth, x_BTD)
         newest = len(depth.v_BTD) - 1
         if newest % self.period:
-            return Depths(depth.v_BTD[-1], depth)
-        return Depths(weighed_sum(depth, newest // self.period - 1, self._sources(newest)), depth)
+            return StreamAndDepth(depth.v_BTD[-1], depth)
+        query, members = newest // self.period - 1, self._sources(newest)
+        return StreamAndDepth(depth_attention.sum_static(depth, query, members), depth)
 
-    def end(self, state: Depths) -> Tensor:
+    def end(self, state: StreamAndDepth) -> Tensor:
         return state.x_BTD

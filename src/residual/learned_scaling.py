@@ -2,7 +2,7 @@
 
     x <- Block_l(x) + (carry[l] - 1) * x + blend[l] * x0
 
-The block itself reads the unscaled x, and x0 enters after it: not the model of `x0_blend`.
+The block itself reads the unscaled x, and x0 enters after it, unlike in `x0_blend`.
 
 Source: MLS-Bench llm-pretrain-residual, baseline `learned_scaling`.
 At init (carry 1, blend 0): vanilla.
@@ -13,12 +13,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.kernels.fused_blend import blended
+from src.kernels.fused_blend import blend_embedding
 from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class ScaledState(NamedTuple):
-    """What the block's sublayers read, the x that entered the block, and x0."""
+    """Stream that the block's sublayers read, the x that entered the block, and x0."""
 
     inner_BTD: Tensor
     x_BTD: Tensor
@@ -26,7 +26,7 @@ class ScaledState(NamedTuple):
 
 
 class LearnedScaling(ResidualStrategy[ScaledState]):
-    """2 * n_layer parameters, lr x 1, no weight decay.
+    """Two scalars a block: 2 * n_layer parameters, lr x 1, no weight decay.
 
     Args:
         spec: the trunk.
@@ -55,7 +55,7 @@ class LearnedScaling(ResidualStrategy[ScaledState]):
         if not site.closes_block:
             return state._replace(inner_BTD=state.inner_BTD + y_BTD)
         more, blend = self.carry_L[site.block] - 1, self.blend_L[site.block]
-        inner_BTD = blended(state.x_BTD, state.x0_BTD, more, blend, state.inner_BTD, y_BTD)
+        inner_BTD = blend_embedding(state.x_BTD, state.x0_BTD, more, blend, state.inner_BTD, y_BTD)
         return state._replace(inner_BTD=inner_BTD)
 
     def end(self, state: ScaledState) -> Tensor:

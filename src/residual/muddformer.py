@@ -1,10 +1,10 @@
-"""MUDDFormer: each layer's query, key, value and residual are sums of all earlier streams, weighed by token.
+"""MUDDFormer: each layer's query, key, value and residual are sums of all earlier streams, weighted by token.
 
-    X_0 = x0,  X_{l+1} = the stream that layer l leaves
-    s_c = sum_j w_l[c, j] X_j   for c = q, k, v, r, with weights from X_{l+1} (`dense_weights`)
+    X_0 = x0,  X_{l+1} = the stream after layer l
+    s_c = sum_j w_l[c, j] X_j   for c = q, k, v, r, with weights from X_{l+1} (`mudd_weights`)
     the next layer's projections read N(s_q), N(s_k), N(s_v), and its residual starts from s_r
 
-Known to diverge at 24 layers; there `muddformer_prepost` is the stable form.
+It is known to diverge at 24 layers; `muddformer_prepost` is the stable form there.
 
 Source: Xiao et al., "MUDDFormer" (arXiv 2502.12170), section 2; Caiyun-AI/MUDDFormer.
 At init (W2 = 0, a = 1 on the newest stream): vanilla.
@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from src.kernels.depth_attention.reference import weighted_sum
+from src.kernels import depth_attention
 from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
 from src.residual.families.mudd_weights import DenseWeights
 
 
 class Ways(NamedTuple):
-    """The residual, what the next attention reads (the residual itself in the first layer), the streams."""
+    """Residual, inputs of the next attention (the residual itself in the first layer), streams so far."""
 
     x_BTD: Tensor
     attn: Tensor | QKV
@@ -29,11 +29,11 @@ class Ways(NamedTuple):
 
 
 class MUDDFormer(ResidualStrategy[Ways]):
-    """D * G + G * C * J + C * J parameters a layer (J = l + 2, C = 4, G = C * J); weight decay on matrices.
+    """Sums for four ways: D * G + G * C * J + C * J parameters a layer, J = l + 2, C = 4, G = C * J; decay on matrices.
 
     Args:
         spec: the trunk.
-        eps: of the norm before W1.
+        eps: added to the mean square in the norm before W1.
     """
 
     init_equivalent = "vanilla"
@@ -59,7 +59,8 @@ class MUDDFormer(ResidualStrategy[Ways]):
         if not site.closes_block:
             return state._replace(x_BTD=x_BTD)
         depth_BTD = (*state.depth_BTD, x_BTD)
-        *qkv, r = (weighted_sum(weight_BTJ, depth_BTD) for weight_BTJ in self.dense(x_BTD, site.block))
+        weights = self.dense(x_BTD, site.block)
+        *qkv, r = (depth_attention.sum_by_token(weight_BTJ, depth_BTD) for weight_BTJ in weights)
         return Ways(r, QKV(*qkv) if qkv else r, depth_BTD)
 
     def end(self, state: Ways) -> Tensor:

@@ -1,8 +1,8 @@
 """MUDDFormer with norms around the sums (PrePostDANorm), the form for deep models.
 
-    X_0 = x0,  X_{l+1} = the stream that layer l leaves,  n_j = RMSNorm_j(X_j)
+    X_0 = x0,  X_{l+1} = the stream after layer l,  n_j = RMSNorm_j(X_j)
     s_c = X_{l+1} + sum_j w_l[c, j] n_j                 for c = q, k, v
-    s_r = X_{l+1} + RMSNorm_l(sum_j w_l[r, j] n_j)      whose gain starts at 0.001
+    s_r = X_{l+1} + RMSNorm_l(sum_j w_l[r, j] n_j)      the gain starts at 0.001
 
 The weights are those of `muddformer` without a static start.
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.kernels.depth_attention.reference import weighted_sum
+from src.kernels import depth_attention
 from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
 from src.residual.families.mudd_weights import DenseWeights
 
 
 class NormedWays(NamedTuple):
-    """The residual, what the next attention reads, the normed streams so far."""
+    """Residual, inputs of the next attention, normalized streams so far."""
 
     x_BTD: Tensor
     attn: Tensor | QKV
@@ -31,12 +31,12 @@ class NormedWays(NamedTuple):
 
 
 class MUDDFormerPrePost(ResidualStrategy[NormedWays]):
-    """The parameters of `muddformer` and two gains of D a layer and one for x0, without weight decay.
+    """Sums of normalized streams: the parameters of `muddformer`, 2 * D gains a layer and D for x0, no weight decay.
 
     Args:
         spec: the trunk.
         post_gain_init: initial gain of the norm after the residual's sum (0.001 in the source).
-        eps: of all its norms.
+        eps: added to the mean square in all its norms.
     """
 
     init_equivalent = "vanilla"
@@ -67,7 +67,8 @@ class MUDDFormerPrePost(ResidualStrategy[NormedWays]):
             return state._replace(x_BTD=x_BTD)
         block = site.block
         normed_BTD = (*state.normed_BTD, self._norm(x_BTD, self.pre_gain_JD[block + 1]))
-        *qkv, r = (weighted_sum(weight_BTJ, normed_BTD) for weight_BTJ in self.dense(x_BTD, block))
+        weights = self.dense(x_BTD, block)
+        *qkv, r = (depth_attention.sum_by_token(weight_BTJ, normed_BTD) for weight_BTJ in weights)
         r_BTD = x_BTD + self._norm(r, self.post_gain_LD[block])
         return NormedWays(r_BTD, QKV(*(x_BTD + s for s in qkv)) if qkv else r_BTD, normed_BTD)
 

@@ -1,9 +1,9 @@
-"""TDAR: every layer reads a mixture of all earlier layers' streams, leaning on the newest.
+"""TDAR: every layer reads a mixture of all earlier layers' streams, biased towards the newest.
 
     H_0 = x0;   x = sum_j softmax_j( q_i . RMS(H_j) + b_ij ) H_j over j = 0..i,   H_{i+1} = Block_i(x)
     out = the same over all H with q_out, b_out
 
-The block keeps its own residual, so the H_j are streams. RMS has no gain.
+The block keeps its own residual; the H_j are therefore streams. RMS has no gain.
 
 Source: a submission to MLS-Bench llm-pretrain-residual.
 At init: near vanilla (the newest stream's bias is 5, so it weighs 0.87 to 0.99), not equal to it.
@@ -15,18 +15,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from src.kernels.depth_attention.reference import StreamAndSources, attend, emit, open_native
-from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.base import ParamGroup, StreamSpec
+from src.residual.families.stream_attention import StreamAndSources, StreamAttention, open_streams
 
 
-class TDAR(ResidualStrategy[StreamAndSources]):
-    """n_layer * D + n_layer * (n_layer + 3) / 2 parameters, no weight decay.
+class TDAR(StreamAttention):
+    """Attention over streams with biases: n_layer * D + n_layer * (n_layer + 3) / 2 parameters, no weight decay.
 
     Args:
-        spec: the trunk. The first layer has one source, hence no query.
+        spec: the trunk. The first layer has one source and therefore no query.
         query_std: standard deviation of the initial queries (0.02 in the source).
-        newest_bias: initial bias of the newest stream, 0 for the others (5.0 in the source).
-        eps: of the key norm (1e-5 in the source).
+        newest_bias: initial bias of the newest stream; the others start at 0 (5.0 in the source).
+        eps: added to the mean square in the key norm (1e-5 in the source).
         lr_scale: learning rate over the schedule's (the source names 0.1, which its loop overwrote).
     """
 
@@ -36,7 +36,8 @@ class TDAR(ResidualStrategy[StreamAndSources]):
         self, spec: StreamSpec, *, query_std: float, newest_bias: float, eps: float, lr_scale: float
     ) -> None:
         super().__init__()
-        n_query = sum(site.opens_block for site in spec.sites)
+        self.mixes_before = frozenset(site.index for site in spec.sites[1:] if site.opens_block)
+        n_query = len(self.mixes_before) + 1
         self.query_std, self.eps, self.lr_scale = query_std, eps, lr_scale
         self.query_QD = nn.Parameter(torch.zeros(n_query, spec.n_embd))
         n_sources = [query + 2 for query in range(n_query)]
@@ -58,20 +59,4 @@ class TDAR(ResidualStrategy[StreamAndSources]):
         yield ParamGroup((self.query_QD, self.bias_P), self.lr_scale)
 
     def begin(self, x0_BTD: Tensor) -> StreamAndSources:
-        sources = open_native(x0_BTD, self.query_QD, self.eps, self.bias_P[self.pair_QJ])
-        return StreamAndSources(sources.v_BTD[0], sources)
-
-    def read(self, state: StreamAndSources, site: Site) -> tuple[Tensor, StreamAndSources]:
-        if site.opens_block and site.index > 0:
-            state = self._mix(state)
-        return state.x_BTD, state
-
-    def write(self, state: StreamAndSources, site: Site, y_BTD: Tensor) -> StreamAndSources:
-        return state._replace(x_BTD=state.x_BTD + y_BTD)
-
-    def end(self, state: StreamAndSources) -> Tensor:
-        return self._mix(state).x_BTD
-
-    def _mix(self, state: StreamAndSources) -> StreamAndSources:
-        sources = emit(state.sources, state.x_BTD, self.eps)
-        return StreamAndSources(attend(sources, len(sources.v_BTD) - 2), sources)
+        return open_streams(x0_BTD, self.query_QD, self.eps, self.bias_P[self.pair_QJ])

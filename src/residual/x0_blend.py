@@ -1,11 +1,11 @@
-"""x0 blending: rescale the stream and pull the input embedding back in, at every block.
+"""x0 blending: rescale the stream and add the input embedding again, at every block.
 
     x <- keep[l] * x + blend[l] * x0    before block l; then x <- x + y after every sublayer
 
 The carried stream itself is rescaled, not only what the block reads.
 
 Source: KellerJordan/modded-nanogpt, record 2024-11-06 ("embed shortcut"); karpathy/nanochat, gpt.py.
-At init (keep 1, blend 0): vanilla. nanochat lets keep learn 100 times slower than blend.
+At init (keep 1, blend 0): vanilla. In nanochat, keep learns 100 times slower than blend.
 """
 
 from collections.abc import Iterator
@@ -14,26 +14,26 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.kernels.fused_blend import blended
+from src.kernels.fused_blend import blend_embedding
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
 class X0State(NamedTuple):
-    """The stream and the embedding it started from."""
+    """Stream, and the embedding that it started from."""
 
     x_BTD: Tensor
     x0_BTD: Tensor
 
 
 class X0Blend(ResidualStrategy[X0State]):
-    """One learned (keep, blend) pair a block: 2 * n_layer parameters, no weight decay.
+    """Learned (keep, blend) pair for each block: 2 * n_layer parameters, no weight decay.
 
     Args:
         spec: the trunk.
         keep_init: initial weight of the running stream (1.0 in the sources).
         blend_init: initial weight of x0 (0.0 in the sources).
-        keep_lr_scale: learning rate of keep over the schedule's.
-        blend_lr_scale: learning rate of blend over the schedule's (10 under one AdamW, by the sources' ratios).
+        keep_lr_scale: multiplies the learning rate of keep.
+        blend_lr_scale: multiplies the learning rate of blend (10 with one AdamW, by the sources' ratios).
     """
 
     may_skip: ClassVar[bool] = True
@@ -66,7 +66,7 @@ class X0Blend(ResidualStrategy[X0State]):
     def read(self, state: X0State, site: Site) -> tuple[Tensor, X0State]:
         if site.opens_block:
             keep, blend = self.keep_L[site.block], self.blend_L[site.block]
-            state = state._replace(x_BTD=blended(state.x_BTD, state.x0_BTD, keep, blend))
+            state = state._replace(x_BTD=blend_embedding(state.x_BTD, state.x0_BTD, keep, blend))
         return state.x_BTD, state
 
     def write(self, state: X0State, site: Site, y_BTD: Tensor) -> X0State:

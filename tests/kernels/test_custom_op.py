@@ -6,7 +6,7 @@ from torch import Tensor
 
 from src.kernels import custom_op as operators
 from src.kernels.custom_op import directly
-from src.kernels.depth_attention import ops as depth_blocks
+from src.kernels.depth_attention import ops
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_both_ways_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def scored() -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         v_BTD, key_QD = torch.randn(2, 3, 16, generator=generator), torch.randn(4, 16, generator=generator)
-        return list(depth_blocks.blocks_scores(v_BTD, key_QD, 1e-5))
+        return list(ops.depth_scores(v_BTD, key_QD, 1e-5))
 
     short = scored()
     monkeypatch.setattr(operators, "_plain", lambda _: False)

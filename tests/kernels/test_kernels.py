@@ -1,5 +1,6 @@
 """The kernels in C++ against the plain form of what they compute, in value and gradient."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from src.kernels import cpp_build as native
-from src.kernels.depth_attention import reference as depth_attention
+from src.kernels.depth_attention import ops
+from src.kernels.dispatch import REGISTRY
 from src.kernels.hyper_streams import dhc as hyperconn_read
 from src.kernels.hyper_streams.dhc import read_dynamic
 from src.kernels.hyper_streams.reference import Streams
@@ -114,21 +116,18 @@ def test_the_read_of_mhc(
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_sources_that_pull_their_gradients(
-    dtype: torch.dtype, atol: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needs_kernels("kernels/depth_attention/depth")
+def test_gradients_of_depth_attention_equal_the_references(dtype: torch.dtype, atol: float) -> None:
+    if ops.SOURCE.why_not(torch.device("cpu"), dtype, width=D) is not None:
+        pytest.skip("no C++ compiler")
     spec = stream_spec(5, D)
     strategy = jittered(AttentionResiduals(spec, eps=1e-6)).to(dtype)
     weights = [random(D, D, seed=i, dtype=dtype).requires_grad_() for i in range(spec.n_site)]
     results = []
     for plain in (True, False):
-        with monkeypatch.context() as patch:
-            if plain:
-                patch.setattr(depth_attention, "blocks_serve", lambda x: False)
+        with REGISTRY.without_residual_kernels() if plain else contextlib.nullcontext():
             x0 = random(2, 19, D, dtype=dtype).requires_grad_()
             out = flow(strategy, spec, x0, [lambda x, w=w: torch.tanh(x @ w) for w in weights])
-        early = torch.autograd.grad(out.sum(), weights[-2:], retain_graph=True)  # leaves no trace
+        early = torch.autograd.grad(out.sum(), weights[-2:], retain_graph=True)  # must not change the next
         total = (out * random(*out.shape, dtype=dtype, seed=3)).sum()
         results.append([out, *early, *torch.autograd.grad(total, [x0, *weights, *strategy.parameters()])])
     for one, other in zip(*results, strict=True):

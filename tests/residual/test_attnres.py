@@ -1,4 +1,4 @@
-"""Attention residuals against the paper's stacked equations."""
+"""Attention residuals equal the paper's stacked equations."""
 
 import torch
 
@@ -6,7 +6,7 @@ from src.residual.attnres import AttentionResiduals
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_it_is_the_papers_softmax_over_all_sources() -> None:
+def test_it_equals_the_papers_softmax_over_all_sources() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(AttentionResiduals(spec, eps=1e-5))
     sources = [x0]
@@ -23,7 +23,7 @@ def test_it_is_the_papers_softmax_over_all_sources() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), h, rtol=0, atol=1e-12)
 
 
-def test_at_init_it_is_the_uniform_mean() -> None:
+def test_it_starts_as_the_uniform_mean() -> None:
     spec, x0 = stream_spec(), embedding_like()
     strategy = AttentionResiduals(spec, eps=1e-5).double()
     constant = [lambda x, i=i: torch.full_like(x, float(i)) for i in range(6)]

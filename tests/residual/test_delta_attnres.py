@@ -1,4 +1,4 @@
-"""Delta attention residuals against their equation."""
+"""Delta attention residuals equal their equation."""
 
 import torch
 
@@ -23,7 +23,7 @@ def test_each_input_adds_attention_over_the_deltas() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-11)
 
 
-def test_the_last_output_is_no_source() -> None:
+def test_the_last_output_is_not_a_source() -> None:
     spec, x0 = stream_spec(), embedding_like()
     strategy = DeltaAttentionResiduals(spec, gate_init=0.0, eps=1e-5).double()
     state = strategy.begin(x0)

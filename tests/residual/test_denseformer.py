@@ -1,4 +1,4 @@
-"""DenseFormer against its recurrence written out, and the published counts."""
+"""DenseFormer equals its recurrence written out, and has the published counts."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.residual.plain import embedding_like, flow, jittered, stream_spec, su
 
 
 @pytest.mark.parametrize(("dilation", "period"), [(1, 1), (2, 1), (1, 2), (2, 3), (4, 5)])
-def test_it_is_the_papers_recurrence(dilation: int, period: int) -> None:
+def test_it_equals_the_papers_recurrence(dilation: int, period: int) -> None:
     spec, branches, x0 = stream_spec(5), sublayers(10), embedding_like()
     strategy = jittered(DenseFormer(spec, dilation=dilation, period=period))
     a = iter(strategy.a_P)
@@ -24,12 +24,12 @@ def test_it_is_the_papers_recurrence(dilation: int, period: int) -> None:
 
 
 @pytest.mark.parametrize(("dilation", "period", "count"), [(1, 1, 324), (4, 5, 15)])
-def test_the_counts_are_the_published_ones(dilation: int, period: int, count: int) -> None:
+def test_it_has_the_published_counts(dilation: int, period: int, count: int) -> None:
     strategy = DenseFormer(stream_spec(24), dilation=dilation, period=period)
     assert strategy.a_P.numel() == count
 
 
 @pytest.mark.parametrize("key", ["dilation", "period"])
-def test_a_stride_that_the_model_does_not_have_is_refused(key: str) -> None:
+def test_a_stride_above_the_depth_is_rejected(key: str) -> None:
     with pytest.raises(ValueError, match=rf"residual.{key} must be between 1 and n_layer=3, got 4"):
         DenseFormer(stream_spec(3), **{"dilation": 1, "period": 1, key: 4})

@@ -1,4 +1,4 @@
-"""Learned scaling against the benchmark's block equation."""
+"""Learned scaling equals the benchmark's block equation."""
 
 import torch
 
@@ -6,7 +6,7 @@ from src.residual.learned_scaling import LearnedScaling
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_it_is_the_benchmarks_block_equation() -> None:
+def test_it_equals_the_benchmarks_block_equation() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(LearnedScaling(spec, carry_init=1.0, blend_init=0.0))
     x = x0

@@ -1,4 +1,4 @@
-"""MUDDFormer against its layer written out, and the published count."""
+"""MUDDFormer equals its layer written out, and has the published count."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.residual.plain import stream_spec
 from tests.support import jitter, tiny_gpt, tokens
 
 
-def written_out(gpt: Any, idx: torch.Tensor, prepost: bool = False) -> torch.Tensor:
+def write_out(gpt: Any, idx: torch.Tensor, prepost: bool = False) -> torch.Tensor:
     strategy = gpt.residual
     statics = torch.split(strategy.dense.a_P, strategy.dense.n_weights)
     x = gpt.embedding(idx)
@@ -37,12 +37,12 @@ def written_out(gpt: Any, idx: torch.Tensor, prepost: bool = False) -> torch.Ten
     return gpt.ln_f(x)
 
 
-def test_it_is_the_papers_layer() -> None:
+def test_it_equals_the_papers_layer() -> None:
     gpt = jitter(tiny_gpt("muddformer")).double()
-    assert torch.allclose(gpt.hidden(tokens()), written_out(gpt, tokens()), rtol=0, atol=1e-10)
+    assert torch.allclose(gpt.hidden(tokens()), write_out(gpt, tokens()), rtol=0, atol=1e-10)
 
 
-def test_the_count_is_the_published_one() -> None:
+def test_it_has_the_published_count() -> None:
     strategy = MUDDFormer(stream_spec(24, 1024), eps=1e-6)
     assert sum(p.numel() for p in strategy.parameters()) == pytest.approx(1.41e6, rel=5e-3)
     assert [g.decay for g in strategy.param_groups()] == [True, False]

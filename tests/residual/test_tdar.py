@@ -1,4 +1,4 @@
-"""TDAR against the submission's recurrence."""
+"""TDAR equals the submission's recurrence."""
 
 import math
 
@@ -10,7 +10,7 @@ from tests.residual.plain import embedding_like, flow, jittered, stream_spec, su
 KEYS = {"query_std": 0.02, "newest_bias": 5.0, "eps": 1e-5, "lr_scale": 0.1}
 
 
-def test_it_is_the_submissions_recurrence() -> None:
+def test_it_equals_the_submissions_recurrence() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(TDAR(spec, **KEYS))
     biases = torch.split(strategy.bias_P, [2, 3, 4])
@@ -41,7 +41,7 @@ def test_at_init_the_newest_stream_has_nearly_all_the_weight() -> None:
     assert strategy.bias_P.tolist() == [0, 5, 0, 0, 5, 0, 0, 0, 5]
 
 
-def test_queries_are_drawn_and_only_those_used_exist() -> None:
+def test_queries_are_random_and_each_is_used() -> None:
     strategy = TDAR(stream_spec(24, 1024), **KEYS)
     torch.manual_seed(0)
     strategy.reset()

@@ -1,4 +1,4 @@
-"""x0 blending against its recurrence."""
+"""Blending with x0 equals its recurrence."""
 
 import torch
 

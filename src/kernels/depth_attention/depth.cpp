@@ -1,5 +1,5 @@
-// Attention over depth (block_sources.py): scores of a source, mixtures of sources, and what sources pull.
-// Tables hold addresses and numbers: of tensors [J] of sources, or a row for each source or query.
+// Depth attention on the CPU (blocked.py): scores of a source, mixtures of sources, gradients of sources.
+// Tables hold addresses and numbers: of the tensors of J sources, or a row for each source or query.
 #include <cmath>
 #include <cstdint>
 #include <omp.h>
@@ -7,21 +7,21 @@
 #include "rows.h"
 
 constexpr int TILE = 16;     // tokens
-constexpr int TOGETHER = 8;  // queries or sources at a time
+constexpr int TOGETHER = 8;  // queries or sources of one pass
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int PAIR = 2;  // 16 sums in 32 registers
 #else
 constexpr int PAIR = 1;
 #endif
 
-// A source: itself, its scores, 1 / rms; where its g r and its gradient go; for how many queries it has keys.
+// A source: itself, its scores, 1 / rms; the outputs g r and its gradient; its number of keys.
 struct Source {
     const F *v, *score, *r;
     F *product, *dv;
     int64_t n_key;
 };
 
-// A query: its gradient, what it gave (or null: delta is known), log-sum-exp, delta, its number from the last.
+// A query: its gradient, its mixture (or null: delta is known), log-sum-exp, delta, its number from the last.
 struct Query {
     const F *dx, *x, *lse;
     F* delta;
@@ -111,6 +111,7 @@ extern "C" void depth_mixtures(
         for (long t0 = 0; t0 < tokens; t0 += W) {
             const long rows = tokens - t0 < W ? tokens - t0 : W;
             F earlier[W];
+            // Softmax of W tokens at a time: weights of every source and query, and the share of `before`.
             for (long k = 0; k < n; k++) {
                 V given = before ? column(lse_before + t0, 1, rows) : all(0), sum = {};
                 V top = before ? given : column(score[0] + t0 * stride[0] + k, stride[0], rows);
@@ -134,6 +135,7 @@ extern "C" void depth_mixtures(
                 store(earlier, given * share);
                 for (long i = 0; i < rows; i++) lse[k * tokens + t0 + i] = top[i] + std::log(sum[i]);
             }
+            // One pass over the sources of each token.
             for (long i = 0; i < rows; i++) {
                 const long at = (t0 + i) * D;
                 if (n > 1) {
@@ -158,9 +160,9 @@ static inline F delta_of(const Query& query, long t, long D) {
     return query.delta[t];
 }
 
-// What L queries have left for K sources that all met them: of each sum_l a dx_l, its g r by query, and sum_l g s in
+// What L queries contribute to K sources that all met them: of each sum_l a dx_l, its g r by query, and sum_l g s in
 // along [K, tokens].
-extern "C" void depth_far(
+extern "C" void depth_chunk_gradients(
     const Source* sources, const Query* queries, F* along, long tokens, long D, long K, long L, long threads
 ) {
 #pragma omp parallel num_threads(threads)
@@ -175,6 +177,7 @@ extern "C" void depth_far(
 #pragma omp for schedule(static)
         for (long t0 = 0; t0 < tokens; t0 += W) {
             const long rows = tokens - t0 < W ? tokens - t0 : W;
+            // <dx_l, v_k> of all queries and sources.
             V sum[TOGETHER] = {};
             for (long i = 0; i < rows; i++) {
                 const long at = (t0 + i) * D;
@@ -182,6 +185,7 @@ extern "C" void depth_far(
                 for (; l + PAIR <= L; l += PAIR) dots<PAIR>(dx, l, v, at, D, dot_LK + l * TOGETHER * W + i);
                 for (; l < L; l++) dots<1>(dx, l, v, at, D, dot_LK + l * TOGETHER * W + i);
             }
+            // Weights a and g = a (<dx, v> - delta), W tokens at a time.
             for (long l = 0; l < L; l++) {
                 const Query& query = queries[l];
                 for (long i = 0; i < rows; i++) delta_of(query, t0 + i, D);
@@ -198,6 +202,7 @@ extern "C" void depth_far(
             }
             for (long k = 0; k < K; k++)
                 for (long i = 0; i < rows; i++) along[k * tokens + t0 + i] = sum[k][i];
+            // sum_l a dx_l: one pass over the gradients.
             for (long i = 0; i < rows; i++) row_sums(dx, a + i, L, (t0 + i) * D, dv, K, D);
         }
         free(a);
@@ -206,10 +211,10 @@ extern "C" void depth_far(
     }
 }
 
-// The gradient of one source and of its keys [threads, Q, D], to which it adds: what came direct (or null), what
-// other queries have left (`partial`, `far`, `far_along`, or nulls), and what these L queries have. Where its scores
-// have a bias [Q] in them (or null), also to dbias [threads, Q].
-extern "C" void depth_pull(
+// Gradients of one source and of its keys [threads, Q, D], to which it adds: the direct gradient (or null), what other
+// queries contribute (`partial`, `far`, `far_along`, or nulls), and what these L queries do. If its scores contain a
+// bias [Q] (or null), its gradient goes to dbias [threads, Q].
+extern "C" void depth_source_gradient(
     const Source* source, const Query* queries, const F* key, const F* direct, const F* partial, const F* far,
     const F* far_along, const F* bias, F* dkey, F* dbias, long tokens, long D, long Q, long L, long threads
 ) {
@@ -230,7 +235,8 @@ extern "C" void depth_pull(
             if (far) memcpy(dp, far + t0 * Q, n * Q * sizeof(F));
             else memset(dp, 0, n * Q * sizeof(F));
             for (long t = t0; t < t0 + n; t++) {
-                F score = far ? far_along[t] : 0;
+                F score = far ? far_along[t] : 0;  // sum of g s
+                // Weights of these queries, and g r by query.
                 for (long l = 0; l < L; l++) a[l] = s[(t + 1) * Q + queries[l].number] - queries[l].lse[t];
                 for (long l = 0; l < L; l += W) store(a + l, exp(load(a + l)));
                 for (long l = 0; l < L; l++) {
@@ -239,12 +245,14 @@ extern "C" void depth_pull(
                     dp[(t - t0) * Q + column] = g * r[t];
                     score += g * s[t * Q + column];
                 }
+                // The bias is in the scores, but not along the source.
                 for (long q = 0; bias && q < Q; q++) {
                     const F g = dp[(t - t0) * Q + q] / r[t];
                     score -= g * bias[q];
                     own_dbias[q] += g;
                 }
                 along[t - t0] = {-score * r[t] * r[t] / D, 0};
+                // dv = direct + partial + sum_l a dx_l.
                 F* to = dv + t * D;
                 for (long d = 0; d < D; d += W) {
                     V row = {};
@@ -254,6 +262,7 @@ extern "C" void depth_pull(
                 }
                 add_row_sums(dx, a, 1, L, t * D, to, D);
             }
+            // dv += g r key - (r^2 / D) (sum g s) v, and dkey += g r v, a few queries at a time.
             const F* h = v + t0 * D;
             F* dh = dv + t0 * D;
             spread_block<0>(h, dh, n, key, D, dp, Q, along);

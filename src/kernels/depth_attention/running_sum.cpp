@@ -1,4 +1,4 @@
-// One query's mixture of sources and of a running sum that no other query meets (depth_joined.py).
+// One query's mixture of sources and of a running sum, which no other query attends over (running_sum.py).
 #include <cmath>
 #include <omp.h>
 
@@ -6,7 +6,7 @@
 
 // p' = p + y (or p itself: y and p' are null); s = r <key, p'>; x = a p' + sum_j a_j v_j + a_before before, where the
 // last two may be absent (J = 0, nulls); lse, and own = s, r [2, tokens].
-extern "C" void joined_forward(
+extern "C" void running_sum_forward(
     const F* const* v, const F* const* score, const int64_t* stride, const F* before, const F* lse_before,
     const F* p, const F* y, const F* key, F* sum_out, F* x, F* lse, F* own, long tokens, long D, long J,
     long threads, double eps
@@ -23,6 +23,7 @@ extern "C" void joined_forward(
                 for (long d = 0; d < D; d += W) store(to + d, load(total + d) + load(y + t * D + d));
                 total = to;
             }
+            // Softmax over the running sum (lane 0), the mixture so far (lane 1) and the sources.
             const F r = 1 / std::sqrt(square(total, D) / D + F(eps)), s = dot(total, key, D) * r;
             const F earlier = before ? lse_before[t] : s;
             F top = earlier > s ? earlier : s;
@@ -39,6 +40,7 @@ extern "C" void joined_forward(
             for (long i = 0; i < J + 2; i++) weight += lane[i];
             for (long i = 0; i < J + 2; i++) lane[i] /= weight;
             lse[t] = top + std::log(weight), own[t] = s, own[tokens + t] = r;
+            // The mixture.
             F* to = x + t * D;
             for (long d = 0; d < D; d += W) {
                 V row = lane[0] * load(total + d);
@@ -53,7 +55,7 @@ extern "C" void joined_forward(
 
 // dp = direct (or null) + a dx + g r key - (r^2 / D) g s p', with g = a (<dx, p'> - delta), delta = <dx, x>; and to
 // dkey [threads, D] it adds g r p'.
-extern "C" void joined_backward(
+extern "C" void running_sum_backward(
     const F* dx, const F* x, const F* total, const F* lse, const F* own, const F* key, const F* direct, F* delta,
     F* dp, F* dkey, long tokens, long D, long threads
 ) {

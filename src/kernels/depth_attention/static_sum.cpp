@@ -1,10 +1,10 @@
-// Sums of sources by static weights (depth_sums.py), and what a source pulls. Tables hold addresses of [tokens, D].
+// Sums of sources by static weights (static_sum.py), and the gradient of a source. Tables hold addresses of [tokens, D].
 #include <omp.h>
 
 #include "rows.h"
 
 // x = sum_j weight_j v_j.
-extern "C" void sums_forward(
+extern "C" void static_sum_forward(
     const F* const* v, const F* weight, F* x, long tokens, long D, long J, long threads
 ) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -15,7 +15,7 @@ extern "C" void sums_forward(
 }
 
 // dv = direct (or null) + sum_l weight_l dx_l; to part [threads, L] it adds the sum over tokens of <dx_l, v>.
-extern "C" void sums_pull(
+extern "C" void static_sum_backward(
     const F* const* dx, const F* weight, const F* v, const F* direct, F* dv, double* part, long tokens, long D,
     long L, long threads
 ) {

@@ -1,4 +1,4 @@
-"""What the MUDD strategies share: the weights of a token over all earlier layers' streams, for each way.
+"""Weights of the MUDD strategies: those of a token over all earlier layers' streams, for each way.
 
     w_l = W2_l GELU(W1_l RMS(X_{l+1})) + a_l,  of shape [ways, l + 2]
 
@@ -22,7 +22,7 @@ LAST_WIDTH = 4
 
 
 class DenseWeights(nn.Module):
-    """D * G + G * C * J parameters a layer with weight decay, and C * J without."""
+    """Network that maps a stream to weights: D * G + G * C * J parameters a layer with weight decay, C * J without."""
 
     def __init__(self, spec: StreamSpec, newest_init: float, eps: float) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class DenseWeights(nn.Module):
             nn.init.normal_(w1_GD, std=w1_GD.shape[1] ** -0.5)
 
     def param_groups(self) -> Iterator[ParamGroup]:
-        """Matrices with weight decay, the static weights without."""
+        """Yield the matrices with weight decay and the static weights without."""
         yield ParamGroup((*self.w1, *self.w2), decay=True)
         yield ParamGroup((self.a_P,))
 
     def forward(self, x_BTD: Tensor, block: int) -> tuple[Tensor, ...]:
-        """The newest stream [B, T, D] -> weights [B, T, J] for each way."""
+        """Return the weights [B, T, J] of each way from the newest stream [B, T, D]."""
         hidden_BTG = F.gelu(F.linear(F.rms_norm(x_BTD, x_BTD.shape[-1:], None, self.eps), self.w1[block]))
         static = torch.split(self.a_P, self.n_weights)[block]
         return F.linear(hidden_BTG, self.w2[block], static).chunk(self.n_ways[block], dim=-1)

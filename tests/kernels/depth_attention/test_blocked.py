@@ -1,4 +1,4 @@
-"""Compiled, sources read by blocks are the plain form's on a CPU, whichever forwards and backwards there are."""
+"""Compiled depth attention by the C++ kernels equals the reference, whichever forwards and backwards there are."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
-from src.kernels import cpp_build as native
-from src.kernels.depth_attention import reference as depth_attention
-from src.kernels.depth_attention.reference import append, attend, open_pulled
+from src.kernels import depth_attention
+from src.kernels.depth_attention import append, attend
+from src.kernels.depth_attention.ops import SOURCE
+from src.kernels.dispatch import REGISTRY
 from src.models.gpt import GPT
 from tests.support import jitter, tiny_gpt, tokens
 
@@ -25,8 +26,9 @@ Hidden = Callable[[Tensor], Tensor]
 @pytest.fixture(autouse=True)
 def _kernels() -> None:
     torch.compiler.reset()
-    if native.built_for(torch.float32, D, "kernels/depth_attention/depth") is None:
-        pytest.skip("no C++ compiler")
+    reason = SOURCE.why_not(torch.device("cpu"), torch.float32, width=D)
+    if reason is not None:
+        pytest.skip(reason)
 
 
 def gradients(module: nn.Module, total: Tensor) -> list[Tensor]:
@@ -38,12 +40,12 @@ def assert_close(one: list[Tensor], other: list[Tensor], tolerance: float) -> No
         assert torch.allclose(x, y, rtol=tolerance, atol=tolerance * x.abs().max().item())
 
 
-def model(name: str, recurrence: str = "none", n_layer: int = 3) -> GPT:
+def model(name: str, recurrence: str = "none", n_layer: int = 4) -> GPT:
     return jitter(tiny_gpt(name, n_layer=n_layer, recurrence=recurrence)).double()
 
 
 def in_one_graph(gpt: GPT) -> tuple[Hidden, list[set[str]]]:
-    """Its compiled trunk, and the operators of our own in each graph of the compiler's, the forwards' first."""
+    """Return the compiled trunk, and the project's operators in each of the compiler's graphs, the forward first."""
     operators: list[set[str]] = []
 
     def tell(graph: torch.fx.GraphModule, _inputs: object) -> Any:
@@ -55,24 +57,23 @@ def in_one_graph(gpt: GPT) -> tuple[Hidden, list[set[str]]]:
     return torch.compile(gpt.hidden, fullgraph=True, dynamic=False, backend=backend), operators
 
 
-def plainly(monkeypatch: pytest.MonkeyPatch, gpt: GPT, call: Callable[[Hidden], Any]) -> Any:
-    with monkeypatch.context() as patch:
-        patch.setattr(depth_attention, "blocks_serve", lambda x: False)
+def by_reference(gpt: GPT, call: Callable[[Hidden], Any]) -> Any:
+    with REGISTRY.without_residual_kernels():
         return call(gpt.hidden)
 
 
 @pytest.mark.slow
 @inductor.patch(cpp_cache_precompile_headers=False)  # which pays with more kernels than one
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own, in inductor
-def test_inductor_makes_of_them_the_plain_form_and_finds_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_compiles_the_operators_once_and_they_equal_the_reference() -> None:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(2, 19, D), (3, D), (D, D), (D, D)]
+    shapes = [(2, 19, D), (8, D), (D, D), (D, D)]
     given = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
 
     def mixed(x0: Tensor, key: Tensor, *weights: Tensor) -> Tensor:  # with nearly nothing for a C++ compiler
-        state = open_pulled(x0, key, 1e-6)
+        state = depth_attention.open(x0, key, 1e-6)
         for i, weight in enumerate(weights):
-            state = append(state, attend(state, i - 1) @ weight, i, 1e-6)
+            state = append(state, attend(state, i - 1) @ weight, i)
         return attend(state, 2)
 
     def value_and_gradients(mix: Callable[..., Tensor]) -> list[Tensor]:
@@ -85,31 +86,32 @@ def test_inductor_makes_of_them_the_plain_form_and_finds_it_again(monkeypatch: p
         counters.clear()
         results.append(value_and_gradients(torch.compile(mixed, fullgraph=True, dynamic=False)))
     assert counters["inductor"]["fxgraph_cache_hit"] == 2  # one each way
-    monkeypatch.setattr(depth_attention, "blocks_serve", lambda x: False)
+    with REGISTRY.without_residual_kernels():
+        reference = value_and_gradients(mixed)
     for result in results:
-        assert_close(value_and_gradients(mixed), result, 2e-5)
+        assert_close(reference, result, 2e-5)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_compiler_sees_operators_and_every_source_pulls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpt = model(name, n_layer=6)  # 13 sources: a block, and some
+def test_a_compiler_sees_operators_and_gradients_equal_the_reference(name: str) -> None:
+    gpt = model(name, n_layer=6)  # 13 sources: a chunk, and some
     compiled, operators = in_one_graph(gpt)
     results = [
         gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1))) for hidden in (compiled, gpt.hidden)
     ]
-    plain = plainly(
-        monkeypatch, gpt, lambda hidden: gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1)))
+    reference = by_reference(
+        gpt, lambda hidden: gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1)))
     )
     assert operators == [
-        {f"reslab.blocks_{name}.default" for name in ("scores", "partials", "mixture")},
-        {f"reslab.blocks_{name}.default" for name in ("far", "pull")},
+        {f"reslab.depth_{name}.default" for name in ("scores", "partials", "mixture")},
+        {f"reslab.depth_{name}.default" for name in ("chunk_gradients", "source_gradient")},
     ]
     for result in results:
-        assert_close(plain, result, 1e-10)
+        assert_close(reference, result, 1e-10)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "eager"])
-def test_several_forwards_and_backwards_do_not_meet(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forwards_and_backwards_share_no_state(backend: str) -> None:
     gpt = model("attnres")
     compiled = torch.compile(gpt.hidden, fullgraph=True, backend=backend)
 
@@ -120,10 +122,10 @@ def test_several_forwards_and_backwards_do_not_meet(backend: str, monkeypatch: p
         together = gradients(gpt, one + 2 * two)  # one backward over two forwards
         return [*together, *gradients(gpt, three)]
 
-    assert_close(plainly(monkeypatch, gpt, some), some(compiled), 1e-10)
+    assert_close(by_reference(gpt, some), some(compiled), 1e-10)
 
 
-def test_evaluation_of_other_shapes_lies_between_compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_of_other_shapes_between_compiled_steps_changes_nothing() -> None:
     gpt = model("attnres")
     compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False, backend="aot_eager")
 
@@ -136,10 +138,10 @@ def test_evaluation_of_other_shapes_lies_between_compiled_steps(monkeypatch: pyt
             found += [x_BTD, *torch.autograd.grad(x_BTD.square().sum(), [*gpt.residual.parameters()])]
         return found
 
-    assert_close(plainly(monkeypatch, gpt, steps), steps(compiled), 1e-10)
+    assert_close(by_reference(gpt, steps), steps(compiled), 1e-10)
 
 
-def test_repeated_visits_that_begin_later_pull_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visits_that_start_later_equal_the_reference() -> None:
     gpt = model("attnres", "mini")
     compiled = torch.compile(gpt.hidden, fullgraph=True, dynamic=False, backend="aot_eager")
 
@@ -153,4 +155,4 @@ def test_repeated_visits_that_begin_later_pull_too(monkeypatch: pytest.MonkeyPat
             ]
         return found
 
-    assert_close(plainly(monkeypatch, gpt, steps), steps(compiled), 1e-10)
+    assert_close(by_reference(gpt, steps), steps(compiled), 1e-10)

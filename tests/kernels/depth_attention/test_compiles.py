@@ -1,4 +1,4 @@
-"""The depth kernels compile for an H200, without one: those that their trial launches, at real widths.
+"""The Triton kernels of depth attention compile for an H200, without one, at the widths of models.
 
 This file runs itself in a process whose Triton does not interpret, under a driver that has a target and no device.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-SPILLED = 16  # bytes that a thread may keep outside of its registers
+SPILLED = 16  # bytes that a thread may spill from its registers
 
 
 @pytest.mark.stress
@@ -29,19 +29,19 @@ def test_every_kernel_fits_into_its_registers(width: int, tmp_path: Path) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     kernels = [line.split() for line in done.stdout.splitlines()]
-    assert {"scores", "mixtures", "pull", "keys_gradient"} == {name for name, _, _ in kernels}
+    assert {"scores", "mixtures", "source_gradients", "keys_gradient"} == {name for name, _, _ in kernels}
     assert [(name, spilled) for name, _, spilled in kernels if int(spilled) > SPILLED] == []
 
 
-def compile_trial(width: int) -> None:
-    """Print every kernel of a trial with its registers and bytes on the stack a thread."""
+def compile_kernels(width: int) -> None:
+    """Print every kernel that verification launches, with registers and bytes on the stack of a thread."""
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
 
-    from src.kernels.depth_attention import check as depth_check
-    from src.kernels.depth_attention import ops as depth_blocks
+    from src.kernels import depth_attention
+    from src.kernels.dispatch import REGISTRY
 
     class NoDevice:
         def get_current_target(self) -> Any:
@@ -53,29 +53,29 @@ def compile_trial(width: int) -> None:
         def get_current_stream(self, device: int) -> int:
             return 0
 
-    made: dict[int, tuple[str, Any]] = {}
+    compiled: dict[int, tuple[str, Any]] = {}
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, warmup: bool, **options: Any) -> None:
         kernel = run(self, *args, warmup=True, **options)
-        made[id(kernel)] = self.__name__, kernel
+        compiled[id(kernel)] = self.__name__, kernel
 
     triton.runtime.driver.set_active(NoDevice())
     JITFunction.run = compile_only
-    depth_blocks.native_for = lambda x: None
+    REGISTRY.backend_of_device["cpu"] = "triton"
     for kept in (torch.float32, torch.bfloat16):
-        depth_check._error(torch.device("cpu"), torch.float32, width, kept)
+        depth_attention._verify("triton", torch.device("cpu"), torch.float32, width, (kept,))
     program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    for name, kernel in made.values():
+    for name, kernel in compiled.values():
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(kernel.asm["cubin"])
             file.flush()
             command = [str(program), "-res-usage", file.name]
-            said = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout + said.stderr)
+            usage = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
         assert found is not None
         print(name, *found.groups())
 
 
 if __name__ == "__main__":
-    compile_trial(int(sys.argv[1]))
+    compile_kernels(int(sys.argv[1]))

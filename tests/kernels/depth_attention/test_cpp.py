@@ -1,4 +1,4 @@
-"""Strategies whose sources pull by kernels in C++ where they run eagerly, against their plain form."""
+"""Depth attention by the C++ kernels in eager mode equals the reference, in each strategy that uses it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.kernels import cpp_build as native
-from src.kernels.depth_attention import check as depth_check
-from src.kernels.depth_attention import static_sum as depth_sums
+from src.kernels.depth_attention import append_static, open_static, sum_static
+from src.kernels.depth_attention.ops import SOURCE
+from src.kernels.dispatch import REGISTRY
 from src.models.gpt import GPT
 from src.residual.attnres_block import BlockAttentionResiduals
 from src.residual.attnres_stream_block import StreamBlockAttention
@@ -20,7 +20,7 @@ from tests.residual.plain import flow, jittered, stream_spec
 from tests.support import jitter, tiny_gpt, tokens
 
 D = 32
-MADE: dict[str, Callable[[int, int], ResidualStrategy[Any]]] = {
+STRATEGIES: dict[str, Callable[[int, int], ResidualStrategy[Any]]] = {
     "attnres_block of 2": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=n, eps=1e-5),
     "attnres_block of 3": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=4, eps=1e-5),
     "attnres_block of 10": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=2, eps=1e-5),
@@ -37,14 +37,13 @@ SHIPPED = ("attnres_block", "attnres_stream_block", "tdar", "denseformer")
 
 @pytest.fixture(autouse=True)
 def _kernels() -> None:
-    if native.built_for(torch.float32, D, "kernels/depth_attention/depth") is None:
-        pytest.skip("no C++ compiler")
+    reason = SOURCE.why_not(torch.device("cpu"), torch.float32, width=D)
+    if reason is not None:
+        pytest.skip(reason)
 
 
-def plainly(monkeypatch: pytest.MonkeyPatch, call: Callable[[], list[Tensor]]) -> list[Tensor]:
-    with monkeypatch.context() as patch:
-        patch.setattr(depth_check, "built_for", lambda *_: None)
-        patch.setattr(depth_sums, "kernels_for", lambda *_: None)
+def by_reference(call: Callable[[], list[Tensor]]) -> list[Tensor]:
+    with REGISTRY.without_residual_kernels():
         return call()
 
 
@@ -58,28 +57,26 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_values_and_gradients_are_the_plain_forms(
-    name: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    n_layer = 10 if name == "attnres_block of 10" else 6  # more than a block of queries before the next source
-    spec, strategy = stream_spec(n_layer, D), jittered(MADE[name](n_layer, D)).to(dtype)
+def test_values_and_gradients_equal_the_reference(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    n_layer = 10 if name == "attnres_block of 10" else 6  # more than a chunk of queries before the next source
+    spec, strategy = stream_spec(n_layer, D), jittered(STRATEGIES[name](n_layer, D)).to(dtype)
     weights = [(random(D, D, seed=i) / D**0.5).to(dtype).requires_grad_() for i in range(spec.n_site)]
 
     def value_and_gradients() -> list[Tensor]:
         x0 = random(2, 19, D, seed=20).to(dtype).requires_grad_()
         out = flow(strategy, spec, x0, [lambda x, w=w: torch.tanh(x @ w) for w in weights])
-        early = torch.autograd.grad(out.sum(), weights[-2:], retain_graph=True)  # leaves no trace
+        early = torch.autograd.grad(out.sum(), weights[-2:], retain_graph=True)  # must not change the next
         total = (out * random(*out.shape, seed=21).to(dtype)).sum()
         return [out, *early, *torch.autograd.grad(total, [x0, *weights, *strategy.parameters()])]
 
-    assert_close(plainly(monkeypatch, value_and_gradients), value_and_gradients(), tolerance)
+    assert_close(by_reference(value_and_gradients), value_and_gradients(), tolerance)
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_the_gradients_are_its_derivatives(name: str) -> None:
-    spec, strategy = stream_spec(2, 8), jittered(MADE[name](2, 8))
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_gradients_pass_gradcheck(name: str) -> None:
+    spec, strategy = stream_spec(2, 8), jittered(STRATEGIES[name](2, 8))
 
     def out(x0: Tensor, *parameters: Tensor) -> Tensor:
         named = dict(zip(dict(strategy.named_parameters()), parameters, strict=True))
@@ -109,7 +106,7 @@ def gradients(gpt: GPT, total: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_several_forwards_and_backwards_do_not_meet(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forwards_and_backwards_share_no_state(name: str) -> None:
     gpt = model(name)
 
     def some() -> list[Tensor]:
@@ -119,21 +116,21 @@ def test_several_forwards_and_backwards_do_not_meet(name: str, monkeypatch: pyte
         together = gradients(gpt, one + 2 * two)  # one backward over two forwards
         return [quiet, *together, *gradients(gpt, three)]
 
-    assert_close(plainly(monkeypatch, some), some(), 1e-10)
+    assert_close(by_reference(some), some(), 1e-10)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_repeated_visits_pull_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_visits_equal_the_reference(name: str) -> None:
     gpt = model(name, "mini", start_fraction=None, start_step=0)
 
     def some() -> list[Tensor]:
         return gradients(gpt, gpt.loss(tokens(), tokens(seed=1)))
 
-    assert_close(plainly(monkeypatch, some), some(), 1e-10)
+    assert_close(by_reference(some), some(), 1e-10)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_bfloat16_outputs_meet_a_float32_stream(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_outputs_join_a_float32_stream(name: str) -> None:
     gpt = jitter(tiny_gpt(name))
 
     def some() -> list[Tensor]:
@@ -141,14 +138,13 @@ def test_bfloat16_outputs_meet_a_float32_stream(name: str, monkeypatch: pytest.M
             x = gpt.hidden(tokens())
         return [x, *gradients(gpt, x.square().sum())]
 
-    plain, kernels = plainly(monkeypatch, some), some()
-    for one, other in zip(plain, kernels, strict=True):
+    for one, other in zip(by_reference(some), some(), strict=True):
         assert one.dtype == other.dtype == torch.float32
         assert (one - other).norm() <= 0.02 * one.norm()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_compiler_is_given_the_plain_form(name: str) -> None:
+def test_a_compiler_gets_the_reference(name: str) -> None:
     torch.compiler.reset()
     gpt, kinds = model(name), set[str]()
 
@@ -161,11 +157,11 @@ def test_a_compiler_is_given_the_plain_form(name: str) -> None:
     assert not any("reslab" in kind for kind in kinds)
 
 
-def test_what_a_query_left_in_one_backward_is_not_pulled_in_the_next() -> None:
+def test_a_gradient_of_one_backward_is_not_read_in_the_next() -> None:
     x0, v1 = (random(1, 2, D, seed=i).requires_grad_() for i in (1, 2))
     weight_JQ = random(2, 2, seed=3)
-    state = depth_sums.one_more(depth_sums.open_weighed(x0, weight_JQ), v1)
-    one, two = (depth_sums.weighed_sum(state, query, range(2)) for query in range(2))
+    state = append_static(open_static(x0, weight_JQ), v1)
+    one, two = (sum_static(state, query, range(2)) for query in range(2))
     torch.autograd.grad(
         two.sum(), state.v_BTD, retain_graph=True, allow_unused=True
     )  # no source's backward runs
