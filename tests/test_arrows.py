@@ -30,7 +30,6 @@ HYDRA_ROOMS = {"launch", "settings", "tasks"}
 #: TODO: arrows that still point the wrong way after the move of files.
 TO_DO = {
     ("src/evaluation/suite.py", "src.settings.validate"),
-    ("src/kernels/hyper_streams/reference.py", "src.residual.base"),
 }
 
 

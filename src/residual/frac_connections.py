@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from src.kernels.hyper_streams.dhc import Weights, dynamic_weights
-from src.kernels.hyper_streams.reference import Streams, blended
+from src.kernels import hyper_streams
+from src.kernels.hyper_streams import DHCParameters, Streams
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
@@ -60,9 +60,10 @@ class FracConnections(ResidualStrategy[Streams]):
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
         packed = (self.w_SFC, self.norm_weight_SF, self.norm_bias_SF, self.scale_S2, self.a_SNM, self.b_SN)
-        dynamic = dynamic_weights(state.h_BTND, Weights(*(tensor[site.index] for tensor in packed)))
-        u_BTNF, h_BTNF = blended(dynamic.a_BTNM, state.h_BTND).chunk(2, dim=2)
-        return u_BTNF.flatten(2), Streams(h_BTNF, dynamic.b_BTN)
+        parameters = DHCParameters(*(tensor[site.index] for tensor in packed))
+        a_BTNM, b_BTN = hyper_streams.dhc_weights(state.h_BTND, parameters)
+        u_BTNF, h_BTNF = hyper_streams.blend(a_BTNM, state.h_BTND).chunk(2, dim=2)
+        return u_BTNF.flatten(2), Streams(h_BTNF, b_BTN)
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
         h_BTNF = torch.addcmul(state.h_BTND, state.b.unsqueeze(-1), self._cut(y_BTD))

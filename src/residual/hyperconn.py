@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from src.kernels.hyper_streams.dhc import Weights, dynamic_weights, read_dynamic, read_on_gpu
-from src.kernels.hyper_streams.reference import SiteWeights, Streams, in_type, scale_output_, static_mixing
+from src.kernels import hyper_streams
+from src.kernels.hyper_streams import DHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.families.hyper_connections import WeighedStreams
+from src.residual.families.hyper_connections import WeightedStreams, static_weights
 
 
-class HyperConnections(WeighedStreams):
+class HyperConnections(WeightedStreams):
     """N * (N + 2) + D * (N + 4) + 2 parameters a site; only W has weight decay, as in the paper.
 
     Args:
@@ -38,7 +38,7 @@ class HyperConnections(WeighedStreams):
     ) -> None:
         super().__init__(n_stream, stream_dtype)
         self.output_init_scale = output_init_scale
-        self.a_SNM, self.b_SN = static_mixing(spec, n_stream)
+        self.a_SNM, self.b_SN = static_weights(spec, n_stream)
         self.w_SDC = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd, n_stream + 2))
         self.norm_weight_SD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
         self.norm_bias_SD = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd))
@@ -49,20 +49,14 @@ class HyperConnections(WeighedStreams):
         yield ParamGroup((self.a_SNM, self.b_SN, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2))
 
     def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
-        scale_output_(sublayer, self.output_init_scale)
+        sublayer.get_parameter("c_proj.weight").mul_(self.output_init_scale)
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        weights = self._site(site.index)
-        on_gpu = read_on_gpu(state, weights)
-        if on_gpu is not None:
-            return on_gpu
-        u_BTD, state = read_dynamic(in_type(state, self.reckoned), weights)
-        return u_BTD, in_type(state, self.stored)
+        return hyper_streams.read_dhc(state, self._site(site.index))
 
-    def _site(self, k: int) -> Weights:
+    def _site(self, k: int) -> DHCParameters:
         packed = (self.w_SDC, self.norm_weight_SD, self.norm_bias_SD, self.scale_S2, self.a_SNM, self.b_SN)
-        return Weights(*(tensor[k] for tensor in packed))
+        return DHCParameters(*(tensor[k] for tensor in packed))
 
     def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
-        dynamic = dynamic_weights(h_BTND, self._site(k))
-        return SiteWeights(dynamic.a_BTNM, dynamic.b_BTN)
+        return hyper_streams.dhc_weights(h_BTND, self._site(k))

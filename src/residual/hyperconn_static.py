@@ -9,12 +9,12 @@ Shape letters: N streams.
 
 from torch import Tensor, nn
 
-from src.kernels.hyper_streams.reference import SiteWeights, scale_output_, static_mixing
+from src.kernels.hyper_streams import SiteWeights
 from src.residual.base import Site, StreamSpec
-from src.residual.families.hyper_connections import WeighedStreams
+from src.residual.families.hyper_connections import WeightedStreams, static_weights
 
 
-class StaticHyperConnections(WeighedStreams):
+class StaticHyperConnections(WeightedStreams):
     """N * (N + 2) parameters a site, lr x 1, no weight decay.
 
     Args:
@@ -29,10 +29,10 @@ class StaticHyperConnections(WeighedStreams):
     def __init__(self, spec: StreamSpec, *, n_stream: int, output_init_scale: float) -> None:
         super().__init__(n_stream)
         self.output_init_scale = output_init_scale
-        self.a_SNM, self.b_SN = static_mixing(spec, n_stream)
+        self.a_SNM, self.b_SN = static_weights(spec, n_stream)
 
     def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
-        scale_output_(sublayer, self.output_init_scale)
+        sublayer.get_parameter("c_proj.weight").mul_(self.output_init_scale)
 
     def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
         return SiteWeights(self.a_SNM[k], self.b_SN[k])

@@ -17,17 +17,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from src.kernels.hyper_streams.projection import mixing_weights, project, project_read
-from src.kernels.hyper_streams.reference import (
-    SiteWeights,
-    Streams,
-    blended,
-    require_streams,
-    stream_mixing,
-    widen,
-    write_streams,
-)
+from src.kernels import hyper_streams
+from src.kernels.hyper_streams import SiteWeights, Streams
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.families.hyper_connections import check_stream_count, stream_mixing
 
 
 class IdentityHyperConnections(ResidualStrategy[Streams]):
@@ -48,7 +41,7 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
         self, spec: StreamSpec, *, n_stream: int, scale_init: float, phi_std: float, eps: float
     ) -> None:
         super().__init__()
-        require_streams(n_stream)
+        check_stream_count(n_stream)
         self.n_stream, self.phi_std, self.eps = n_stream, phi_std, eps
         width = n_stream * spec.n_embd
         mean_logit = -math.log(n_stream - 1)  # sigmoid gives 1 / n_stream
@@ -70,32 +63,36 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
         yield ParamGroup((self.scale_S2, self.head_scale, self.bias_SC, self.head_bias_N))
 
     def begin(self, x0_BTD: Tensor) -> Streams:
-        return widen(x0_BTD, self.n_stream, self.bias_SC[0, : self.n_stream])
+        return hyper_streams.widen(x0_BTD, self.n_stream)
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        pre_BTN, post_BTN = self._weights(site.index, state.h_BTND)
-        u_BTD = blended(pre_BTN.unsqueeze(-1), state.h_BTND).squeeze(2)
-        return u_BTD, state._replace(b=post_BTN)
+        h_BTND = hyper_streams.settle(state)
+        pre_BTN, post_BTN = self._weights(site.index, h_BTND)
+        u_BTD = hyper_streams.blend(pre_BTN.unsqueeze(-1), h_BTND).squeeze(2)
+        return u_BTD, Streams(h_BTND, post_BTN)
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return write_streams(state, y_BTD)
+        return hyper_streams.write(state, y_BTD)
 
     def end(self, state: Streams) -> Tensor:
-        return blended(self._head(state.h_BTND).unsqueeze(-1), state.h_BTND).squeeze(2)
+        h_BTND = hyper_streams.settle(state)
+        return hyper_streams.blend(self._head(h_BTND).unsqueeze(-1), h_BTND).squeeze(2)
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         same_NN = torch.eye(self.n_stream, dtype=x0_BTD.dtype, device=x0_BTD.device)
 
         def weights(k: int, h_BTND: Tensor) -> SiteWeights:
             pre_BTN, post_BTN = self._weights(k, h_BTND)
-            return SiteWeights(mixing_weights(pre_BTN, same_NN.expand(*pre_BTN.shape, -1)), post_BTN)
+            return SiteWeights(
+                hyper_streams.mixing_weights(pre_BTN, same_NN.expand(*pre_BTN.shape, -1)), post_BTN
+            )
 
         return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, weights, self._head)
 
     def _weights(self, k: int, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
-        weights = project(h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.eps)
+        weights = hyper_streams.project(h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.eps)
         return weights.pre_BTN + self.eps, weights.post_BTN
 
     def _head(self, h_BTND: Tensor) -> Tensor:
-        read = project_read(h_BTND, self.head_phi_NV, self.head_scale, self.head_bias_N, self.eps)
+        read = hyper_streams.project_read(h_BTND, self.head_phi_NV, self.head_scale, self.head_bias_N, self.eps)
         return read + self.eps

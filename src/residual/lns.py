@@ -12,7 +12,6 @@ At init: not vanilla.
 
 from torch import Tensor, nn
 
-from src.kernels.hyper_streams.reference import scale_output_
 from src.residual.base import Site, StreamSpec
 from src.residual.families.single_stream import OneStream
 
@@ -36,7 +35,7 @@ class LayerNormScaling(OneStream):
         return site is not None
 
     def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
-        scale_output_(sublayer, self.output_init_scale)
+        sublayer.get_parameter("c_proj.weight").mul_(self.output_init_scale)
 
     def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
         return self.norms[self.rows[site.sublayer]](state) * (site.block + 1) ** -0.5, state

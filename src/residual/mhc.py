@@ -16,14 +16,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from src.kernels.cpp_build import kernels_for
-from src.kernels.hyper_streams.mhc import Weights, read_by_kernels, read_on_gpu, site_weights
-from src.kernels.hyper_streams.reference import SiteWeights, Streams, in_type
+from src.kernels import hyper_streams
+from src.kernels.hyper_streams import MHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.families.hyper_connections import WeighedStreams
+from src.residual.families.hyper_connections import WeightedStreams
 
 
-class ManifoldHyperConnections(WeighedStreams):
+class ManifoldHyperConnections(WeightedStreams):
     """(V + 1) * C + 3 parameters a site, lr x 1; only phi has weight decay.
 
     Args:
@@ -69,19 +68,10 @@ class ManifoldHyperConnections(WeighedStreams):
         yield ParamGroup((self.scale_S3, self.bias_SC))
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        weights = self._site(site.index)
-        on_gpu = read_on_gpu(state, weights, self.n_iteration, self.eps)
-        if on_gpu is not None:
-            return on_gpu
-        reckoned = in_type(state, self.reckoned)
-        kernels = kernels_for(reckoned.h_BTND, "kernels/hyper_streams/mhc", N=self.n_stream)
-        if kernels is None:
-            return super().read(state, site)
-        u_BTD, reckoned = read_by_kernels(kernels, reckoned, weights, self.n_iteration, self.eps)
-        return u_BTD, in_type(reckoned, self.stored)
+        return hyper_streams.read_mhc(state, self._site(site.index), self.n_iteration, self.eps)
 
-    def _site(self, k: int) -> Weights:
-        return Weights(self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k])
+    def _site(self, k: int) -> MHCParameters:
+        return MHCParameters(self.phi_SCV[k], self.scale_S3[k], self.bias_SC[k])
 
     def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
-        return site_weights(h_BTND, self._site(k), self.n_iteration, self.eps)
+        return hyper_streams.mhc_weights(h_BTND, self._site(k), self.n_iteration, self.eps)

@@ -16,15 +16,15 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
-from src.kernels.hyper_streams.projection import mixing_weights, project
-from src.kernels.hyper_streams.reference import SiteWeights, Streams, written
+from src.kernels import hyper_streams
+from src.kernels.hyper_streams import SiteWeights, Streams
 from src.residual.base import ParamGroup, StreamSpec
-from src.residual.families.hyper_connections import WeighedStreams
+from src.residual.families.hyper_connections import WeightedStreams
 
 MAX_STREAM = 5  # 120 permutations; 6 streams would have 720
 
 
-class ManifoldHyperConnectionsLite(WeighedStreams):
+class ManifoldHyperConnectionsLite(WeightedStreams):
     """(C + 1) * V + C + 3 parameters a site, lr x 1; only phi has weight decay.
 
     Args:
@@ -73,12 +73,12 @@ class ManifoldHyperConnectionsLite(WeighedStreams):
 
     def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
         phi_CV = self.phi_SCV[k] * self.gain_SV[k]
-        weights = project(h_BTND, phi_CV, self.scale_S3[k], self.bias_SC[k], self.eps)
+        weights = hyper_streams.project(h_BTND, phi_CV, self.scale_S3[k], self.bias_SC[k], self.eps)
         res_BTNN = torch.tensordot(weights.mixing_BTR.softmax(-1), self.perm_RNN, dims=1)
-        return SiteWeights(mixing_weights(weights.pre_BTN, res_BTNN), weights.post_BTN)
+        return SiteWeights(hyper_streams.mixing_weights(weights.pre_BTN, res_BTNN), weights.post_BTN)
 
     def end(self, state: Streams) -> Tensor:
-        return written(state).sum(2)
+        return hyper_streams.settle(state).sum(2)
 
     def end_weights(self, h_BTND: Tensor) -> Tensor:
         return h_BTND.new_ones(self.n_stream)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src.kernels.hyper_streams.reference import written
+from src.kernels.hyper_streams import settle
 from src.residual.hyperconn import HyperConnections
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
@@ -50,7 +50,7 @@ def test_streams_separate_once_trained() -> None:
     for site, branch in zip(spec.sites, branches, strict=True):
         u, state = strategy.read(state, site)
         state = strategy.write(state, site, branch(u))
-    h = written(state)
+    h = settle(state)
     spread = (h - h.mean(2, keepdim=True)).norm() / h.norm()
     assert spread > 1e-3
 

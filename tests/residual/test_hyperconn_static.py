@@ -28,7 +28,7 @@ def test_sites_read_the_streams_in_turn_at_init() -> None:
 
 
 def test_one_stream_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"n_stream must be at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"n_stream must be >= 2, got 1; use residual=vanilla"):
         StaticHyperConnections(stream_spec(), n_stream=1, output_init_scale=1.0)
 
 

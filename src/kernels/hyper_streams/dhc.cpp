@@ -1,4 +1,4 @@
-// The read of dynamic hyper-connections (hyperconn_read.py), token by token, in tiles that stay in the cache.
+// The read of dynamic hyper-connections (dhc.py), token by token, in tiles that stay in the cache.
 //     p = H w^T;  r = (mean H^2 - mean^2 + eps)^-1/2;  z = tanh(r p + bias);  [A | B] = [a | b] + scale * z
 // Kept for the backward: H, and p, the mean and r of every row.
 #include <cmath>
@@ -28,7 +28,7 @@ static inline void weights_of(const Weights& p, const F* z, F (*a)[M], F* b) {
     }
 }
 
-extern "C" void hyperconn_forward(
+extern "C" void dhc_forward(
     const F* h, const F* b, const F* y, const F* w, const F* bias, const F* scale, const F* static_a,
     const F* static_b, F* u, F* out, F* b_out, F* kept, long tokens, long D, long threads, double eps
 ) {
@@ -59,7 +59,7 @@ extern "C" void hyperconn_forward(
 }
 
 // Adds to dw [threads, C, D] and dsmall [threads, N * C + 2 * C]: of [A | B], <d[A | B], z> and dz by column.
-extern "C" void hyperconn_backward(
+extern "C" void dhc_backward(
     const F* h, const F* b, const F* y, const F* w, const F* bias, const F* scale, const F* static_a,
     const F* static_b, const F* kept, const F* du, const F* dout, const F* db_out, F* dh, F* db, F* dy, F* dw,
     F* dsmall, long tokens, long D, long threads

@@ -1,4 +1,4 @@
-// The read of mHC (mhc_read.py), in tiles of tokens; a token's weights are computed in a lane of vectors.
+// The read of mHC (mhc.py), in tiles of tokens; a token's weights are computed in a lane of vectors.
 // Kept for the backward: the products phi vec(H), and r, of every token.
 #include <cmath>
 #include <omp.h>

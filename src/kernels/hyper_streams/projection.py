@@ -1,10 +1,11 @@
-"""What the constrained hyper-connections share: weights projected from all streams at once, under a sigmoid.
+"""Weights of the constrained hyper-connections: projected from all streams at once, under a sigmoid.
 
     v = vec(H);   z = (phi v) / rms(v), in columns for the read, the write and the mixing
     read  sigmoid(scale_0 z_pre + bias_pre);     write  2 sigmoid(scale_1 z_post + bias_post)
 
-Where all streams are alike and so are their weights, they stay alike for ever, and the model is a vanilla one
-at N times the memory: initial values must tell the streams apart.
+mHC, mHC-lite and iHC share them; it stands here because mHC's kernels compute them too. Streams that are equal and have
+equal weights stay equal for ever, and the model is a vanilla one at N times the memory: initial values must tell the
+streams apart.
 
 Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.2, equations 14-18.
 Shape letters: N streams, C columns of z, R = C - 2 * N of them for the mixing.
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 
 class Projected(NamedTuple):
-    """A site's weights to read with, to write with, and what its mixing is made of."""
+    """Weights of a site's read and write, and what its mixing is computed from."""
 
     pre_BTN: Tensor
     post_BTN: Tensor
@@ -26,9 +27,9 @@ class Projected(NamedTuple):
 
 
 def project(h_BTND: Tensor, phi_CV: Tensor, scale: Tensor, bias_C: Tensor, eps: float) -> Projected:
-    """The weights of every token; `scale` holds a factor for each part, the mixing's where there is one."""
+    """Return the weights of every token; `scale` holds a factor for read, write and, if it has three, the mixing."""
     n = h_BTND.shape[2]
-    z_BTC = _z(h_BTND, phi_CV, eps)
+    z_BTC = _project_normalized(h_BTND, phi_CV, eps)
     pre_BTN = (scale[0] * z_BTC[..., :n] + bias_C[:n]).sigmoid()
     post_BTN = 2 * (scale[1] * z_BTC[..., n : 2 * n] + bias_C[n : 2 * n]).sigmoid()
     mixing_BTR = z_BTC[..., 2 * n :]
@@ -38,16 +39,16 @@ def project(h_BTND: Tensor, phi_CV: Tensor, scale: Tensor, bias_C: Tensor, eps: 
 
 
 def project_read(h_BTND: Tensor, phi_NV: Tensor, scale_1: Tensor, bias_N: Tensor, eps: float) -> Tensor:
-    """The weights [B, T, N] of a read that no write follows."""
-    return (scale_1 * _z(h_BTND, phi_NV, eps) + bias_N).sigmoid()
+    """Return the weights [B, T, N] of a read that no write follows."""
+    return (scale_1 * _project_normalized(h_BTND, phi_NV, eps) + bias_N).sigmoid()
 
 
-def _z(h_BTND: Tensor, phi_CV: Tensor, eps: float) -> Tensor:
+def _project_normalized(h_BTND: Tensor, phi_CV: Tensor, eps: float) -> Tensor:
     v_BTV = h_BTND.flatten(2)
     norm_BT1: Tensor = torch.linalg.vector_norm(v_BTV, dim=-1, keepdim=True)
     return F.linear(v_BTV, phi_CV) * (norm_BT1.square() / v_BTV.shape[-1] + eps).rsqrt()
 
 
 def mixing_weights(pre_BTN: Tensor, res_BTNN: Tensor) -> Tensor:
-    """[B, T, N, N + 1]: the read, then the mixing H <- res H, by the columns of `hyper_streams.mix`."""
+    """Return A [B, T, N, N + 1] of the read `pre` and the mixing H <- res H."""
     return torch.cat((pre_BTN.unsqueeze(-1), res_BTNN.transpose(-1, -2)), dim=-1)

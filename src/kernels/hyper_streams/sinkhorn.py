@@ -2,8 +2,8 @@
 
     M = exp(logits);   n times:  columns of M sum to 1, then rows
 
-It ends on the rows, whose sums are exact. It keeps the logits alone for the backward, and runs again there.
-All in the logits' type, which should be float32: in bf16 a product of 48 such matrices drifts by 7 %.
+It ends with the rows, whose sums are exact. It saves only the logits and runs again in the backward. Arithmetic is in
+the logits' dtype, which should be float32: in bfloat16 a product of 48 such matrices drifts by 7 %.
 
 Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.2, equation 19.
 Shape letters: N rows and columns, K matrices.
@@ -14,25 +14,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-#: Logits this far under their matrix's largest change nothing, and no product of theirs underflows.
+#: Logits this far below their matrix's largest do not change the result, and no product of theirs underflows.
 FLOOR = 40.0
 
 
 def sinkhorn(logit_KNN: Tensor, n_iteration: int) -> Tensor:
-    """`n_iteration` rounds over matrices [K, N, N]."""
+    """Return matrices [K, N, N] after `n_iteration` rounds from logits of the same shape."""
     if torch.compiler.is_compiling():
         return _rounds(_start(logit_KNN), n_iteration)[-1].permute(2, 0, 1)
     return cast(Tensor, _Sinkhorn.apply(logit_KNN, n_iteration))  # type: ignore[no-untyped-call]  # torch's
 
 
 def _start(logit_KNN: Tensor) -> Tensor:
-    """[N, N, K], so that sums run over whole rows of memory."""
+    """Return exp(logits) as [N, N, K], so that sums run over whole rows of memory."""
     logit_NNK = logit_KNN.permute(1, 2, 0).contiguous()
     return (logit_NNK - logit_NNK.amax((0, 1))).clamp_min(-FLOOR).exp()
 
 
 def _rounds(m_NNK: Tensor, n_iteration: int) -> list[Tensor]:
-    """M after every half round, the first before any."""
+    """Return M before the first half round and after every one."""
     rounds = [m_NNK]
     for _ in range(n_iteration):
         for dim in (0, 1):

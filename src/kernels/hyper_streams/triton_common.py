@@ -1,12 +1,13 @@
-"""What the kernels of hyper-connections for a GPU share: a token's streams in registers, mixed, written, replayed.
+"""Device functions of the hyper-stream kernels: the streams of a token in registers, mixed, written, recomputed.
 
-A program holds the N streams of a token as a tuple of rows of D, in the type F, and passes over tokens. A token's
-weights are rows [A | B] of C = N + 2 columns in memory. Equations of replaying, and what shares are: `replay.py`.
+A program holds the N streams of a token as a tuple of rows of D elements in the accumulation dtype F, and loops over
+tokens. A token's weights are rows [A | B] of C = N + 2 columns in memory. `recompute.py` has the equations of shares.
 
-`COPIES`: the streams a segment starts with are one row. `FRESH`: no site has been visited since. `WAITS`: the last
-output, which its site's B writes. A kernel finds outputs by a table of addresses, so there is one for any number.
+Constants that select a case: `COPIES`: the streams a segment starts with are copies of one row; `FIRST`: the site is the
+first of its segment; `PENDING`: the last output is still to be written, by B of its site. Kernels find outputs through
+a table of addresses, so that one kernel serves any number of them.
 
-Shape letters: N streams, C columns of [A | B], R rows of shares, K the most outputs of a segment.
+Shape letters: N streams, C columns of [A | B], R rows of shares, K the maximum number of outputs of a segment.
 """
 
 import triton
@@ -14,8 +15,8 @@ import triton.language as tl
 
 
 @triton.jit
-def rows_of(h, t, d, D: tl.constexpr, N: tl.constexpr, COPIES: tl.constexpr, F: tl.constexpr):
-    """The streams of token `t`; `COPIES`: of which memory holds one, [tokens, D]."""
+def load_streams(h, t, d, D: tl.constexpr, N: tl.constexpr, COPIES: tl.constexpr, F: tl.constexpr):
+    """Return the streams of token `t`; with `COPIES`, `h` is the row [tokens, D] that all are copies of."""
     rows = ()
     if COPIES:
         row = tl.load(h + t * D + d, mask=d < D, other=0.0).to(F)
@@ -28,8 +29,8 @@ def rows_of(h, t, d, D: tl.constexpr, N: tl.constexpr, COPIES: tl.constexpr, F: 
 
 
 @triton.jit
-def mixed(rows, weights, column: tl.constexpr, N: tl.constexpr):
-    """A column of A^T H."""
+def mix_column(rows, weights, column: tl.constexpr, N: tl.constexpr):
+    """Return one column of A^T H."""
     row = tl.load(weights + column) * rows[0]
     for i in tl.static_range(1, N):
         row += tl.load(weights + i * (N + 2) + column) * rows[i]
@@ -37,8 +38,8 @@ def mixed(rows, weights, column: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def written(rows, b, stride: tl.constexpr, y_row, N: tl.constexpr):
-    """H + B y."""
+def write_output(rows, b, stride: tl.constexpr, y_row, N: tl.constexpr):
+    """Return H + B y."""
     out = ()
     for i in tl.static_range(N):
         out = out + (rows[i] + tl.load(b + i * stride) * y_row,)
@@ -46,7 +47,7 @@ def written(rows, b, stride: tl.constexpr, y_row, N: tl.constexpr):
 
 
 @triton.jit
-def shared(
+def mix_shares(
     shares,
     b,
     weights,
@@ -57,42 +58,44 @@ def shared(
     NP: tl.constexpr,
     RP: tl.constexpr,
     COPIES: tl.constexpr,
-    FRESH: tl.constexpr,
-    WAITS: tl.constexpr,
+    FIRST: tl.constexpr,
+    PENDING: tl.constexpr,
 ):
-    """Leave the shares of the mixed streams, [R or R + 1, N], from R of the streams and B by the weights at `weights`."""
+    """Store the shares of the mixed streams: [R, B] A_r, R rows of the streams' own shares and B of a pending output."""
     r_R1, j_1N = tl.arange(0, RP)[:, None], tl.arange(0, NP)[None, :]
-    rows = R + 1 if WAITS else R
+    rows = R + 1 if PENDING else R
     out_RN = tl.zeros([RP, NP], weights.dtype.element_ty)
     for i in tl.static_range(N):
-        if FRESH:
+        # Column i of the shares: at the first site it is a unit vector.
+        if FIRST:
             first = 0 if COPIES else i
             share_R1 = tl.where(r_R1 == first, 1.0, 0.0).to(weights.dtype.element_ty)
         else:
             share_R1 = tl.load(shares + (t * R + r_R1) * N + i, mask=r_R1 < R, other=0.0)
-        if WAITS:
+        if PENDING:
             share_R1 = tl.where(r_R1 == R, tl.load(b + t * N + i), share_R1)
+        # Times row i of A_r.
         a_1N = tl.load(weights + i * (N + 2) + 1 + j_1N, mask=j_1N < N, other=0.0)
         out_RN += share_R1 * a_1N
     tl.store(out + (t * rows + r_R1) * N + j_1N, out_RN, mask=(r_R1 < rows) & (j_1N < N))
 
 
 @triton.jit
-def listed(outputs, table, K: tl.constexpr):
-    """The addresses of K outputs, as a table."""
+def store_addresses(outputs, table, K: tl.constexpr):
+    """Store the addresses of K outputs as a table."""
     for k in tl.static_range(K):
         tl.store(table + k, outputs[k].to(tl.int64))
 
 
 @triton.jit
-def output(table, j, there, Y: tl.constexpr):
-    """The j-th of the outputs in a table, if it is there."""
-    address = tl.load(table + j, mask=there, other=0)
+def output_pointer(table, j, mask, Y: tl.constexpr):
+    """Return a pointer to output j of a table; null where `mask` is false."""
+    address = tl.load(table + j, mask=mask, other=0)
     return tl.multiple_of(address.to(tl.pointer_type(Y)), 16)
 
 
 @triton.jit
-def replayed(
+def recompute_streams(
     start,
     shares,
     table,
@@ -103,42 +106,50 @@ def replayed(
     D: tl.constexpr,
     N: tl.constexpr,
     COPIES: tl.constexpr,
-    FRESH: tl.constexpr,
-    WAITS: tl.constexpr,
+    FIRST: tl.constexpr,
+    PENDING: tl.constexpr,
     Y: tl.constexpr,
     F: tl.constexpr,
 ):
-    """The streams that a site reads, and the last of the J outputs in them; memory is read an output ahead."""
+    """Return the streams that a site reads, and the last of the J outputs in them.
+
+    The loop loads each output one iteration ahead, so that loads overlap with arithmetic.
+    """
     S: tl.constexpr = start.dtype.element_ty
-    if WAITS:
-        y_row = tl.load(output(table, J - 1, True, Y) + t * D + d, mask=d < D, other=0.0).to(F)
-    rows = rows_of(start, t, d, D, N, COPIES, F)
-    if not FRESH:
-        first: tl.constexpr = 1 if COPIES else N
-        own = shares + t * (first + J - 1) * N
-        made, share = (), ()
+    if PENDING:
+        y_row = tl.load(output_pointer(table, J - 1, True, Y) + t * D + d, mask=d < D, other=0.0).to(F)
+    rows = load_streams(start, t, d, D, N, COPIES, F)
+    if not FIRST:
+        # The start's part of every stream, and the shares of the first output.
+        n_start: tl.constexpr = 1 if COPIES else N
+        token_shares = shares + t * (n_start + J - 1) * N
+        streams, share = (), ()
         for i in tl.static_range(N):
-            row = tl.load(own + i) * rows[0]
-            for r in tl.static_range(1, first):
-                row += tl.load(own + r * N + i) * rows[r]
-            made = made + (row,)
-            share = share + (tl.load(own + first * N + i, mask=J > 1, other=0.0),)
-        next_row = tl.load(output(table, 0, J > 1, Y) + t * D + d, mask=d < tl.where(J > 1, D, 0), other=0.0)
+            row = tl.load(token_shares + i) * rows[0]
+            for r in tl.static_range(1, n_start):
+                row += tl.load(token_shares + r * N + i) * rows[r]
+            streams = streams + (row,)
+            share = share + (tl.load(token_shares + n_start * N + i, mask=J > 1, other=0.0),)
+        # The outputs' part, all but the last one's.
+        next_row = tl.load(
+            output_pointer(table, 0, J > 1, Y) + t * D + d, mask=d < tl.where(J > 1, D, 0), other=0.0
+        )
         for j in range(0, J - 1):
             row, now, more = next_row.to(F), share, j + 2 < J
             next_row = tl.load(
-                output(table, j + 1, more, Y) + t * D + d, mask=d < tl.where(more, D, 0), other=0.0
+                output_pointer(table, j + 1, more, Y) + t * D + d, mask=d < tl.where(more, D, 0), other=0.0
             )
-            grown, share = (), ()
+            sums, share = (), ()
             for i in tl.static_range(N):
-                grown = grown + (made[i] + now[i] * row,)
-                share = share + (tl.load(own + (first + j + 1) * N + i, mask=more, other=0.0),)
-            made = grown
+                sums = sums + (streams[i] + now[i] * row,)
+                share = share + (tl.load(token_shares + (n_start + j + 1) * N + i, mask=more, other=0.0),)
+            streams = sums
+        # Rounded to the dtype in which the forward stored them.
         rows = ()
         for i in tl.static_range(N):
-            rows = rows + (made[i].to(S).to(F),)
-    if WAITS:
-        return written(rows, b + t * N, 1, y_row, N), y_row
+            rows = rows + (streams[i].to(S).to(F),)
+    if PENDING:
+        return write_output(rows, b + t * N, 1, y_row, N), y_row
     return rows, rows[0]
 
 
@@ -148,10 +159,10 @@ def _add4(a0, a1, a2, a3, b0, b1, b2, b3):
 
 
 @triton.jit
-def sums(rows, n: tl.constexpr, TOGETHER: tl.constexpr):
-    """The sum of each of n rows; `TOGETHER`: several in one reduction, whose steps overlap."""
+def sum_rows(rows, n: tl.constexpr, BATCHED: tl.constexpr):
+    """Return the sum of each of n rows; `BATCHED`: four in one reduction, whose steps overlap."""
     out = ()
-    whole: tl.constexpr = n // 4 * 4 if TOGETHER else 0
+    whole: tl.constexpr = n // 4 * 4 if BATCHED else 0
     for k in tl.static_range(0, whole, 4):
         out = out + tl.reduce((rows[k], rows[k + 1], rows[k + 2], rows[k + 3]), 0, _add4)
     for k in tl.static_range(whole, n):
@@ -161,15 +172,15 @@ def sums(rows, n: tl.constexpr, TOGETHER: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """By one exponential; off by a rounding of 1."""
+    """Return tanh by one exponential, to a rounding of 1."""
     e = tl.exp(-2 * tl.abs(x))
     t = (1 - e) / (1 + e)
     return tl.where(x < 0, -t, t)
 
 
 @triton.jit
-def left(dh_rows, dh, t, d, D: tl.constexpr, N: tl.constexpr, COPIES: tl.constexpr):
-    """Leave the streams' gradient; `COPIES`: of the one row that all are."""
+def store_stream_gradients(dh_rows, dh, t, d, D: tl.constexpr, N: tl.constexpr, COPIES: tl.constexpr):
+    """Store the streams' gradients; with `COPIES`, that of the row all are copies of."""
     if COPIES:
         row = dh_rows[0]
         for k in tl.static_range(1, N):
@@ -181,14 +192,16 @@ def left(dh_rows, dh, t, d, D: tl.constexpr, N: tl.constexpr, COPIES: tl.constex
 
 
 @triton.jit
-def unwritten(dh_rows, y_row, b, db, dy, t, d, D: tl.constexpr, N: tl.constexpr, TOGETHER: tl.constexpr):
-    """The gradients of `written`, of B and y."""
+def write_output_backward(
+    dh_rows, y_row, b, db, dy, t, d, D: tl.constexpr, N: tl.constexpr, BATCHED: tl.constexpr
+):
+    """Store the gradients of `write_output` by B and y."""
     products, dy_row = (), tl.load(b + t * N) * dh_rows[0]
     for k in tl.static_range(N):
         products = products + (dh_rows[k] * y_row,)
         if k:
             dy_row += tl.load(b + t * N + k) * dh_rows[k]
-    total = sums(products, N, TOGETHER)
+    total = sum_rows(products, N, BATCHED)
     for k in tl.static_range(N):
         tl.store(db + t * N + k, total[k])
     tl.store(dy + t * D + d, dy_row.to(dy.dtype.element_ty), mask=d < D)

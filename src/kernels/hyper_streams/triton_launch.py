@@ -1,56 +1,46 @@
-"""What the operators that run Triton's kernels on streams share: how they are registered, and how they are launched.
+"""Launch of the Triton kernels on hyper streams, and their verification before first use.
 
-Shape letters: N streams.
+Shape letters: N streams, R rows of shares.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any  # what an operator takes and gives, and a kernel, is its own business
+from typing import Any  # arguments of a kernel have types of Triton's own
 
 import torch
 from torch import Tensor
 
-from src.kernels.dispatch import residual_wanted
-from src.kernels.hyper_streams.recompute import SEGMENT, Replay
+from src.kernels.dispatch import verify
+from src.kernels.hyper_streams.recompute import SEGMENT, Segment
+from src.kernels.hyper_streams.reference import SiteWeights
+from src.kernels.hyper_streams.streams import Streams, read, widen
 
-#: Devices that kernels serve on besides those of their own: where Triton's interpreter runs them.
-DEVICES: tuple[str, ...] = ()
-#: Elements of a token's streams; more do not fit a program's registers.
-MOST_ELEMENTS = 16384
-#: Elements of a thread, and warps of a multiprocessor among which its registers are shared, for the two directions.
+#: Maximum number of elements of a token's streams; more do not fit a program's registers.
+MAX_ELEMENTS = 16384
+#: Elements of a thread, and warps of a multiprocessor that share its registers, for the two directions.
 FORWARD, BACKWARD = (64, 12), (32, 12)
 REGISTERS = 65536  # of a multiprocessor
+#: Tokens and sites of the verification.
+VERIFIED_TOKENS, VERIFIED_SITES = 19, 3
+#: Tolerance of the verification; rounding explains a tenth of it, a wrong kernel is off by more than ten times as much.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def weights_type(streams: torch.dtype) -> torch.dtype:
-    """In which a kernel reckons."""
-    return torch.float64 if streams == torch.float64 else torch.float32
+# ---- launch
 
 
-def fits(h: Tensor, n_stream: int, parameter: Tensor, most_streams: int = 8) -> bool:
-    """Whether kernels could serve streams like `h`: on a GPU, of a type and width for them."""
-    return (
-        (residual_wanted(h.device) or h.device.type in DEVICES)
-        and h.dtype in SEGMENT
-        and parameter.dtype == weights_type(h.dtype)
-        and h.shape[-1] % 16 == 0
-        and 2 <= n_stream <= most_streams
-        and n_stream * power_of_two(h.shape[-1]) <= MOST_ELEMENTS
-    )
-
-
-def by_token(kernel: Any, h: Tensor, tokens: int, n_stream: int, direction: tuple[int, int]) -> "Launch":
-    """A kernel whose programs have a token's streams at a time."""
-    elements, most_warps = direction
-    warps = max(1, min(16, power_of_two(n_stream * power_of_two(h.shape[-1]) // (32 * elements))))
-    programs = min(tokens, multiprocessors(h.device) * max(1, most_warps // warps))
-    registers = min(255, REGISTERS // (32 * max(most_warps, warps)) // 8 * 8)
+def plan_by_token(kernel: Any, h: Tensor, tokens: int, n_stream: int, direction: tuple[int, int]) -> "Launch":
+    """Return the launch of a kernel whose programs hold the streams of one token at a time."""
+    elements, max_warps = direction
+    warps = max(1, min(16, next_power_of_two(n_stream * next_power_of_two(h.shape[-1]) // (32 * elements))))
+    programs = min(tokens, count_multiprocessors(h.device) * max(1, max_warps // warps))
+    registers = min(255, REGISTERS // (32 * max(max_warps, warps)) // 8 * 8)
     return Launch(kernel, (programs,), warps, h, n_stream, {"maxnreg": registers})
 
 
 class Launch:
-    """A kernel ready to run in a grid of programs, on streams like `h`."""
+    """A kernel, its grid of programs and its options, for streams like `h`."""
 
     def __init__(
         self,
@@ -65,53 +55,141 @@ class Launch:
         self.options = {"num_warps": warps, "enable_fp_fusion": True, **options}
 
     def __call__(self, *args: Any, **constants: Any) -> None:
+        """Run the kernel; all tensors are contiguous."""
         import triton.language as tl
 
         D = self.h.shape[-1]
-        reckoned = tl.float64 if self.h.dtype == torch.float64 else tl.float32
+        accumulation = tl.float64 if self.h.dtype == torch.float64 else tl.float32
         tensors = [x for x in args if isinstance(x, Tensor)]
         assert all(x.is_contiguous() for x in tensors)  # the kernels know sizes, not strides
-        constants |= {"D": D, "DP": power_of_two(D), "N": self.n_stream, "F": reckoned}
+        constants |= {"D": D, "DP": next_power_of_two(D), "N": self.n_stream, "F": accumulation}
         with torch.cuda.device_of(self.h):  # type: ignore[no-untyped-call]  # torch's
-            self.kernel[self.grid](*args, **constants, TOGETHER=self.h.device.type == "cuda", **self.options)
+            self.kernel[self.grid](*args, **constants, BATCHED=self.h.device.type == "cuda", **self.options)
 
 
-def table_of(start: Tensor, outputs: list[Tensor]) -> Tensor:
-    """The outputs' addresses on their device, written by a kernel from its arguments: no copy from the host."""
-    from src.kernels.hyper_streams.triton_common import listed
+def output_table(start: Tensor, outputs: list[Tensor]) -> Tensor:
+    """Return a table of the outputs' addresses on their device.
 
-    longest = max(SEGMENT.values())
-    table = torch.empty(longest, dtype=torch.int64, device=start.device)
+    A kernel writes it from its arguments, which saves a copy from the host.
+    """
+    from src.kernels.hyper_streams.triton_common import store_addresses
+
+    length = max(SEGMENT.values())
+    table = torch.empty(length, dtype=torch.int64, device=start.device)
     if outputs:
-        as_many = (*outputs, *outputs[:1] * (longest - len(outputs)))
+        padded = (*outputs, *outputs[:1] * (length - len(outputs)))
         with torch.cuda.device_of(table):  # type: ignore[no-untyped-call]  # torch's
-            listed[(1,)](as_many, table, K=longest, num_warps=1, enable_fp_fusion=True)
+            store_addresses[(1,)](padded, table, K=length, num_warps=1, enable_fp_fusion=True)
     return table
 
 
-def shares_of(h: Tensor, y_BTD: Tensor | None, shares_BTRN: Tensor | None, n: int) -> tuple[int, int, int]:
-    """Of a read's shares: the rows given, those it leaves, and the power of two that holds the most of them."""
-    given = Replay(h, (), shares_BTRN).n_row
-    return given, given + (y_BTD is not None), power_of_two(n + max(SEGMENT.values()))
+def count_shares(h: Tensor, y_BTD: Tensor | None, shares_BTRN: Tensor | None, n: int) -> tuple[int, int, int]:
+    """Return the rows of shares that a read takes, those it returns, and a power of two that holds the most rows."""
+    rows = Segment(h, (), shares_BTRN).n_row
+    return rows, rows + (y_BTD is not None), next_power_of_two(n + max(SEGMENT.values()))
 
 
-def backward_room(
+def allocate_gradients(
     start: Tensor, outputs: list[Tensor], dh_BTND: Tensor, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of h (of its one row, where its streams are copies), and of B and y where y waited."""
+    """Return uninitialized gradients of h (of its one row, if its streams are copies), and of B and y if y is pending."""
     if outputs:
         return torch.empty_like(dh_BTND), like.new_empty(dh_BTND.shape[:3]), torch.empty_like(outputs[-1])
     return torch.empty_like(start), like.new_empty(0), like.new_empty(0)
 
 
-def power_of_two(n: int) -> int:
-    """The least that is no less."""
+def next_power_of_two(n: int) -> int:
+    """Return the smallest power of two >= n."""
     return 1 << max(0, n - 1).bit_length()
 
 
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """How many programs can be expected to run at once, in units of those that share one."""
+def count_multiprocessors(device: torch.device) -> int:
+    """Return the number of multiprocessors of a device, each of which runs several programs at once."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+# ---- dispatch
+
+
+def read_case(state: Streams, compute: torch.dtype) -> dict[str, Any]:
+    """Return the sizes and dtypes by which the backend of a read is selected.
+
+    Args:
+        state: N streams [B, T, N, D].
+        compute: dtype of the site's parameters.
+    """
+    n_stream, width = state.h_BTND.shape[2:]
+    output = compute if state.y_BTD is None else state.y_BTD.dtype
+    if state.y_BTD is None and state.h_BTND.is_cuda:
+        output = torch.bfloat16  # that of the outputs to come: GPUs train under bfloat16 autocast
+    return {"width": width, "n_stream": n_stream, "compute": compute, "output": output}
+
+
+def why_not_streams(dtype: torch.dtype, case: Mapping[str, Any], max_streams: int) -> str | None:
+    """Return why the Triton kernels do not support streams of these sizes and dtypes, or None."""
+    width, n, compute = case["width"], case["n_stream"], case["compute"]
+    if dtype not in SEGMENT:
+        return f"streams must be float32, bfloat16 or float64, not {dtype}"
+    if compute != (torch.float64 if dtype == torch.float64 else torch.float32):
+        return f"parameters of {compute} do not fit streams of {dtype}"
+    if width % 16 or n * next_power_of_two(width) > MAX_ELEMENTS:
+        return f"the width must be a multiple of 16 and all streams at most {MAX_ELEMENTS} elements, not {n} x {width}"
+    return None if n <= max_streams else f"there are kernels for at most {max_streams} streams, not {n}"
+
+
+Read = Callable[[Streams, Sequence[Tensor]], tuple[Tensor, Streams]]
+
+
+def verify_read(
+    kernel: Read,
+    weigh: Callable[[Tensor, Sequence[Tensor]], SiteWeights],
+    shapes: Sequence[tuple[int, ...]],
+    device: torch.device,
+    dtype: torch.dtype,
+    case: Mapping[str, Any],
+) -> str | None:
+    """Compare a read's kernels with the reference over three sites in a row; return how they fail, or None.
+
+    The streams start as copies of one row, and as streams of their own with an output to be written.
+
+    Args:
+        kernel: the read of a state with a site's parameters.
+        weigh: the site's weights from H and its parameters, in PyTorch.
+        shapes: of the parameters; the first one's scale is width^-1/2, like all others' here.
+        device: where the kernels run.
+        dtype: of the streams.
+        case: what `read_case` returns.
+    """
+    width, n, compute, output = (case[key] for key in ("width", "n_stream", "compute", "output"))
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, dtype: torch.dtype = compute, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(device, dtype)
+
+    def visit_sites(read: Read, output: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+        *entering, parameters = *tensors[: -len(shapes)], tensors[-len(shapes) :]
+        h, b, y = entering if len(entering) > 1 else (entering[0], None, None)
+        state = widen(h, n) if b is None else Streams(h, b, y)
+        inputs = []
+        for k in range(VERIFIED_SITES):
+            u_BTD, state = read(state, parameters)
+            inputs.append(u_BTD)
+            state = state._replace(y_BTD=(u_BTD * (k + 1) / 2).to(output))
+        return [*inputs, state.h_BTND, state.b]
+
+    def read_reference(state: Streams, parameters: Sequence[Tensor]) -> tuple[Tensor, Streams]:
+        return read(state, lambda h_BTND: weigh(h_BTND, parameters))
+
+    parameters = [draw(*shape, scale=width**-0.5) for shape in shapes]
+    rows = (1, VERIFIED_TOKENS)
+    copies = [draw(*rows, width, dtype=dtype)]
+    streams = [draw(*rows, n, width, dtype=dtype), draw(*rows, n), draw(*rows, width, dtype=output)]
+    return verify(
+        functools.partial(visit_sites, kernel, output),
+        functools.partial(visit_sites, read_reference, torch.float64),
+        [[*copies, *parameters], [*streams, *parameters]],
+        max(TOLERANCE[dtype], TOLERANCE[output]),
+    )

@@ -1,65 +1,121 @@
-"""What the hyper-connection strategies do alike: read, mix and write n streams by the weights of a site.
+"""Shared base of the hyper-connection strategies: N streams, read, mixed and written by the weights of a site.
 
     u = A_m^T H,  H' = A_r^T H   (read);   H <- H' + B y   (write);   out = mean_i H_i
 
-Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.1.
-Shape letters: N streams.
+The paper sums the streams at the end; the mean is the same model up to the final norm's eps, and exactly vanilla at
+init.
+
+Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2 and algorithm 2.
+Shape letters: N streams, M = N + 1 columns of A, J sources (the embedding, then each site's output).
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from src.kernels.hyper_streams.reference import (
-    SiteWeights,
-    Streams,
-    in_type,
-    mix,
-    require_streams,
-    stored_type,
-    stream_mixing,
-    widen,
-    written,
-)
-from src.residual.base import ResidualStrategy, Site
+from src.kernels import hyper_streams
+from src.kernels.hyper_streams import SiteWeights, Streams
+from src.kernels.hyper_streams.reference import blend, mix, write
+from src.residual.base import ResidualStrategy, Site, StreamSpec
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # None: that of the embedding output
 
 
-class WeighedStreams(ResidualStrategy[Streams]):
-    """Subclasses give each site's weights; streams stored in bfloat16 are reckoned with in float32."""
+class WeightedStreams(ResidualStrategy[Streams]):
+    """N streams; subclasses return each site's weights.
+
+    Args:
+        n_stream: streams.
+        stream_dtype: of the streams in memory, `float32` or `bfloat16` (arithmetic is float32).
+
+    Raises:
+        ValueError: fewer than two streams, or another dtype.
+    """
 
     may_skip: ClassVar[bool] = True
 
     def __init__(self, n_stream: int, stream_dtype: str = "float32") -> None:
         super().__init__()
-        require_streams(n_stream)
-        self.n_stream, self.stored = n_stream, stored_type(stream_dtype)
-        self.reckoned = None if self.stored is None else torch.float32
+        check_stream_count(n_stream)
+        if stream_dtype not in DTYPES:
+            raise ValueError(
+                f"residual.stream_dtype must be float32 or bfloat16, got {stream_dtype}; float32 rounds nothing"
+            )
+        self.n_stream, self.stored_dtype = n_stream, DTYPES[stream_dtype]
 
     @abstractmethod
     def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
-        """The weights of site `k` for streams [B, T, N, D]."""
+        """Return the weights of site `k` for streams [B, T, N, D]."""
 
     def begin(self, x0_BTD: Tensor) -> Streams:
-        b_N = x0_BTD.new_ones(self.n_stream)
-        return widen(x0_BTD if self.stored is None else x0_BTD.to(self.stored), self.n_stream, b_N)
+        return hyper_streams.widen(x0_BTD, self.n_stream, self.stored_dtype)
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        h_BTND = written(in_type(state, self.reckoned))
-        a, b = self.site_weights(site.index, h_BTND)
-        u_BTD, h_BTND = mix(a, h_BTND)
-        return u_BTD, in_type(Streams(h_BTND, b), self.stored)
+        return hyper_streams.read(state, partial(self.site_weights, site.index))
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return state._replace(y_BTD=y_BTD if state.replay else y_BTD.to(self.reckoned or state.h_BTND.dtype))
+        return hyper_streams.write(state, y_BTD)
 
     def end(self, state: Streams) -> Tensor:
-        return written(in_type(state, self.reckoned)).mean(2)
+        return hyper_streams.end(state)
 
     def end_weights(self, h_BTND: Tensor) -> Tensor:
-        """The weights [N] or [B, T, N] of `end`, for `mixing`."""
+        """Return the weights [N] or [B, T, N] of `end`, for `mixing`."""
         return h_BTND.new_full((self.n_stream,), 1 / self.n_stream)
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, self.site_weights, self.end_weights)
+
+
+def check_stream_count(n_stream: int) -> None:
+    """Raise `ValueError` for fewer than two streams, which would be a worse vanilla."""
+    if n_stream < 2:
+        raise ValueError(
+            f"residual.n_stream must be >= 2, got {n_stream}; use residual=vanilla for a single stream"
+        )
+
+
+def static_weights(spec: StreamSpec, n_stream: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return A [S, N, M], by which site k reads stream k mod N and mixes nothing, and B [S, N] of ones."""
+    a_SNM = torch.zeros(spec.n_site, n_stream, n_stream + 1)
+    for site in spec.sites:
+        a_SNM[site.index, site.index % n_stream, 0] = 1.0
+    a_SNM[:, :, 1:] = torch.eye(n_stream)
+    return nn.Parameter(a_SNM), nn.Parameter(torch.ones(spec.n_site, n_stream))
+
+
+def stream_mixing(
+    sites: tuple[Site, ...],
+    x0_BTD: Tensor,
+    y_BTD: tuple[Tensor, ...],
+    n_stream: int,
+    site_weights: Callable[[int, Tensor], SiteWeights],
+    end_weights: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return `ResidualStrategy.mixing` of streams: the shares of all sources in what each site reads.
+
+    Args:
+        sites: visited, in order.
+        x0_BTD: the embedding output.
+        y_BTD: the sites' outputs.
+        n_stream: streams.
+        site_weights: a site's weights for H.
+        end_weights: weights [N] or [B, T, N] of the strategy's `end` for H.
+    """
+    h_BTND = x0_BTD.unsqueeze(2).expand(-1, -1, n_stream, -1)
+    # Every stream as a sum of sources, token by token: its shares are mixed and written as the stream is.
+    share_BTNJ = x0_BTD.new_zeros(*h_BTND.shape[:3], len(y_BTD) + 1)
+    share_BTNJ[..., 0] = 1.0
+    rows = []
+    for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
+        a, b = site_weights(site.index, h_BTND)
+        read_BTJ, share_BTNJ = mix(a, share_BTNJ)
+        rows.append(read_BTJ.mean((0, 1)))
+        share_BTNJ[..., k + 1] += b
+        h_BTND = write(mix(a, h_BTND)[1], b, output_BTD.to(h_BTND.dtype))
+    out_BTJ = blend(end_weights(h_BTND).unsqueeze(-1), share_BTNJ).squeeze(2)
+    return torch.stack([*rows, out_BTJ.mean((0, 1))])

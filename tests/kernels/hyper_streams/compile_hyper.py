@@ -1,7 +1,7 @@
-"""Compiles the kernels of `hyperconn` and `mhc` for an H200, which need not be here, and prints what they take.
+"""Compile the hyper-stream kernels for an H200, which need not be present, and print the resources they take.
 
-A line a kernel: name, the streams' type, registers, bytes of stack, and the widest load of its PTX in 32 bits. By
-itself, since Triton's interpreter must not be on.
+One line for each kernel: name, the streams' dtype, registers, bytes of stack, and the widest load of its PTX in units
+of 32 bits. A process of its own, because Triton's interpreter must be off.
 """
 
 import importlib
@@ -21,33 +21,33 @@ BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 STREAMS = {"h", "out", "start", "dout", "dh"}
 OUTPUTS = {"y", "u", "du", "dy"}
 NUMBERS = {"tokens": "i32", "R": "i32", "J": "i32", "n_iteration": "i32", "eps": "fp32", "table": "*i64"}
-COMMON: dict[str, Any] = {"D": D, "DP": D, "N": N, "TOGETHER": True, "F": tl.float32}
-CASE: dict[str, Any] = {"COPIES": False, "FRESH": False, "WAITS": True}
+COMMON: dict[str, Any] = {"D": D, "DP": D, "N": N, "BATCHED": True, "F": tl.float32}
+CASE: dict[str, Any] = {"COPIES": False, "FIRST": False, "PENDING": True}
 PADDED: dict[str, Any] = {"NP": 4, "CP": 8}
 
 #: Module, kernel, constants, warps, most registers.
 KERNELS: list[tuple[str, str, dict[str, Any], int, int]] = [
-    ("hyperconn_triton", "hyperconn_forward", {**PADDED, **CASE, "RP": 32}, 2, 168),
-    ("hyperconn_triton", "hyperconn_backward", {**PADDED, **CASE}, 4, 168),
-    ("mhc_triton", "mhc_weights", {"CP": 32, "M": 64, "E": 64, "COPIES": False, "WAITS": True}, 4, 255),
-    ("mhc_mix_triton", "mhc_mix", {**CASE, "NP": 4, "RP": 32}, 2, 168),
-    ("mhc_mix_triton", "mhc_dots", CASE, 4, 168),
+    ("dhc_triton", "dhc_forward", {**PADDED, **CASE, "RP": 32}, 2, 168),
+    ("dhc_triton", "dhc_backward", {**PADDED, **CASE}, 4, 168),
+    ("mhc_triton", "mhc_weights", {"CP": 32, "M": 64, "E": 64, "COPIES": False, "PENDING": True}, 4, 255),
+    ("mhc_triton", "mhc_mix", {**CASE, "NP": 4, "RP": 32}, 2, 168),
+    ("mhc_triton", "mhc_mix_backward", CASE, 4, 168),
     ("mhc_triton", "mhc_weights_backward", {"M": 32}, 1, 255),
-    ("mhc_pull_triton", "mhc_pull", {**CASE, "CP": 32, "M": 16, "E": 64}, 8, 255),
+    ("mhc_triton", "mhc_stream_gradients", {**CASE, "CP": 32, "M": 16, "E": 64}, 8, 255),
 ]
 
 
 def compiled(module: str, name: str, constants: dict[str, Any], warps: int, most: int, streams: str) -> str:
-    """A line of what a kernel takes."""
-    kernel = getattr(importlib.import_module(f"src.residual.{module}"), name)
-    given = {**COMMON, **constants}
+    """Return the line of a kernel."""
+    kernel = getattr(importlib.import_module(f"src.kernels.hyper_streams.{module}"), name)
+    constants_of = {**COMMON, **constants}
     signature, attributes = {}, {}
     for i, argument in enumerate(kernel.arg_names):
         wide = {**dict.fromkeys(STREAMS, streams), **dict.fromkeys(OUTPUTS, "*bf16"), **NUMBERS}
-        signature[argument] = "constexpr" if argument in given else wide.get(argument, "*fp32")
+        signature[argument] = "constexpr" if argument in constants_of else wide.get(argument, "*fp32")
         if signature[argument].startswith("*"):
             attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, given, attributes)
+    source = ASTSource(kernel, signature, constants_of, attributes)
     options = {"num_warps": warps, "maxnreg": most, "enable_fp_fusion": True}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -1,4 +1,4 @@
-"""Streams of hyper-connections stored in bfloat16: rounded between sites, and reckoned with in float32."""
+"""Streams stored in bfloat16 are rounded between sites; arithmetic is in float32."""
 
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from tests.residual.plain import flow, jittered, stream_spec, sublayers
 from tests.support import component
 
 
-def made(name: str, stream_dtype: str, n_embd: int = 32) -> ResidualStrategy[Any]:
+def build(name: str, stream_dtype: str, n_embd: int = 32) -> ResidualStrategy[Any]:
     factory: partial[ResidualStrategy[Any]] = component("residual", name)
     strategy = factory(stream_spec(2, n_embd), stream_dtype=stream_dtype)
     jittered(strategy).float()
@@ -19,12 +19,12 @@ def made(name: str, stream_dtype: str, n_embd: int = 32) -> ResidualStrategy[Any
 
 
 @pytest.mark.parametrize("name", ["hyperconn", "mhc"])
-def test_they_are_those_of_float32_up_to_rounding(name: str) -> None:
+def test_streams_in_bfloat16_equal_those_in_float32_to_rounding(name: str) -> None:
     x0 = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
     branches = [lambda x, f=f: f(x.double()).float() for f in sublayers(4, 32)]
     ends, grads = [], []
     for stream_dtype in ("float32", "bfloat16"):
-        strategy = made(name, stream_dtype)
+        strategy = build(name, stream_dtype)
         end = flow(strategy, stream_spec(2, 32), x0, branches)
         assert end.dtype == torch.float32
         ends.append(end)
@@ -36,8 +36,8 @@ def test_they_are_those_of_float32_up_to_rounding(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hyperconn", "mhc"])
-def test_between_sites_they_are_bfloat16_and_what_a_sublayer_is_given_is_not(name: str) -> None:
-    strategy = made(name, "bfloat16")
+def test_streams_are_bfloat16_between_sites_and_inputs_of_sublayers_are_float32(name: str) -> None:
+    strategy = build(name, "bfloat16")
     state = strategy.begin(torch.ones(1, 2, 32))
     for site in stream_spec(2, 32).sites:
         u, state = strategy.read(state, site)
@@ -47,6 +47,6 @@ def test_between_sites_they_are_bfloat16_and_what_a_sublayer_is_given_is_not(nam
 
 
 @pytest.mark.parametrize("name", ["hyperconn", "mhc"])
-def test_other_types_are_refused(name: str) -> None:
+def test_another_stream_dtype_raises_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"residual.stream_dtype must be float32 or bfloat16, got float16; "):
-        made(name, "float16")
+        build(name, "float16")
