@@ -1,6 +1,7 @@
 """Small models from the shipped configurations."""
 
 import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
+from src.models.optim.adamw import AdamW
+from src.models.optim.base import OptimizerConfig
 from src.settings.read import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +30,11 @@ SIZES: dict[str, Any] = {
     "norm_placement": "pre",
     "positions": "learned",
 }
+
+
+def adamw(lr: float = 1e-3, grad_clip: float = 1.0) -> OptimizerConfig:
+    """The reference protocol's AdamW at a rate."""
+    return OptimizerConfig(lr, lr / 10, 0, 0.1, grad_clip, partial(AdamW, betas=(0.9, 0.95), eps=1e-8))
 
 
 def options(group: str) -> list[str]:

@@ -13,6 +13,7 @@ from src.bench.candidates import BuiltCandidate, device_of, split_name, state_te
 from src.bench.step import Lap, StepSpec, no_lap, optimizer_step
 from src.errors import UserError, one_line
 from src.models.flops import count_flops_per_token
+from src.models.optim.adamw import AdamW
 from src.settings.read import Settings
 from src.training.process import choose_products
 from src.training.run import build_gpt
@@ -107,10 +108,10 @@ def read_peers(texts: Sequence[str], settings: Settings, trusted: Sequence[str])
     """Read `module:function` or `name: module:function` for each peer.
 
     Raises:
-        UserError: a module is not trusted, a name is no function, or our own optimizer is Muon.
+        UserError: a module is not trusted, a name is no function, or our own optimizer is not AdamW.
     """
-    if texts and settings.optimizer.muon is not None:
-        raise UserError(f"bench.peer={texts[0]} steps under AdamW; leave out optimizer=muon, or the peer")
+    if texts and getattr(settings.optimizer.method, "func", None) is not AdamW:
+        raise UserError(f"bench.peer={texts[0]} steps under AdamW; give optimizer=adamw, or leave out the peer")
     peers = []
     for text in texts:
         name, target = split_name(text)

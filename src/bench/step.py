@@ -18,7 +18,8 @@ from torch import Tensor
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
-from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer, set_lr
+from src.models.optim.adamw import AdamW
+from src.models.optim.base import OptimizerConfig, apply_gradients, build_optimizer, set_lr
 from src.models.training_pass import training_pass
 from src.norm.layernorm import LayerNorm
 from src.residual.base import ResidualStrategy, StreamSpec
@@ -132,7 +133,9 @@ def residual_step(
     )
     norm = partial(LayerNorm, eps=1e-5)
     gpt = GPT(sizes, residual=residual, norm=norm, embedding=TiedEmbedding, seed=spec.seed).to(spec.device)
-    keys = OptimizerConfig(spec.lr, spec.lr, 0, spec.weight_decay, (0.9, 0.95), 1e-8, spec.grad_clip)
+    keys = OptimizerConfig(
+        spec.lr, spec.lr, 0, spec.weight_decay, spec.grad_clip, partial(AdamW, betas=(0.9, 0.95), eps=1e-8)
+    )
     bf16 = spec.dtype == "bfloat16"
     return gpt, *optimizer_step(gpt, keys, bf16=bf16, compiled=False, n_micro=spec.grad_accum)
 

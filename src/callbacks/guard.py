@@ -5,7 +5,7 @@
     spike            loss > level + spike_nats;  level <- level + (loss - level) / min(n, 50) on normal steps
 
 The last two count after `patience_steps` steps in a row. After the first loss or gradient that is not finite the
-optimizer changes no weight (`src/models/optim/adamw.py`), so no value has to be read back at every step: a GPU's
+optimizer changes no weight (`src/models/optim/base.py`), so no value has to be read back at every step: a GPU's
 steps are read together, where a row is logged, a validation is due or a checkpoint is saved. Before a validation and
 a save, the ranks also compare their weights.
 

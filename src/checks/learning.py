@@ -1,5 +1,6 @@
 """Short trainings: real text beside vanilla, and random tokens from which nothing can be learned."""
 
+import functools
 import itertools
 import math
 import time
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from src.checks.base import Figures, Subject, tokens
 from src.models.gpt import GPT
-from src.models.optim.adamw import OptimizerConfig, build_optimizer, set_lr
+from src.models.optim.adamw import AdamW
+from src.models.optim.base import OptimizerConfig, build_optimizer, set_lr
 from src.models.optim.schedules.cosine import Cosine
 
 VOCABULARY, CONTEXT, WIDTH, HEADS, BATCH = 512, 64, 64, 4, 8
@@ -39,7 +41,8 @@ def small_text(stream: NDArray[np.uint16]) -> Tensor:
 
 def train(gpt: GPT, batches: Iterator[tuple[Tensor, Tensor]], n_steps: int, lr: float) -> list[float]:
     """Losses of a short run; ends early at one that is not finite."""
-    optimizer = build_optimizer(gpt, OptimizerConfig(lr, lr / 10, 10, 0.1, (0.9, 0.95), 1e-8, 1.0))
+    method = functools.partial(AdamW, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = build_optimizer(gpt, OptimizerConfig(lr, lr / 10, 10, 0.1, 1.0, method))
     schedule = Cosine(lr, lr / 10, 10, n_steps)
     losses: list[float] = []
     for step in range(n_steps):

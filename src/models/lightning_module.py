@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed
 
 from src.models.gpt import GPT
-from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer
+from src.models.optim.base import OptimizerConfig, apply_gradients, build_optimizer
 from src.models.optim.schedule import Schedule, ScheduledLR
 from src.models.repeated_visits import start_repeated_visits
 from src.models.training_pass import training_pass

@@ -44,6 +44,6 @@ def start_repeated_visits(optimizer: torch.optim.Optimizer, params: Iterable[nn.
     """Overwrite the copies for later visits with the first one, in the weights and in the optimizer's moments."""
     for param in params:
         copy_first_(param.data)
-        for name, moment in optimizer.state.get(param, {}).items():
-            if name != "step":
+        for moment in optimizer.state.get(param, {}).values():
+            if isinstance(moment, Tensor) and moment.shape == param.shape:
                 copy_first_(moment)

@@ -22,7 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
 
 from src.errors import one_line
-from src.launch.suggestions import unknown_key
+from src.launch.suggestions import nearest, unknown_key
 from src.settings.validate import typed
 
 T = TypeVar("T")
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 #: What a section may say to Hydra.
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 ROOMS = tuple(
-    f"src.{room}" for room in ("residual", "norm", "embedding", "recurrence", "datamodules", "evaluation")
+    f"src.{room}"
+    for room in ("residual", "norm", "embedding", "recurrence", "datamodules", "evaluation", "models.optim")
 )
 
 #: Modules that moved: run folders of version 0.1.0 name the old path, which works for one version.
@@ -50,8 +51,13 @@ OTHERS_CLASSES = (
     Logger,
     Profiler,
 )
-#: Sections of Lightning's own parts: callbacks are built without an argument, a profiler with its folder.
-LIGHTNING_PARTS: dict[str, type] = {"callbacks": L.Callback, "profiler": Profiler}
+#: Sections of a library's own parts: callbacks are built without an argument, a profiler with its folder, an
+#: optimizer with parameter groups and rate.
+LIBRARY_PARTS: dict[str, type] = {
+    "callbacks": L.Callback,
+    "profiler": Profiler,
+    "optimizer": torch.optim.Optimizer,
+}
 
 
 def read_section(name: str, section: DictConfig, schema: type[T], beside: Sequence[str] = ()) -> T:
@@ -80,6 +86,9 @@ def _checked(
         if key not in fields:
             raise ValueError(unknown_key(f"{name}.{key}"))
         value = section[key]
+        if dataclasses.is_dataclass(fields[key]):
+            values[key] = read_section(f"{name}.{key}", value, fields[key])
+            continue
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         values[key] = typed(f"{name}.{key}", plain, fields[key])
     missing = [key for key in fields if key not in values and key not in younger]
@@ -100,8 +109,8 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
         )
     refuse_strangers(name, section, trusted)
     target = _imported(name, str(section._target_))
-    if name.partition(".")[0] in LIGHTNING_PARTS:
-        return _read_lightning_part(name, section, target)
+    if name.partition(".")[0] in LIBRARY_PARTS and not target.__module__.startswith("src.models."):
+        return _read_library_part(name, section, target)
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
     values = {key: _made(value) for key, value in _checked(name, section, schema).items()}
@@ -109,16 +118,25 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
     return functools.partial(target, **values) if section.get("_partial_") else target(**values)
 
 
-def _read_lightning_part(name: str, section: DictConfig, target: Any) -> Callable[..., Any]:
-    """Return a factory of a callback or profiler; the names of its arguments are checked, their types are its own."""
-    kind = LIGHTNING_PARTS[name.partition(".")[0]]
+def _read_library_part(name: str, section: DictConfig, target: Any) -> Callable[..., Any]:
+    """Return a factory of a library's part; the names of its arguments are checked, their types are its own."""
+    root = name.partition(".")[0]
+    kind = LIBRARY_PARTS[root]
     if inspect.isclass(target) and not issubclass(target, kind):
         raise ValueError(f"{name}._target_={section._target_} must be a {kind.__module__}.{kind.__name__}")
     parameters = inspect.signature(target).parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    if root == "optimizer":  # training supplies the first argument, the groups, and what they hold
+        named = {key: p for key, p in list(named.items())[1:] if key not in ("lr", "weight_decay")}
     optional = [key for key, p in named.items() if p.default is not p.empty or key == "dirpath"]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         optional += [key for key in map(str, section) if key not in named]
+    for key in map(str, section):
+        if root == "optimizer" and key not in (*named, *optional, *HYDRA_KEYS):
+            raise ValueError(
+                f"{name}.{key} is no argument of {section._target_}{nearest(key, list(named))}; "
+                "optimizer=torch has the keys of every optimizer and no other"
+            )
     checked = _checked(name, section, dict.fromkeys([*named, *optional], Any), younger=optional)
     return functools.partial(target, **{key: _made(value) for key, value in checked.items()})
 

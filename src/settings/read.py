@@ -17,11 +17,10 @@ from src.callbacks.guard import GuardKeys
 from src.errors import UserError
 from src.launch.suggestions import explain, unknown_key
 from src.models.config import GPTConfig
-from src.models.optim.adamw import OptimizerConfig
-from src.models.optim.muon import MuonKeys
+from src.models.optim.base import OptimizerConfig
 from src.models.optim.schedule import Schedule
-from src.models.optim.schedules.cosine import Cosine
 from src.settings.components import read_component, read_section, without_value
+from src.settings.optimizer import read_optimizer, read_schedule, stored_optimizer, stored_schedule
 from src.settings.safety import SafetyKeys
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
 from src.settings.validate import typed
@@ -40,28 +39,6 @@ LOOSE = {
     "init_from": str | None,
     "check": str,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerKeys:
-    """`optimizer` as written, `optimizer.muon` apart: null asks for the protocol's value."""
-
-    lr: float
-    min_lr: float | None
-    warmup_steps: int | None
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    grad_clip: float
-
-    def resolved(self, max_steps: int, muon: MuonKeys | None) -> OptimizerConfig:
-        """A tenth of lr, and 4 % of the run, where nothing was said."""
-        values = dataclasses.asdict(self)
-        if self.min_lr is None:
-            values["min_lr"] = self.lr / 10
-        if self.warmup_steps is None:
-            values["warmup_steps"] = round(0.04 * max_steps)
-        return OptimizerConfig(**values, muon=muon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +94,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         "task",
         "model",
         "optimizer",
+        "schedule",
         "trainer",
         "samples",
         "safety",
@@ -130,9 +108,9 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
     model = attempt(lambda: read_section("model", config.get("model"), GPTConfig))
     keys = attempt(lambda: read_section("trainer", config.get("trainer"), TrainerKeys))
-    written = attempt(lambda: read_optimizer(config.get("optimizer")))
-    trusted = _plain(config.get("trusted_targets"))
-    component = functools.partial(read_component, trusted=trusted if isinstance(trusted, list) else [])
+    listed = _plain(config.get("trusted_targets"))
+    trusted = listed if isinstance(listed, list) else []
+    component = functools.partial(read_component, trusted=trusted)
     parts = {name: attempt(functools.partial(component, name, config.get(name))) for name in COMPONENTS}
     samples = attempt(lambda: read_section("samples", config.get("samples"), SampleKeys))
     safety = attempt(lambda: read_section("safety", config.get("safety"), SafetyKeys))
@@ -149,12 +127,12 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     if config.get("profiler") is not None:
         profiler = attempt(functools.partial(component, "profiler", config.profiler))
     trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
-    optimizer = schedule = None
-    if written is not None:
-        optimizer = attempt(lambda: written[0].resolved(keys.max_steps if keys else 1, written[1]))
+    n_steps = keys.max_steps if keys else 1
+    optimizer = attempt(lambda: read_optimizer(config.get("optimizer"), n_steps, trusted))
+    schedule = None
     if keys is not None and optimizer is not None:
         rates = optimizer
-        schedule = attempt(lambda: Cosine(rates.lr, rates.min_lr, rates.warmup_steps, keys.max_steps))
+        schedule = attempt(lambda: read_schedule(config.get("schedule"), rates, n_steps, trusted))
     if mistakes:
         raise UserError("; ".join(mistakes))
     assert model is not None  # each is None only with a mistake noted
@@ -165,8 +143,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     assert safety is not None
     assert guard is not None
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a mapping in, a mapping out
-    rules = {**dataclasses.asdict(optimizer), "betas": list(optimizer.betas)}
-    resolved["optimizer"] = {key: value for key, value in rules.items() if value is not None}
+    resolved["optimizer"] = stored_optimizer(resolved["optimizer"], optimizer)
+    resolved.update(stored_schedule(resolved.pop("schedule", None)))
     resolved["trainer"] = dataclasses.asdict(trainer)
     return Settings(
         name=str(config.name),
@@ -189,14 +167,6 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         guard=guard,
         config=resolved,
     )
-
-
-def read_optimizer(section: DictConfig) -> tuple[OptimizerKeys, MuonKeys | None]:
-    """The keys of every optimizer, and those of Muon where the section has them: optimizer=adamw has not."""
-    if not isinstance(section, DictConfig) or "muon" not in section:
-        return read_section("optimizer", section, OptimizerKeys), None
-    shared = read_section("optimizer", section, OptimizerKeys, beside=("muon",))
-    return shared, read_section("optimizer.muon", section.muon, MuonKeys)
 
 
 def _loose(config: DictConfig, key: str, kind: Any) -> None:  # an annotation

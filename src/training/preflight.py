@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from src.checks.quick import quick
 from src.errors import UserError, one_line
 from src.files import format_bytes, write_atomic
-from src.models.optim.adamw import moment_count
+from src.models.optim.base import count_state
 from src.settings.read import Settings
 from src.training.run import Run, build_gpt
 
@@ -39,7 +39,7 @@ def count_numbers(settings: Settings) -> int:
     """Count the float32 numbers of a checkpoint, parameters and optimizer state, on tensors without memory."""
     with FakeTensorMode():
         gpt = build_gpt(settings)
-        return sum(p.numel() for p in gpt.parameters()) + moment_count(gpt, settings.optimizer)
+        return sum(p.numel() for p in gpt.parameters()) + count_state(gpt, settings.optimizer)
 
 
 def check_disk(folder: Path, *, n_numbers: int, keep: int) -> None:

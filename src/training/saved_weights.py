@@ -34,7 +34,7 @@ NAMED, ALL = ("last", "best"), "all"
 log = logging.getLogger(__name__)
 
 #: What a checkpoint brings along; the rest is the command line's.
-CHECKPOINTS_OWN = (*provenance.ARCHITECTURE, "optimizer", "name")
+CHECKPOINTS_OWN = (*provenance.ARCHITECTURE, "optimizer", "schedule", "name")
 #: Where a run's checkpoints may differ from its record: the place, the end, and what the data's hash says.
 MAY_CHANGE = (*provenance.NOT_COMPUTED, "guard", "trainer", "evaluation", "data", "init_from")
 

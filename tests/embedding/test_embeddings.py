@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from src.models.flops import count_flops_per_token
 from src.models.gpt import GPT
-from src.models.optim.adamw import parameter_groups
+from src.models.optim.groups import base_groups
 from tests.plain_gpt import plain_logits
 from tests.support import ROOT, class_of, jitter, module_of, option, options, tiny_gpt, tokens
 
@@ -133,7 +133,7 @@ def test_weights_survive_a_round_trip_and_tables_decay(name: str) -> None:
     other = tiny_gpt(embedding=name, seed=9)
     other.load_state_dict(gpt.state_dict(), strict=True)
     assert torch.equal(gpt(tokens()), other(tokens()))
-    decayed = {id(p) for group in parameter_groups(gpt) if group.decay for p in group.params}
+    decayed = {id(p) for group in base_groups(gpt) if group.decay for p in group.params}
     assert all((id(p) in decayed) == (p.dim() == 2) for p in gpt.embedding.parameters())
 
 

@@ -22,12 +22,12 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from src.models.gpt import GPT
-from src.models.optim.adamw import OptimizerConfig, apply_gradients, build_optimizer, set_lr
+from src.models.optim.base import apply_gradients, build_optimizer, set_lr
 from src.training.process import keep_freed_memory
-from tests.support import tiny_gpt
+from tests.support import adamw, tiny_gpt
 
 SIZES = {"n_layer": 12, "n_embd": 256, "vocab_size": 2048, "block_size": 256, "batch": 4}
-ADAMW = OptimizerConfig(1e-3, 1e-3, 0, 0.1, (0.9, 0.95), 1e-8, 1.0)
+ADAMW = adamw(1e-3)
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "torch's default: buckets of 25 MB": {},
     "gradient_as_bucket_view, as trained": {"gradient_as_bucket_view": True},

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from src.models.flops import count_flops_per_token
-from src.models.optim.adamw import OptimizerConfig, build_optimizer
+from src.models.optim.base import build_optimizer
 from src.models.repeated_visits import start_repeated_visits
 from src.recurrence.base import RecurrenceSpec
 from src.recurrence.mini import MiniRecurrence
 from src.residual.base import build_sites
-from tests.support import jitter, tiny_gpt, tokens
+from tests.support import adamw, jitter, tiny_gpt, tokens
 
 KEYS: dict[str, Any] = {
     "layers": [1, 2],
@@ -102,7 +102,7 @@ def test_untied_visits_have_an_mlp_of_their_own_that_starts_as_the_layers() -> N
 
 def test_a_copy_that_is_not_visited_has_a_gradient_of_zeros_and_at_the_start_all_becomes_the_firsts() -> None:
     gpt = tiny_gpt(recurrence="mini", visits={"layers": [1]}, bias=True)
-    optimizer = build_optimizer(gpt, OptimizerConfig(1e-2, 1e-3, 0, 0.1, (0.9, 0.95), 1e-8, 1.0))
+    optimizer = build_optimizer(gpt, adamw(1e-2))
     for step in range(3):
         gpt.follow(step, 100)
         gpt.loss(tokens(seed=step), tokens(seed=9)).backward()
@@ -125,7 +125,7 @@ def test_a_copy_that_is_not_visited_has_a_gradient_of_zeros_and_at_the_start_all
 
 def test_biases_of_copies_do_not_decay() -> None:
     gpt = tiny_gpt(recurrence="mini", bias=True)
-    optimizer = build_optimizer(gpt, OptimizerConfig(1e-2, 1e-3, 0, 0.1, (0.9, 0.95), 1e-8, 1.0))
+    optimizer = build_optimizer(gpt, adamw(1e-2))
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays[id(gpt.h[0].mlp.c_fc.bias)] == 0.0
     assert decays[id(gpt.h[0].mlp.c_fc.weight)] == 0.1

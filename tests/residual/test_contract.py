@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from src.models.gpt import GPT
-from src.models.optim.adamw import parameter_groups
+from src.models.optim.groups import base_groups
 from tests.support import ROOT, class_of, jitter, module_of, option, options, tiny_gpt, tokens
 
 NAMES = options("residual")
@@ -153,7 +153,7 @@ def test_the_docstring_gives_equations_source_and_init(name: str) -> None:
 @every_strategy
 def test_every_parameter_is_in_exactly_one_group(name: str) -> None:
     gpt = tiny_gpt(name)
-    grouped = [id(p) for group in parameter_groups(gpt) for p in group.params]
+    grouped = [id(p) for group in base_groups(gpt) for p in group.params]
     assert sorted(grouped) == sorted(id(p) for p in gpt.parameters())
 
 

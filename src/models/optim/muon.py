@@ -1,33 +1,32 @@
-"""Muon for the matrices inside the sublayers, AdamW for everything else, behind one optimizer.
+"""Muon for the matrices inside the sublayers, AdamW for everything else, as one optimizer.
 
     B <- m B + (1 - m) G;   U = m B + (1 - m) G                                                     Nesterov's
     W <- (1 - lr decay) W - 0.2 sqrt(max(out, in)) lr NS(U),   NS(U) nearly P Q^T, where U = P S Q^T
 
-NS is `ns_steps` Newton-Schulz iterations in bf16. The factor gives an update the size of AdamW's (root mean square
-0.2 or so), so that AdamW's lr and decay hold for both. Embeddings, positions, the head, norms, biases, scalars and
-all that the residual strategy owns stay with AdamW. The fused c_attn is not one matrix [3 D, D], as torch's class
-would have it, but three: Q, K and V work better each by itself (Jordan). So is each copy of an MLP that has weights
-for every visit: copies are views of one parameter, which torch's step can do though its constructor refuses them.
+NS is `ns_steps` Newton-Schulz iterations in bf16. The factor 0.2 sqrt(max(out, in)) gives an update the root mean
+square of AdamW's (about 0.2), so that `optimizer.lr` and the weight decay hold for both. Embeddings, positions, the
+head, norms, biases, scalars and all parameters of the residual strategy stay with AdamW.
 
-A step that is not finite: torch's Muon knows no `found_inf`, and would read a rate held in a tensor back to the host.
-So the weights are kept over the step and chosen on the device: the kept ones once `found_inf` is 1, else what torch
-computed, bit for bit. Moments are not kept: after such a step no weight changes any more and nothing is saved.
-A parameter takes weight, gradient, one moment, and in the step the kept weight: at most AdamW's 16 bytes.
+The fused projection c_attn is three matrices, not one of [3 D, D]: Q, K and V work better each by itself (Jordan). Each
+copy of an MLP that has weights for every visit is a matrix too.
 
-Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon (what it is for; Q, K and V apart); Liu et al. 2025,
+A matrix takes weight, gradient, one moment and, during the step, the copy of the weight that the contract asks for
+(`base.py`): at most AdamW's 16 bytes a parameter.
+
+Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon (which parameters; Q, K and V apart); Liu et al. 2025,
 arXiv 2502.16982 (the factor, the decay); torch.optim.Muon computes it.
 """
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from src.models.attention import CausalSelfAttention
-from src.models.gpt import GPT
-from src.models.mlp import CopiedLinear
+from src.models.optim.adamw import AdamW
+from src.models.optim.base import keep_weights_after_non_finite
+from src.models.optim.groups import ParameterGroups
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,10 @@ class MuonKeys:
     Args:
         momentum: m (0.95 in the source).
         ns_steps: Newton-Schulz iterations (5 in the source).
-        lr_scale: these matrices' share of `optimizer.lr` (1 in the source).
+        lr_scale: learning rate of the matrices over `optimizer.lr` (1 in the source).
+
+    Raises:
+        ValueError: a value is out of its bounds.
     """
 
     momentum: float
@@ -59,51 +61,87 @@ class MuonKeys:
             )
 
 
-def hidden_matrices(gpt: GPT) -> dict[nn.Parameter, int]:
-    """The weights of attention and MLP sublayers that are the trunk's own; of how many matrices their rows are.
+class Muon(torch.optim.Optimizer):
+    """Muon and AdamW as one optimizer: one step, one state, the groups of both, Muon's first.
 
-    A weight of three axes is a matrix for each index of its first one.
+    Args:
+        groups: the parameter groups; `groups.matrices` are Muon's.
+        lr: the learning rate until a schedule sets one.
+        betas: AdamW's.
+        eps: AdamW's.
+        muon: Muon's momentum, iterations and share of the rate.
+
+    Raises:
+        ValueError: a value is out of its bounds.
     """
-    strategys = set(gpt.residual.parameters())
-    found: dict[nn.Parameter, int] = {}
-    for site in gpt.sites:
-        sublayer = gpt.sublayer(site)
-        for module in sublayer.modules():
-            if isinstance(module, nn.Linear | CopiedLinear) and module.weight not in strategys:
-                fused = isinstance(sublayer, CausalSelfAttention) and module is sublayer.c_attn
-                found[cast(nn.Parameter, module.weight)] = 3 if fused else 1
-    return found
+
+    def __init__(
+        self, groups: ParameterGroups, lr: float, *, betas: tuple[float, float], eps: float, muon: MuonKeys
+    ) -> None:
+        matrices = [
+            split for group in groups for split in _matrix_groups(group, groups.matrices, muon.lr_scale)
+        ]
+        rest = ParameterGroups()
+        for group in groups:
+            params = [p for p in group["params"] if p not in groups.matrices]
+            if params:
+                rest.append({**group, "params": params})
+        adamw = AdamW(rest, lr, betas=betas, eps=eps)
+        stacked = StackedMuon(
+            matrices, lr=lr, momentum=muon.momentum, ns_steps=muon.ns_steps, adjust_lr_fn="match_rms_adamw"
+        )
+        self._parts = (stacked, adamw)
+        self._n_muon_groups = len(stacked.param_groups)
+        super().__init__([*stacked.param_groups, *adamw.param_groups], {})
+        self.defaults = {**adamw.defaults, **stacked.defaults}  # the options that a group may set
+        # One flag stops both: AdamW's kernel reads it, hooks do it for Muon.
+        if not hasattr(adamw, "non_finite"):
+            keep_weights_after_non_finite(adamw, torch.zeros((), device=rest[0]["params"][0].device))
+        self.non_finite: Tensor = adamw.non_finite
+        keep_weights_after_non_finite(stacked, self.non_finite)
+
+    def step(self, closure: Any = None) -> Any:  # torch's overloads
+        """Take both steps, on this optimizer's groups and state, which loading a checkpoint replaces."""
+        loss = None if closure is None else closure()
+        stacked, adamw = self._parts
+        stacked.param_groups = self.param_groups[: self._n_muon_groups]
+        adamw.param_groups = self.param_groups[self._n_muon_groups :]
+        for part in self._parts:
+            part.state = self.state
+            part.step()  # type: ignore[no-untyped-call]  # torch's
+        return loss
 
 
-def stacked_groups(
-    hidden: dict[nn.Parameter, int], lr_scale: float, weight_decay: float
+def _matrix_groups(
+    group: dict[str, Any], matrices: dict[nn.Parameter, int], lr_scale: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups of what `hidden_matrices` found."""
+    """Return the matrices of a parameter group, grouped by the number of matrices in a parameter and by its axes."""
+    members = set(group["params"])
     kinds: dict[tuple[int, int], list[nn.Parameter]] = {}
-    for param, n_stacked in hidden.items():
-        kinds.setdefault((n_stacked, param.dim()), []).append(param)
+    for param, n_stacked in matrices.items():
+        if param in members:
+            kinds.setdefault((n_stacked, param.dim()), []).append(param)
+    scale = lr_scale * group["lr_scale"]
     return [
-        {"params": params, "n_stacked": n_stacked, "lr_scale": lr_scale, "weight_decay": weight_decay}
+        {**group, "params": params, "n_stacked": n_stacked, "lr_scale": scale}
         for (n_stacked, _), params in kinds.items()
     ]
 
 
 class StackedMuon(torch.optim.Muon):
-    """torch's Muon, which also takes several matrices in one parameter, and holds still where it is told to.
+    """torch's Muon for parameters that hold several matrices each.
 
     Args:
-        groups: parameter groups, each with `n_stacked`: of how many matrices the rows of a parameter are.
-        found_inf: 0-dim; once it is 1 no weight changes.
+        groups: parameter groups, each with `n_stacked`: the number of matrices that the rows of a parameter hold.
         settings: torch.optim.Muon's own.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], found_inf: Tensor, **settings: Any) -> None:
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         flat = [all(p.dim() == 2 for p in group["params"]) for group in groups]
         super().__init__([group for group, is_flat in zip(groups, flat, strict=True) if is_flat], **settings)
         for group, is_flat in zip(groups, flat, strict=True):
             if not is_flat:
-                self.add_param_group(group)  # torch's constructor refuses three axes; its step sees slices
-        self.found_inf = found_inf
+                self.add_param_group(group)  # torch's constructor rejects three axes; its step sees matrices
 
     def _init_group(
         self,
@@ -112,41 +150,10 @@ class StackedMuon(torch.optim.Muon):
         grads: list[Tensor],
         muon_momentum_bufs: list[Tensor],
     ) -> bool:
+        """Split parameters, gradients and moments into matrices: views, which torch's step updates in place."""
         whole: tuple[list[Tensor], ...] = ([], [], [])
         is_complex = super()._init_group(group, *whole)
         for tensors, matrices in zip(whole, (params_with_grad, grads, muon_momentum_bufs), strict=True):
             for tensor in tensors:
                 matrices += tensor.unbind() if tensor.dim() == 3 else tensor.chunk(group["n_stacked"])
         return is_complex
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # torch's overloads
-        """As torch's, unless `found_inf`."""
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        kept = [p.clone() for p in params]
-        loss = super().step(closure)  # type: ignore[no-untyped-call]  # torch's
-        stopped = self.found_inf > 0
-        for param, before in zip(params, kept, strict=True):
-            torch.where(stopped, before, param, out=param)
-        return loss
-
-
-class MuonBesideAdamW(torch.optim.Optimizer):
-    """The two as one optimizer: one step, one state, the groups of both, Muon's first."""
-
-    def __init__(self, muon: StackedMuon, adamw: torch.optim.AdamW) -> None:
-        self._parts = (muon, adamw)
-        self._n_muon_groups = len(muon.param_groups)
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
-        self.found_inf = adamw.found_inf = muon.found_inf  # type: ignore[attr-defined]  # as GradScaler sets it
-
-    def step(self, closure: Any = None) -> Any:  # torch's overloads
-        """Both steps, on this optimizer's groups and state: loading replaces them."""
-        loss = None if closure is None else closure()
-        muon, adamw = self._parts
-        muon.param_groups = self.param_groups[: self._n_muon_groups]
-        adamw.param_groups = self.param_groups[self._n_muon_groups :]
-        for part in self._parts:
-            part.state = self.state
-            part.step()
-        return loss

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.models.optim.adamw import set_lr
+from src.models.optim.base import set_lr
 from src.models.optim.schedule import Schedule, ScheduledLR
 from src.models.optim.schedules.cosine import Cosine
 from tests.support import component, options

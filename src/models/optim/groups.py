@@ -1,0 +1,128 @@
+"""Parameter groups: which parameters of a model share their rate, weight decay and further options.
+
+Three rules decide, each on top of the one before:
+
+1. nanoGPT's: weight decay on the trunk's tensors of at least two dimensions, none on the others.
+2. The residual strategy's `param_groups()`: an `lr_scale` and weight decay for the strategy's own parameters.
+3. `optimizer.groups`: options for the parameters whose name matches a pattern; the last pattern that matches counts.
+
+Source: nanoGPT's `configure_optimizers` (github.com/karpathy/nanoGPT).
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+from torch import nn
+
+from src.models.attention import CausalSelfAttention
+from src.models.gpt import GPT
+from src.models.mlp import CopiedLinear
+from src.residual.base import ParamGroup
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """One entry of `optimizer.groups`.
+
+    Args:
+        pattern: a shell pattern over parameter names, such as `h.*.attn.*`; `*` matches dots too.
+        options: `lr_scale` multiplies the scale that the parameter has without the rule; `weight_decay` and the
+            optimizer's own options (`betas`, `momentum`, ...) replace it.
+    """
+
+    pattern: str
+    options: Mapping[str, Any]
+
+
+class ParameterGroups(list[dict[str, Any]]):
+    """Torch's parameter groups, and facts about their parameters that an optimizer may need.
+
+    Each group is a dict with `params` (a list), `lr_scale`, `weight_decay` and what a rule of `optimizer.groups` sets.
+
+    Attributes:
+        names: the name of every parameter in the model.
+        matrices: the weights inside attention and MLP sublayers; the value is the number of matrices that their rows
+            hold (3 for the fused query, key and value projection). A weight of three axes is a matrix for each index
+            of its first axis.
+    """
+
+    names: dict[nn.Parameter, str]
+    matrices: dict[nn.Parameter, int]
+
+
+def parameter_groups(gpt: GPT, weight_decay: float, rules: Sequence[GroupRule] = ()) -> ParameterGroups:
+    """Return the parameter groups of a model.
+
+    Raises:
+        ValueError: a rule matches no parameter, or the strategy's groups leave out a parameter.
+    """
+    groups = ParameterGroups()
+    groups.names = {param: name for name, param in gpt.named_parameters()}
+    groups.matrices = hidden_matrices(gpt)
+    rule_of = _last_matching_rule(groups.names, rules)
+    for base in base_groups(gpt):
+        for number in (None, *range(len(rules))):
+            params = [p for p in base.params if rule_of.get(p) == number]
+            if not params:
+                continue
+            options = {} if number is None else dict(rules[number].options)
+            lr_scale = base.lr_scale * options.pop("lr_scale", 1.0)
+            decay = weight_decay if base.decay else 0.0
+            groups.append({"params": params, "lr_scale": lr_scale, "weight_decay": decay, **options})
+    return groups
+
+
+def base_groups(gpt: GPT) -> Iterator[ParamGroup]:
+    """Yield the trunk's tensors of two and more dimensions (decayed), the rest of the trunk, the strategy's groups.
+
+    Raises:
+        ValueError: the strategy's groups leave out a parameter.
+    """
+    own = {id(p) for p in gpt.residual.parameters()}
+    trunk = [p for p in gpt.parameters() if id(p) not in own]
+    copied = {id(p) for p in gpt.copied_params()}  # their first axis counts copies
+    matrices = {id(p) for p in trunk if p.dim() - (id(p) in copied) >= 2}
+    yield ParamGroup(tuple(p for p in trunk if id(p) in matrices), decay=True)
+    yield ParamGroup(tuple(p for p in trunk if id(p) not in matrices))
+    grouped: set[int] = set()
+    for group in gpt.residual.param_groups():
+        grouped.update(map(id, group.params))
+        yield group
+    missing = [name for name, p in gpt.residual.named_parameters() if id(p) not in grouped]
+    if missing:
+        raise ValueError(f"{type(gpt.residual).__name__}.param_groups() leaves out {', '.join(missing)}")
+
+
+def hidden_matrices(gpt: GPT) -> dict[nn.Parameter, int]:
+    """Return the weights of attention and MLP sublayers that are the trunk's own, as `ParameterGroups.matrices`."""
+    strategy = set(gpt.residual.parameters())
+    found: dict[nn.Parameter, int] = {}
+    for site in gpt.sites:
+        sublayer = gpt.sublayer(site)
+        for module in sublayer.modules():
+            if isinstance(module, nn.Linear | CopiedLinear) and module.weight not in strategy:
+                fused = isinstance(sublayer, CausalSelfAttention) and module is sublayer.c_attn
+                found[cast(nn.Parameter, module.weight)] = 3 if fused else 1
+    return found
+
+
+def _last_matching_rule(
+    names: Mapping[nn.Parameter, str], rules: Sequence[GroupRule]
+) -> dict[nn.Parameter, int]:
+    """Return the index of the last rule that matches, for the parameters that some rule matches."""
+    found: dict[nn.Parameter, int] = {}
+    for number, rule in enumerate(rules):
+        matching = [param for param, name in names.items() if fnmatchcase(name, rule.pattern)]
+        if not matching:
+            layers = {re.sub(r"\.\d+\.", ".*.", name) for name in names.values()}
+            near = difflib.get_close_matches(rule.pattern, sorted(layers), n=3, cutoff=0.3)
+            raise ValueError(
+                f"optimizer.groups.{number}.pattern={rule.pattern} must match a parameter of the model, and matches "
+                f"none; near names are {', '.join(near or sorted(layers)[:3])}"
+            )
+        found.update(dict.fromkeys(matching, number))
+    return found
