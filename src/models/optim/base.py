@@ -139,7 +139,7 @@ def count_state(gpt: GPT, config: OptimizerConfig) -> int:
         try:
             optimizer.step()
         except Exception:
-            return 2 * sum(p.numel() for p in fake)
+            return 2 * int(sum(p.numel() for p in fake))
         kept = [v for state in optimizer.state.values() for key, v in state.items() if key != "step"]
         return sum(value.numel() for value in kept if isinstance(value, Tensor))
 
