@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from src.models.gpt import GPT
 from src.models.optim.groups import GroupRule, ParameterGroups, parameter_groups
@@ -127,7 +127,8 @@ def count_state(gpt: GPT, config: OptimizerConfig) -> int:
         ValueError: as `build_optimizer`.
     """
     groups = parameter_groups(gpt, config.weight_decay, config.groups)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    first = groups[0]["params"][0]
+    with first.fake_mode if isinstance(first, FakeTensor) else FakeTensorMode(allow_non_fake_inputs=True):
         fake = {p: nn.Parameter(torch.empty_like(p)) for group in groups for p in group["params"]}
         for param in fake.values():
             param.grad = torch.empty_like(param)
