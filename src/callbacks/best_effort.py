@@ -66,25 +66,13 @@ class BestEffortLogger(Logger):
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
-    @property
-    def name(self) -> str | None:
-        """Return the other logger's name."""
-        return self.wrapped.name
-
-    @property
-    def version(self) -> int | str | None:
-        """Return the other logger's version."""
-        return self.wrapped.version
-
-    @property
-    def root_dir(self) -> str | None:
-        """Return the other logger's root folder."""
-        return self.wrapped.root_dir
-
-    @property
-    def save_dir(self) -> str | None:
-        """Return the other logger's folder."""
-        return self.wrapped.save_dir
+    # What Logger defines itself, so that __getattr__ is not asked for it.
+    name = property(lambda self: self.wrapped.name)
+    version = property(lambda self: self.wrapped.version)
+    save_dir = property(lambda self: self.wrapped.save_dir)
+    root_dir = property(lambda self: self.wrapped.root_dir)
+    log_dir = property(lambda self: self.wrapped.log_dir)
+    group_separator = property(lambda self: self.wrapped.group_separator)
 
     def _attempt(self, method: str, *args: Any, **kwargs: Any) -> None:
         with self._best_effort.attempt(type(self.wrapped).__name__):

@@ -1,6 +1,7 @@
 """A run's trainer: Lightning's own callbacks and profilers work in it, and its order of validation and checkpoint."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,32 @@ def test_early_stopping_ends_the_run_after_a_validation_and_saves_it(shards: Pat
     assert trainer.global_step == 4
     assert list(val_losses(tmp_path / "r")) == [2, 4]
     assert read_checkpoint(tmp_path / "r/checkpoints/last.ckpt")["reslab"]["step"] == 4
+
+
+def test_a_stop_after_a_training_batch_is_validated_once_and_saved(shards: Path, tmp_path: Path) -> None:
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == 2
+
+    trainer = fit(tmp_path / "r", shards, callbacks=(Stop(),))
+    assert trainer.global_step == 2
+    assert [row["step"] for row in read_metrics(tmp_path / "r")] == [1, 2]
+    assert list(val_losses(tmp_path / "r")) == [2]
+    assert read_checkpoint(tmp_path / "r/checkpoints/last.ckpt")["reslab"]["step"] == 2
+
+
+def test_a_signal_is_saved_without_another_validation(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(self: StopRequest, max_s: float | None) -> None:
+        if len(read_metrics(tmp_path / "r")) == 3:
+            self.signum = signal.SIGTERM
+
+    monkeypatch.setattr(StopRequest, "check_time", signalled)
+    trainer = fit(tmp_path / "r", shards)
+    assert trainer.global_step == 3
+    assert val_losses(tmp_path / "r") == {}
+    assert read_checkpoint(tmp_path / "r/checkpoints/last.ckpt")["reslab"]["step"] == 3
 
 
 def test_model_checkpoint_keeps_the_best_by_validation_loss(shards: Path, tmp_path: Path) -> None:

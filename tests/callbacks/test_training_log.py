@@ -1,0 +1,80 @@
+"""Training metrics: rows at their steps, speed without pauses, and the progress bar."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from src.callbacks.run_record import RunRecord
+from src.callbacks.training_log import ProgressBar, TrainingLog
+
+OUTPUTS = {"loss": torch.tensor(6.25), "grad_norm": torch.tensor(0.5), "lr": 1e-3}
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def trainer_at(step: int, **attributes: Any) -> Any:
+    return SimpleNamespace(global_step=step, max_steps=10, is_global_zero=True, **attributes)
+
+
+def test_rows_are_those_of_every_nth_and_the_last_step(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, writes=False)
+    log: Any = TrainingLog(record, every_steps=4, tokens_per_step=64)
+    steps = []
+    for step in range(1, 11):
+        log.on_train_batch_end(trainer_at(step), None, OUTPUTS, None, step - 1)
+        row = record.close_row()
+        if row:
+            steps.append(row["step"])
+            assert (row["train/loss"], row["lr"], row["tokens"]) == (6.25, 1e-3, step * 64)
+    assert steps == [4, 8, 10]
+
+
+def test_the_speed_leaves_out_a_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, record = Clock(monkeypatch), RunRecord(tmp_path, writes=False)
+    log: Any = TrainingLog(record, every_steps=2, tokens_per_step=64)
+    log.on_train_start(trainer_at(0), None)
+    clock.now += 1.0
+    log.on_validation_start(trainer_at(1), None)
+    clock.now += 50.0
+    log.on_train_batch_start(trainer_at(1))
+    clock.now += 1.0
+    log.on_train_batch_end(trainer_at(2), None, OUTPUTS, None, 1)
+    assert record.close_row()["tokens_per_s"] == 2 * 64 / 2.0
+
+
+def test_the_bar_shows_step_loss_and_speed_and_draws_by_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    bar: Any = ProgressBar(tokens_per_step=64, every_s=0.5)
+    bar.setup(trainer_at(6), None, "fit")  # resumed at step 6
+    bar.on_train_start(trainer_at(6))
+    for step, seconds in ((7, 0.1), (8, 0.9)):
+        clock.now += seconds
+        bar.on_train_batch_end(trainer_at(step), None, OUTPUTS, None, step - 1)
+    bar.on_train_end()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "6/10" in shown.err
+    assert "7/10" not in shown.err
+    assert "8/10" in shown.err
+    assert "loss=6.2500, tokens/s=128" in shown.err
+
+
+def test_the_bar_is_closed_by_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    bar: Any = ProgressBar(tokens_per_step=64, every_s=0.5)
+    bar.setup(trainer_at(0), None, "fit")
+    bar.on_exception(trainer_at(0), None, RuntimeError())  # before training
+    bar.on_train_start(trainer_at(0))
+    bar.on_exception(trainer_at(0), None, RuntimeError())
+    assert capsys.readouterr().err.endswith("\n")
