@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from src.datamodules.base import BatchSpec, TokenDataModule
-from src.datamodules.open import Cache, open_shards, read_sources
+from src.datamodules.open import CacheFolder, open_shards, read_sources
 from src.datamodules.shards.format import ShardError, Tokens, TokenShard
 from src.datamodules.shards.local import Shards
 from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, Stream, WindowStream
@@ -77,7 +77,7 @@ class TokenShardDataModule(TokenDataModule):
         if not 0 < cache_gib <= MAX_CACHE_GIB:
             raise ValueError(f"data.cache_gib must be positive and at most {MAX_CACHE_GIB:g}, got {cache_gib}")
         self.path, self.order, self.epochs, self.val_tokens = path, order, epochs, val_tokens
-        self.cache = Cache(Path(cache), int(cache_gib * 2**30))
+        self.cache = CacheFolder(Path(cache), int(cache_gib * 2**30))
         self.accept_changed = accept_changed
 
     # ---- opening

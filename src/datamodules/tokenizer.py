@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair encoding from the ranks that the project carries; no download, no cache.
+"""GPT-2's byte-pair encoding from the ranks in the repository; no download, no cache.
 
 Source: GPT-2 (Radford et al. 2019), section 2.2; the pattern and the one special token of tiktoken's
 `r50k_base`. `encode("Hello world") == [15496, 995]`.
@@ -20,15 +20,15 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 @cache
 def gpt2_encoding() -> tiktoken.Encoding:
-    """GPT-2's tokenizer, 50,257 ids.
+    """Return GPT-2's tokenizer, with 50,257 ids.
 
     Raises:
-        ValueError: the ranks file is not the published one.
+        ValueError: the file of ranks is not the published one.
     """
     raw = RANKS.read_bytes()
     if hashlib.sha256(raw).hexdigest() != RANKS_SHA256:
         raise ValueError(f"{RANKS.name} is not the published file; restore it from the repository")
-    # Parsed here: tiktoken's loader would trust whatever lies under this path's name in the machine's cache.
+    # Parsed here, since tiktoken's loader trusts whatever the machine's cache holds for this path.
     pairs = (line.split() for line in raw.splitlines())
     return tiktoken.Encoding(
         name="gpt2",

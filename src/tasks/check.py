@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from src.checks import cost, graph, learning, properties
 from src.checks.base import Finding, Subject, tokens
 from src.checks.quick import QUICK, Check, judged, subject_of
-from src.datamodules.embedded_text import embedded_tokens
+from src.datamodules.embedded_text import read_embedded_tokens
 from src.errors import UserError
 from src.files import CONF, write_atomic
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
@@ -76,7 +76,7 @@ def all_checks(subject: Subject, settings: Settings, gpu_gib: float) -> dict[str
         "two_ranks": plainly(graph.two_ranks),
         "depth": lambda: cost.depth_profile(subject, tokens()),
         "cost": lambda: cost.cost(subject, medium, micro, gpu_gib),
-        "learning": lambda: learning.learns(subject, plain, embedded_tokens()),
+        "learning": lambda: learning.learns(subject, plain, read_embedded_tokens()),
         "random_tokens": lambda: learning.random_tokens(subject),
     }
 

@@ -1,8 +1,9 @@
-"""task=prepare: documents to a folder of token shards with its manifest; stops and goes on.
+"""task=prepare: write a folder of token shards with its manifest from documents.
 
     python run.py task=prepare prepare.output=<folder> [prepare.source=<files or data set>]
+    python run.py data=fineweb10b data.path=<folder>
 
-Then `data=fineweb10b data.path=<folder>` trains on it.
+An interrupted preparation continues when it is run again.
 """
 
 import logging
@@ -24,8 +25,8 @@ def run(job: Job) -> TaskEnd:
     """Write the shards.
 
     Raises:
-        UserError: keys, source or output; what was written before stays valid.
-        Interrupted: a signal; run again to go on.
+        UserError: a key, the source or the output is at fault; complete shards stay valid.
+        Interrupted: a signal arrived; running again continues.
     """
     for key in ("source", "output"):
         if OmegaConf.is_missing(job.config.prepare, key):

@@ -9,7 +9,7 @@ import pytest
 from src.checks import cost, graph, learning, properties
 from src.checks.base import Subject, tokens
 from src.checks.quick import build, judged
-from src.datamodules.embedded_text import embedded_tokens
+from src.datamodules.embedded_text import read_embedded_tokens
 from src.models.config import GPTConfig
 from src.tasks.check import table
 from tests.checks import planted
@@ -30,7 +30,7 @@ def subject(strategy: Any) -> Subject:
 
 @functools.cache
 def text() -> Any:
-    return embedded_tokens()[:200_000]
+    return read_embedded_tokens()[:200_000]
 
 
 def medium() -> GPTConfig:

@@ -1,4 +1,4 @@
-"""An HTTP server over a folder that misbehaves as it is told to."""
+"""HTTP server over a folder that misbehaves on request."""
 
 import http.server
 import re
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 class BadServer(http.server.ThreadingHTTPServer):
-    """Serves `folder` with ranges; counts bytes; `faults` are used up one request of a shard each.
+    """Server of `folder` with ranges that counts bytes; each request of a shard takes the next of `faults`.
 
-    Faults: drop (the connection, half way), cut (fewer bytes than asked, well formed), corrupt (a byte),
-    slow (silence), error (500), whole (ignores the range).
+    Faults: drop (close the connection half way), cut (a well-formed answer with fewer bytes), corrupt (one byte),
+    slow (silence), error (500), whole (ignore the range).
     """
 
     daemon_threads = True
@@ -32,7 +32,7 @@ class BadServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients may hang up."""
+        """Ignore clients that close the connection."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -62,9 +62,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if body and path.suffix == ".bin":
             self.server.requests += 1
             fault = self.server.faults.pop(0) if self.server.faults else self.server.always
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if asked and fault != "whole":
-            first, last = int(asked[1]), min(int(asked[2]), len(raw) - 1)
+        requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if requested and fault != "whole":
+            first, last = int(requested[1]), min(int(requested[2]), len(raw) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(raw)}"
             raw, code = raw[first : last + 1], 206
         if fault == "error":
@@ -94,7 +94,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[BadServer]:
-    """A server on a free port for the length of the block."""
+    """Run a server on a free port inside the block."""
     server = BadServer(folder)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()

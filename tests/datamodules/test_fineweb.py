@@ -107,7 +107,7 @@ def test_validation_predicts_each_token_once_whatever_the_world_size(shards: Pat
     for world in (1, 2, 3):
         rows = torch.cat([b for rank in range(world) for b in module.val_batches(rank, world)]).int()
         targets = sorted(map(tuple, rows[:, 1:].tolist()))
-        stream = torch.from_numpy(np.array(module.shards["the data"].val[0].shard().tokens[:513])).int()
+        stream = torch.from_numpy(np.array(module.shards["the data"].val[0].load().tokens[:513])).int()
         assert targets == sorted(map(tuple, stream[1:].view(32, 16).tolist()))
 
 
@@ -169,7 +169,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedTextDataModule
 
 def test_the_embedded_text_is_real_and_whole(embedded: EmbeddedTextDataModule) -> None:
     place = embedded.shards["the data"]
-    shards = [slot.shard() for slot in (*place.val, *place.train)]
+    shards = [slot.load() for slot in (*place.val, *place.train)]
     ends = sum(int((s.tokens == 50256).sum()) for s in shards)
     assert ends == 233
     assert sum(len(s.tokens) for s in shards) == 2_073_924 + 233

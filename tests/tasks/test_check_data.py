@@ -1,4 +1,4 @@
-"""task=check data.path=...: a table and 0, 1 for bad content, 2 and one line for what cannot be read."""
+"""task=check data.path=...: exit code 0, 1 for faulty content, 2 and one line for data that cannot be read."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.runs import SMALL, error_lines, run, write_bin
 pytestmark = pytest.mark.slow
 
 
-def test_data_are_checked_through_the_front_door(tmp_path: Path) -> None:
+def test_check_reports_faulty_content_and_unreadable_data(tmp_path: Path) -> None:
     rng, folder = np.random.default_rng(0), tmp_path / "d"
     folder.mkdir()
     for split in ("val_000000", "train_000001"):

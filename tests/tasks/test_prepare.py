@@ -1,4 +1,4 @@
-"""task=prepare through the front door: exit codes, one line for a mistake, kill -9, and a run on what it made."""
+"""task=prepare through run.py: exit codes, one line for an error, kill -9, and a training on the result."""
 
 import json
 import signal
@@ -32,13 +32,13 @@ def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def gone(pid: int) -> bool:
+def has_exited(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.mark.slow
-def test_killed_and_run_again_it_leaves_the_same_bytes_and_no_process(texts: Path, tmp_path: Path) -> None:
+def test_after_kill_9_running_again_writes_the_same_bytes(texts: Path, tmp_path: Path) -> None:
     keys = [*KEYS, f"prepare.source={texts}"]
     done = run(*keys, f"prepare.output={tmp_path / 'whole'}", "hydra.run.dir=a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -55,12 +55,12 @@ def test_killed_and_run_again_it_leaves_the_same_bytes_and_no_process(texts: Pat
     process.communicate()
     assert not (out / "manifest.json").exists()
     assert len(started) >= 2
-    while not all(gone(pid) for pid in started):
+    while not all(has_exited(pid) for pid in started):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     again = run(*keys, f"prepare.output={out}", "hydra.run.dir=c", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "going on after" in again.stderr
+    assert "continuing after" in again.stderr
     assert contents(out) == contents(tmp_path / "whole")
     trained = run(*SMALL, "model.vocab_size=50304", "data=fineweb10b", f"data.path={out}", "data.val_tokens=1024",
                   "data.micro_batch_size=2", "data.global_batch_size=4", "hydra.run.dir=run", cwd=tmp_path)  # fmt: skip
@@ -76,7 +76,7 @@ def test_killed_and_run_again_it_leaves_the_same_bytes_and_no_process(texts: Pat
         (["prepare.output=out", "+prepare.shards=3"], "prepare.shards is no key"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(overrides: list[str], words: str, tmp_path: Path) -> None:
+def test_a_user_error_is_one_line_and_exit_code_2(overrides: list[str], words: str, tmp_path: Path) -> None:
     done = run("task=prepare", "data=fineweb10b", *overrides, cwd=tmp_path)
     assert done.returncode == 2
     assert len(error_lines(done)) == 1
@@ -84,7 +84,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(overrides: list[str], words: str,
 
 
 @pytest.mark.slow
-def test_a_signal_stops_it_with_its_code(texts: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_the_preparation_with_its_exit_code(texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(*KEYS, f"prepare.source={texts}", f"prepare.output={out}", cwd=tmp_path)
     deadline = time.monotonic() + 60

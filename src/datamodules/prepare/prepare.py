@@ -1,8 +1,8 @@
-"""Documents to a folder of shards: `task=prepare`.
+"""Preparation of a folder of shards from documents: `task=prepare`.
 
-Tokens are one stream, an end-of-text token before each document; the first `val_tokens` are shard 0, the
-rest shards of `shard_tokens`, the last one shorter. Nothing in the folder depends on the number of processes
-or on how often the preparation was stopped.
+Tokens are one sequence, an end-of-text token before each document; the first `val_tokens` are shard 0, the rest
+shards of `shard_tokens`, the last one shorter. The result is independent of the number of processes and of
+interruptions.
 """
 
 import errno
@@ -19,8 +19,15 @@ import numpy as np
 
 from src.datamodules.prepare.documents import Chunk
 from src.datamodules.prepare.sources import Source, open_source
-from src.datamodules.prepare.tokenize_pool import Encoded, encoded
-from src.datamodules.prepare.writer import BAD, Journal, ShardFile, held, refuse_strangers, shard_name
+from src.datamodules.prepare.tokenize_pool import Encoded, encode_chunks
+from src.datamodules.prepare.writer import (
+    BAD_DOCUMENTS,
+    Journal,
+    ShardFile,
+    check_output,
+    lock_output,
+    shard_name,
+)
 from src.datamodules.shards.manifest import JOURNAL, NAME, Manifest, ShardEntry
 from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, RANKS_SHA256
 from src.errors import UserError
@@ -35,13 +42,13 @@ MAX_SHARD_TOKENS = 2**31 - 1
 
 @dataclass(frozen=True)
 class PrepareKeys:
-    """`prepare` as written.
+    """Keys of `prepare`.
 
     Args:
         source: a file, folder or pattern; a data set on disk; or `hf://datasets/<owner>/<name>[:<config>]`.
         output: the folder of shards.
-        processes: that tokenize; auto takes every core.
-        shard_tokens, val_tokens: tokens of a training shard, and of the validation shard.
+        processes: tokenizer processes; auto uses every core.
+        shard_tokens, val_tokens: tokens of a training shard and of the validation shard.
     """
 
     source: str
@@ -61,45 +68,42 @@ class PrepareKeys:
 
 
 def prepare(keys: PrepareKeys) -> Manifest:
-    """Write the shards, or the rest of them, and the manifest.
+    """Write the shards that are missing, and the manifest.
 
     Raises:
-        UserError: nothing to read, a folder of something else, a full disk; what was written stays valid.
+        UserError: nothing to read, a folder of another preparation, a full disk; complete shards stay valid.
     """
     folder = Path(keys.output)
     source = open_source(keys.source)
     asked = {**source.identity(), "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
     try:
-        with held(folder):
+        with lock_output(folder):
             if (folder / NAME).is_file():
-                return _finished(folder, asked)
+                return _read_finished(folder, asked)
             return _Preparation(folder, source, asked, keys).run()
     except OSError as error:
-        what = (
-            "is full"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else f"cannot be written ({error.strerror})"
-        )
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "is full" if full else f"cannot be written ({error.strerror})"
         raise UserError(
-            f"prepare.output={folder}: the disk {what}; the whole shards are kept, make room and run again to go on"
+            f"prepare.output={folder}: the disk {what}; complete shards are kept, make room and run again to continue"
         ) from error
 
 
-def _finished(folder: Path, asked: dict[str, Any]) -> Manifest:
+def _read_finished(folder: Path, asked: dict[str, Any]) -> Manifest:
     manifest = Manifest.parse((folder / NAME).read_bytes(), str(folder / NAME))
-    _refuse_other(folder, manifest.source, asked)
+    _check_same(folder, manifest.source, asked)
     (folder / JOURNAL).unlink(missing_ok=True)  # killed between the two
     for entry in manifest.shards:
         path = folder / entry.name
         if not path.is_file() or path.stat().st_size != entry.bytes:
             raise UserError(
-                f"{path} is not as {NAME} says ({entry.bytes} bytes); empty the folder and prepare again"
+                f"{path} must have {entry.bytes} bytes by {NAME}; empty the folder and prepare again"
             )
     log.info("%s is prepared already", folder)
     return manifest
 
 
-def _refuse_other(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]
     if changed:
         raise UserError(
@@ -109,15 +113,15 @@ def _refuse_other(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> No
 
 
 class _Preparation:
-    """One session of one preparation."""
+    """One process's part in a preparation, which it starts or continues."""
 
     def __init__(self, folder: Path, source: Source, asked: dict[str, Any], keys: PrepareKeys) -> None:
         self.folder, self.source, self.asked, self.keys = folder, source, asked, keys
         journal = Journal.read(folder)
-        refuse_strangers(folder, journal)
+        check_output(folder, journal)
         if journal is not None:
-            _refuse_other(folder, journal.asked, asked)
-            log.info("going on after %d whole shards", len(journal.shards))
+            _check_same(folder, journal.asked, asked)
+            log.info("continuing after %d complete shards", len(journal.shards))
         self.journal = journal or Journal(asked)
         self.shard: ShardFile | None = None
 
@@ -125,61 +129,62 @@ class _Preparation:
         for path in self.folder.glob(".*.part"):
             path.unlink()
         self.journal.write(self.folder)
-        (self.folder / BAD).touch()
-        os.truncate(self.folder / BAD, self.journal.bad_bytes)
+        (self.folder / BAD_DOCUMENTS).touch()
+        os.truncate(self.folder / BAD_DOCUMENTS, self.journal.bad_bytes)
         place, keys = self.journal.place, self.keys
         processes = len(os.sched_getaffinity(0)) if keys.processes == "auto" else int(keys.processes)
-        speed = Speed(self._tokens())
+        progress = Progress(self._count_tokens())
         try:
             with (
-                (self.folder / BAD).open("ab") as bad,
-                closing(encoded(self.source.chunks(place["cursor"]), processes)) as stream,
+                (self.folder / BAD_DOCUMENTS).open("ab") as bad,
+                closing(encode_chunks(self.source.chunks(place["cursor"]), processes)) as chunks,
             ):
                 rows, tokens = place["rows"], place["tokens"]
-                for chunk, found in stream:
-                    self._take(chunk, found, rows, tokens, bad)
+                for chunk, encoded in chunks:
+                    self._write_chunk(chunk, encoded, rows, tokens, bad)
                     rows = tokens = 0
-                    speed.tell(self._tokens(), len(self.journal.shards), chunk.share)
+                    progress.report(self._count_tokens(), len(self.journal.shards), chunk.share)
                 self._close_shard(bad)
         finally:
             if self.shard is not None:
-                self.shard.abandon()
-        return self._finish()
+                self.shard.discard()
+        return self._write_manifest()
 
-    def _tokens(self) -> int:
-        whole = sum(int(entry["tokens"]) for entry in self.journal.shards)
-        return whole + (self.shard.tokens if self.shard else 0)
+    def _count_tokens(self) -> int:
+        complete = sum(int(entry["tokens"]) for entry in self.journal.shards)
+        return complete + (self.shard.tokens if self.shard else 0)
 
-    def _take(self, chunk: Chunk, found: Encoded, rows: int, tokens: int, bad: IO[bytes]) -> None:
-        """Write a chunk's tokens, but for its first rows and tokens, and close every shard that they fill."""
-        ends = np.cumsum(found.counts)
+    def _write_chunk(self, chunk: Chunk, encoded: Encoded, rows: int, tokens: int, bad: IO[bytes]) -> None:
+        """Write a chunk's tokens without its first rows and tokens, and close every shard that is full."""
+        ends = np.cumsum(encoded.counts)
         at = (int(ends[rows - 1]) if rows else 0) + tokens
-        counted = rows + (tokens > 0)  # a row that an earlier session began is counted already
-        while at < len(found.tokens):
+        counted = rows + (tokens > 0)  # an earlier process has counted the row that it started
+        while at < len(encoded.tokens):
             if self.shard is None:
-                name = found.names[int(np.searchsorted(ends, at, side="right"))]
+                name = encoded.names[int(np.searchsorted(ends, at, side="right"))]
                 number = len(self.journal.shards)
                 capacity = self.keys.shard_tokens if number else self.keys.val_tokens
                 self.shard = ShardFile(self.folder / shard_name(number), capacity, name)
-            size = min(self.shard.room, len(found.tokens) - at)
-            self.shard.write(found.tokens[at : at + size])
+            size = min(self.shard.room, len(encoded.tokens) - at)
+            self.shard.write(encoded.tokens[at : at + size])
             at += size
             if self.shard.room == 0:
+                # The next shard starts `offset` tokens into row `row` of this chunk.
                 row = int(np.searchsorted(ends, at, side="right"))
-                inside = at - (int(ends[row - 1]) if row else 0)
-                self._count(chunk, found, range(counted, row + (inside > 0)), bad)
-                counted = row + (inside > 0)
-                self.journal.place = {"cursor": chunk.cursor, "rows": row, "tokens": inside}
+                offset = at - (int(ends[row - 1]) if row else 0)
+                self._count_documents(chunk, encoded, range(counted, row + (offset > 0)), bad)
+                counted = row + (offset > 0)
+                self.journal.place = {"cursor": chunk.cursor, "rows": row, "tokens": offset}
                 self._close_shard(bad)
-        self._count(chunk, found, range(counted, len(found.counts)), bad)
+        self._count_documents(chunk, encoded, range(counted, len(encoded.counts)), bad)
 
-    def _count(self, chunk: Chunk, found: Encoded, rows: range, bad: IO[bytes]) -> None:
+    def _count_documents(self, chunk: Chunk, encoded: Encoded, rows: range, bad: IO[bytes]) -> None:
         journal = self.journal
         for i in rows:
-            if i in found.bad:
-                reason = found.bad[i]
+            if i in encoded.bad:
+                reason = encoded.bad[i]
                 journal.bad[reason] = journal.bad.get(reason, 0) + 1
-                bad.write(json.dumps({"document": found.names[i], "reason": reason}).encode() + b"\n")
+                bad.write(json.dumps({"document": encoded.names[i], "reason": reason}).encode() + b"\n")
             elif i or not chunk.continues:
                 journal.documents += 1
 
@@ -194,13 +199,13 @@ class _Preparation:
         self.journal.bad_bytes = bad.tell()
         self.journal.write(self.folder)
 
-    def _finish(self) -> Manifest:
+    def _write_manifest(self) -> Manifest:
         journal = self.journal
-        tokens, n_bad = self._tokens(), sum(journal.bad.values())
+        tokens, n_bad = self._count_tokens(), sum(journal.bad.values())
         if not tokens:
             raise UserError(
                 f"prepare.source={self.keys.source} has no document with text ({n_bad} without, "
-                f"see {self.folder / BAD}); the text must stand in a field named text"
+                f"see {self.folder / BAD_DOCUMENTS}); the text must be in a field named text"
             )
         if len(journal.shards) == 1:
             raise UserError(
@@ -210,38 +215,43 @@ class _Preparation:
         shards = tuple(ShardEntry(**entry) for entry in journal.shards)
         bad = dict(sorted(journal.bad.items()))
         manifest = Manifest(self.asked, TOKENIZER, journal.documents, tokens, bad, shards)
-        write_atomic(self.folder / NAME, manifest.text())
+        write_atomic(self.folder / NAME, manifest.dump())
         (self.folder / JOURNAL).unlink()
         return manifest
 
 
-class Speed:
-    """Says now and then how fast it goes and how long it will take."""
+class Progress:
+    """Log lines with speed and remaining time, at most one every ten seconds.
+
+    Args:
+        tokens: tokens of earlier processes.
+    """
 
     EVERY_S = 10.0
 
     def __init__(self, tokens: int) -> None:
-        self._began = self._told = time.monotonic()
-        self._first: tuple[int, float | None] = (tokens, None)
+        self._start = self._last_line = time.monotonic()
+        self._first_tokens = tokens
+        self._first_share: float | None = None
 
-    def tell(self, tokens: int, shards: int, share: float | None) -> None:
-        """Log a line where it is time."""
+    def report(self, tokens: int, shards: int, share: float | None) -> None:
+        """Log a line if the last one is old enough."""
         now = time.monotonic()
-        if self._first[1] is None:
-            self._first = (self._first[0], share)
-        if now - self._told < self.EVERY_S:
+        if self._first_share is None:
+            self._first_share = share
+        if now - self._last_line < self.EVERY_S:
             return
-        self._told = now
-        seconds = now - self._began
-        line = f"{tokens:,} tokens, {shards} whole shards, {(tokens - self._first[0]) / seconds:,.0f} tokens/s"
-        first = self._first[1]
+        self._last_line = now
+        seconds, first = now - self._start, self._first_share
+        speed = (tokens - self._first_tokens) / seconds
+        line = f"{tokens:,} tokens, {shards} complete shards, {speed:,.0f} tokens/s"
         if share is not None and first is not None and share > first:
-            left = seconds * (1 - share) / (share - first)
-            line += f", {100 * share:.1f} % of the source, {duration(left)} left"
+            remaining = seconds * (1 - share) / (share - first)
+            line += f", {100 * share:.1f} % of the source, {format_seconds(remaining)} left"
         log.info("%s", line)
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people."""
+def format_seconds(seconds: float) -> str:
+    """Return a duration in hours, minutes or seconds, such as `1.5 h`."""
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

@@ -1,11 +1,12 @@
-"""Where documents come from: local files, a Hugging Face data set on disk, or one streamed from the hub.
+"""Sources of documents: local files, a Hugging Face data set on disk, or one streamed from the hub.
 
-A source gives chunks from a cursor on, always the same rows in the same order, and can say what it is: its
-identity is the same wherever the files lie, and other after a change.
+A source yields chunks from a cursor on, always the same rows in the same order. Its identity is independent of the
+folder that the files are in, and changes with their content.
 """
 
 import glob
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,17 +24,17 @@ class Source(Protocol):
     """Documents in a fixed order."""
 
     def identity(self) -> dict[str, Any]:
-        """What it is: `address`, and a `revision` that changes with the content."""
+        """Return `address`, and a `revision` that changes with the content."""
 
     def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
-        """Its rows from a chunk's cursor on; from `{}`, all."""
+        """Yield the rows from a chunk's cursor on, `{}` for all."""
 
 
 def open_source(address: str) -> Source:
-    """The source that `prepare.source` names.
+    """Return the source that `prepare.source` names.
 
     Raises:
-        UserError: nothing there that could be read.
+        UserError: there is nothing to read.
     """
     if address.startswith(HUB):
         return HubSource.open(address)
@@ -60,7 +61,7 @@ def open_source(address: str) -> Source:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Local files one after the other, by name."""
+    """Local files, one after the other by name."""
 
     address: str
     paths: tuple[Path, ...]
@@ -81,22 +82,22 @@ class FileSource:
         sizes = [path.stat().st_size for path in self.paths]
         first = int(cursor.get("file", 0))
         for i in range(first, len(self.paths)):
-            inside = cursor if i == first else {}
-            for chunk in file_chunks(self.paths[i], self.names[i], inside):
+            start = cursor if i == first else {}
+            for chunk in file_chunks(self.paths[i], self.names[i], start):
                 share = (sum(sizes[:i]) + (chunk.share or 0.0) * sizes[i]) / max(1, sum(sizes))
                 yield replace(chunk, cursor={"file": i, **chunk.cursor}, share=share)
 
 
 @dataclass(frozen=True)
 class DiskSource:
-    """A data set as `datasets` saves it to disk, memory-mapped."""
+    """Data set that `datasets` saved to disk, memory-mapped."""
 
     address: str
     rows: Any  # datasets.Dataset, arrow-formatted
 
     @classmethod
     def open(cls, place: Path) -> "DiskSource":
-        """Open the data set, or the `train` split of several."""
+        """Open the data set, or its `train` split if it has several."""
         from datasets import load_from_disk
 
         try:
@@ -130,7 +131,7 @@ class DiskSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set of the hub, streamed: `hf://datasets/<owner>/<name>[@<revision>][:<config>]`, split train."""
+    """Split train of a data set on the hub, streamed: `hf://datasets/<owner>/<name>[@<revision>][:<config>]`."""
 
     address: str
     revision: str
@@ -139,14 +140,14 @@ class HubSource:
 
     @classmethod
     def open(cls, address: str) -> "HubSource":
-        """Settle the revision, so that a later session reads the same."""
+        """Resolve the revision, so that a continued preparation reads the same, and open the stream."""
         from datasets import load_dataset
         from huggingface_hub import HfApi
 
         place, _, config = address.removeprefix(HUB).partition(":")
         name, _, asked = place.partition("@")
         if name.count("/") != 1:
-            raise UserError(f"prepare.source={address} must read {HUB}<owner>/<name>[@<revision>][:<config>]")
+            raise UserError(f"prepare.source={address} must be {HUB}<owner>/<name>[@<revision>][:<config>]")
         try:
             sha = str(HfApi().dataset_info(name, revision=asked or None).sha)
             rows = load_dataset(name, config or None, split="train", streaming=True, revision=sha)
@@ -178,12 +179,10 @@ class HubSource:
         except Exception as error:  # as in `open`
             raise UserError(
                 f"prepare.source={self.address} broke off after row {row} ({type(error).__name__}: "
-                f"{one_line(error)[:200]}); what is whole is kept, run again to go on"
+                f"{one_line(error)[:200]}); complete shards are kept, run again to continue"
             ) from error
 
 
 def json_hash(value: object) -> str:
-    """A hash of plain values."""
-    import json
-
+    """Return the hash of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Chunks of documents to tokens, in as many processes as asked, in the order of the chunks.
+"""Tokenizer pool: chunks of documents to tokens in several processes, in the order of the chunks.
 
-Each document is the end-of-text token, then its text under GPT-2's encoding; special tokens spelt out in
-the text are plain text.
+A document becomes the end-of-text token followed by its text under GPT-2's encoding; special tokens that are
+spelt out in the text are plain text.
 """
 
 import json
@@ -23,19 +23,19 @@ from src.datamodules.prepare.documents import NOT_UTF8, Chunk
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.errors import UserError
 
-#: Chunks under way beyond three a process: work for the time that a shard takes to be forced to disk.
+#: Pending chunks beyond three for each process: work for the time in which a shard is forced to disk.
 SLACK = 16
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A chunk's tokens.
+    """Tokens of a chunk.
 
     Args:
-        tokens: of all rows, one after the other.
-        counts: tokens of each row; 0 where it is bad.
-        names: of each row.
-        bad: row and reason of each that has no text.
+        tokens: tokens of all rows, one row after the other.
+        counts: number of tokens of each row; 0 for a row without text.
+        names: name of each row.
+        bad: reason by row, for the rows without text.
     """
 
     tokens: NDArray[np.uint16]
@@ -45,13 +45,13 @@ class Encoded:
 
 
 def encode(chunk: Chunk) -> Encoded:
-    """Tokenize one chunk."""
+    """Tokenize a chunk."""
     encoding = gpt2_encoding()
     parts: list[NDArray[np.uint16]] = []
     names: list[str] = []
     bad: dict[int, str] = {}
     for i, row in enumerate(chunk.rows):
-        name, text, reason = _text(row, chunk.is_json)
+        name, text, reason = _read_text(row, chunk.is_json)
         names.append(name or (chunk.ids[i] if chunk.ids else None) or f"{chunk.name}:{chunk.first_row + i}")
         if text is None:
             bad[i] = reason
@@ -71,8 +71,8 @@ def encode(chunk: Chunk) -> Encoded:
     return Encoded(tokens, [len(part) for part in parts], names, bad)
 
 
-def _text(row: bytes | str | None, is_json: bool) -> tuple[str | None, str | None, str]:
-    """Name, text and, where there is no text, the reason."""
+def _read_text(row: bytes | str | None, is_json: bool) -> tuple[str | None, str | None, str]:
+    """Return name, text and, without text, the reason."""
     if row is None:
         return None, None, "null"
     if isinstance(row, str):
@@ -99,37 +99,37 @@ def _text(row: bytes | str | None, is_json: bool) -> tuple[str | None, str | Non
     return name, text, ""
 
 
-def encoded(chunks: Iterable[Chunk], processes: int) -> Generator[tuple[Chunk, Encoded], None, None]:
-    """Chunks with their tokens, in order; a few chunks a process are under way at once.
+def encode_chunks(chunks: Iterable[Chunk], processes: int) -> Generator[tuple[Chunk, Encoded], None, None]:
+    """Yield chunks with their tokens, in order; a few chunks for each process are pending at once.
 
     Raises:
-        UserError: a process was killed, as the system does when memory ends.
+        UserError: a process was killed, for example because the machine ran out of memory.
     """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
-    under_way: deque[tuple[Chunk, Future[Encoded]]] = deque()
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_exit_with_parent)
+    pending: deque[tuple[Chunk, Future[Encoded]]] = deque()
     try:
         for chunk in chunks:
-            under_way.append((chunk, pool.submit(encode, chunk)))
-            while len(under_way) > 3 * processes + SLACK or (under_way and under_way[0][1].done()):
-                done, future = under_way.popleft()
+            pending.append((chunk, pool.submit(encode, chunk)))
+            while len(pending) > 3 * processes + SLACK or (pending and pending[0][1].done()):
+                done, future = pending.popleft()
                 yield done, future.result()
-        for done, future in under_way:
+        for done, future in pending:
             yield done, future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"one of prepare.processes={processes} was killed (out of memory?); what is whole is kept, "
-            "run again to go on, perhaps with fewer"
+            f"one of prepare.processes={processes} was killed (out of memory?); complete shards are kept, "
+            "run again to continue, with fewer processes if memory is short"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """A killed parent must not leave its processes waiting for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the parent, which ends its processes
+def _exit_with_parent() -> None:
+    """Watch the parent, and exit when it is killed instead of waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends its processes
     parent = multiprocessing.parent_process()
-    assert parent is not None  # only processes that were started run this
+    assert parent is not None  # this runs in pool processes only
 
     def watch() -> None:
         wait([parent.sentinel])

@@ -1,11 +1,14 @@
-"""Shards written as a stream, each whole or not there, and the journal from which a killed run goes on.
+"""Atomic shard files of a preparation, and the journal from which an interrupted one continues.
 
     folder/.fineweb_train_000001.bin.part    the shard being written
-    folder/.prepare.json                     after each whole shard: where the next one begins
+    folder/.prepare.json                     journal, replaced after each complete shard: where the next one starts
     folder/bad_documents.jsonl               name and reason of each document without text
 
-The journal is replaced after a shard was renamed into place, so a kill between the two only means that the
-shard is made again, to the same bytes.
+A shard is renamed into place before the journal is replaced. After a kill between the two, the shard is written
+again with the same bytes.
+
+The process that prepares locks the folder itself with flock. A filelock needs a file of its own, which would stay
+among the files that are published.
 """
 
 import fcntl
@@ -20,21 +23,25 @@ from typing import Any
 
 import numpy as np
 
-from src.datamodules.shards.format import HEADER_BYTES, HEADER_INTS, MAGIC, VERSION, Tokens, TokenShard
+from src.datamodules.shards.format import HEADER_BYTES, LLM_C, Tokens, TokenShard, encode_header
 from src.datamodules.shards.manifest import JOURNAL, NAME, ShardEntry
 from src.errors import UserError
 from src.files import fsync_folder, sha256_file, write_atomic
 
-BAD = "bad_documents.jsonl"
+BAD_DOCUMENTS = "bad_documents.jsonl"
 
 
 @dataclass
 class Journal:
-    """How far a preparation has come: everything that the whole shards say, and where the next begins.
+    """Progress of a preparation: its complete shards, and where the next one starts.
 
     Args:
-        asked: what is being prepared; another preparation must not go on with it.
-        place: cursor of a chunk, rows of it to pass over, tokens of the next row to pass over.
+        asked: source and sizes of the preparation; one with others must not continue it.
+        place: cursor of a chunk, rows of it to skip, tokens of the next row to skip.
+        documents: documents with text.
+        bad: documents without text, by reason.
+        bad_bytes: length of bad_documents.jsonl.
+        shards: entries of the manifest.
     """
 
     asked: dict[str, Any]
@@ -46,26 +53,26 @@ class Journal:
 
     @classmethod
     def read(cls, folder: Path) -> "Journal | None":
-        """The folder's journal, where a preparation was begun there."""
+        """Return the folder's journal, or None if there is none."""
         path = folder / JOURNAL
         return cls(**json.loads(path.read_text())) if path.is_file() else None
 
     def write(self, folder: Path) -> None:
-        """Note it, atomically."""
+        """Replace the folder's journal atomically."""
         write_atomic(folder / JOURNAL, json.dumps(asdict(self)))
 
 
 def shard_name(number: int) -> str:
-    """The published name of a shard; number 0 is for validation."""
+    """Return the published name of a shard; number 0 is the validation shard."""
     return f"fineweb_{'train' if number else 'val'}_{number:06d}.bin"
 
 
 class ShardFile:
-    """One shard on its way to disk.
+    """Shard being written.
 
     Args:
         path: its final name.
-        capacity: tokens that it holds when full.
+        capacity: the most tokens that it holds.
         first_document: name of the document that its first token belongs to.
     """
 
@@ -75,16 +82,16 @@ class ShardFile:
         self._part = path.with_name(f".{path.name}.part")
         self._file = self._part.open("wb", buffering=1 << 20)
         self._digest = hashlib.sha256()
-        self._put(_header(capacity))
+        self._put(encode_header(capacity))
 
     @property
     def room(self) -> int:
-        """Tokens that still fit."""
+        """Return the number of tokens that still fit."""
         return self.capacity - self.tokens
 
     def write(self, tokens: Tokens) -> None:
-        """Append tokens, at most as many as fit."""
-        self._put(np.ascontiguousarray(tokens, dtype="<u2").tobytes())
+        """Append at most `room` tokens."""
+        self._put(np.ascontiguousarray(tokens, dtype=LLM_C.dtype).tobytes())
         self.tokens += len(tokens)
 
     def _put(self, raw: bytes) -> None:
@@ -92,10 +99,10 @@ class ShardFile:
         self._digest.update(raw)
 
     def close(self) -> ShardEntry:
-        """Force it to disk and give it its name."""
+        """Force the file to disk, rename it to its final name and return its entry."""
         if self.room:
             self._file.seek(0)
-            self._file.write(_header(self.tokens))
+            self._file.write(encode_header(self.tokens))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -107,32 +114,26 @@ class ShardFile:
         size = HEADER_BYTES + 2 * self.tokens
         return ShardEntry(self.path.name, split, self.tokens, size, sha256, sampled, self.first_document)
 
-    def abandon(self) -> None:
-        """Leave nothing behind."""
+    def discard(self) -> None:
+        """Remove the file."""
         with suppress(OSError):  # closing flushes, and the disk may be full
             self._file.close()
         self._part.unlink(missing_ok=True)
 
 
-def _header(tokens: int) -> bytes:
-    header = np.zeros(HEADER_INTS, dtype="<i4")
-    header[:3] = MAGIC, VERSION, tokens
-    return header.tobytes()
-
-
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep every other process from preparing into `folder`; a killed one lets go by dying.
+def lock_output(folder: Path) -> Iterator[None]:
+    """Keep other processes from preparing into `folder`; the lock of a killed process is released.
 
     Raises:
-        UserError: another process is at it.
+        UserError: another process prepares into the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(
                 f"prepare.output={folder} is being written by another process; wait for it"
             ) from error
@@ -141,18 +142,18 @@ def held(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def refuse_strangers(folder: Path, journal: Journal | None) -> None:
-    """Refuse a folder that holds shards which this preparation did not write.
+def check_output(folder: Path, journal: Journal | None) -> None:
+    """Raise an error if `folder` holds shards that this preparation did not write.
 
     Raises:
-        UserError: which file is in the way.
+        UserError: names the file.
     """
     own = {entry["name"] for entry in journal.shards} if journal else set()
     if journal is not None:
-        own.add(shard_name(len(journal.shards)))  # renamed into place, and killed before the journal
-    strangers = sorted(p.name for p in folder.glob("*.bin") if p.name not in own)
-    if strangers or (journal is None and (folder / NAME).exists()):
+        own.add(shard_name(len(journal.shards)))  # renamed into place before a kill, not yet in the journal
+    foreign = sorted(p.name for p in folder.glob("*.bin") if p.name not in own)
+    if foreign or (journal is None and (folder / NAME).exists()):
         raise UserError(
-            f"prepare.output={folder} holds {strangers[0] if strangers else NAME} of something else; "
+            f"prepare.output={folder} holds {foreign[0] if foreign else NAME} of something else; "
             "give another folder or empty it"
         )

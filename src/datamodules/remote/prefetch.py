@@ -1,4 +1,4 @@
-"""Remote shards as slots: fetched into the cache when asked for, the next ones meanwhile in the background."""
+"""Remote shards: fetched into the cache when they are read, the next ones ahead of time by a background thread."""
 
 import fnmatch
 import hashlib
@@ -10,203 +10,222 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from src.datamodules.remote.cache import Cache, Held, Shelf
-from src.datamodules.remote.store import RemoteFile, Store
+from src.datamodules.remote.cache import CacheFolder, CacheFullError, Lease, ShardCache
+from src.datamodules.remote.store import RemoteFile, RemoteFolder
 from src.datamodules.shards.format import (
     BLOCK_BYTES,
     FORMATS,
     HEADER_BYTES,
-    MAGIC,
+    LLM_C,
     NANOGPT,
     Format,
     ShardError,
     TokenShard,
 )
-from src.datamodules.shards.local import HEADERLESS, NAMES, Shards, by_number, in_splits, refuse_gaps, split_of
+from src.datamodules.shards.local import (
+    HEADERLESS,
+    NAMES_HINT,
+    Shards,
+    check_gaps,
+    number_key,
+    split_by_name,
+    split_of,
+)
 
 log = logging.getLogger(__name__)
 
-#: Shards kept mapped by one process that reads them one after the other: a batch may span two.
-MAPPED = 2
+#: Shards that a process keeps open if it reads one after the other: a batch may span two.
+N_OPEN = 2
 
 
-def open_remote(address: str, cache: Cache, *, streamed: bool) -> Shards:
-    """The shards of a remote folder, file or pattern; nothing but their list is fetched yet.
+def open_remote(address: str, cache: CacheFolder, *, streamed: bool) -> Shards:
+    """Return the shards of a remote folder, file or pattern; so far only their list is fetched.
 
     Args:
-        address: of the folder, or with names of files as its last part.
-        cache: where shards will be kept.
-        streamed: whether they will be read one after the other.
+        address: of the folder, or with a file name or pattern as its last part.
+        cache: the folder into which shards are fetched.
+        streamed: true if the shards are read one after the other.
 
     Raises:
-        ShardError: nothing there, or not enough room for what will be asked.
+        ShardError: there is no shard, or the cache is too small for those that are read at the same time.
     """
     headerless = address.startswith(HEADERLESS)
     folder, _, last = address.removeprefix(HEADERLESS).rstrip("/").rpartition("/")
     pattern = last if "*" in last or last.endswith(".bin") else None
-    store = Store(folder if pattern else f"{folder}/{last}")
-    manifest = None if headerless else store.manifest()
-    listed = manifest is not None and pattern is None
+    remote = RemoteFolder(folder if pattern else f"{folder}/{last}")
+    # A manifest names the files with their hashes; a folder without one is listed.
+    manifest = None if headerless else remote.read_manifest()
     if manifest is not None:
         files = [RemoteFile(e.name, e.bytes, e.sha256) for e in manifest.shards]
     else:
-        files = [file for file in store.files() if split_of(file.name, f"{store.address}/{file.name}")]
+        files = [f for f in remote.list_files() if split_of(f.name, f"{remote.address}/{f.name}")]
     files = sorted(
-        (f for f in files if fnmatch.fnmatch(f.name, pattern or "*")), key=lambda f: by_number(f.name)
+        (f for f in files if fnmatch.fnmatch(f.name, pattern or "*")), key=lambda f: number_key(f.name)
     )
     if not files:
-        raise ShardError(f"data.path={address} holds no *val*.bin and *train*.bin; {NAMES}")
+        raise ShardError(f"data.path={address} holds no *val*.bin and *train*.bin; {NAMES_HINT}")
     if pattern is None:
-        refuse_gaps([file.name for file in files], store.address)
+        check_gaps([file.name for file in files], remote.address)
+    _check_cache_size(address, files, cache, streamed=streamed)
+    prefetcher = Prefetcher(ShardCache(cache, remote), headerless, N_OPEN if streamed else len(files))
+    format_ = NANOGPT if headerless else LLM_C if manifest else _read_format(remote, files[0])
+    slots = [RemoteShard(prefetcher, file, format_) for file in files]
+    whole_manifest = manifest if pattern is None else None
+    return split_by_name(
+        remote.address.rpartition("/")[2], slots, whole_manifest.hash() if whole_manifest else None
+    )
+
+
+def _check_cache_size(address: str, files: list[RemoteFile], cache: CacheFolder, *, streamed: bool) -> None:
     needed = sum(file.size for file in files)
     if streamed:
-        needed = min(needed, (MAPPED + 1) * max(file.size for file in files))
-    if needed > cache.limit:
+        needed = min(needed, (N_OPEN + 1) * max(file.size for file in files))
+    if needed > cache.max_bytes:
         raise ShardError(
-            f"data.cache_gib={cache.limit / 2**30:g} is too small for {needed} bytes of {address}"
+            f"data.cache_gib={cache.max_bytes / 2**30:g} is too small for {needed} bytes of {address}"
             + ("" if streamed else ", all of which data.order reads at once; data.order=shard_shuffled streams")
             + f"; raise it to {needed / 2**30 + 0.01:.2f}"
         )
-    desk = Desk(Shelf(cache, store), headerless, MAPPED if streamed else len(files))
-    form = NANOGPT if headerless else FORMATS[MAGIC] if manifest else _format(store, files[0])
-    slots = [RemoteShard(desk, file, form) for file in files]
-    return in_splits(store.address.rpartition("/")[2], slots, manifest.hash() if manifest and listed else None)
 
 
-def _format(store: Store, file: RemoteFile) -> Format:
-    """The format that a file's header says; the others are held to it when they are opened."""
+def _read_format(remote: RemoteFolder, file: RemoteFile) -> Format:
+    """Return the format that a file's header states; the other files must have the same when they are opened."""
+    where = f"{remote.address}/{file.name}"
     if file.size < HEADER_BYTES:
-        raise ShardError(f"{store.address}/{file.name}: {file.size} bytes, less than a header; make it again")
-    magic = int(np.frombuffer(store.read(file, 0, HEADER_BYTES), dtype="<i4")[0])
+        raise ShardError(f"{where}: {file.size} bytes, less than a header of {HEADER_BYTES}; make it again")
+    magic = int(np.frombuffer(remote.read(file, 0, HEADER_BYTES), dtype="<i4")[0])
     if magic not in FORMATS:
         raise ShardError(
-            f"{store.address}/{file.name}: byte 0 holds {magic}, no magic number of a .bin shard; perhaps a "
-            "headerless file of nanoGPT, to be declared by nanogpt: before its address"
+            f"{where}: byte 0 holds {magic}, no magic number of a .bin shard; if it is a headerless file of "
+            "nanoGPT, declare it by nanogpt: before its address"
         )
     return FORMATS[magic]
 
 
-class Desk:
-    """The shards that one process has mapped, and a thread that fetches those it will want next.
+class Prefetcher:
+    """Shards that a process has open, and a thread that fetches the ones it reads next.
 
     Args:
-        shelf: where they come from.
-        headerless: whether they were declared to be nanoGPT's.
-        mapped: how many are kept mapped.
+        cache: the cache that they are fetched into.
+        headerless: true for nanoGPT's files.
+        n_open: shards that are kept open.
     """
 
-    def __init__(self, shelf: Shelf, headerless: bool, mapped: int) -> None:
-        self.shelf, self.headerless, self.mapped = shelf, headerless, mapped
-        self._take_over()
+    def __init__(self, cache: ShardCache, headerless: bool, n_open: int) -> None:
+        self.cache, self.headerless, self.n_open = cache, headerless, n_open
+        self._reset()
 
-    def _take_over(self) -> None:
-        """Begin as this process: a fork has neither the thread nor a usable lock of its parent's."""
+    def _reset(self) -> None:
+        """Start without shards and thread; a forked process has neither its parent's thread nor its locks."""
         self._pid = os.getpid()
-        self._open: OrderedDict[str, tuple[Held, TokenShard]] = OrderedDict()
-        self._wanted: list[RemoteFile] = []
-        self._wake = threading.Condition()
+        self._open: OrderedDict[str, tuple[Lease, TokenShard]] = OrderedDict()
+        self._queue: list[RemoteFile] = []
+        self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def shard(self, file: RemoteFile, n_tokens: int) -> TokenShard:
-        """The shard, mapped; the one used longest ago is let go."""
+    def open(self, file: RemoteFile, n_tokens: int) -> TokenShard:
+        """Return the open shard, fetched if needed; the least recently used one is released."""
         if self._pid != os.getpid():
-            self._take_over()
+            self._reset()
         if file.name not in self._open:
-            while len(self._open) >= self.mapped:
-                self._open.popitem(last=False)[1][0].let_go()
-            held = self.shelf.hold(file)
+            while len(self._open) >= self.n_open:
+                self._open.popitem(last=False)[1][0].release()
+            lease = self.cache.acquire(file)
             try:
-                shard = TokenShard.open(held.path, headerless=self.headerless)
+                shard = TokenShard.open(lease.path, headerless=self.headerless)
                 if shard.n_tokens != n_tokens:
                     raise ShardError(
-                        f"{held.path}: {shard.n_tokens} tokens, its size and format say {n_tokens}"
+                        f"{lease.path}: {shard.n_tokens} tokens, expected {n_tokens} from its size and format"
                     )
             except BaseException:
-                held.let_go()
+                lease.release()
                 raise
-            self._open[file.name] = held, replace(shard, sha256=file.sha256)
+            self._open[file.name] = lease, replace(shard, sha256=file.sha256)
         self._open.move_to_end(file.name)
         return self._open[file.name][1]
 
     def expect(self, file: RemoteFile, order: int) -> None:
-        """Fetch it in the background once those before it are here."""
+        """Queue a shard for the background thread as number `order` of those that are read next.
+
+        Number 0 starts a new queue. Shards for which the cache has no room beside the open ones are left out.
+        """
         if self._pid != os.getpid():
-            self._take_over()
-        with self._wake:
+            self._reset()
+        with self._changed:
             if order == 0:
-                self._wanted = []
-            if order < max(self.mapped, self.shelf.cache.limit // max(1, file.size) - 1):
-                self._wanted.append(file)
+                self._queue = []
+            if order < max(self.n_open, self.cache.cache.max_bytes // max(1, file.size) - 1):
+                self._queue.append(file)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._fetch, daemon=True)
+                self._thread = threading.Thread(target=self._fetch_queue, daemon=True)
                 self._thread.start()
-            self._wake.notify()
+            self._changed.notify()
 
     def close(self) -> None:
-        """Let go of everything and end the thread; a later use begins again."""
+        """Release all shards and end the thread; a later use starts again."""
         if self._pid != os.getpid():
             return
-        with self._wake:
-            thread, self._thread, self._wanted = self._thread, None, []
-            self._wake.notify()
+        with self._changed:
+            thread, self._thread, self._queue = self._thread, None, []
+            self._changed.notify()
         if thread is not None:
             thread.join()
         while self._open:
-            self._open.popitem()[1][0].let_go()
+            self._open.popitem()[1][0].release()
 
-    def _fetch(self) -> None:
+    def _fetch_queue(self) -> None:
+        """Fetch what is queued until `close`; after a failure wait for the next queue."""
         while True:
-            with self._wake:
-                while not self._wanted and self._thread is threading.current_thread():
-                    self._wake.wait()
+            with self._changed:
+                while not self._queue and self._thread is threading.current_thread():
+                    self._changed.wait()
                 if self._thread is not threading.current_thread():
                     return
-                file = self._wanted.pop(0)
+                file = self._queue.pop(0)
             try:
-                here = self.shelf.fetch(file)
-            except ShardError as error:
-                here = False
-                log.debug("fetching ahead failed, the reader will say so: %s", error)
-            if not here:
-                with self._wake:
-                    self._wanted = []
+                self.cache.try_acquire(file).release()
+            except (ShardError, CacheFullError) as error:
+                log.debug("fetching ahead failed, reading will report it: %r", error)
+                with self._changed:
+                    self._queue = []
 
 
 @dataclass(frozen=True)
 class RemoteShard:
-    """One remote shard."""
+    """Shard of a remote folder."""
 
-    desk: Desk
+    prefetcher: Prefetcher
     file: RemoteFile
     format: Format
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Return the file's name."""
         return self.file.name
 
     @property
     def n_tokens(self) -> int:
-        """By size; the header is held to it when the shard is opened."""
+        """Return the tokens by the file's size; opening the shard compares them with the header."""
         return (self.file.size - self.format.header_bytes) // np.dtype(self.format.dtype).itemsize
 
-    def shard(self) -> TokenShard:
-        """Fetched where it is not here."""
-        return self.desk.shard(self.file, self.n_tokens)
+    def load(self) -> TokenShard:
+        """Return the open shard, fetched if needed."""
+        return self.prefetcher.open(self.file, self.n_tokens)
 
     def expect(self, order: int) -> None:
-        """See `Desk.expect`."""
-        self.desk.expect(self.file, order)
+        """Fetch the shard ahead of time."""
+        self.prefetcher.expect(self.file, order)
 
     def close(self) -> None:
-        """See `Desk.close`."""
-        self.desk.close()
+        """Release the shard, and all others of its remote folder."""
+        self.prefetcher.close()
 
     def stamp(self) -> dict[str, str | int]:
-        """By the hash that the store tells, or else by blocks of content, read from afar."""
+        """Return name, tokens and hash; without a stated hash, one of blocks that are read from the remote file."""
         file, digest = self.file, hashlib.sha256()
         if file.sha256 is not None:
             return {"name": file.name, "tokens": self.n_tokens, "sha256": file.sha256}
         for start in sorted({0, file.size // 2, max(0, file.size - BLOCK_BYTES)}):
-            digest.update(self.desk.shelf.store.read(file, start, min(file.size, start + BLOCK_BYTES)))
+            block = self.prefetcher.cache.remote.read(file, start, min(file.size, start + BLOCK_BYTES))
+            digest.update(block)
         return {"name": file.name, "tokens": self.n_tokens, "sha256_sampled": digest.hexdigest()}

@@ -1,7 +1,7 @@
-"""A folder of shards on a remote store, read by ranges through fsspec, patiently.
+"""Remote folder of shards, read in ranges through fsspec with retries.
 
-A range that fails is asked for again after 1, 2, 4, ... seconds, at most `ATTEMPTS` times in a row; what
-came before it is kept, so a transfer goes on where it broke.
+A range that fails is requested again after 1, 2, 4, ... seconds, up to `ATTEMPTS` times; the ranges before it are
+kept, so a transfer continues where it broke.
 """
 
 import asyncio
@@ -23,33 +23,33 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ATTEMPTS = 6
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 30.0
 #: Seconds without a byte after which an HTTP transfer counts as broken.
 SILENCE_S = 30.0
 CHUNK_BYTES = 8 << 20
-#: Errors that another attempt does not mend.
-FINAL = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, IsADirectoryError)
+#: Errors that another attempt does not resolve.
+PERMANENT_ERRORS = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, IsADirectoryError)
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address names a store rather than a local path."""
+    """Return true for an address with a protocol, false for a local path."""
     return "://" in address.removeprefix(HEADERLESS)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of the store: its size, and its hash where somebody says it."""
+    """File of a remote folder: its size in bytes, and its hash if a manifest or the hub states one."""
 
     name: str
     size: int
     sha256: str | None
 
 
-class Store:
-    """A remote folder.
+class RemoteFolder:
+    """Folder that fsspec can open.
 
     Args:
-        address: any that fsspec knows: hf://datasets/<owner>/<name>, s3://, gs://, https://, ...
+        address: hf://datasets/<owner>/<name>, s3://, gs://, https://, ...
     """
 
     def __init__(self, address: str) -> None:
@@ -57,7 +57,7 @@ class Store:
         self._opened: tuple[int, Any, str] | None = None
 
     def _fs(self) -> tuple[Any, str]:
-        """The file system and the folder's path in it; each process opens its own (forks share none)."""
+        """Return the file system and the folder's path in it; each process opens its own, forks share none."""
         if self._opened is None or self._opened[0] != os.getpid():
             import fsspec
 
@@ -76,8 +76,8 @@ class Store:
             self._opened = os.getpid(), fs, root.rstrip("/")
         return self._opened[1], self._opened[2]
 
-    def manifest(self) -> Manifest | None:
-        """The folder's manifest, where it has one."""
+    def read_manifest(self) -> Manifest | None:
+        """Return the folder's manifest, or None if it has none."""
         where = f"{self.address}/{manifest.NAME}"
 
         def read() -> bytes | None:
@@ -87,33 +87,33 @@ class Store:
             except FileNotFoundError:
                 return None
 
-        raw = self._patiently(read, where)
+        raw = self._retry(read, where)
         return None if raw is None else Manifest.parse(raw, where)
 
-    def files(self) -> list[RemoteFile]:
-        """The .bin files of the folder, with the hashes that the Hugging Face hub tells."""
+    def list_files(self) -> list[RemoteFile]:
+        """Return the .bin files of the folder, with the hashes that the Hugging Face hub states."""
 
-        def listed() -> list[RemoteFile]:
+        def read() -> list[RemoteFile]:
             fs, root = self._fs()
-            found = []
+            files = []
             for entry in fs.ls(root, detail=True):
                 name = PurePosixPath(entry["name"]).name
                 if name.endswith(".bin"):
                     size = entry["size"] if entry.get("size") is not None else fs.info(entry["name"])["size"]
-                    told = entry.get("lfs") or {}
-                    found.append(RemoteFile(name, int(size), told.get("sha256")))
-            return found
+                    lfs = entry.get("lfs") or {}
+                    files.append(RemoteFile(name, int(size), lfs.get("sha256")))
+            return files
 
-        return self._patiently(listed, self.address)
+        return self._retry(read, self.address)
 
     def read(self, file: RemoteFile, start: int, end: int) -> bytes:
-        """Bytes start to end - 1 of a file.
+        """Return bytes `start` to `end - 1` of a file.
 
         Raises:
-            ShardError: it stays broken; says where.
+            ShardError: every attempt failed; names the position.
         """
 
-        def ranged() -> bytes:
+        def read_range() -> bytes:
             fs, root = self._fs()
             path = f"{root}/{file.name}"
             if getattr(fs, "async_impl", False):
@@ -123,37 +123,37 @@ class Store:
                     opened.seek(start)
                     raw = bytes(opened.read(end - start))
             if len(raw) == file.size > end - start:
-                raw = raw[start:end]  # a server that knows no ranges gives all of it
+                raw = raw[start:end]  # a server without ranges sends the whole file
             if len(raw) != end - start:
                 raise OSError(f"{len(raw)} bytes came for {end - start}")
             return raw
 
-        return self._patiently(ranged, f"{self.address}/{file.name}", f" at byte {start} of {file.size}")
+        return self._retry(read_range, f"{self.address}/{file.name}", f" at byte {start} of {file.size}")
 
-    def _patiently(self, attempt: Callable[[], T], what: str, where: str = "") -> T:
+    def _retry(self, attempt: Callable[[], T], what: str, where: str = "") -> T:
         wait = FIRST_WAIT_S
-        for tried in range(1, ATTEMPTS + 1):
+        for number in range(1, ATTEMPTS + 1):
             try:
                 return attempt()
             except ShardError:
                 raise
-            except FINAL as error:
+            except PERMANENT_ERRORS as error:
                 raise ShardError(
-                    f"{what} cannot be read ({_named(error)}); check the address and its access"
+                    f"{what} cannot be read ({_describe(error)}); check the address and its access"
                 ) from error
-            except Exception as error:  # every store has errors of its own
-                if tried == ATTEMPTS:
+            except Exception as error:  # every fsspec implementation has errors of its own
+                if number == ATTEMPTS:
                     raise ShardError(
-                        f"{what} broke off{where} ({_named(error)}), {ATTEMPTS} times in a row; check the network, "
-                        "then resume: what was fetched is kept"
+                        f"{what} broke off{where} ({_describe(error)}), {ATTEMPTS} times in a row; check the network, "
+                        "then resume: fetched shards are kept"
                     ) from error
-                log.warning("%s broke off%s (%s); again in %g s", what, where, _named(error), wait)
+                log.warning("%s broke off%s (%s); trying again in %g s", what, where, _describe(error), wait)
                 time.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT_S)
+                wait = min(2 * wait, MAX_WAIT_S)
         raise AssertionError("the last attempt returns or raises")
 
 
-def _named(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError | TimeoutError):
-        return f"nothing came for {SILENCE_S:g} s"
+        return f"no byte for {SILENCE_S:g} s"
     return f"{type(error).__name__}: {one_line(error)[:200]}"

@@ -1,12 +1,12 @@
-"""Token shards, read where they lie.
+"""Formats of token shards, and reading a shard in place.
 
     format      header                                                  tokens, little-endian
     llm.c       256 int32: [0] 20240520, [1] version 1, [2] n tokens    uint16 from byte 1024
     Llama-3     256 int32: [0] 20240801, [1] version 7, [2] n tokens    uint32 from byte 1024
     nanoGPT     none                                                    uint16 from byte 0
 
-In the first two the end-of-text token (50256; 128000) stands before each document, in the last after it. A
-nanoGPT file has no mark of its own, so it is read only where it was declared to be one.
+In the first two the end-of-text token (50256; 128000) precedes each document, in the last it follows. A nanoGPT
+file has no magic number, so it must be declared.
 
 Source: karpathy/llm.c, dev/data; KellerJordan/modded-nanogpt, data/; karpathy/nanoGPT, data/openwebtext.
 """
@@ -23,38 +23,39 @@ from numpy.typing import NDArray
 
 from src.files import write_atomic
 
-#: Ids as they lie in the file.
+#: Ids with the dtype of the file.
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
-MAGIC, VERSION = 20240520, 1
 HEADER_INTS, HEADER_BYTES = 256, 1024
-BLOCK_BYTES, N_BLOCKS, WHOLE_BYTES = 4096, 64, 8 << 20
+#: A fingerprint hashes files up to `FULL_HASH_BYTES` as a whole, and blocks of larger ones.
+BLOCK_BYTES, N_BLOCKS, FULL_HASH_BYTES = 4096, 64, 8 << 20
 
 
 class Format(NamedTuple):
-    """How a file of tokens is laid out."""
+    """Layout of a file of tokens."""
 
     name: str
+    magic: int
     version: int
     dtype: str
     end_of_text: int
     header_bytes: int
-    marks_before: bool  # the end-of-text token stands before its document
+    marks_before: bool  # the end-of-text token precedes its document
 
 
-FORMATS = {
-    MAGIC: Format("llm.c", VERSION, "<u2", 50256, HEADER_BYTES, True),
-    20240801: Format("Llama-3", 7, "<u4", 128000, HEADER_BYTES, True),
-}
-NANOGPT = Format("nanoGPT", 0, "<u2", 50256, 0, False)
+LLM_C = Format("llm.c", 20240520, 1, "<u2", 50256, HEADER_BYTES, True)
+LLAMA_3 = Format("Llama-3", 20240801, 7, "<u4", 128000, HEADER_BYTES, True)
+NANOGPT = Format("nanoGPT", 0, 0, "<u2", 50256, 0, False)
+#: Formats with a header, by magic number.
+FORMATS = {LLM_C.magic: LLM_C, LLAMA_3.magic: LLAMA_3}
 
 
 class ShardError(ValueError):
-    """Data that cannot be read right; says which file, where, what was found and what expected."""
+    """Data that cannot be read; the message names the file, the position, the value and the expected one."""
 
 
 class _Descriptor:
-    """A file held open for reading, closed when nothing refers to it any more."""
+    """File that is open for reading until nothing refers to it."""
 
     def __init__(self, path: Path) -> None:
         self.number = -1
@@ -67,10 +68,10 @@ class _Descriptor:
 
 @dataclass(frozen=True)
 class TokenShard:
-    """One shard of `n_tokens`, held open; `sha256` is what a manifest says of the file.
+    """Open shard of `n_tokens`; `sha256` is the file's hash according to a manifest.
 
-    `tokens` maps the whole of it. Training reads with `read`: whoever touches the mapped page of a file that
-    was cut meanwhile is killed (SIGBUS), where a read is answered with fewer bytes.
+    `tokens` maps the whole file. Training reads with `read`: a process that touches a mapped page of a truncated
+    file is killed (SIGBUS), whereas a read returns fewer bytes.
     """
 
     path: Path
@@ -85,10 +86,10 @@ class TokenShard:
 
         Args:
             path: the file.
-            headerless: whether it was declared to be nanoGPT's.
+            headerless: true for a file of nanoGPT.
 
         Raises:
-            ShardError: not this format, truncated, longer than its header says, or unreadable.
+            ShardError: another format, a size that the header contradicts, or an unreadable file.
         """
         try:
             file = _Descriptor(path)
@@ -98,83 +99,84 @@ class TokenShard:
             )
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-        form, count = (_headerless if headerless else _headed)(path, size, header)
-        return cls(path, count, form, file)
+        check = _check_headerless if headerless else _check_header
+        format_, n_tokens = check(path, size, header)
+        return cls(path, n_tokens, format_, file)
 
     @cached_property
     def tokens(self) -> Tokens:
-        """All of it, memory-mapped."""
+        """Return all tokens, memory-mapped."""
         with os.fdopen(os.dup(self.file.number), "rb") as file:
             return np.memmap(
                 file, self.format.dtype, mode="r", offset=self.format.header_bytes, shape=(self.n_tokens,)
             )
 
     def read(self, start: int, count: int) -> Tokens:
-        """Tokens `start` to `start + count`, copied.
+        """Return a copy of tokens `start` to `start + count - 1`.
 
         Raises:
-            ShardError: the file was cut since it was opened, or cannot be read any more.
+            ShardError: the file was truncated since it was opened, or cannot be read any more.
         """
         out = np.empty(count, dtype=self.format.dtype)
-        left, at = out.data.cast("B"), self.byte_of(start)
-        while left:
+        rest, position = out.data.cast("B"), self.byte_of(start)
+        while rest:
             try:
-                n = os.preadv(self.file.number, [left], at)
+                n = os.preadv(self.file.number, [rest], position)
             except OSError as error:
                 raise ShardError(f"{self.path}: cannot be read any more ({error.strerror})") from error
             if n == 0:
                 size = os.fstat(self.file.number).st_size
                 raise ShardError(f"{self.path}: cut to {size} bytes while in use; restore it")
-            left, at = left[n:], at + n
+            rest, position = rest[n:], position + n
         return out
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Return the file's name."""
         return self.path.name
 
-    def shard(self) -> "TokenShard":
-        """Itself: a local shard needs no fetching."""
+    def load(self) -> "TokenShard":
+        """Return the shard itself, which is local."""
         return self
 
     def expect(self, order: int) -> None:
-        """Nothing to do: it is here."""
+        """Do nothing; the shard is local."""
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Do nothing; the shard is local."""
 
     def byte_of(self, token: int) -> int:
-        """Where a token lies in the file."""
+        """Return the position of a token in the file, in bytes."""
         return self.format.header_bytes + token * np.dtype(self.format.dtype).itemsize
 
     def check_ids(self, start: int, tokens: Tokens, vocab_size: int) -> None:
-        """Refuse ids outside the model's vocabulary; `tokens` were read from position `start` on."""
+        """Raise `ShardError` if one of `tokens`, read from position `start` on, is outside the vocabulary."""
         if tokens.size and int(tokens.max()) >= vocab_size:
-            at = start + int(np.argmax(tokens >= vocab_size))
+            index = start + int(np.argmax(tokens >= vocab_size))
             raise ShardError(
-                f"{self.path}: token {at} (byte {self.byte_of(at)}) has id {tokens[at - start]}, "
+                f"{self.path}: token {index} (byte {self.byte_of(index)}) has id {tokens[index - start]}, "
                 f"model.vocab_size is {vocab_size}; "
                 "raise model.vocab_size or make the shards with its tokenizer"
             )
 
     def document_starts(self) -> NDArray[np.int64]:
-        """Positions at which a document begins, from the file's end-of-text tokens."""
+        """Return the positions of the first token of each document, from the end-of-text tokens."""
         marks = np.flatnonzero(self.tokens == self.format.end_of_text)
         if self.format.marks_before:
             return marks
         return np.concatenate([[0], marks[marks + 1 < len(self.tokens)] + 1])
 
     def stamp(self) -> dict[str, str | int]:
-        """What identifies it, wherever it lies: the manifest's hash, or one of sampled content."""
-        known = {"sha256": self.sha256} if self.sha256 else {"sha256_sampled": self.fingerprint()}
-        return {"name": self.name, "tokens": self.n_tokens, **known}
+        """Return name, tokens and hash: the manifest's hash of the file, or else the fingerprint."""
+        content = {"sha256": self.sha256} if self.sha256 else {"sha256_sampled": self.fingerprint()}
+        return {"name": self.name, "tokens": self.n_tokens, **content}
 
     def fingerprint(self) -> str:
-        """A hash of name, size and content; of a large file's content, header and 64 blocks spread evenly."""
+        """Return a hash of name, size and content; of a large file's content, of 65 blocks at equal distances."""
         digest = hashlib.sha256(f"{self.path.name} {self.n_tokens}\n".encode())
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
-            if size <= WHOLE_BYTES:
+            if size <= FULL_HASH_BYTES:
                 digest.update(file.read())
             else:
                 for i in range(N_BLOCKS + 1):
@@ -183,32 +185,34 @@ class TokenShard:
         return digest.hexdigest()
 
 
-def _headed(path: Path, size: int, header: NDArray[np.int32]) -> tuple[Format, int]:
+def _check_header(path: Path, size: int, header: NDArray[np.int32]) -> tuple[Format, int]:
+    """Return format and number of tokens of a file with a header."""
     if size < HEADER_BYTES:
         raise ShardError(f"{path}: {size} bytes, less than the header of {HEADER_BYTES}; make it again")
-    form = FORMATS.get(int(header[0]))
-    if form is None:
+    format_ = FORMATS.get(int(header[0]))
+    if format_ is None:
         raise ShardError(
             f"{path}: byte 0 holds {header[0]}, expected a magic number of a .bin shard "
-            f"({', '.join(f'{magic} of {f.name}' for magic, f in FORMATS.items())}); "
-            "perhaps a headerless file of nanoGPT, to be declared by nanogpt: before its path"
+            f"({', '.join(f'{f.magic} of {f.name}' for f in FORMATS.values())}); "
+            "if it is a headerless file of nanoGPT, declare it by nanogpt: before its path"
         )
-    if header[1] != form.version:
-        raise ShardError(f"{path}: byte 4 holds version {header[1]}, expected {form.version}; make it again")
-    count = int(header[2])
-    expected = HEADER_BYTES + np.dtype(form.dtype).itemsize * count
+    if header[1] != format_.version:
+        raise ShardError(f"{path}: byte 4 holds version {header[1]}, expected {format_.version}; make it again")
+    n_tokens = int(header[2])
+    expected = HEADER_BYTES + np.dtype(format_.dtype).itemsize * n_tokens
     if size != expected:
         how = "truncated" if size < expected else "longer than its header says"
         raise ShardError(
-            f"{path}: {how}, {size} bytes where a header of {count} tokens asks for {expected}; "
+            f"{path}: {how}, {size} bytes where a header of {n_tokens} tokens asks for {expected}; "
             "fetch or make it again"
         )
-    if count <= 0:
-        raise ShardError(f"{path}: its header says {count} tokens; make it again")
-    return form, count
+    if n_tokens <= 0:
+        raise ShardError(f"{path}: its header says {n_tokens} tokens; make it again")
+    return format_, n_tokens
 
 
-def _headerless(path: Path, size: int, header: NDArray[np.int32]) -> tuple[Format, int]:
+def _check_headerless(path: Path, size: int, header: NDArray[np.int32]) -> tuple[Format, int]:
+    """Return format and number of tokens of a nanoGPT file."""
     if len(header) and int(header[0]) in FORMATS:
         raise ShardError(
             f"{path}: byte 0 holds {header[0]}, the magic number of {FORMATS[int(header[0])].name}, but it was "
@@ -223,8 +227,13 @@ def _headerless(path: Path, size: int, header: NDArray[np.int32]) -> tuple[Forma
     return NANOGPT, size // 2
 
 
-def write_shard(path: Path, tokens: NDArray[np.uint16]) -> None:
-    """Write one llm.c shard, atomically."""
+def encode_header(n_tokens: int) -> bytes:
+    """Return the header of an llm.c shard."""
     header = np.zeros(HEADER_INTS, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    write_atomic(path, header.tobytes() + tokens.astype("<u2").tobytes())
+    header[:3] = LLM_C.magic, LLM_C.version, n_tokens
+    return header.tobytes()
+
+
+def write_shard(path: Path, tokens: NDArray[np.uint16]) -> None:
+    """Write an llm.c shard atomically."""
+    write_atomic(path, encode_header(len(tokens)) + tokens.astype(LLM_C.dtype).tobytes())

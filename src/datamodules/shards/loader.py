@@ -1,4 +1,4 @@
-"""The run's optimizer steps as a loader that Lightning can go on with in the middle."""
+"""Loader of one batch per optimizer step that Lightning can continue in the middle."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,14 +10,14 @@ from src.datamodules.shards.format import ShardError
 
 
 class TrainLoader:
-    """Batches by optimizer step; its length is all steps, its iteration begins at `start`.
+    """Batches by optimizer step: the length counts all steps, the iteration begins at `start`.
 
-    Lightning adds the restored batch count to what it fetched and compares with the length, so the length
-    must not shrink on resume. There is no state: a step's batch follows from its number.
+    Lightning adds the restored batch count to the number it fetched and compares the sum with the length, so a
+    resumed loader must not be shorter. There is no state: a step's batch follows from its number.
 
     Args:
-        batch_of: the batch of a step (0-based), a pure function.
-        start: the first step to give.
+        batch_of: returns the batch of a step (0-based); a pure function.
+        start: the first step of the iteration.
         max_steps: the length.
         workers: processes that read ahead; 0 reads in this one.
     """
@@ -30,7 +30,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Tensor]:
         loader = DataLoader(
-            _Steps(self.batch_of),
+            _StepDataset(self.batch_of),
             sampler=range(self.start, self.max_steps),
             batch_size=None,
             num_workers=self.workers,
@@ -42,11 +42,11 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing: tells Lightning that the loader can go on in the middle."""
+        """Return nothing; that the method exists tells Lightning that the loader can continue in the middle."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """See `state_dict`."""
+        """Do nothing; see `state_dict`."""
 
 
 class ValLoader:
@@ -63,11 +63,8 @@ class ValLoader:
         return self.batches()
 
 
-class _Steps(Dataset[Tensor | str]):
-    """Batches by step, or what was wrong with the data.
-
-    As an exception it would leave a worker process as a traceback in a sentence's place.
-    """
+class _StepDataset(Dataset[Tensor | str]):
+    """Batches by step, or the message of a `ShardError`, which a worker process would print as a traceback."""
 
     def __init__(self, batch_of: Callable[[int], Tensor]) -> None:
         self.batch_of = batch_of

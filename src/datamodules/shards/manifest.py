@@ -1,7 +1,7 @@
-"""manifest.json: what a folder of shards is, written last, by `task=prepare`.
+"""manifest.json of a folder of shards, which `task=prepare` writes last.
 
-It says where the tokens came from and, of each shard, how many there are and the hash of the file. Its own
-hash, over content and not over formatting, is the identity of the data.
+It states where the tokens came from and, of each shard, the number of tokens and the hash of the file. Its own
+hash, over content and not over formatting, identifies the data.
 """
 
 import hashlib
@@ -9,29 +9,29 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from src.datamodules.shards.format import ShardError
+from src.datamodules.shards.format import LLM_C, ShardError
 
 NAME = "manifest.json"
-#: Stands in a folder whose preparation is not finished.
+#: File of a folder whose preparation is not finished.
 JOURNAL = ".prepare.json"
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard of a manifest."""
+    """Shard of a manifest; `sampled` is `TokenShard.fingerprint`, which detects a replaced file quickly."""
 
     name: str
     split: str
     tokens: int
     bytes: int
     sha256: str
-    sampled: str  # `TokenShard.fingerprint`, to tell a replaced file without reading all of it
+    sampled: str
     first_document: str
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A folder's shards and where they came from."""
+    """Shards of a folder and their source."""
 
     source: dict[str, Any]
     tokenizer: dict[str, Any]
@@ -40,27 +40,27 @@ class Manifest:
     bad_documents: dict[str, int]
     shards: tuple[ShardEntry, ...]
 
-    def text(self) -> str:
-        """As it stands in the file."""
-        return json.dumps({"format": "llm.c", "version": 1, **asdict(self)}, indent=1) + "\n"
+    def dump(self) -> str:
+        """Return the content of the file."""
+        return json.dumps({"format": LLM_C.name, "version": LLM_C.version, **asdict(self)}, indent=1) + "\n"
 
     def hash(self) -> str:
-        """The identity of the data."""
+        """Return the identity of the data."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> "Manifest":
-        """Read a manifest.
+        """Read the content of a file.
 
         Raises:
-            ShardError: not one that `task=prepare` wrote.
+            ShardError: it was not written by `task=prepare`.
         """
         try:
-            found = json.loads(raw)
-            shards = tuple(ShardEntry(**entry) for entry in found["shards"])
+            content = json.loads(raw)
+            shards = tuple(ShardEntry(**entry) for entry in content["shards"])
             keys = ("source", "tokenizer", "documents", "tokens", "bad_documents")
-            manifest = cls(**{key: found[key] for key in keys}, shards=shards)
-            whole = all(
+            manifest = cls(**{key: content[key] for key in keys}, shards=shards)
+            valid = all(
                 isinstance(s.name, str)
                 and "/" not in s.name
                 and isinstance(s.bytes, int)
@@ -71,6 +71,6 @@ class Manifest:
             raise ShardError(
                 f"{where}: no manifest of task=prepare ({error!r}); restore or remove it"
             ) from error
-        if not whole or not shards:
+        if not valid or not shards:
             raise ShardError(f"{where}: no manifest of task=prepare (its shards); restore or remove it")
         return manifest

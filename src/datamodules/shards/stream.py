@@ -1,9 +1,9 @@
-"""Sequences by position since the start of a run: windows in a visiting order, or several such by weight.
+"""Sequences by position since the start of a run: the windows of one source, or a mixture of several.
 
-A stream has no state: what stands at a position follows from the position.
+A stream has no state: the sequence at a position follows from the position.
 
-A mixture gives each source its share of every thousand positions, spread evenly over them: source i takes
-q_i slots of 1000 (its weight, rounded), and its k-th slot since the start shows its own position k.
+A mixture gives each source its share of every thousand positions, spread evenly: source i takes q_i slots of 1000
+(its weight, rounded), and its k-th slot since the start of the run reads position k of source i.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from src.datamodules.shards.windows import DocumentWindows, Windows
 Positions = NDArray[np.int64]
 Order = Callable[[Positions, NDArray[np.int64], int], Positions]
 
-#: Positions of the visiting order computed at once: a step alone would pay numpy's overhead.
+#: Positions of the visiting order computed at once; one step at a time would be dominated by numpy's overhead.
 ORDER_BLOCK = 8192
 SLOTS = 1000
 
-#: `data.order`: the kind of window, and the order in which they are visited.
+#: Kind of window and visiting order by `data.order`.
 ORDERS: dict[str, tuple[type[Windows], Order]] = {
     "shuffled": (Windows, lambda positions, ends, seed: window_at(positions, int(ends[-1]), seed)),
     "shard_shuffled": (Windows, shard_window_at),
@@ -41,20 +41,20 @@ class Stream(Protocol):
     """Sequences by position."""
 
     def read(self, positions: Positions) -> Tokens:
-        """Consecutive positions [n] -> tokens [n, T + 1]."""
+        """Return the sequences at consecutive positions, [n] -> tokens [n, T + 1]."""
 
     def epochs(self, position: int) -> dict[str, int]:
-        """Whole epochs behind a position, of each source by name."""
+        """Return the completed epochs before a position, by source."""
 
 
 class WindowStream:
-    """The windows of one source in a visiting order, epoch after epoch.
+    """Windows of one source in a visiting order, epoch after epoch.
 
     Args:
-        name: of the source.
-        windows: of one epoch.
-        order: windows of positions.
-        seed: keys the order.
+        name: name of the source.
+        windows: windows of one epoch.
+        order: maps positions to windows.
+        seed: key of the order.
     """
 
     def __init__(self, name: str, windows: Windows, order: Order, seed: int) -> None:
@@ -62,27 +62,27 @@ class WindowStream:
         self._block: tuple[int, Positions] = (0, np.empty(0, dtype=np.int64))
 
     def read(self, positions: Positions) -> Tokens:
-        return self.windows.read(self._visited(int(positions[0]), int(positions[-1]) + 1))
+        return self.windows.read(self._windows_at(int(positions[0]), int(positions[-1]) + 1))
 
     def epochs(self, position: int) -> dict[str, int]:
         return {self.name: position // len(self.windows)}
 
-    def _visited(self, first: int, last: int) -> Positions:
-        """The windows at positions first to last - 1, computed a block of positions at a time."""
+    def _windows_at(self, first: int, last: int) -> Positions:
+        """Return the windows at positions first to last - 1, computed a block of positions at a time."""
         begin, block = self._block
         if not begin <= first <= last <= begin + len(block):
             positions = np.arange(first, max(last, first + ORDER_BLOCK), dtype=np.int64)
             begin, block = first, self.order(positions, self.windows.ends, self.seed)
             self._block = begin, block
-            self._announce(begin + len(block), block)
+            self._expect_shards(begin + len(block), block)
         return block[first - begin : last - begin]
 
-    def _announce(self, position: int, block: Positions) -> None:
-        """Have the shards of the block fetched, and the two that come a shard's length later."""
+    def _expect_shards(self, position: int, block: Positions) -> None:
+        """Fetch the shards of the block ahead of time, and the two that follow at a shard's distance each."""
         ends = self.windows.ends
         later = position + np.arange(1, 3) * max(1, int(ends[-1]) // len(ends))
-        visited = np.concatenate([block, self.order(later, ends, self.seed)])
-        shards = np.searchsorted(ends, visited, side="right")
+        windows = np.concatenate([block, self.order(later, ends, self.seed)])
+        shards = np.searchsorted(ends, windows, side="right")
         self.windows.expect(list(dict.fromkeys(shards.tolist())))
 
 
@@ -91,17 +91,19 @@ class Mixture:
 
     Args:
         streams: the sources.
-        weights: as many, positive; only their ratios count.
+        weights: one positive number for each; only their ratios count.
     """
 
     def __init__(self, streams: Sequence[WindowStream], weights: Sequence[float]) -> None:
         self.streams = streams
+        # Slots of each source in a block of SLOTS, rounded by the largest remainder.
         exact = np.array(weights, dtype=np.float64) / sum(weights) * SLOTS
         quotas = np.floor(exact).astype(np.int64)
         quotas[np.argsort(quotas - exact, kind="stable")[: SLOTS - int(quotas.sum())]] += 1
         self.quotas = quotas
-        places = [((k + 0.5) / q, i, k) for i, q in enumerate(quotas.tolist()) for k in range(q)]
-        self._source, self._turn = np.array([(i, k) for _, i, k in sorted(places)], dtype=np.int64).T
+        # Slot k of source i stands at (k + 1/2) / q_i of the block: evenly spread, and sorted into one sequence.
+        slots = [((k + 0.5) / q, i, k) for i, q in enumerate(quotas.tolist()) for k in range(q)]
+        self._source, self._turn = np.array([(i, k) for _, i, k in sorted(slots)], dtype=np.int64).T
 
     def read(self, positions: Positions) -> Tokens:
         block, slot = positions // SLOTS, positions % SLOTS
@@ -116,8 +118,8 @@ class Mixture:
 
     def epochs(self, position: int) -> dict[str, int]:
         block, slot = divmod(position, SLOTS)
-        told = {}
+        epochs = {}
         for i, stream in enumerate(self.streams):
             seen = block * int(self.quotas[i]) + int((self._source[: slot + 1] == i).sum())
-            told.update(stream.epochs(max(0, seen - 1)))
-        return told
+            epochs.update(stream.epochs(max(0, seen - 1)))
+        return epochs

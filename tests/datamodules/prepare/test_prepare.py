@@ -1,4 +1,4 @@
-"""Preparation: the bytes follow from documents and keys alone, whatever was bad, stopped or full."""
+"""Preparation: the bytes follow from documents and keys alone, despite bad documents, kills and a full disk."""
 
 import errno
 import gzip
@@ -32,7 +32,7 @@ TEXTS = [
 
 
 def expected(texts: list[str] = TEXTS) -> np.ndarray[Any, Any]:
-    """The stream, by tiktoken's own plain encoding."""
+    """Return the tokens by tiktoken's own plain encoding."""
     return np.array([t for text in texts for t in (END_OF_TEXT, *gpt2_encoding().encode_ordinary(text))])
 
 
@@ -73,7 +73,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_shards_hold_every_document_behind_an_end_of_text(whole: Path) -> None:
+def test_shards_hold_every_document_after_an_end_of_text_token(whole: Path) -> None:
     assert np.array_equal(stream(whole), expected())
     assert (expected() == END_OF_TEXT).sum() == len(TEXTS)
     assert sorted(p.name for p in whole.iterdir()) == [
@@ -88,7 +88,7 @@ def test_shards_hold_every_document_behind_an_end_of_text(whole: Path) -> None:
     ]
 
 
-def test_the_manifest_says_what_is_there(whole: Path) -> None:
+def test_the_manifest_lists_every_shard(whole: Path) -> None:
     manifest = Manifest.parse((whole / "manifest.json").read_bytes(), "manifest.json")
     assert manifest.documents == len(TEXTS)
     assert manifest.tokens == len(expected())
@@ -110,7 +110,7 @@ def test_the_number_of_processes_changes_no_byte(whole: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".parquet", "disk"])
-def test_every_format_gives_the_same_tokens(suffix: str, whole: Path, tmp_path: Path) -> None:
+def test_every_format_yields_the_same_tokens(suffix: str, whole: Path, tmp_path: Path) -> None:
     source = tmp_path / f"texts{suffix}"
     table = pa.table({"text": TEXTS, "id": [f"doc{i}" for i in range(len(TEXTS))]})
     if suffix == ".parquet":
@@ -138,7 +138,7 @@ def test_a_folder_and_a_pattern_are_read_in_the_order_of_names(tmp_path: Path) -
     assert np.array_equal(stream(tmp_path / "out2"), expected())
 
 
-def test_a_long_text_file_is_one_document_cut_where_no_token_notices(tmp_path: Path) -> None:
+def test_cutting_a_long_text_file_changes_no_token(tmp_path: Path) -> None:
     text = " ".join(t.replace("<|endoftext|>", "\n\n   it's") for t in TEXTS)
     (tmp_path / "a.txt").write_text(text)
     manifest = prepared(tmp_path / "a.txt", tmp_path / "out")
@@ -147,7 +147,7 @@ def test_a_long_text_file_is_one_document_cut_where_no_token_notices(tmp_path: P
     assert np.array_equal(stream(tmp_path / "out"), expected([text]))
 
 
-def test_bad_documents_are_counted_named_and_left_out(tmp_path: Path) -> None:
+def test_documents_without_text_are_counted_named_and_left_out(tmp_path: Path) -> None:
     good = [json.dumps({"text": t}).encode() for t in TEXTS]
     bad = {
         3: (b'{"text": "caf\xe9"}', "not UTF-8"),
@@ -174,15 +174,15 @@ def test_bad_documents_are_counted_named_and_left_out(tmp_path: Path) -> None:
         "null": 1,
         "text is no string": 1,
     }
-    told = [json.loads(line) for line in (tmp_path / "out" / "bad_documents.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "bad_documents.jsonl").read_text().splitlines()]
     names = [f"t.jsonl:{at + 1}" if at != 9 else "n" for at in sorted(bad)]
-    assert told == [
+    assert listed == [
         {"document": name, "reason": reason}
         for name, (_, reason) in zip(names, dict(sorted(bad.items())).values(), strict=True)
     ]
 
 
-def test_bad_text_in_tables_and_files_is_counted_too(tmp_path: Path) -> None:
+def test_bad_text_in_tables_and_files_is_counted(tmp_path: Path) -> None:
     rows = pa.array([b"good", b"\xff\xfe", None, b""], pa.binary())
     strings = pa.StringArray.from_buffers(4, *rows.buffers()[1:], rows.buffers()[0])
     parquet.write_table(pa.table({"text": strings}), tmp_path / "a.parquet")
@@ -195,11 +195,11 @@ def test_bad_text_in_tables_and_files_is_counted_too(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """As good as kill -9: nothing is tidied up after it."""
+    """Stand-in for kill -9: no handler cleans up after it."""
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.xz", ".txt", ".parquet", "disk"])
-def test_a_preparation_killed_anywhere_goes_on_to_the_same_bytes(
+def test_a_preparation_killed_anywhere_continues_to_the_same_bytes(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / f"texts{suffix}"
@@ -214,9 +214,9 @@ def test_a_preparation_killed_anywhere_goes_on_to_the_same_bytes(
         Dataset(pa.table({"text": bad})).save_to_disk(source)
     else:
         jsonl(source, bad)
-    # In this process, so that a kill can be put anywhere.
+    # Tokenize in this process, so that a kill can happen anywhere.
     monkeypatch.setattr(
-        "src.datamodules.prepare.prepare.encoded", lambda chunks, n: ((c, encode(c)) for c in chunks)
+        "src.datamodules.prepare.prepare.encode_chunks", lambda chunks, n: ((c, encode(c)) for c in chunks)
     )
     keys = {"val_tokens": 501, "shard_tokens": 997}
     prepared(source, tmp_path / "whole", **keys)
@@ -227,15 +227,15 @@ def test_a_preparation_killed_anywhere_goes_on_to_the_same_bytes(
             at += 1 if name == "close" else 17
             countdown = [at]
 
-            def deadly(self: Any, *args: Any, original: Any = original, left: list[int] = countdown) -> Any:
+            def kill(self: Any, *args: Any, original: Any = original, left: list[int] = countdown) -> Any:
                 left[0] -= 1
                 if left[0] == 0:
                     raise Killed
                 return original(self, *args)
 
             with monkeypatch.context() as patch:
-                patch.setattr(shard_writer.ShardFile, name, deadly)
-                patch.setattr(shard_writer.ShardFile, "abandon", lambda self: self._file.close())
+                patch.setattr(shard_writer.ShardFile, name, kill)
+                patch.setattr(shard_writer.ShardFile, "discard", lambda self: self._file.close())
                 try:
                     prepared(source, tmp_path / "out", **keys)
                 except Killed:
@@ -247,20 +247,20 @@ def test_a_preparation_killed_anywhere_goes_on_to_the_same_bytes(
     assert contents(tmp_path / "out") == want
 
 
-def test_a_kill_between_shard_and_journal_only_costs_the_shard(
+def test_a_kill_between_shard_and_journal_changes_no_byte(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, writes = jsonl(tmp_path / "texts.jsonl"), [0]
     original = shard_writer.Journal.write
 
-    def deadly(self: Any, folder: Path) -> None:
+    def kill(self: Any, folder: Path) -> None:
         writes[0] += 1
         if writes[0] == 3:
             raise Killed
         original(self, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer.Journal, "write", deadly)
+        patch.setattr(shard_writer.Journal, "write", kill)
         with pytest.raises(Killed):
             prepared(source, tmp_path / "out")
     assert (tmp_path / "out" / "fineweb_train_000001.bin").exists()
@@ -268,7 +268,7 @@ def test_a_kill_between_shard_and_journal_only_costs_the_shard(
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(
+def test_a_full_disk_is_one_sentence_and_keeps_complete_shards(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = jsonl(tmp_path / "texts.jsonl")
@@ -283,7 +283,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer.ShardFile, "_put", put)
         with pytest.raises(
-            UserError, match="the disk is full; the whole shards are kept, make room and run again"
+            UserError, match="the disk is full; complete shards are kept, make room and run again"
         ):
             prepared(source, tmp_path / "out")
     with pytest.raises(ShardError, match="its preparation is not finished; run task=prepare again"):
@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_preparing_again_changes_nothing_and_other_keys_are_refused(whole: Path, tmp_path: Path) -> None:
+def test_preparing_again_changes_nothing_and_other_keys_are_rejected(whole: Path, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "texts.jsonl")
     before = {p: p.stat().st_mtime_ns for p in whole.iterdir()}
     prepared(source, whole)
@@ -307,7 +307,7 @@ def test_preparing_again_changes_nothing_and_other_keys_are_refused(whole: Path,
         prepared(source, whole)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_foreign_shards_is_not_touched(tmp_path: Path) -> None:
     source, out = jsonl(tmp_path / "t.jsonl"), tmp_path / "out"
     out.mkdir()
     (out / "train.bin").write_bytes(b"precious")
@@ -316,8 +316,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert contents(out) == {"train.bin": b"precious"}
 
 
-def test_two_preparations_of_one_folder_do_not_meet(tmp_path: Path) -> None:
-    with shard_writer.held(tmp_path / "out"), pytest.raises(UserError, match="written by another process"):
+def test_a_folder_in_preparation_is_locked(tmp_path: Path) -> None:
+    with (
+        shard_writer.lock_output(tmp_path / "out"),
+        pytest.raises(UserError, match="written by another process"),
+    ):
         prepared(jsonl(tmp_path / "t.jsonl"), tmp_path / "out")
 
 
@@ -346,15 +349,13 @@ def test_a_source_that_cannot_be_read_is_named(make: Any, words: str, tmp_path: 
 
 
 @pytest.mark.parametrize("key", ["processes", "shard_tokens", "val_tokens"])
-def test_keys_out_of_range_are_named(key: str) -> None:
+def test_keys_out_of_bounds_are_named(key: str) -> None:
     values = {"source": "a", "output": "b", "processes": 1, "shard_tokens": 9, "val_tokens": 9, key: 0}
     with pytest.raises(ValueError, match=rf"prepare\.{key} must be .* 1"):
         PrepareKeys(**values)
 
 
-def test_a_document_longer_than_the_limit_is_bad_not_fatal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_document_over_the_limit_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 3000)
     jsonl(tmp_path / "t.jsonl", [*TEXTS[:60], "word " * 5000, *TEXTS[60:]])
     manifest = prepared(tmp_path / "t.jsonl", tmp_path / "out")
@@ -362,7 +363,7 @@ def test_a_document_longer_than_the_limit_is_bad_not_fatal(
     assert np.array_equal(stream(tmp_path / "out"), expected())
 
 
-def test_the_hub_is_streamed_at_a_fixed_revision_and_entered_again_in_the_middle(
+def test_the_hub_is_streamed_at_a_fixed_revision_and_continued_at_any_chunk(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -402,7 +403,7 @@ def test_the_hub_is_streamed_at_a_fixed_revision_and_entered_again_in_the_middle
         assert [row for chunk in again.chunks(cursor) for row in chunk.rows] == rows[chunks[i].first_row - 1 :]
 
 
-def test_a_hub_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     class Api:
         def dataset_info(self, name: str, revision: str | None) -> Any:
             raise ConnectionError("no route")
@@ -410,5 +411,5 @@ def test_a_hub_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     with pytest.raises(UserError, match=r"could not be opened \(ConnectionError: no route\); check the name"):
         open_source("hf://datasets/a/b")
-    with pytest.raises(UserError, match="must read hf://datasets/<owner>/<name>"):
+    with pytest.raises(UserError, match="must be hf://datasets/<owner>/<name>"):
         open_source("hf://datasets/a")

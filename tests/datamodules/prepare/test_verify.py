@@ -1,4 +1,4 @@
-"""Verification: good data pass, and each planted fault is found by its name."""
+"""Verification: good data pass, and each planted fault is reported under its name."""
 
 import shutil
 from pathlib import Path
@@ -46,8 +46,8 @@ def tokens(path: Path) -> np.ndarray:  # type: ignore[type-arg]
 def test_prepared_data_pass_with_their_figures(prepared: Path) -> None:
     found = verify(open_local(str(prepared)), 50257)
     assert [v.faults for v in found.values()] == [[]] * 5
-    place = open_local(str(prepared))
-    assert found["hashes"].figures == {"files": len(place.train) + 1, "by_manifest": len(place.train) + 1}
+    n_files = len(open_local(str(prepared)).train) + 1
+    assert found["hashes"].figures == {"files": n_files, "by_manifest": n_files}
     figures = found["documents"].figures
     assert figures["val_documents"] + figures["train_documents"] == 40
     assert figures["val_tokens"] == 20_000
@@ -56,17 +56,17 @@ def test_prepared_data_pass_with_their_figures(prepared: Path) -> None:
 
 
 def test_a_change_outside_the_sampled_blocks_is_found_by_the_hash(prepared: Path) -> None:
-    place = open_local(str(prepared))
+    shards = open_local(str(prepared))
     path = prepared / "fineweb_train_000001.bin"
     raw = path.read_bytes()
     path.write_bytes(raw[:-2] + b"\x05\x00")
     try:
-        assert "the manifest says" in verify(place, 50257)["hashes"].faults[0]
+        assert "the manifest says" in verify(shards, 50257)["hashes"].faults[0]
     finally:
         path.write_bytes(raw)
 
 
-def test_ids_above_the_vocabulary_are_found_wherever_they_stand(copy: Path) -> None:
+def test_ids_above_the_vocabulary_are_found_at_any_position(copy: Path) -> None:
     path = copy / "fineweb_train_000002.bin"
     ids = tokens(path)
     ids[15_000] = 50300
@@ -90,7 +90,7 @@ def test_missing_and_empty_documents_are_found(copy: Path) -> None:
     assert "the documents between them are empty" in found[1]
 
 
-def test_a_shard_that_is_there_twice_is_found(copy: Path) -> None:
+def test_a_duplicate_shard_is_found(copy: Path) -> None:
     shutil.copy(copy / "fineweb_train_000001.bin", copy / "fineweb_train_000003.bin")
     assert "the same tokens as fineweb_train_000001.bin" in faults(copy)["duplicates"][0]
 

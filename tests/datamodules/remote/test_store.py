@@ -17,8 +17,8 @@ from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.prepare.prepare import PrepareKeys, prepare
 from src.datamodules.remote import cache as cache_module
 from src.datamodules.remote import store as remote
-from src.datamodules.remote.cache import Cache, NoRoomError, Shelf
-from src.datamodules.remote.store import Store
+from src.datamodules.remote.cache import CacheFolder, CacheFullError, ShardCache
+from src.datamodules.remote.store import RemoteFolder
 from src.datamodules.shards.format import ShardError
 from tests.datamodules.bad_server import BadServer, serving
 from tests.datamodules.support import DATA_KEYS
@@ -40,7 +40,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BadServer]:
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(remote, "LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(remote, "MAX_WAIT_S", 0.02)
     monkeypatch.setattr(remote, "SILENCE_S", 0.5)
     monkeypatch.setattr(remote, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(cache_module, "CHUNK_BYTES", 1000)
@@ -88,7 +88,7 @@ def test_a_server_that_misbehaves_now_and_then_changes_no_token(
     assert server.faults == []
 
 
-def test_a_broken_transfer_goes_on_where_it_broke(server: BadServer, tmp_path: Path) -> None:
+def test_a_broken_transfer_continues_where_it_broke(server: BadServer, tmp_path: Path) -> None:
     server.faults = ["", "", "drop"]
     module(server.address, tmp_path)
     assert server.sent["fineweb_val_000000.bin"] == 1024 + 2 * 1500 + 1000  # one chunk twice
@@ -193,20 +193,19 @@ def test_a_cache_that_cannot_hold_what_is_needed_is_refused(
 
 
 def test_what_is_held_is_not_removed(server: BadServer, tmp_path: Path) -> None:
-    store = Store(server.address)
-    manifest = store.manifest()
+    store = RemoteFolder(server.address)
+    manifest = store.read_manifest()
     assert manifest is not None
     files = [remote.RemoteFile(e.name, e.bytes, e.sha256) for e in manifest.shards]
-    shelf = Shelf(Cache(tmp_path, 2 * SHARD), store)
-    held = [shelf.hold(file) for file in files[1:3]]
-    with pytest.raises(NoRoomError):
-        shelf._held(files[3])
-    assert not shelf.fetch(files[3])
-    held[0].let_go()
-    shelf.hold(files[3]).let_go()
+    shelf = ShardCache(CacheFolder(tmp_path, 2 * SHARD), store)
+    held = [shelf.acquire(file) for file in files[1:3]]
+    with pytest.raises(CacheFullError):
+        shelf.try_acquire(files[3])
+    held[0].release()
+    shelf.acquire(files[3]).release()
     assert not (shelf.folder / files[1].name).exists()
     assert (shelf.folder / files[2].name).exists()
-    held[1].let_go()
+    held[1].release()
 
 
 def _rank(address: str, cache: str, rank: int, out: str) -> None:
@@ -284,6 +283,6 @@ def test_the_hubs_own_hashes_are_believed(monkeypatch: pytest.MonkeyPatch) -> No
                 {"name": f"{path}/README.md", "size": 5},
             ]
 
-    store = Store("hf://datasets/kjj0/fineweb10B-gpt2")
+    store = RemoteFolder("hf://datasets/kjj0/fineweb10B-gpt2")
     monkeypatch.setattr(store, "_fs", lambda: (Hub(), "datasets/kjj0/fineweb10B-gpt2"))
-    assert store.files() == [remote.RemoteFile("fineweb_val_000000.bin", 9, "ab" * 32)]
+    assert store.list_files() == [remote.RemoteFile("fineweb_val_000000.bin", 9, "ab" * 32)]

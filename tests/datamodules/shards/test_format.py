@@ -1,4 +1,4 @@
-"""Shards: read right or refused, with file, place, found and expected."""
+"""Shards: read as written, or rejected with file, position, value and expected value."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ def shard(folder: Path, n: int = 1000) -> Path:
     return path
 
 
-def test_a_published_shard_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_published_shard_is_read_as_written(tmp_path: Path) -> None:
     tokens = TokenShard.open(shard(tmp_path)).tokens
     assert tokens.dtype == np.uint16
     assert np.array_equal(tokens, np.arange(1000) % 500)
 
 
-def test_what_is_written_is_the_published_format(tmp_path: Path) -> None:
+def test_written_shards_have_the_published_format(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.bin", np.arange(7, dtype=np.uint16))
     write_bin(tmp_path / "b.bin", np.arange(7))
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
@@ -36,22 +36,22 @@ def test_what_is_written_is_the_published_format(tmp_path: Path) -> None:
         (lambda raw: raw[:100], "100 bytes, less than the header of 1024"),
         (lambda raw: b"", "0 bytes, less than the header"),
         (lambda raw: raw + b"\0", "longer than its header says, 3025 bytes"),
-        (lambda raw: raw[1024:] * 4, "perhaps a headerless file of nanoGPT, to be declared by nanogpt:"),
+        (lambda raw: raw[1024:] * 4, "if it is a headerless file of nanoGPT, declare it by nanogpt:"),
         (lambda raw: np.int32(20240801).tobytes() + raw[4:], "byte 4 holds version 1, expected 7"),
         (lambda raw: raw[:4] + np.int32(9).tobytes() + raw[8:], "byte 4 holds version 9, expected 1"),
         (lambda raw: raw[:8] + np.int32(0).tobytes() + raw[12:1024], "its header says 0 tokens"),
         (lambda raw: raw[:8] + np.int32(-5).tobytes() + raw[12:], "header of -5 tokens"),
     ],
 )
-def test_a_bad_shard_is_refused_by_name(change: object, words: str, tmp_path: Path) -> None:
+def test_a_bad_shard_is_rejected_by_name(change: object, words: str, tmp_path: Path) -> None:
     path = shard(tmp_path)
     path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(ShardError, match="fineweb_train_000001") as refused:
+    with pytest.raises(ShardError, match="fineweb_train_000001") as error:
         TokenShard.open(path)
-    assert words in str(refused.value)
+    assert words in str(error.value)
 
 
-def test_a_shard_cut_while_in_use_ends_in_a_sentence_even_between_check_and_read(tmp_path: Path) -> None:
+def test_a_shard_truncated_while_in_use_is_an_error_message_not_a_crash(tmp_path: Path) -> None:
     windows = Windows([TokenShard.open(shard(tmp_path))], 10, vocab_size=512)
     assert windows.read(np.array([90])).shape == (1, 10)
     with (tmp_path / "fineweb_train_000001.bin").open("r+b") as file:
@@ -60,7 +60,7 @@ def test_a_shard_cut_while_in_use_ends_in_a_sentence_even_between_check_and_read
         windows.read(np.array([90]))
 
 
-def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path: Path) -> None:
+def test_an_id_outside_the_vocabulary_is_named_with_its_position(tmp_path: Path) -> None:
     path = tmp_path / "x_train.bin"
     write_bin(path, np.array([1, 2, 3, 4, 5, 600, 7, 8]))
     windows = Windows([TokenShard.open(path)], 4, vocab_size=512)
@@ -84,7 +84,7 @@ def test_windows_are_disjoint_and_stay_in_their_shard(tmp_path: Path) -> None:
     ]
 
 
-def test_a_fingerprint_follows_the_content_wherever_it_lies(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_the_content_not_the_folder(tmp_path: Path) -> None:
     paths = [tmp_path / f / "fineweb_train_000001.bin" for f in ("a", "b", "c")]
     for i, path in enumerate(paths):
         path.parent.mkdir()
@@ -93,7 +93,7 @@ def test_a_fingerprint_follows_the_content_wherever_it_lies(tmp_path: Path) -> N
     assert first == second != third
 
 
-def test_llama_3_shards_are_wide(tmp_path: Path) -> None:
+def test_llama_3_shards_hold_32_bit_ids(tmp_path: Path) -> None:
     header = np.zeros(256, dtype="<i4")
     header[:3] = 20240801, 7, 6
     tokens = np.array([128000, 5, 100_000, 128000, 7, 8], dtype="<u4")
@@ -111,7 +111,7 @@ def test_llama_3_shards_are_wide(tmp_path: Path) -> None:
         TokenShard.open(path)
 
 
-def test_a_headerless_file_is_read_where_it_is_declared(tmp_path: Path) -> None:
+def test_a_headerless_file_is_read_if_it_is_declared(tmp_path: Path) -> None:
     path = tmp_path / "train.bin"
     np.array([9, 8, 50256, 7, 50256], dtype="<u2").tofile(path)
     shard = TokenShard.open(path, headerless=True)

@@ -1,4 +1,4 @@
-"""What data.path names: split by split, in order, nothing missing, nothing taken for something else."""
+"""Local shards of data.path: each in its split, in order, none missing."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ import pytest
 from src.datamodules.open import read_sources
 from src.datamodules.prepare.prepare import PrepareKeys, prepare
 from src.datamodules.shards.format import ShardError
-from src.datamodules.shards.local import open_local, split_of, together
+from src.datamodules.shards.local import merge, open_local, split_of
 from tests.runs import make_shards, write_bin
 
 
 def names(address: str) -> tuple[list[str], list[str]]:
-    place = open_local(address)
-    return [slot.name for slot in place.val], [slot.name for slot in place.train]
+    shards = open_local(address)
+    return [slot.name for slot in shards.val], [slot.name for slot in shards.train]
 
 
-def test_a_folders_shards_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_shards_of_a_folder_are_ordered_by_number(tmp_path: Path) -> None:
     for n in (9, 11, 10):
         write_bin(tmp_path / f"train_{n}.bin", np.arange(9))
     write_bin(tmp_path / "val.bin", np.arange(9))
@@ -37,12 +37,12 @@ def test_a_folders_shards_come_in_the_order_of_their_numbers(tmp_path: Path) -> 
         ("test.bin", None),
     ],
 )
-def test_a_name_says_its_split_by_its_words(name: str, split: str | None) -> None:
+def test_the_words_of_a_name_state_its_split(name: str, split: str | None) -> None:
     assert split_of(name, name) == split
 
 
 @pytest.mark.parametrize("name", ["train_val.bin", "trainval.bin"])
-def test_a_name_that_says_both_is_refused(name: str) -> None:
+def test_a_name_with_both_splits_is_rejected(name: str) -> None:
     with pytest.raises(ShardError, match="says both val and train; rename it"):
         split_of(name, name)
 
@@ -55,16 +55,16 @@ def test_a_shard_missing_in_the_middle_is_named(tmp_path: Path) -> None:
     assert len(names(f"{tmp_path}/*_train_*.bin")[1]) == 3
 
 
-def test_files_patterns_and_lists_are_read_together(tmp_path: Path) -> None:
+def test_files_and_patterns_are_merged(tmp_path: Path) -> None:
     make_shards(tmp_path)
     parts = [open_local(f"{tmp_path}/fineweb_val_000000.bin"), open_local(f"{tmp_path}/*train_00000[2].bin")]
-    place = together(parts, "x")
-    assert [slot.name for slot in (*place.val, *place.train)] == [
+    shards = merge(parts, "x")
+    assert [slot.name for slot in (*shards.val, *shards.train)] == [
         "fineweb_val_000000.bin",
         "fineweb_train_000002.bin",
     ]
     with pytest.raises(ShardError, match=r"data\.path=x holds no \*val\*\.bin shard"):
-        together(parts[1:], "x")
+        merge(parts[1:], "x")
 
 
 def test_a_declared_folder_of_nanogpt_is_read(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_declared_folder_of_nanogpt_is_read(tmp_path: Path) -> None:
         open_local(str(tmp_path))
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="nowhere is no folder and no file"):
         open_local(str(tmp_path / "nowhere"))
     (tmp_path / "test.bin").touch()
@@ -94,14 +94,14 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def test_a_manifest_identifies_its_folder(prepared: Path) -> None:
-    place = open_local(str(prepared))
-    assert place.manifest is not None
+    shards = open_local(str(prepared))
+    assert shards.manifest is not None
     listed = json.loads((prepared / "manifest.json").read_text())["shards"]
-    assert [slot.stamp()["sha256"] for slot in (*place.val, *place.train)] == [s["sha256"] for s in listed]
+    assert [slot.stamp()["sha256"] for slot in (*shards.val, *shards.train)] == [s["sha256"] for s in listed]
 
 
 @pytest.mark.parametrize("damage", ["replaced", "missing", "shorter", "manifest"])
-def test_a_folder_that_is_not_as_its_manifest_says_is_refused(damage: str, prepared: Path) -> None:
+def test_a_folder_that_contradicts_its_manifest_is_rejected(damage: str, prepared: Path) -> None:
     path = prepared / "fineweb_train_000002.bin"
     raw = bytearray(path.read_bytes())
     if damage == "replaced":
