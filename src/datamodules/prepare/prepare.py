@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import os
-import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from src.datamodules.prepare.documents import Chunk
+from src.datamodules.prepare.progress import Progress
 from src.datamodules.prepare.sources import Source, open_source
 from src.datamodules.prepare.tokenize_pool import Encoded, encode_chunks
 from src.datamodules.prepare.writer import (
@@ -218,40 +218,3 @@ class _Preparation:
         write_atomic(self.folder / NAME, manifest.dump())
         (self.folder / JOURNAL).unlink()
         return manifest
-
-
-class Progress:
-    """Log lines with speed and remaining time, at most one every ten seconds.
-
-    Args:
-        tokens: tokens of earlier processes.
-    """
-
-    EVERY_S = 10.0
-
-    def __init__(self, tokens: int) -> None:
-        self._start = self._last_line = time.monotonic()
-        self._first_tokens = tokens
-        self._first_share: float | None = None
-
-    def report(self, tokens: int, shards: int, share: float | None) -> None:
-        """Log a line if the last one is old enough."""
-        now = time.monotonic()
-        if self._first_share is None:
-            self._first_share = share
-        if now - self._last_line < self.EVERY_S:
-            return
-        self._last_line = now
-        seconds, first = now - self._start, self._first_share
-        speed = (tokens - self._first_tokens) / seconds
-        line = f"{tokens:,} tokens, {shards} complete shards, {speed:,.0f} tokens/s"
-        if share is not None and first is not None and share > first:
-            remaining = seconds * (1 - share) / (share - first)
-            line += f", {100 * share:.1f} % of the source, {format_seconds(remaining)} left"
-        log.info("%s", line)
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration in hours, minutes or seconds, such as `1.5 h`."""
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
