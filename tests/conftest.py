@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from src.kernels.cpu_matmul import by_onednn
+from src.kernels.cpu_matmul import MATMUL
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 def _products_as_torch_makes_them() -> Iterator[None]:
     """A test that runs a task chooses for the process; the next one begins as ever."""
     yield
-    by_onednn(False)
+    MATMUL.set(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.kernels.compile_cache import processor
+from src.kernels.compile_cache import describe_processor
 from tests.runs import SMALL, make_shards, metrics, run
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_losses.json").read_text())
@@ -18,7 +18,7 @@ def test_losses_of_20_steps_equal_those_recorded_before(residual: str, tmp_path:
     done = run(*SMALL, *keys, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # The order of additions in a matrix product depends on the processor.
-    rel = 0 if RECORDED["processor"] == processor() else 2e-5
+    rel = 0 if RECORDED["processor"] == describe_processor() else 2e-5
     rows = metrics(tmp_path / "r")
     for key, recorded in RECORDED["losses"][residual].items():
         assert [row[key] for row in rows if key in row] == pytest.approx(recorded, rel=rel, abs=0)

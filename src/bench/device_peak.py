@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from src.kernels.cpu_matmul import for_now, serves
+from src.kernels.cpu_matmul import MATMUL, resolve_onednn
 
 #: Dense bf16 FLOP/s by a word in the device's name, from the vendors' data sheets (SXM where there are several).
 BF16_PEAKS = {
@@ -45,7 +45,7 @@ def measure_ceiling(device: str, *, bf16: bool) -> Ceiling:
     dtype = torch.bfloat16 if bf16 else torch.float32
     words = f"a large {str(dtype).removeprefix('torch.')} matrix product's speed"
     if device == "cpu":
-        with for_now(serves("auto")):
+        with MATMUL.hold(resolve_onednn("auto")):
             product = matmul_speed(device, dtype)
         return Ceiling(None, product, words + " in CPU time", copy_speed(device))
     peak = published_peak(torch.cuda.get_device_name()) if bf16 else None

@@ -1,53 +1,51 @@
-"""Where machine code is kept from one run to the next: the user's cache folder, apart for unlike processors.
-
-A leaf: any room may import it.
-"""
+"""Folder of compiled code that outlives a run: `reslab` in the user's cache folder, with a part for each processor."""
 
 import hashlib
 import os
 import platform
 from pathlib import Path
 
-#: Where torch's compiler keeps what it makes; its own default is a temporary folder.
-OF_TORCH = "TORCHINDUCTOR_CACHE_DIR"
+#: Variable that names the cache folder of torch's compiler; its default is a temporary folder.
+INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def cache_folder() -> Path | None:
-    """`reslab` in the user's cache folder; None where that cannot be written."""
+    """Return `reslab` in the user's cache folder, or None if it cannot be written."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "reslab"
     except RuntimeError:  # there is no home folder
         return None
-    return folder if _writable(folder) else None
+    return folder if _is_writable(folder) else None
 
 
 def keep_compiled() -> None:
-    """Have torch's compiler keep what it makes there, unless it has been told where or that cannot be written.
+    """Make torch's compiler keep its results in the cache folder, unless the environment names one already.
 
-    It compiles for this processor and does not tell it from others, and a home folder may be shared by unlike ones.
+    It compiles for this processor without checking that a result is from the same kind, and unlike processors may
+    share a home folder.
     """
     kept = cache_folder()
-    if OF_TORCH in os.environ or kept is None:
+    if INDUCTOR_CACHE in os.environ or kept is None:
         return
-    folder = kept / f"inductor-{hashlib.sha256(processor().encode()).hexdigest()[:16]}"
-    if _writable(folder):
-        os.environ[OF_TORCH] = str(folder)
+    folder = kept / f"inductor-{hashlib.sha256(describe_processor().encode()).hexdigest()[:16]}"
+    if _is_writable(folder):
+        os.environ[INDUCTOR_CACHE] = str(folder)
 
 
-def processor() -> str:
-    """What machine code for this processor follows from."""
-    text = first_core() or platform.processor()
+def describe_processor() -> str:
+    """Return what machine code for this processor depends on: its model and instructions."""
+    text = read_first_core() or platform.processor()
     kind = [line for line in text.splitlines() if line.startswith(("model name", "flags", "CPU ", "Features"))]
     return "\n".join([*kind, platform.machine()])
 
 
-def first_core() -> str:
-    """What the system says of the first core, in lines of `name: value`; nothing where it says nothing."""
+def read_first_core() -> str:
+    """Return what Linux states about the first core, in lines of `name: value`; empty elsewhere."""
     return CPUINFO.read_text().split("\n\n")[0] if CPUINFO.exists() else ""
 
 
-def _writable(folder: Path) -> bool:
+def _is_writable(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

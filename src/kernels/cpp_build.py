@@ -20,7 +20,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from src.kernels.compile_cache import cache_folder, processor
+from src.kernels.compile_cache import cache_folder, describe_processor
 
 INCLUDE = Path(__file__).parent / "include"
 SRC = INCLUDE.parents[1]
@@ -124,7 +124,7 @@ def _fingerprint(command: list[str], folder: Path) -> str:
     """Return a hash of all that determines the machine code; unlike machines may share a home folder."""
     files = [*sorted(folder.iterdir()), *sorted(INCLUDE.glob("*.h"))]
     texts = [path.read_text() for path in files if path.suffix in (".cpp", ".h")]
-    everything = "\n".join([*command, processor(), *texts])
+    everything = "\n".join([*command, describe_processor(), *texts])
     return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 

@@ -1,9 +1,9 @@
-"""float32 matrix products on a CPU: by MKL, as torch does them by itself, or by oneDNN, where MKL is slow.
+"""Backend of float32 matrix products on the CPU: MKL, torch's default, or oneDNN where MKL is slow.
 
-On AMD's processors with AVX-512 oneDNN's are faster, 1.1 times on one and 2.3 on another, and as precise. torch's
-switch for them allows bfloat16 where the processor has tiles for it (AMX), so it is not touched there, and what it
-gives is held against float64 before it is used. It is the process's, like the number of threads. Attention's products
-are too small for it and stay as they are (`src/kernels/attention/cpp.py`). A leaf: any room may import it.
+oneDNN is faster on AMD processors with AVX-512, 1.1 times on one and 2.3 on another, and as precise. torch's switch for
+it (matmul precision "medium") also allows bfloat16 on processors with AMX; it is not used there, and elsewhere its
+products are verified against float64 first. The switch applies to the process, like the number of threads. Products of
+attention are too small for oneDNN and stay with MKL (`src/kernels/attention/cpp.py`).
 """
 
 import contextlib
@@ -13,93 +13,107 @@ from collections.abc import Iterator
 
 import torch
 
-from src.kernels.compile_cache import first_core
+from src.kernels.compile_cache import read_first_core
+from src.kernels.dispatch import REGISTRY, Decision, verify
 
 log = logging.getLogger(__name__)
 
-#: Of the largest element; both make 1e-6 at most, and bfloat16 makes 2e-3.
-ROUNDING = 5e-6
-#: Rows, inner size, columns of the products that are tried.
-TRIED = ((512, 256, 768), (64, 1024, 256))
-
-_chosen = False
+TOLERANCE = 5e-6  # of the largest element: both have at most 1e-6, bfloat16 has 2e-3
+#: Rows, inner size and columns of the linear maps that are verified.
+VERIFIED = ((512, 256, 768), (64, 1024, 256))
 
 
-def by_onednn(on: bool) -> None:
-    """Have the process make its float32 products by oneDNN, or as torch does by itself."""
-    global _chosen
-    _chosen = on
-    torch.set_float32_matmul_precision("medium" if on else "highest")
+class MatmulSwitch:
+    """Switch of the process between oneDNN and torch's default; a compiler reads it while tracing."""
+
+    def __init__(self) -> None:
+        self.onednn = False
+
+    def set(self, onednn: bool) -> None:
+        """Compute float32 products by oneDNN, or by torch's default."""
+        self.onednn = onednn
+        torch.set_float32_matmul_precision("medium" if onednn else "highest")
+
+    @contextlib.contextmanager
+    def hold(self, onednn: bool) -> Iterator[None]:
+        """Set the switch until the end of a block."""
+        before = self.onednn
+        self.set(onednn)
+        try:
+            yield
+        finally:
+            self.set(before)
 
 
-def chosen() -> bool:
-    """Whether oneDNN makes them; a compiler asks while it traces."""
-    return _chosen
+MATMUL = MatmulSwitch()
 
 
-@contextlib.contextmanager
-def for_now(on: bool) -> Iterator[None]:
-    """`by_onednn` until the end of a block."""
-    before = _chosen
-    by_onednn(on)
-    try:
-        yield
-    finally:
-        by_onednn(before)
-
-
-def serves(asked: bool | str) -> bool:
-    """`trainer.onednn` settled for this processor; auto is true where it is better and as precise.
+def resolve_onednn(requested: bool | str) -> bool:
+    """Return the value of `trainer.onednn` on this processor; auto is true where oneDNN is faster and as precise.
 
     Raises:
-        ValueError: it is asked for, and would be less precise or is not there.
+        ValueError: it is true, but oneDNN is not available here or is less precise.
     """
-    if asked is False or (asked == "auto" and not _slow_without()):
-        return False
-    reason = reason_against()
+    if requested is False:
+        return _record(False, "trainer.onednn is false")
+    if requested == "auto" and not _is_mkl_slow():
+        return _record(False, "MKL is fast on this processor")
+    reason = why_not_onednn()
     if reason is None:
-        return True
-    if asked is True:
+        return _record(True, "verified; MKL is slow on this processor")
+    if requested is True:
         raise ValueError(f"trainer.onednn=true, but {reason}; use trainer.onednn=auto")
-    log.info("trainer.onednn: float32 products are made as torch does by itself: %s", reason)
-    return False
+    log.info("float32 products fall back to torch's default: %s", reason)
+    return _record(False, reason)
 
 
 @functools.cache
-def reason_against() -> str | None:
-    """Why oneDNN's products are not for this processor; None: they are, and were tried."""
-    instructions = _cpuinfo().get("flags", "").split()
-    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's
-    if not there or "avx512f" not in instructions:
+def why_not_onednn() -> str | None:
+    """Return why oneDNN cannot compute the products on this processor, or None; verifies them once."""
+    instructions = _read_cpuinfo().get("flags", "").split()
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's
+    if not available or "avx512f" not in instructions:
         return "oneDNN has float32 products of its own only on a processor with AVX-512"
     if "amx_tile" in instructions:
         return "on a processor with AMX it may round float32 products to bfloat16"
-    off = error()
-    return None if off <= ROUNDING else f"its float32 products are off by {off:.1e} of their size"
+    return verify_onednn()
 
 
-def error() -> float:
-    """How far oneDNN's products are off at most, in the layouts of a linear map's three."""
+def verify_onednn() -> str | None:
+    """Return how oneDNN's products differ from float64, or None: those of a linear map, forward and backward."""
     generator = torch.Generator().manual_seed(0)
-    off = []
-    for rows, inner, columns in TRIED:
-        sizes = (rows, inner), (columns, inner), (rows, columns)
-        x, w, g = (torch.randn(size, generator=generator) for size in sizes)
-        for a, b in ((x, w.T), (g, w), (g.T, x)):
-            with for_now(True):
-                product = a @ b
-            exact = a.double() @ b.double()
-            off.append((product - exact).abs().amax() / exact.abs().amax())
-    return float(torch.stack(off).nan_to_num(nan=torch.inf).amax())
+    cases = [
+        [torch.randn(size, generator=generator) for size in ((rows, inner), (columns, inner))]
+        for rows, inner, columns in VERIFIED
+    ]
+    with MATMUL.hold(True):
+        return verify(lambda x, w: x @ w.T, lambda x, w: x @ w.T, cases, TOLERANCE)
 
 
-def _slow_without() -> bool:
-    """Whether MKL makes the products and the processor is not its maker's."""
-    vendor = _cpuinfo().get("vendor_id", "")
+def _record(onednn: bool, reason: str) -> bool:
+    backend = "onednn" if onednn else "torch"
+    REGISTRY.record(Decision("float32 products", torch.device("cpu"), torch.float32, (), backend, reason))
+    return onednn
+
+
+def _is_mkl_slow() -> bool:
+    """Return whether MKL computes the products and the processor is not Intel's."""
+    vendor = _read_cpuinfo().get("vendor_id", "")
     mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]  # torch's
     return mkl and vendor not in ("", "GenuineIntel")
 
 
-def _cpuinfo() -> dict[str, str]:
-    lines = (line.partition(":") for line in first_core().splitlines())
+def _read_cpuinfo() -> dict[str, str]:
+    lines = (line.partition(":") for line in read_first_core().splitlines())
     return {name.strip(): value.strip() for name, _, value in lines}
+
+
+# ---- names before the switch was an object, until their last users have moved
+
+
+def chosen() -> bool:
+    """Return whether oneDNN computes the products."""
+    return MATMUL.onednn
+
+
+for_now = MATMUL.hold

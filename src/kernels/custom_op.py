@@ -1,11 +1,10 @@
-"""Functions as operators of torch, which a compiler calls and does not look into.
+"""Python functions as torch operators, which `torch.compile` calls without looking into them.
 
-They have no gradient of their own, autograd functions call them, unless one is given with `differentiable`. A leaf:
-any room may import it.
+Operators have no gradient of their own, since autograd functions call them, unless `differentiable` adds one.
 """
 
 from collections.abc import Callable
-from typing import Any  # what an operator takes and gives is its function's business
+from typing import Any  # arguments and results of an operator are its function's
 
 import torch
 from torch import Tensor
@@ -15,11 +14,11 @@ _LIBRARY = Library("reslab", "DEF")  # type: ignore[no-untyped-call]  # torch's
 
 
 def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator of a function, on any device; what `custom_op` puts around one costs as much as the smallest kernel.
+    """Return the operator of a function on any device; `torch.library.custom_op` adds as much as a small kernel costs.
 
     Args:
-        function: its name, less a leading underscore, is the operator's.
-        fake: the same for a compiler: outputs of the right type and shape, not filled.
+        function: its name without a leading underscore is the operator's.
+        fake: the same for a compiler: outputs of the right dtype and shape, not filled.
     """
     name = function.__name__.removeprefix("_")
     schema = torch.library.infer_schema(function, mutates_args=())
@@ -27,23 +26,26 @@ def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable
     _LIBRARY.define(f"{name}{schema}", tags=tags)  # type: ignore[no-untyped-call]  # torch's
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]  # torch's
     torch.library.register_fake(f"reslab::{name}", fake, lib=_LIBRARY)
-    found: Callable[..., Any] = getattr(torch.ops.reslab, name).default
-    return found
+    overload: Callable[..., Any] = getattr(torch.ops.reslab, name).default
+    return overload
 
 
-def directly(function: Callable[..., Any], found: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator `found` of a function, or the function itself where nobody looks on: lists cost a dispatcher much.
+def directly(function: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that skips torch's dispatcher in eager mode, where lists of tensors make it slow.
 
-    For operators without a gradient, which have a tensor, or tensors in a list, among their arguments.
+    Args:
+        function: has a tensor, or tensors in a list, among its arguments, and no gradient.
+        operator: its operator, which is called with tensor subclasses and inside a compiler.
     """
 
     def call(*args: Any) -> Any:
-        return function(*args) if _plain(args) else found(*args)
+        return function(*args) if _is_eager(args) else operator(*args)
 
     return call
 
 
-def _plain(args: tuple[Any, ...]) -> bool:
+def _is_eager(args: tuple[Any, ...]) -> bool:
+    """Return whether the first tensor is a plain one outside a compiler."""
     for arg in args:
         first = arg[0] if isinstance(arg, list | tuple) and arg else arg
         if isinstance(first, Tensor):
@@ -54,12 +56,12 @@ def _plain(args: tuple[Any, ...]) -> bool:
 def differentiable(
     operator: Callable[..., Any], kept: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """An operator with its gradient, as `torch.library.register_autograd` wants it.
+    """Add a gradient to an operator, as `torch.library.register_autograd` takes it, and return the operator.
 
     Args:
-        operator: as `operator` made it.
+        operator: a result of `operator`.
         kept: (ctx, inputs, output), saves what the gradient needs.
-        backward: (ctx, a gradient an output), gives a gradient an input.
+        backward: (ctx, gradient of each output), returns the gradient of each input.
     """
     name = operator.name()  # type: ignore[attr-defined]  # an overload's
     torch.library.register_autograd(name, backward, setup_context=kept, lib=_LIBRARY)

@@ -73,7 +73,7 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     """
     import torch
 
-    from src.kernels.cpu_matmul import serves
+    from src.kernels.cpu_matmul import resolve_onednn
 
     n_gpu = torch.cuda.device_count()
     accelerator = keys.accelerator
@@ -101,7 +101,7 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
         precision,
         on_gpu if keys.compile == "auto" else bool(keys.compile),
         default_threads(devices) if keys.threads == "auto" else int(keys.threads),
-        not on_gpu and serves(keys.onednn),
+        not on_gpu and resolve_onednn(keys.onednn),
     )
 
 

@@ -6,7 +6,7 @@ import platform
 import torch
 
 from src.kernels.compile_cache import keep_compiled
-from src.kernels.cpu_matmul import by_onednn
+from src.kernels.cpu_matmul import MATMUL
 from src.settings.trainer import TrainerSettings
 
 # glibc's <malloc.h>
@@ -28,7 +28,7 @@ def choose_products(trainer: TrainerSettings) -> None:
     if trainer.accelerator == "gpu":
         torch.set_float32_matmul_precision("high")
     else:
-        by_onednn(trainer.onednn)
+        MATMUL.set(trainer.onednn)
 
 
 def keep_freed_memory() -> bool:

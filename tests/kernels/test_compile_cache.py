@@ -1,4 +1,4 @@
-"""Where machine code is kept."""
+"""Folder of compiled code."""
 
 import os
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from src.kernels.compile_cache import OF_TORCH, cache_folder, keep_compiled, processor
+from src.kernels.compile_cache import INDUCTOR_CACHE, cache_folder, describe_processor, keep_compiled
 
 
 @pytest.fixture(autouse=True)
-def _untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OF_TORCH, "")  # so that what is set here is undone
-    monkeypatch.delenv(OF_TORCH)
+def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INDUCTOR_CACHE, "")  # so that pytest restores it
+    monkeypatch.delenv(INDUCTOR_CACHE)
 
 
-def test_the_compiler_keeps_what_it_makes_in_the_users_cache_folder(
+def test_the_compiler_keeps_its_results_in_the_users_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -25,27 +25,27 @@ def test_the_compiler_keeps_what_it_makes_in_the_users_cache_folder(
     assert folder.parent == cache_folder() == tmp_path / "cache/reslab"
 
 
-def test_unlike_processors_keep_theirs_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlike_processors_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert processor() == processor() != ""
+    assert describe_processor() == describe_processor() != ""
     folders = set()
     for kind in ("one", "other", "one"):
-        monkeypatch.delenv(OF_TORCH, raising=False)
-        monkeypatch.setattr("src.kernels.compile_cache.processor", lambda kind=kind: kind)
+        monkeypatch.delenv(INDUCTOR_CACHE, raising=False)
+        monkeypatch.setattr("src.kernels.compile_cache.describe_processor", lambda kind=kind: kind)
         keep_compiled()
-        folders.add(os.environ[OF_TORCH])
+        folders.add(os.environ[INDUCTOR_CACHE])
     assert len(folders) == 2
 
 
-def test_a_place_that_is_given_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_the_environment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv(OF_TORCH, str(tmp_path / "given"))
+    monkeypatch.setenv(INDUCTOR_CACHE, str(tmp_path / "named"))
     keep_compiled()
-    assert os.environ[OF_TORCH] == str(tmp_path / "given")
+    assert os.environ[INDUCTOR_CACHE] == str(tmp_path / "named")
 
 
 @pytest.mark.parametrize("place", ["a file", "no home"])
-def test_where_nothing_can_be_kept_torchs_own_place_serves(
+def test_torchs_default_stays_if_nothing_can_be_written(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if place == "a file":
@@ -56,4 +56,4 @@ def test_where_nothing_can_be_kept_torchs_own_place_serves(
         monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is without a home folder
     keep_compiled()
     assert cache_folder() is None
-    assert OF_TORCH not in os.environ
+    assert INDUCTOR_CACHE not in os.environ

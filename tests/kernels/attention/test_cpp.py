@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from src.kernels.attention import cpp as cpu_attention
 from src.kernels.attention.cpp import ROUNDING, _Attention, _tried, attention, serves
 from src.kernels.cpp_build import built_for
-from src.kernels.cpu_matmul import by_onednn
+from src.kernels.cpu_matmul import MATMUL
 from src.models.attention import CausalSelfAttention
 from src.models.config import GPTConfig
 from tests.support import SIZES, tiny_gpt, tokens
@@ -164,7 +164,7 @@ def test_it_serves_where_torch_would_take_its_kernel_and_gradients_are_wanted() 
     assert not serves(*(x.to("meta") for x in (q, k, v)), 0.0)
     with torch.no_grad():
         assert not serves(q, k, v, 0.0)
-        by_onednn(True)
+        MATMUL.set(True)
         assert serves(q, k, v, 0.0)
 
 
@@ -208,7 +208,7 @@ def test_without_it_torchs_products_are_mkls_and_the_others_onednns_again(
             name,
             lambda *args, made=made: (seen.append(torch.get_float32_matmul_precision()), made(*args))[1],
         )
-    by_onednn(True)
+    MATMUL.set(True)
     *qkv, dy = drawn((1, 2, 16, 16))
     leaves = [part.requires_grad_() for part in qkv]
     pulled(attention(*leaves), leaves, dy)
@@ -226,7 +226,7 @@ def test_a_compiler_takes_it_whole_and_follows_the_choice() -> None:
     leaves, dy = [x, *sublayer.parameters()], torch.randn(2, 16, 32)
     compiled = torch.compile(sublayer, backend="aot_eager", fullgraph=True)
     for on in (False, True, False):
-        by_onednn(on)
+        MATMUL.set(on)
         for one, other in zip(pulled(compiled(x), leaves, dy), pulled(sublayer(x), leaves, dy), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
