@@ -1,14 +1,14 @@
-"""task=evaluate: score weights that are there already, with what a run is scored with at its end.
+"""task=evaluate: score saved weights with the evaluation suite that scores a run at its end.
 
     python run.py task=evaluate run=<run folder> [checkpoint=last|best|all] evaluation=full
     python run.py task=evaluate checkpoint=<file> or [<file>,...]
     python run.py task=evaluate hf=<folder of task=export, or Hugging Face GPT-2 folder>
 
-The scores of a run's checkpoint go into the run's own `evaluations/`, one file a checkpoint and suite, named
-after the step and both hashes; of other weights, and as a copy, into `evaluation.json` of the task's folder.
-Several checkpoints make a curve: `evaluation.json` is then a list by step, and `curve.csv` its headlines.
-Model, seed and schedule are the checkpoint's; evaluation and trainer are the command line's. With several devices
-(`trainer.devices`) the ranks share out the work.
+Scores are written to `evaluation.json` in the task's folder; scores of a run's checkpoint also to the run's
+`evaluations/`, one file per checkpoint and suite, named by the step and both hashes. For several checkpoints,
+`evaluation.json` is a list ordered by step, and `curve.csv` has one row of headline scores per checkpoint. Model, seed
+and schedule are taken from the checkpoint, evaluation and trainer from the command line. With several devices
+(`trainer.devices`) the ranks share the work.
 """
 
 import contextlib
@@ -37,53 +37,53 @@ from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
 from src.training import run_folder as run_files
 from src.training.process import prepare_process
 from src.training.provenance import device_name, git_commit, versions
-from src.training.saved_weights import Subject, subjects, with_files
+from src.training.saved_weights import SavedWeights, load_saved_weights, resolve_checkpoints
 
 log = logging.getLogger(__name__)
 
 
 def run(job: Job) -> TaskEnd:
-    """Score, and write the scores down beside the weights' step and hash.
+    """Score the weights and write the scores with the weights' step and hash.
 
     Raises:
-        UserError: nothing or too much was named, or the weights are missing, damaged or foreign.
+        UserError: the keys name none or too many, or a file is missing, damaged or of another run.
     """
     records: list[dict[str, Any]] = []
-    places: list[Path] = []
+    paths: list[Path] = []
     try:
         trainer = settle_trainer(read_section("trainer", job.config.trainer, TrainerKeys))
-        settled = with_files(job.config)
-        with _ranks(job, settled, trainer.devices):
-            fabric = _fabric(trainer)
-            for subject in subjects(settled):
-                scores = _scores(subject, fabric)
+        config = resolve_checkpoints(job.config)
+        with _start_ranks(job, config, trainer.devices):
+            fabric = _launch_fabric(trainer)
+            for saved in load_saved_weights(config):
+                scores = _score(saved, fabric)
                 if job.rank:
                     continue
-                record = _record(subject, scores)
+                record = _build_record(saved, scores)
                 records.append(record)
-                if subject.folder is not None:
-                    places.append(_into_run(subject.folder, record))
+                if saved.folder is not None:
+                    paths.append(_write_into_run(saved.folder, record))
                 lines = run_files.score_lines(scores)
-                log.info("%s", "\n".join([f"{subject.identity['checkpoint']['file']} scored", *lines]))
+                log.info("%s", "\n".join([f"{saved.identity['checkpoint']['file']} scored", *lines]))
     except UserError:
         raise
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
     if job.rank:
         return TaskEnd(COMPLETED, "completed")
-    stated = job.folder / "evaluation.json"
+    output = job.folder / "evaluation.json"
     records.sort(key=lambda record: record["step"] or 0)
-    write_atomic(stated, _text(records if len(records) > 1 else records[0]))
+    write_atomic(output, _format_json(records if len(records) > 1 else records[0]))
     if len(records) > 1:
-        write_atomic(job.folder / "curve.csv", _curve(records))
-    line = f"scores in {places[0] if len(places) == 1 else stated}"
+        write_atomic(job.folder / "curve.csv", _format_curve(records))
+    line = f"scores in {paths[0] if len(paths) == 1 else output}"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
 
 
 @contextlib.contextmanager
-def _ranks(job: Job, config: DictConfig, n: int) -> Iterator[None]:
-    """The other ranks beside the block; they score what the keys name now, whatever appears meanwhile."""
+def _start_ranks(job: Job, config: DictConfig, n: int) -> Iterator[None]:
+    """Run the other ranks during the block, on the checkpoints that exist now (checkpoint=all is resolved)."""
     if n > 1 and job.rank == 0:
         write_atomic(job.folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
@@ -100,7 +100,7 @@ def _ranks(job: Job, config: DictConfig, n: int) -> Iterator[None]:
         yield
 
 
-def _fabric(trainer: TrainerSettings) -> L.Fabric:
+def _launch_fabric(trainer: TrainerSettings) -> L.Fabric:
     fabric = L.Fabric(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
@@ -112,30 +112,30 @@ def _fabric(trainer: TrainerSettings) -> L.Fabric:
     return fabric
 
 
-def _scores(subject: Subject, fabric: L.Fabric) -> dict[str, Any]:
-    """The suite's scores; ranks share the work, and all get them.
+def _score(saved: SavedWeights, fabric: L.Fabric) -> dict[str, Any]:
+    """Return the suite's scores, on every rank; ranks share the work.
 
     Raises:
-        UserError: the ranks read different weights.
+        UserError: ranks have read different weights.
     """
     if fabric.world_size > 1:
         hashes: list[str | None] = [None] * fabric.world_size
-        torch.distributed.all_gather_object(hashes, subject.identity["checkpoint"]["sha256"])
+        torch.distributed.all_gather_object(hashes, saved.identity["checkpoint"]["sha256"])
         if len(set(hashes)) > 1:
-            file = subject.identity["checkpoint"]["file"]
+            file = saved.identity["checkpoint"]["file"]
             raise UserError(f"{file} was replaced while the ranks read it; try again, or give checkpoint=best")
-    settings = subject.settings
+    settings = saved.settings
     settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
-    gpt = subject.gpt.to(fabric.device).eval()
+    gpt = saved.gpt.to(fabric.device).eval()
     with torch.no_grad(), fabric.autocast():
         scores: dict[str, Any] = settings.evaluation.run(gpt, lambda: None)
     return scores
 
 
-def _record(subject: Subject, scores: dict[str, Any]) -> dict[str, Any]:
-    settings: Settings = subject.settings
+def _build_record(saved: SavedWeights, scores: dict[str, Any]) -> dict[str, Any]:
+    settings: Settings = saved.settings
     return {
-        **subject.identity,
+        **saved.identity,
         "name": settings.name,
         "scores": scores,
         "evaluation": settings.config["evaluation"],
@@ -147,22 +147,21 @@ def _record(subject: Subject, scores: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(tree: object) -> str:
+def _format_json(tree: object) -> str:
     return json.dumps(tree, indent=2) + "\n"
 
 
-def _into_run(folder: Path, record: dict[str, Any]) -> Path:
+def _write_into_run(folder: Path, record: dict[str, Any]) -> Path:
     suite = hashlib.sha256(json.dumps(record["evaluation"], sort_keys=True).encode()).hexdigest()
     sha256 = record["checkpoint"]["sha256"]
-    place = folder / "evaluations"
-    place.mkdir(exist_ok=True)
-    path = place / f"step{record['step']:08d}-{sha256[:12]}-{suite[:12]}.json"
-    write_atomic(path, _text(record))
+    (folder / "evaluations").mkdir(exist_ok=True)
+    path = folder / "evaluations" / f"step{record['step']:08d}-{sha256[:12]}-{suite[:12]}.json"
+    write_atomic(path, _format_json(record))
     return path
 
 
-def _curve(records: list[dict[str, Any]]) -> str:
-    """One row a checkpoint, by step: the headlines of its scores."""
+def _format_curve(records: list[dict[str, Any]]) -> str:
+    """Return CSV with one row per checkpoint, ordered by step: its headline scores."""
     rows = [
         {"name": r["name"], "step": r["step"], **headline(r["scores"]), "file": r["checkpoint"]["file"]}
         for r in records

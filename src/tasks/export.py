@@ -1,11 +1,11 @@
-"""task=export: a run's weights as a folder of safetensors, configuration, tokenizer and model card.
+"""task=export: write a run's weights as a folder with configuration, tokenizer and model card.
 
     python run.py task=export run=<run folder> output=<new folder> [checkpoint=last|best|<file>]
     python run.py task=export checkpoint=<file> output=<new folder>
 
-A model that is GPT-2 becomes a Hugging Face GPT-2 folder, which transformers loads; every other model becomes a
-folder that `src.models.formats.pretrained.from_pretrained` loads. `task=evaluate hf=<folder>` takes both, and so does
-`init_from=<folder>` of task=train.
+A model that is GPT-2 becomes a Hugging Face GPT-2 folder, which transformers loads; any other model becomes a folder
+that `src.models.formats.pretrained.from_pretrained` loads. `task=evaluate hf=<folder>` and `init_from=<folder>` of
+task=train accept both.
 """
 
 import logging
@@ -19,49 +19,50 @@ from src.datamodules.tokenizer import N_VOCAB
 from src.errors import UserError, one_line
 from src.files import atomic_folder
 from src.launch.job import COMPLETED, Job, TaskEnd
-from src.models.formats.huggingface import refuse_full
+from src.models.formats.folder import require_empty
 from src.models.formats.pretrained import write_pretrained
-from src.tasks.model_card import model_card
-from src.training.saved_weights import Subject, subjects
+from src.tasks.model_card import build_model_card
+from src.training.saved_weights import SavedWeights, load_saved_weights
 
 log = logging.getLogger(__name__)
 
 
 def run(job: Job) -> TaskEnd:
-    """Write the folder, whole or not at all.
+    """Write the folder atomically.
 
     Raises:
-        UserError: no run, no such checkpoint, several, or a class that is not this project's.
+        UserError: the keys name no or several checkpoints, or the model has a class that is not this project's.
     """
     if OmegaConf.is_missing(job.config, "output"):
         raise UserError("output is missing; give output=<folder>")
     output = Path(job.config.output)
     try:
-        refuse_full(output)
-        first, *others = subjects(job.config)
+        require_empty(output)
+        first, *others = load_saved_weights(job.config)
         if others:
             raise UserError("export takes one checkpoint; give checkpoint=last, best or a file")
-        kind = _write(first, output)
+        model_format = _write(first, output)
     except UserError:
         raise
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
-    line = f"step {first.identity['step']} of {first.settings.name} exported to {output} ({kind})"
+    line = f"step {first.identity['step']} of {first.settings.name} exported to {output} ({model_format})"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
 
 
-def _write(subject: Subject, output: Path) -> str:
-    result = read_result(subject.folder) if subject.folder is not None else None
+def _write(saved: SavedWeights, output: Path) -> str:
+    """Write model, tokenizer and card; return the format, "gpt2" or "reslab"."""
+    result = read_result(saved.folder) if saved.folder is not None else None
     with atomic_folder(output) as part:
-        kind = write_pretrained(subject.gpt, subject.recipe, part)
-        has_tokenizer = subject.settings.model.vocab_size >= N_VOCAB
+        model_format = write_pretrained(saved.gpt, saved.recipe, part)
+        has_tokenizer = saved.settings.model.vocab_size >= N_VOCAB
         if has_tokenizer:
-            write_tokenizer(part, subject.settings.model.block_size)
+            write_tokenizer(part, saved.settings.model.block_size)
         else:
             log.warning(
-                "export: no tokenizer: a vocabulary of %d is not GPT-2's", subject.settings.model.vocab_size
+                "no tokenizer exported: a vocabulary of %d is not GPT-2's", saved.settings.model.vocab_size
             )
-        card = model_card(subject, result, kind=kind, has_tokenizer=has_tokenizer)
+        card = build_model_card(saved, result, model_format=model_format, has_tokenizer=has_tokenizer)
         (part / "README.md").write_text(card, encoding="utf-8")
-    return kind
+    return model_format

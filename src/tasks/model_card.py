@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src.models.formats.pretrained import MODEL_TYPE
-from src.training.saved_weights import Subject
+from src.training.saved_weights import SavedWeights
 
 #: Sections of a configuration that describe the model and its training; of the data, only these keys.
 SECTIONS = ("model", "residual", "norm", "embedding", "recurrence", "optimizer", "trainer", "seed")
@@ -42,44 +42,46 @@ TOKENIZER = {
 }
 
 
-def model_card(subject: Subject, result: dict[str, Any] | None, *, kind: str, has_tokenizer: bool) -> str:
-    """README.md of an exported folder, with the front matter that model hubs read."""
+def build_model_card(
+    saved: SavedWeights, result: dict[str, Any] | None, *, model_format: str, has_tokenizer: bool
+) -> str:
+    """Return the README.md of an exported folder, with the front matter that model hubs read."""
     record = result or {}
-    name, step = subject.settings.name, subject.identity["step"]
-    library = "transformers" if kind == "gpt2" else MODEL_TYPE
-    tags = "\n".join(f"- {tag}" for tag in dict.fromkeys((MODEL_TYPE, kind, "text-generation")))
+    name, step = saved.settings.name, saved.identity["step"]
+    library = "transformers" if model_format == "gpt2" else MODEL_TYPE
+    tags = "\n".join(f"- {tag}" for tag in dict.fromkeys((MODEL_TYPE, model_format, "text-generation")))
     front = f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n{tags}\n---\n"
     return "\n".join(
         [
             front,
             f"# {name}\n",
-            f"A language model of {subject.gpt.n_params(positions=True):,} parameters, after {step:,} of "
-            f"{subject.settings.trainer.max_steps:,} optimizer steps. {TOKENIZER[has_tokenizer]}\n",
+            f"A language model of {saved.gpt.n_params(positions=True):,} parameters, after {step:,} of "
+            f"{saved.settings.trainer.max_steps:,} optimizer steps. {TOKENIZER[has_tokenizer]}\n",
             "## Loading\n",
-            LOADING[kind],
+            LOADING[model_format],
             "## Scores\n",
-            *_scores(subject, record),
+            *_tabulate_scores(saved, record),
             "## The run\n",
-            *_facts(subject, record),
+            *_list_facts(saved, record),
             "## Configuration\n",
-            f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(_configuration(subject)))}```\n",
+            f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(_select_configuration(saved)))}```\n",
         ]
     )
 
 
-def _scores(subject: Subject, record: dict[str, Any]) -> list[str]:
-    """Tables of what was measured on these very weights."""
-    step, sha256 = subject.identity["step"], subject.identity["checkpoint"]["sha256"]
+def _tabulate_scores(saved: SavedWeights, record: dict[str, Any]) -> list[str]:
+    """Return the lines of a table with all scores of these weights (compared by hash)."""
+    step, sha256 = saved.identity["step"], saved.identity["checkpoint"]["sha256"]
     rows: list[tuple[str, str, str]] = []
     if record.get("status") == "completed" and record.get("steps") == step:
         rows.append(("validation loss", f"{record['val_loss']:.4f} nats", "the run's validation set"))
         rows += _rows(record)
-    for path in sorted((subject.folder / "evaluations").glob("*.json")) if subject.folder else []:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-        if stated["checkpoint"]["sha256"] == sha256:
-            rows += [row for row in _rows(stated["scores"]) if row not in rows]
+    for path in sorted((saved.folder / "evaluations").glob("*.json")) if saved.folder else []:
+        record_of_file = json.loads(path.read_text(encoding="utf-8"))
+        if record_of_file["checkpoint"]["sha256"] == sha256:
+            rows += [row for row in _rows(record_of_file["scores"]) if row not in rows]
     if not rows:
-        return ["None of these weights.\n"]
+        return ["These weights have no scores.\n"]
     return ["| measure | value | on |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
@@ -87,7 +89,7 @@ def _rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for name, entry in (scores.get("perplexity") or {}).items():
         if "ppl" in entry:
-            rows.append((f"{name} perplexity", f"{entry['ppl']:.2f}", entry.get("limited") or "all of it"))
+            rows.append((f"{name} perplexity", f"{entry['ppl']:.2f}", entry.get("limited") or "all tokens"))
     for name, entry in (scores.get("lm_eval") or {}).items():
         unit = "" if entry.get("unit", "%") is None else " %"
         on = entry.get("limited") or f"all {entry['items']} items"
@@ -96,14 +98,14 @@ def _rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _facts(subject: Subject, record: dict[str, Any]) -> list[str]:
-    identity = subject.identity
+def _list_facts(saved: SavedWeights, record: dict[str, Any]) -> list[str]:
+    identity = saved.identity
     tokens = record.get("tokens") if record.get("steps") == identity["step"] else None
     facts = {
         "status of the run": record.get("status"),
-        "tokens seen": _counted(tokens),
-        "parameters of the residual strategy": _counted(record.get("n_params_residual")),
-        "FLOPs per token": _counted(record.get("flops_per_token")),
+        "tokens seen": _format_count(tokens),
+        "parameters of the residual strategy": _format_count(record.get("n_params_residual")),
+        "FLOPs per token": _format_count(record.get("flops_per_token")),
         "device": record.get("device"),
         "precision": record.get("precision"),
         "configuration": identity.get("config_hash"),
@@ -115,11 +117,11 @@ def _facts(subject: Subject, record: dict[str, Any]) -> list[str]:
     return [*(f"- {key}: {value}" for key, value in facts.items() if value is not None), ""]
 
 
-def _counted(number: float | None) -> str | None:
+def _format_count(number: float | None) -> str | None:
     return None if number is None else f"{number:,.0f}"
 
 
-def _configuration(subject: Subject) -> dict[str, Any]:
-    config = subject.trained_with
+def _select_configuration(saved: SavedWeights) -> dict[str, Any]:
+    config = saved.trained_with
     data = {key: config["data"][key] for key in OF_DATA if key in config["data"]}
     return {**{section: config[section] for section in SECTIONS if section in config}, "data": data}

@@ -184,7 +184,7 @@ def test_one_kind_of_weights_must_be_named(tmp_path: Path) -> None:
     for overrides in ([], ["hf=a", "run=b"], ["checkpoint=last"]):
         with pytest.raises(UserError, match="give one of run=<folder>"):
             evaluate(*overrides, cwd=tmp_path)
-    with pytest.raises(UserError, match="run=nowhere is no run folder"):
+    with pytest.raises(UserError, match="run=nowhere is not a run folder"):
         evaluate("run=nowhere", cwd=tmp_path)
 
 

@@ -135,7 +135,7 @@ def test_another_checkpoint_of_the_run_is_exported_at_its_own_step(trained: Path
     do("export", f"checkpoint={tmp_path}/mine.ckpt", f"output={tmp_path}/hub", cwd=tmp_path)
     expected = of_checkpoint(tmp_path / "mine.ckpt", step=3, max_steps=12)
     assert torch.equal(from_pretrained(tmp_path / "hub")(ids()), expected(ids()))
-    assert "None of these weights." in (tmp_path / "hub/README.md").read_text()
+    assert "These weights have no scores." in (tmp_path / "hub/README.md").read_text()
 
 
 def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(trained: Pat
     cases: list[tuple[list[str], str]] = [
         ([f"run={copied}"], "output is missing; give output=<folder>"),
         (["output=x"], "give one of run=<folder>"),
-        ([f"run={tmp_path}", f"output={tmp_path}/hub"], "is no run folder"),
+        ([f"run={tmp_path}", f"output={tmp_path}/hub"], "is not a run folder"),
         ([f"run={copied}", f"output={copied}"], "exists already"),
         ([f"run={copied}", "checkpoint=all", f"output={tmp_path}/hub"], "export takes one checkpoint"),
         ([f"checkpoint={tmp_path}/no.ckpt", f"output={tmp_path}/hub"], "no checkpoint there"),

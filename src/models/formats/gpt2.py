@@ -1,7 +1,7 @@
-"""What GPT-2 is among the models that this trunk can be: its tensors, and whether a model is one.
+"""Recognition of GPT-2: the tensors of GPT-2, and a test whether a model computes the same function.
 
-Which strategy, norm or embedding a model was built from is not asked: its tensors are compared by name and
-shape, and what the rest computes is tried on random tensors.
+The test does not look at the classes of the model's parts: it compares tensors by name and shape, and compares
+outputs of the stream, the embedding and the norm on random tensors with those of GPT-2.
 
 Source: GPT-2 (Radford et al. 2019), section 2.3.
 Shape letters: B batch, T tokens, D n_embd, V vocab_size.
@@ -19,12 +19,12 @@ from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.residual.base import build_plain_sites
 
-#: What a user gives for a GPT-2.
+#: Configuration of a GPT-2, for messages.
 GPT2_KEYS = "residual=vanilla, norm=layernorm, embedding=tied"
 
 
 def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """GPT-2's tensors in this project's names, biases included."""
+    """Return the shapes of GPT-2's tensors by this project's names, biases included."""
     D = config.n_embd
     block = {
         "ln_1": (D,),
@@ -44,8 +44,8 @@ def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def other_than_gpt2(gpt: GPT) -> str | None:
-    """The first thing in which a model is not GPT-2, None where it is one."""
+def find_difference_from_gpt2(gpt: GPT) -> str | None:
+    """Return the first part in which a model differs from GPT-2, or None if it is GPT-2."""
     own, shapes = gpt.state_dict(), gpt2_shapes(gpt.config)
     for key in (*own, *shapes):
         optional = key.endswith(".bias") and not gpt.config.bias
@@ -60,7 +60,7 @@ def other_than_gpt2(gpt: GPT) -> str | None:
 
 @torch.no_grad()
 def _is_plain_stream(gpt: GPT) -> bool:
-    """Whether, in evaluation, every site reads, and the end gives, x0 plus all outputs so far."""
+    """Return True if in evaluation every site reads, and `end` returns, x0 plus all outputs so far."""
     if gpt.sites != build_plain_sites(gpt.config.n_layer) or gpt.residual.taps_qkv:
         return False
     residual = copy.deepcopy(gpt.residual).cpu().float().eval()
@@ -79,22 +79,22 @@ def _is_plain_stream(gpt: GPT) -> bool:
 
 @torch.no_grad()
 def _is_plain_embedding(embedding: TokenEmbedding, n_layer: int) -> bool:
-    """Whether, in evaluation, x0 is the rows of the two tables, the head the first of them, and that is all."""
+    """Return True if in evaluation x0 is the sum of two table rows, the head is tied, and nothing is injected."""
     wte_VD, wpe_TD = (embedding.get_parameter(f"{name}.weight") for name in ("wte", "wpe"))
     idx_BT = torch.zeros(1, 1, dtype=torch.long, device=wte_VD.device)
     mode = embedding.training
     x0_BTD = embedding.eval()(idx_BT)
     embedding.train(mode)
-    found = embedding.lookup(idx_BT)
+    lookup = embedding.lookup(idx_BT)
     for layer, addition in product(range(n_layer), (embedding.stream_addition, embedding.value_addition)):
-        if addition(found, layer) is not None:
+        if addition(lookup, layer) is not None:
             return False
     return embedding.get_lm_head_weight() is wte_VD and torch.allclose(x0_BTD, wte_VD[idx_BT] + wpe_TD[:1])
 
 
 @torch.no_grad()
 def _is_layer_norm(norm: nn.Module) -> bool:
-    """Whether a norm is its equation with its own weight, bias and eps, on an input small enough to show eps."""
+    """Return True if `norm` is LayerNorm with its own weight, bias and eps, on an input small enough to show eps."""
     eps, weight, bias = (getattr(norm, name, None) for name in ("eps", "weight", "bias"))
     if not isinstance(eps, float) or not isinstance(weight, Tensor):
         return False

@@ -11,7 +11,7 @@ from torch import Tensor
 from src.embedding.base import Lookup
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
-from src.models.formats.gpt2 import gpt2_shapes, other_than_gpt2
+from src.models.formats.gpt2 import find_difference_from_gpt2, gpt2_shapes
 from src.models.formats.huggingface import export_gpt2, load_gpt2
 from src.models.gpt import GPT
 from src.norm.layernorm import LayerNorm
@@ -23,9 +23,9 @@ from tests.support import SIZES, jitter, tiny_gpt
 @pytest.mark.parametrize("bias", [True, False])
 def test_gpt2_is_gpt2_whatever_its_weights_and_type(bias: bool) -> None:
     gpt = jitter(tiny_gpt(bias=bias, dropout=0.1))
-    assert other_than_gpt2(gpt) is None
-    assert other_than_gpt2(gpt.double()) is None
-    assert other_than_gpt2(gpt.bfloat16()) is None
+    assert find_difference_from_gpt2(gpt) is None
+    assert find_difference_from_gpt2(gpt.double()) is None
+    assert find_difference_from_gpt2(gpt.bfloat16()) is None
 
 
 def test_its_tensors_are_those_of_the_model_with_biases() -> None:
@@ -36,9 +36,9 @@ def test_its_tensors_are_those_of_the_model_with_biases() -> None:
 def test_a_warm_up_that_is_over_has_left_gpt2() -> None:
     gpt = tiny_gpt("prores")
     gpt.residual.on_step(10, 100)
-    assert other_than_gpt2(gpt) == "its residual stream"
+    assert find_difference_from_gpt2(gpt) == "its residual stream"
     gpt.residual.on_step(99, 100)
-    assert other_than_gpt2(gpt) is None
+    assert find_difference_from_gpt2(gpt) is None
 
 
 @pytest.mark.parametrize(
