@@ -1,20 +1,43 @@
-"""The contract between the trunk and a residual strategy.
+"""Contract of a residual strategy: how the outputs of sublayers are combined and read.
 
-A GPT is an ordered list of *sites*, visits to attention or MLP sublayers F_k. A strategy decides what
-flows between them, in four verbs that the trunk calls outside autocast:
+The trunk (`src/models/gpt.py`) visits an ordered list of *sites*, each an attention or MLP sublayer F_k with its input
+norm N_k. It calls four methods of the strategy, outside autocast:
 
-    state = begin(x0)
+    state = begin(x0)                       x0: output of the embedding
     for site in sites:
-        x, state = read(state, site)        what the sublayer is given
-        y = F_site(N_site(x))               the sublayer, with its input norm
+        x, state = read(state, site)        x: input of the sublayer
+        y = F_k(N_k(x))
         state = write(state, site, y)
-    x = end(state)                          then the final norm and the head
+    x = end(state)                          x: input of the final norm
 
-State is passed, never stashed: a NamedTuple of tensors (or of tuples of tensors). All a strategy knows
-about what has happened is in its state; all it knows about what comes is in `spec.sites`.
-Everything else in this file is optional, costs nothing where it is not used, and says so.
+A new strategy is one file with one class, one YAML with its keys, and one test. Example: `src/residual/rezero.py`,
+x <- x + gate[k] * y, with `SingleStream` (begin returns x0, read returns the state, end returns the state):
 
-Source: the interface study over some fifty published variants, each of which fits these verbs.
+    class ReZero(SingleStream):
+        def __init__(self, spec: StreamSpec, *, gate_init: float, lr_scale: float) -> None:
+            super().__init__()
+            self.lr_scale = lr_scale
+            self.gate_S = nn.Parameter(torch.full((spec.n_site,), gate_init))     # one packed tensor, one row per site
+
+        def param_groups(self) -> Iterator[ParamGroup]:                           # optional: lr scale, weight decay
+            yield ParamGroup((self.gate_S,), self.lr_scale)
+
+        def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
+            return torch.addcmul(state, self.gate_S[site.index], y_BTD)
+
+Rules:
+- State is returned, never kept on `self`: a Tensor, or a NamedTuple of tensors or tuples of tensors. A forward may be
+  compiled, and several may run before one backward.
+- Parameters per site are rows of one packed tensor, indexed by `site.index`. Under DDP every parameter must receive a
+  gradient in every step; a packed tensor does so even if some rows are unused in a step (their gradient is zero), and
+  costs one optimizer kernel and one bucket entry instead of one per site.
+- The constructor takes `(spec, *, <the keys of the YAML>)`; it may depend on `spec.sites`, not on the number of layers
+  alone, so that it also works under `recurrence`.
+- Everything below `end` is optional, has a default, and costs nothing if unused.
+
+Norm, embedding, recurrence, norm placement and positions compose with every strategy, except: a strategy that places
+norms itself (`owns_norm`) needs model.norm_placement=pre, and one without `may_skip` needs recurrence.start_step=0.
+
 Shape letters: B batch, T tokens, D n_embd, H heads, K head size, L n_layer, S sites, N streams.
 """
 
@@ -34,10 +57,13 @@ InitEquivalent = Literal["vanilla", "near vanilla", "identity", "near identity",
 class Site:
     """One visit to one sublayer.
 
-    `index` names the visit for good (0..S-1, in visiting order): per-site parameters are rows `index`
-    of one packed tensor. `block` counts the visits to layers in the same way (it equals `layer` unless
-    layers recur). `visit` counts the visits to the same sublayer (0 unless layers recur).
-    `opens_block` and `closes_block` mark the first and last sublayer of a visit to a layer.
+    Args:
+        index: position in visiting order, 0..S-1; per-site parameters are rows `index` of one packed tensor.
+        block: position of the visit to the layer, in visiting order; equals `layer` without recurrence.
+        layer: index of the layer, 0..L-1.
+        kind: "attn" or "mlp".
+        visit: number of earlier visits to the same sublayer; 0 without recurrence.
+        opens_block, closes_block: True for the first and the last sublayer of a visit to a layer.
     """
 
     index: int
@@ -50,12 +76,12 @@ class Site:
 
     @property
     def sublayer(self) -> int:
-        """Which sublayer it visits, the same for every visit."""
+        """Index of the sublayer, the same for all its visits."""
         return 2 * self.layer + (self.kind == "mlp")
 
 
 def build_sites(visits: Iterable[tuple[int, tuple[Kind, ...]]]) -> tuple[Site, ...]:
-    """The sites of visits to layers, each given by the layer and the sublayers it takes."""
+    """Build the sites of an ordered list of visits, each a layer and the sublayers visited in it."""
     sites: list[Site] = []
     seen: dict[tuple[int, Kind], int] = {}
     for block, (layer, kinds) in enumerate(visits):
@@ -68,12 +94,12 @@ def build_sites(visits: Iterable[tuple[int, tuple[Kind, ...]]]) -> tuple[Site, .
 
 
 def build_plain_sites(n_layer: int) -> tuple[Site, ...]:
-    """Attention then MLP of each layer, layers in order."""
+    """Build the sites of a plain trunk: attention, then MLP, of each layer in order."""
     return build_sites((layer, ("attn", "mlp")) for layer in range(n_layer))
 
 
 class QKV(NamedTuple):
-    """Separate inputs for an attention site's query, key and value projections."""
+    """Separate inputs of the query, key and value projections of an attention site."""
 
     q_BTD: Tensor
     k_BTD: Tensor
@@ -82,9 +108,12 @@ class QKV(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What a strategy is told about the trunk that it will serve.
+    """Description of the trunk that a strategy is built for.
 
-    `make_norm(width)` builds one norm of the configured kind, for strategies that place norms themselves.
+    Args:
+        n_layer, n_head, n_embd: sizes of the trunk.
+        sites: all sites in visiting order.
+        make_norm: builds one norm of the configured kind for a width.
     """
 
     n_layer: int
@@ -95,30 +124,32 @@ class StreamSpec:
 
     @property
     def n_site(self) -> int:
-        """S, the number of visits to sublayers."""
+        """Number of sites, S."""
         return len(self.sites)
 
     @property
     def rows(self) -> dict[int, int]:
-        """A row for every sublayer that is visited, however often, by `Site.sublayer`."""
+        """Map from `Site.sublayer` to a row 0.., one row per sublayer that is visited at all."""
         return {sublayer: row for row, sublayer in enumerate(dict.fromkeys(s.sublayer for s in self.sites))}
 
     @property
     def n_block(self) -> int:
-        """The number of visits to layers; n_layer unless layers recur."""
+        """Number of visits to layers; n_layer without recurrence."""
         return self.sites[-1].block + 1
 
     def norm(self) -> nn.Module:
-        """One norm over the stream's width."""
+        """Build one norm over n_embd channels."""
         return self.make_norm(self.n_embd)
 
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters with an optimizer treatment of their own.
+    """Parameters with their own learning-rate scale and weight decay; AdamW updates them under every `optimizer`.
 
-    The schedule's learning rate is multiplied by `lr_scale`; `decay` applies `optimizer.weight_decay`.
-    AdamW steps them under every `optimizer`.
+    Args:
+        params: parameters of the group.
+        lr_scale: factor on the schedule's learning rate.
+        decay: True applies `optimizer.weight_decay`.
     """
 
     params: tuple[nn.Parameter, ...]
@@ -127,87 +158,85 @@ class ParamGroup:
 
 
 class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
-    """What flows between sublayers. Subclasses take `(spec, *, <the keys of their YAML>)`."""
+    """Base class of all residual strategies; the module docstring explains the contract."""
 
-    #: Set to True by strategies that implement `tap_qkv`.
+    #: True for strategies that implement `tap_qkv`.
     taps_qkv: ClassVar[bool] = False
-    #: Set to True by strategies that hold where visits to a layer after its first are left out for a while.
+    #: True for strategies that stay valid while repeated visits to a layer are skipped (`recurrence` with a start).
     may_skip: ClassVar[bool] = False
     #: The function that the shipped configuration equals at initialization, up to rounding; `other` if none of these.
     init_equivalent: ClassVar[InitEquivalent] = "other"
 
     @abstractmethod
     def begin(self, x0_BTD: Tensor) -> StateT:
-        """Open the stream on the embedding output [B, T, D]."""
+        """Return the initial state for the embedding output [B, T, D]."""
 
     @abstractmethod
     def read(self, state: StateT, site: Site) -> tuple[Tensor | QKV, StateT]:
-        """What `site` is given, [B, T, D] (or `QKV` at an attention site), and the state after reading."""
+        """Return the input [B, T, D] of `site` (or `QKV` at an attention site), and the state after reading."""
 
     @abstractmethod
     def write(self, state: StateT, site: Site, y_BTD: Tensor) -> StateT:
-        """Take in the output [B, T, D] of `site`; under bf16 it arrives in bf16, the stream stays float32."""
+        """Return the state with the output [B, T, D] of `site`, bfloat16 under bf16 autocast; keep the stream float32."""
 
     @abstractmethod
     def end(self, state: StateT) -> Tensor:
-        """Close the stream: what the final norm is given, [B, T, D]."""
+        """Return the input of the final norm, [B, T, D]."""
 
-    # ---- the order of visits
+    # ---- order of visits
 
     def visits(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:
-        """The sites that the trunk visits, in order; by default those of `spec`, which are given.
+        """Return the sites that the trunk visits, in order; by default `sites`, those of `spec`.
 
-        A strategy that visits a sublayer again returns more of them, indexed anew.
+        A strategy that visits a sublayer again returns more sites, with new indices.
         """
         return sites
 
-    # ---- norms: by default every branch has its input norm and the trunk its final norm
+    # ---- norms: by default the trunk builds an input norm per sublayer and a final norm
 
     def owns_norm(self, site: Site | None) -> bool:
-        """Whether the strategy places the norm of `site` (None: the final norm) itself.
+        """Return True if the strategy, not the trunk, builds the norm of `site` (None: the final norm).
 
-        The trunk then builds none there, so no norm exists that nobody uses; the strategy builds its
-        own from `spec.norm()`.
+        The strategy builds its norms with `spec.norm()`.
         """
         return False
 
-    # ---- additions to the stream from outside
+    # ---- additions of the embedding
 
     def inject(self, state: StateT, site: Site, e_BTD: Tensor) -> tuple[StateT, Tensor | None]:
-        """Take an embedding's addition [B, T, D] into the stream, before `site`, which opens a layer, reads it.
+        """Add an embedding's addition [B, T, D] to the stream before `site`, which opens a layer, reads.
 
-        Returns the state, and what it did not take (None: nothing): the trunk then gives `site` its input
-        plus that, and writes its output plus that. On a stream that reads and writes with weight 1 both
-        ways are the same. By default a state that is one tensor takes all, any other state nothing.
+        Returns the state, and the part that was not added (None: all was). The trunk adds that part to the input and
+        to the output of `site`, which is the same on a stream that is read and written with weight 1. By default a
+        state that is one tensor takes everything, any other state nothing.
         """
         if isinstance(state, Tensor):
             return cast(StateT, state + e_BTD), None
         return state, e_BTD
 
-    # ---- weights and the optimizer
+    # ---- initial weights and optimizer
 
     def reset(self) -> None:
-        """Draw the strategy's own random initial values; called once, after the trunk's, seeded."""
+        """Draw random initial values of the strategy's parameters; called once, seeded, after the trunk's."""
         return
 
     def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
-        """Change a sublayer's initial weights in place; called once a sublayer, after the trunk's init."""
+        """Change the initial weights of a sublayer in place; called once per sublayer, after the trunk's init."""
         return
 
     def param_groups(self) -> Iterator[ParamGroup]:
-        """The strategy's parameters by optimizer treatment; by default lr x 1 and no weight decay."""
+        """Yield the strategy's parameters in groups; by default one with lr x 1 and no weight decay."""
         params = tuple(self.parameters())
         if params:
             yield ParamGroup(params)
 
-    # ---- the schedule
+    # ---- schedule
 
     def on_step(self, step: int, max_steps: int) -> None:
         """Fill schedule-driven buffers before optimizer step `step` (0-based) of `max_steps`.
 
-        Called once an optimizer step, never inside the compiled graph. Write tensors in place
-        (`buffer.fill_`), so that one graph serves all steps; keep them non-persistent, since they
-        follow from `step` alone.
+        Called once per optimizer step, outside the compiled graph. Write tensors in place (`buffer.fill_`), so that
+        the graph is compiled once; register them as non-persistent, since they follow from `step`.
         """
         return
 
@@ -216,17 +245,19 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def tap_qkv(
         self, state: StateT, site: Site, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, StateT]:
-        """Replace queries, keys and values between their projection and any rotation; needs `taps_qkv`."""
+        """Replace queries, keys and values after their projection, before any rotation; needs `taps_qkv`."""
         raise NotImplementedError
 
-    # ---- what a picture shows
+    # ---- figures
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor | None:
-        """The weights with which each site reads each earlier output, where the strategy has such.
+        """Return the weights [S + 1, S + 1] with which sites read earlier outputs, as a mean over tokens.
 
-        Given the sites that were visited, and the embedding and their outputs on some batch, returns
-        [S + 1, S + 1]: row k what the k-th of them is given (the last row: what `end` returns), column 0
-        the weight of x0 and column j + 1 that of the j-th output, the mean over tokens. None: the weights
-        are to be measured from outside.
+        Row k is the input of the k-th site, the last row the result of `end`; column 0 is x0, column j + 1 the output
+        of the j-th site. None if the strategy has no such weights; they are then fitted (`models/stream_probe.py`).
+
+        Args:
+            sites: visited sites.
+            x0_BTD, y_BTD: embedding output and site outputs of one forward.
         """
         return None
