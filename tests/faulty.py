@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class Faulty(OneStream):
+class Faulty(SingleStream):
     """At step `at` (0-based), in rank `rank` (-1: all), the first `times` times: do what `fault` says."""
 
     def __init__(

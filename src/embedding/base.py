@@ -1,12 +1,13 @@
-"""The contract of an embedding: tokens in, the stream's start x0 out, the head's weight, and additions to layers.
+"""Contract of an embedding: token ids to x0, the head's weight, and additions to layers.
 
-    x0 = forward(idx);  found = lookup(idx)
-    x <- x + stream_addition(lookup, l)     before layer l, where there is one
-    v <- v + value_addition(lookup, l)      in its attention
+    x0 = forward(idx);  rows = lookup(idx)
+    x <- x + stream_addition(rows, l)     before layer l, unless None
+    v <- v + value_addition(rows, l)      in the attention of layer l, unless None
 
-The first methods are those of the embedding benchmark (MLS-Bench llm-pretrain-embedding): `forward`,
-`get_lm_head_weight`, `get_num_pos_params`, `get_value_embed`. A `TokenEmbedding` written for it fits
-unchanged (`adapt_embedding`). Constructors take `(spec, *, <the keys of their YAML>)`.
+`forward`, `get_lm_head_weight`, `get_num_pos_params` and `get_value_embed` are the methods of the embedding benchmark
+(MLS-Bench llm-pretrain-embedding); a `TokenEmbedding` written for it works unchanged (`adapt_embedding`).
+A constructor takes `(spec, *, <the keys of the YAML>)`.
+
 Shape letters: B batch, T tokens, D n_embd, V vocab_size.
 """
 
@@ -20,9 +21,11 @@ Lookup = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """What an embedding is told about the model; the names are the benchmark's.
+    """Description of the model that an embedding is built for; names as in the benchmark.
 
-    `learned_positions`: whether the embedding is to add a learned position to every token.
+    Args:
+        vocab_size, n_embd, block_size, n_layer, n_head, bias, dropout: keys of `GPTConfig`.
+        learned_positions: True if the embedding adds a learned position to every token.
     """
 
     vocab_size: int
@@ -36,49 +39,49 @@ class EmbeddingSpec:
 
 
 class TokenEmbedding(nn.Module, ABC):
-    """Tokens to stream, the head's weight, and what single layers are given besides."""
+    """Base class of all embeddings; the module docstring explains the contract."""
 
     @abstractmethod
     def forward(self, idx_BT: Tensor) -> Tensor:
-        """Token ids [B, T] -> x0 [B, T, D]."""
+        """Return x0 [B, T, D] for token ids [B, T]."""
 
     @abstractmethod
     def get_lm_head_weight(self) -> Tensor:
-        """The head's weight [V, D]."""
+        """Return the head's weight [V, D]."""
 
     @abstractmethod
     def get_num_pos_params(self) -> int:
-        """How many parameters encode positions (left out of the customary parameter count)."""
+        """Return the number of parameters that encode positions (nanoGPT's parameter count excludes them)."""
 
     def get_num_lookup_params(self) -> int:
-        """How many parameters are only looked up, positions apart: no matrix product is made with them."""
+        """Return the number of parameters that are only looked up, without positions; they cost no FLOPs."""
         return 0
 
     def reset(self) -> None:
-        """Change the initial weights after the model-wide N(0, 0.02); by default nothing changes."""
+        """Change the initial weights after the model-wide N(0, 0.02); by default do nothing."""
         return
 
-    # ---- additions to layers: by default there are none
+    # ---- additions to layers: none by default
 
     def lookup(self, idx_BT: Tensor) -> Lookup:
-        """What the additions are made of, found once a forward and passed to them; by default the tokens."""
+        """Return tensors that both additions use, computed once per forward; by default the token ids."""
         return (idx_BT,)
 
     def stream_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
-        """What the stream takes in before each visit to `layer`, [B, T, D]; by default the benchmark's."""
+        """Return the addition [B, T, D] to the stream before each visit to `layer`; by default `get_value_embed`."""
         return self.get_value_embed(layer)
 
     def value_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
-        """What the values of attention in `layer` take in, [B, T, D]."""
+        """Return the addition [B, T, D] to the attention values of `layer`, all heads side by side."""
         return None
 
     def get_value_embed(self, layer: int) -> Tensor | None:
-        """The benchmark's `stream_addition`, of the last forward's tokens, which the embedding has to keep."""
+        """Return the benchmark's stream addition for the tokens of the last forward, which the embedding keeps."""
         return None
 
 
 class BenchmarkEmbedding(TokenEmbedding):
-    """A `TokenEmbedding` as the benchmark has them, with no base class, behind this contract."""
+    """Adapter of the benchmark's `TokenEmbedding`, which has no base class, to this contract."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -102,7 +105,7 @@ class BenchmarkEmbedding(TokenEmbedding):
         return int(self.inner.get_num_pos_params())  # type: ignore[operator]  # checked above
 
     def get_num_lookup_params(self) -> int:
-        """Of `nn.Embedding`s, as far as they are neither the head nor positions."""
+        """Return the size of all `nn.Embedding`s except the head and the positions."""
         head = self.get_lm_head_weight()
         tables = [
             m.weight for m in self.inner.modules() if isinstance(m, nn.Embedding) and m.weight is not head
@@ -115,15 +118,15 @@ class BenchmarkEmbedding(TokenEmbedding):
 
 
 def adapt_embedding(embedding: nn.Module, spec: EmbeddingSpec) -> TokenEmbedding:
-    """An embedding behind this contract, whichever it was written for.
+    """Return `embedding` itself, or an adapter if it was written for the benchmark.
 
     Raises:
-        ValueError: no embedding, or one that adds positions where the model is to have none or others.
+        ValueError: a method is missing, or it learns positions and `model.positions` is not learned.
     """
     ours = embedding if isinstance(embedding, TokenEmbedding) else BenchmarkEmbedding(embedding)
     if not spec.learned_positions and ours.get_num_pos_params():
         raise ValueError(
-            f"model.positions must be learned with {type(embedding).__name__}, which learns positions whatever "
-            "it is told; give model.positions=learned or another embedding"
+            f"model.positions must be learned with {type(embedding).__name__}, which always learns "
+            "positions; give model.positions=learned or another embedding"
         )
     return ours

@@ -1,4 +1,4 @@
-"""Hashed bigrams: a second table, looked up by a token and the one before it, is added before every layer.
+"""Hashed bigrams: adds rows of a second table, indexed by a token and its predecessor, before every layer.
 
     row = (36313 * cur XOR 27191 * prev) mod (R - 1);   R - 1 for the first token of a sequence
     x <- x + scale[l] * table[row]      before layer l;  x0 and the head as in `tied`
@@ -19,13 +19,15 @@ CURRENT, PREVIOUS = 36313, 27191
 
 
 class BigramHash(TiedEmbedding):
-    """As tied; adds rows * D + n_layer parameters.
+    """Tied embedding with a bigram table; R * D + n_layer parameters more.
 
     Args:
         spec: the model.
-        table_factor: rows of the table over the vocabulary's size (5 in the source: 257 M parameters at
-            GPT-2 Medium).
+        table_factor: R / vocab_size (5 in the source: 257 M parameters at GPT-2 Medium).
         scale_init: initial weight of the table in each layer (0.1 in the source).
+
+    Raises:
+        ValueError: the table has fewer than 2 rows.
     """
 
     def __init__(self, spec: EmbeddingSpec, *, table_factor: float, scale_init: float) -> None:
@@ -33,17 +35,17 @@ class BigramHash(TiedEmbedding):
         rows = round(table_factor * spec.vocab_size)
         if rows < 2:
             raise ValueError(
-                f"embedding.table_factor must make a table of at least 2 rows, got {table_factor} times "
+                f"embedding.table_factor must give a table of >= 2 rows, got {table_factor} times "
                 f"model.vocab_size={spec.vocab_size}; the source uses 5"
             )
         self.table_RD = nn.Parameter(torch.zeros(rows, spec.n_embd))
         self.scale_L = nn.Parameter(torch.full((spec.n_layer,), scale_init))
 
     def lookup(self, idx_BT: Tensor) -> Lookup:
-        return (F.embedding(self.rows(idx_BT), self.table_RD),)
+        return (F.embedding(self.hash_rows(idx_BT), self.table_RD),)
 
-    def rows(self, idx_BT: Tensor) -> Tensor:
-        """The table's row for every token, [B, T]."""
+    def hash_rows(self, idx_BT: Tensor) -> Tensor:
+        """Return the row of every token, [B, T]."""
         last = len(self.table_RD) - 1
         hashed_BT = (CURRENT * idx_BT[:, 1:] ^ PREVIOUS * idx_BT[:, :-1]) % last
         return F.pad(hashed_BT, (1, 0), value=last)

@@ -1,6 +1,6 @@
-"""Tied embedding: x0 = wte[idx] + wpe[position], and the head is wte.
+"""Tied embedding: x0 = wte[idx] + wpe[position]; the head uses wte.
 
-Without learned positions x0 = wte[idx].
+Without learned positions (`model.positions`) x0 = wte[idx].
 
 Source: GPT-2 (Radford et al. 2019); Press, Wolf, "Using the Output Embedding" (arXiv 1608.05859).
 Shape letters: B batch, T tokens, D n_embd, V vocab_size.
@@ -13,7 +13,11 @@ from src.embedding.base import EmbeddingSpec, TokenEmbedding
 
 
 class TiedEmbedding(TokenEmbedding):
-    """Token table shared with the head, and learned positions; V * D + block_size * D parameters."""
+    """Token table shared with the head, and learned positions; V * D + block_size * D parameters.
+
+    Args:
+        spec: the model.
+    """
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__()

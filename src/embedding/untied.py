@@ -1,7 +1,7 @@
-"""Untied embedding: x0 = wte[idx] + wpe[position]; the head has a table of its own, zero at init.
+"""Untied embedding: x0 = wte[idx] + wpe[position]; the head has its own table, zero at init.
 
 Source: MLS-Bench llm-pretrain-embedding, baseline `untied`.
-At init every logit is 0, so the first loss is exactly ln V.
+At init: every logit is 0, so the first loss is exactly ln V.
 Shape letters: B batch, T tokens, D n_embd, V vocab_size.
 """
 
@@ -12,7 +12,11 @@ from src.embedding.tied import TiedEmbedding
 
 
 class UntiedEmbedding(TiedEmbedding):
-    """As tied, with a separate head; adds V * D parameters."""
+    """Tied embedding with a separate head; V * D parameters more.
+
+    Args:
+        spec: the model.
+    """
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__(spec)

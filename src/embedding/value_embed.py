@@ -1,6 +1,6 @@
-"""Value embeddings added to the stream: before some layers, each token's row of that layer's own table.
+"""Value embeddings added to the stream: before some layers, the token's row of a table of that layer.
 
-    x <- x + scale_j * table_j[idx]     before the j-th of the layers;  x0 and the head as in `tied`
+    x <- x + scale_j * table_j[idx]     before the j-th layer with a table;  x0 and the head as in `tied`
 
 Source: MLS-Bench llm-pretrain-embedding, baseline `value_embed`.
 At init: not `tied` (tables of std 0.01, weight 0.5).
@@ -13,7 +13,7 @@ from src.embedding.value_tables import ValueTables
 
 
 class ValueEmbed(ValueTables):
-    """J * V * D + J parameters besides `tied`; the keys are `ValueTables`'."""
+    """Tables added to the stream; J * V * D + J parameters more than `tied`, keys of `ValueTables`."""
 
     def stream_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
-        return self.addition(lookup, layer)
+        return self.scale_rows(lookup, layer)

@@ -1,9 +1,9 @@
-"""Value embeddings in attention: in some layers the values take in each token's row of that layer's own table.
+"""Value embeddings in attention: in some layers, values plus the token's row of a table of that layer.
 
-    v <- v + scale_j * table_j[idx]     in the j-th of the layers;  x0 and the head as in `tied`
+    v <- v + scale_j * table_j[idx]     in the j-th layer with a table;  x0 and the head as in `tied`
 
-v stands for all heads' values side by side, as projected. The source also has a learned weight on v, which
-the value projection takes in.
+v is the projected values of all heads side by side. The source also has a learned weight on v, which the value
+projection can absorb.
 
 Source: KellerJordan/modded-nanogpt ("value embeddings", weight 0.5); the layers as in `value_embed`.
 At init: not `tied` (tables of std 0.01, weight 0.5).
@@ -16,7 +16,7 @@ from src.embedding.value_tables import ValueTables
 
 
 class ValueEmbedAttention(ValueTables):
-    """J * V * D + J parameters besides `tied`; the keys are `ValueTables`'."""
+    """Tables added to values; J * V * D + J parameters more than `tied`, keys of `ValueTables`."""
 
     def value_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
-        return self.addition(lookup, layer)
+        return self.scale_rows(lookup, layer)

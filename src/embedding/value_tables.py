@@ -1,6 +1,6 @@
-"""What the value embeddings share: a token table for each of some layers, looked up once a forward.
+"""Base class of value embeddings: one token table for each of some layers, looked up once per forward.
 
-    table_j[idx] * scale_j      for the j-th of the layers
+    scale_j * table_j[idx]      for the j-th layer with a table
 
 Shape letters: B batch, T tokens, D n_embd, J layers with a table, R = J * vocab_size rows.
 """
@@ -14,13 +14,17 @@ from src.embedding.tied import TiedEmbedding
 
 
 class ValueTables(TiedEmbedding):
-    """As tied; adds J * V * D + J parameters. Subclasses say where the tables' rows go.
+    """Tied embedding with J tables, J * V * D + J parameters more; subclasses define where rows are added.
 
     Args:
         spec: the model.
-        layers: layers that have a table; negative ones count from the last. Those named twice have one.
-        table_std: standard deviation of the tables' initial values.
-        scale_init: initial weight of each table.
+        layers: indices of the layers with a table; negative ones count from the last, duplicates count once
+            ([1, 2, -3, -2, -1] in the source).
+        table_std: standard deviation of the initial tables (0.01 in the source).
+        scale_init: initial weight of each table (0.5 in the source).
+
+    Raises:
+        ValueError: `layers` is empty, or an index is not in [-n_layer, n_layer).
     """
 
     def __init__(self, spec: EmbeddingSpec, *, layers: list[int], table_std: float, scale_init: float) -> None:
@@ -30,8 +34,8 @@ class ValueTables(TiedEmbedding):
         for layer in layers:
             if not -spec.n_layer <= layer < spec.n_layer:
                 raise ValueError(
-                    f"embedding.layers must lie between {-spec.n_layer} and {spec.n_layer - 1}, got {layer}; "
-                    "leave it out or give a larger model.n_layer"
+                    f"embedding.layers must be between {-spec.n_layer} and {spec.n_layer - 1}, got {layer}; "
+                    "remove it or give a larger model.n_layer"
                 )
         self.slots = {layer: j for j, layer in enumerate(sorted({layer % spec.n_layer for layer in layers}))}
         self.table_std, self.vocab_size = table_std, spec.vocab_size
@@ -42,12 +46,12 @@ class ValueTables(TiedEmbedding):
         nn.init.normal_(self.table_RD, std=self.table_std)
 
     def lookup(self, idx_BT: Tensor) -> Lookup:
-        """Each table's rows [B, T, D], in one lookup: its backward makes one dense gradient, not J."""
+        """Return the rows [B, T, D] of each table; one lookup has one dense gradient in its backward, not J."""
         first_J = self.vocab_size * torch.arange(len(self.slots), device=idx_BT.device)
         return F.embedding(idx_BT + first_J[:, None, None], self.table_RD).unbind()
 
-    def addition(self, lookup: Lookup, layer: int) -> Tensor | None:
-        """The scaled rows of one layer, [B, T, D], where it has a table."""
+    def scale_rows(self, lookup: Lookup, layer: int) -> Tensor | None:
+        """Return the scaled rows [B, T, D] of a layer, or None if it has no table."""
         j = self.slots.get(layer)
         return None if j is None else self.scale_J[j] * lookup[j]
 

@@ -1,4 +1,4 @@
-"""A layer's two sublayers and what surrounds them in the trunk: norms, and what an embedding adds.
+"""Transformer layer: attention and MLP with the norms around them.
 
     pre  F(N(x))        sandwich  N'(F(N(x)))        output  N'(F(x))
 
@@ -17,11 +17,11 @@ from src.models.config import NORM_PLACEMENTS, GPTConfig
 from src.models.mlp import MLP, CopiedMLP
 from src.residual.base import QKV, ResidualStrategy, Site
 
-BranchNorms = tuple[nn.Module | None, nn.Module | None]  # of a branch's input, of its output
+BranchNorms = tuple[nn.Module | None, nn.Module | None]  # on the input, on the output
 
 
 class Tap:
-    """Carries the state through attention for a strategy that taps queries, keys and values."""
+    """Callable for attention that runs `tap_qkv` outside autocast and keeps the new state."""
 
     def __init__(self, residual: ResidualStrategy[Any], site: Site, state: object) -> None:
         self.residual, self.site, self.state = residual, site, state
@@ -34,13 +34,20 @@ class Tap:
 
 
 class Block(nn.Module):
-    """A layer's two sublayers, each with the norms that the placement and the strategy leave to the trunk."""
+    """Attention and MLP of a layer, each with the norms that the trunk builds for it.
+
+    Args:
+        config: sizes.
+        attn_norms, mlp_norms: norms on the input and on the output of each sublayer; None for no norm.
+            `attn_norms` is None if no visit includes the attention of this layer, which then has none.
+        n_mlp: number of MLP copies, one per visit (1: one MLP for all visits).
+    """
 
     def __init__(
         self, config: GPTConfig, attn_norms: BranchNorms | None, mlp_norms: BranchNorms, n_mlp: int
     ) -> None:
         super().__init__()
-        if attn_norms is not None:  # None: no visit takes this layer's attention
+        if attn_norms is not None:
             self.ln_1, self.ln_1_out = attn_norms
             self.attn = CausalSelfAttention(config)
         self.ln_2, self.ln_2_out = mlp_norms
@@ -49,7 +56,7 @@ class Block(nn.Module):
     def branch(
         self, site: Site, x: Tensor | QKV, tap: TapQKV | None, value_addition_BTD: Tensor | None
     ) -> Tensor:
-        """F(N(x)), N(F(N(x))) or N(F(x)) of one sublayer, [B, T, D] -> [B, T, D]."""
+        """Apply one sublayer with its norms, [B, T, D] -> [B, T, D]."""
         y_BTD: Tensor
         if site.kind == "attn":
             norm_out, y_BTD = self.ln_1_out, self.attn(apply_norm(self.ln_1, x), tap, value_addition_BTD)
@@ -63,10 +70,10 @@ class Block(nn.Module):
 def build_branch_norms(
     config: GPTConfig, strategy: ResidualStrategy[Any], site: Site, make: Callable[[], nn.Module]
 ) -> BranchNorms:
-    """The norms that the trunk places around one sublayer.
+    """Build the norms of the trunk around one sublayer.
 
     Raises:
-        ValueError: another placement than pre, where the strategy places norms itself.
+        ValueError: the strategy places norms itself, and the placement is not pre.
     """
     before, after = NORM_PLACEMENTS[config.norm_placement]
     if strategy.owns_norm(site):
@@ -80,14 +87,14 @@ def build_branch_norms(
 
 
 def apply_norm(norm: nn.Module | None, x: Tensor | QKV) -> Tensor | QKV:
-    """What a sublayer is given behind its input norm, each view by itself."""
+    """Return the normed input of a sublayer; each of the views in `QKV` is normed separately."""
     if norm is None:
         return x
     return QKV(*map(norm, x)) if isinstance(x, QKV) else norm(x)
 
 
 def add_to_views(x: Tensor | QKV, addition_BTD: Tensor | None) -> Tensor | QKV:
-    """A sublayer's input and an addition to each of its views."""
+    """Return a sublayer's input plus an addition, to each of the views in `QKV`."""
     if addition_BTD is None:
         return x
     return QKV(*(part + addition_BTD for part in x)) if isinstance(x, QKV) else x + addition_BTD

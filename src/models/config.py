@@ -1,19 +1,29 @@
-"""The size and the shape of a GPT, checked."""
+"""Configuration of a GPT: sizes and options of the trunk."""
 
 from dataclasses import dataclass
 
-#: Where a branch has norms: on its input, on its output.
+#: Norms of a sublayer by placement: (on its input, on its output).
 NORM_PLACEMENTS = {"pre": (True, False), "sandwich": (True, True), "output": (False, True)}
-#: What tells positions apart: a learned table in the embedding, rotations in attention, the causal mask alone.
+#: Position encodings: a learned table in the embedding, rotations in attention, or none besides the causal mask.
 POSITIONS = ("learned", "rope", "none")
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The keys of `model`.
+    """Keys of the section `model`.
+
+    Args:
+        n_layer, n_head, n_embd: number of layers and heads, and channels of the stream.
+        block_size: longest sequence, in tokens.
+        vocab_size: rows of the token table, padding ids included.
+        bias: whether linear maps and norms have biases.
+        dropout: probability, in [0, 1).
+        gelu_approximate: none (exact) or tanh (OpenAI's GPT-2).
+        norm_placement: pre, sandwich or output (see `block.py`).
+        positions: learned, rope or none.
 
     Raises:
-        ValueError: a size that no model can have, naming key, value, bound and way out.
+        ValueError: a value is out of its bounds.
     """
 
     n_layer: int
@@ -30,7 +40,7 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if getattr(self, key) < 1:
-                raise ValueError(f"model.{key} must be at least 1, got {getattr(self, key)}")
+                raise ValueError(f"model.{key} must be >= 1, got {getattr(self, key)}")
         if self.n_embd % self.n_head:
             near = self.n_head * max(1, round(self.n_embd / self.n_head))
             raise ValueError(
@@ -49,6 +59,6 @@ class GPTConfig:
                 raise ValueError(f"model.{key} must be one of {', '.join(allowed)}, got {getattr(self, key)}")
         if self.positions == "rope" and self.n_embd // self.n_head % 2:
             raise ValueError(
-                f"model.positions=rope turns pairs of channels, so model.n_embd / model.n_head must be even, "
+                f"model.n_embd / model.n_head must be even with model.positions=rope, which rotates pairs of channels, "
                 f"got {self.n_embd} / {self.n_head}; the nearest is model.n_embd={self.n_embd + self.n_head}"
             )

@@ -1,14 +1,16 @@
-"""GPT: an embedding, an ordered list of sites, a residual strategy between them, a final norm, a head.
+"""GPT: an embedding, a list of sublayer visits (sites), a residual strategy around them, a final norm and a head.
 
-    state = begin(embedding(idx));  for site: x, state = read; y = F(N(x)); state = write;  ln_f(end(state))
+    state = begin(embedding(idx))
+    for site in sites:   x, state = read(state, site);   y = F(N(x));   state = write(state, site, y)
+    logits = head(ln_f(end(state)))
 
-The trunk knows the contracts of `residual`, `norm` and `embedding`, never a concrete method.
+The trunk depends on the contracts of `residual`, `norm`, `embedding` and `recurrence`, not on any method.
 With the vanilla strategy, LayerNorm, tied embedding and biases it is Hugging Face's GPT2LMHeadModel.
 
-Padded vocabulary: `vocab_size` 50304 is GPT-2's 50257 ids rounded up to a multiple of 128. The padding
-ids are ordinary rows of the table that never occur as a token; their logits take part in the softmax, in
-training and in every evaluation alike (as in nanoGPT and the reference protocol), so training drives
-their probability towards zero, and generation never picks them.
+Padded vocabulary: `vocab_size` 50304 is GPT-2's 50257 ids rounded up to a multiple of 128. Padding ids are ordinary
+rows of the token table that never occur as a token. Their logits are part of the softmax in training and in every
+evaluation (as in nanoGPT and the reference protocol), so training drives their probability towards zero; generation
+never selects them.
 
 Source: GPT-2 (Radford et al. 2019), section 2.3; initial values as in nanoGPT.
 Shape letters: B batch, T tokens, D n_embd, V vocab_size, N = B * T rows.
@@ -39,22 +41,25 @@ INIT_STD = 0.02
 EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bias", "dropout")
 
 NormFactory = Callable[[NormSpec], nn.Module]
-EmbeddingFactory = Callable[[EmbeddingSpec], nn.Module]  # ours, or one written for the benchmark
+EmbeddingFactory = Callable[[EmbeddingSpec], nn.Module]  # of this contract, or written for the benchmark
 RecurrenceFactory = Callable[[RecurrenceSpec], Recurrence]
 StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]
-State = Any  # each strategy has a type of its own
+State = Any  # each strategy has its own type
 
 
 class GPT(nn.Module):
-    """A GPT-2-style language model over an interchangeable residual stream.
+    """Language model in the style of GPT-2 with an interchangeable residual stream.
 
     Args:
         config: sizes.
-        residual, norm, embedding, recurrence: factories that take their room's spec (None: no recurrence).
-        seed: all initial weights follow from it; the trunk's do not depend on strategy or embedding.
+        residual, norm, embedding, recurrence: factories that take the spec of their contract (None: no recurrence).
+        seed: seed of all initial weights; the trunk's do not depend on strategy or embedding.
+
+    Raises:
+        ValueError: the parts do not fit together.
     """
 
-    gain: Tensor  # of repeated visits' outputs
+    gain: Tensor  # factor on the outputs of repeated visits
 
     def __init__(
         self,
@@ -75,13 +80,15 @@ class GPT(nn.Module):
         self.recurrence = (recurrence or Recurrence)(RecurrenceSpec(config.n_layer))
         sites = build_sites((visit.layer, visit.kinds) for visit in self.recurrence.visits())
         spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, sites, make_norm)
-        with torch.random.fork_rng(devices=[]):  # torch's modules draw default values, which reset() replaces
-            torch.manual_seed(seed)  # an embedding written for the benchmark may draw what reset() leaves
+        with torch.random.fork_rng(devices=[]):
+            # reset() draws the initial weights again, except those of an embedding written for the benchmark.
+            torch.manual_seed(seed)
             strategy = residual(spec)
 
-            def norms_of(site: Site) -> BranchNorms:
+            def build_norms(site: Site) -> BranchNorms:
                 return build_branch_norms(config, strategy, site, spec.norm)
 
+            # Sites: the strategy may add visits; the first visit to a sublayer decides which norms it has.
             self.sites = strategy.visits(sites)
             self.early_sites = select_first_visits(self.sites)
             require_skippable(self.recurrence, strategy)
@@ -90,8 +97,8 @@ class GPT(nn.Module):
             self.h = nn.ModuleList(
                 Block(
                     config,
-                    norms_of(first[layer, "attn"]) if (layer, "attn") in first else None,
-                    norms_of(first[layer, "mlp"]),
+                    build_norms(first[layer, "attn"]) if (layer, "attn") in first else None,
+                    build_norms(first[layer, "mlp"]),
                     n_mlp[layer] if layer in self.recurrence.untied else 1,
                 )
                 for layer in range(config.n_layer)
@@ -109,7 +116,7 @@ class GPT(nn.Module):
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Draw all initial weights: first the trunk's, then the embedding's, last the strategy's own."""
+        """Draw all initial weights: of the trunk, then of the embedding, then of the strategy."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name, module in [*self.h.named_modules(), *self.embedding.named_modules()]:
@@ -130,18 +137,18 @@ class GPT(nn.Module):
 
     @property
     def active_sites(self) -> tuple[Site, ...]:
-        """The sites that a forward visits now."""
+        """Sites that a forward visits now: all, or only first visits before repeated ones start."""
         return self.sites if self.recurs else self.early_sites
 
     def follow(self, step: int, max_steps: int) -> None:
-        """Stand where optimizer step `step` (0-based) of `max_steps` stands: schedules, and which visits there are."""
+        """Set schedules and active sites to optimizer step `step` (0-based) of `max_steps`."""
         self.residual.on_step(step, max_steps)
         if self.recurrence.delayed:
             self.recurs = step >= self.recurrence.start_step(max_steps)
             self.gain.fill_(self.recurrence.gain(step, max_steps))
 
     def copied_params(self) -> list[nn.Parameter]:
-        """Those with a copy for each visit, in front; the others become the first's when the visits begin."""
+        """Return the parameters with one copy per visit, shape [copies, ...] (see `repeated_visits.py`)."""
         return [p for m in self.h.modules() if isinstance(m, CopiedLinear) for p in m.parameters()]
 
     def hidden(self, idx_BT: Tensor) -> Tensor:
@@ -172,7 +179,7 @@ class GPT(nn.Module):
             recorder.record_start(x0_BTD)
             state = self.residual.begin(x0_BTD)
             for site in self.active_sites:
-                # Inject: the embedding's addition to this layer enters the stream; `rest` is what the stream left over.
+                # Inject: the embedding's addition to this layer enters the stream; `rest` is what the strategy declines.
                 state, rest_BTD = self._inject(state, site, lookup, recorder)
                 # Read: the strategy mixes the sublayer's input from the stream.
                 x, state = self.residual.read(state, site)
@@ -182,14 +189,14 @@ class GPT(nn.Module):
                 y_BTD = y_BTD if rest_BTD is None else y_BTD + rest_BTD
                 # Write: the strategy adds the sublayer's output to the stream.
                 state = self.residual.write(state, site, y_BTD)
-                # Record: only `trace` keeps anything.
+                # Record: a no-op except in `trace`.
                 recorder.record_site(x, y_BTD)
             return self.residual.end(state)
 
     def _inject(
         self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder
     ) -> tuple[State, Tensor | None]:
-        """Return the state with the embedding's addition before `site`, and what the stream did not take."""
+        """Return the state with the embedding's addition before `site`, and what the strategy declined."""
         addition_BTD = self.embedding.stream_addition(lookup, site.layer) if site.opens_block else None
         if addition_BTD is None:
             return state, None
@@ -225,42 +232,44 @@ class GPT(nn.Module):
 
     @property
     def _proj_std(self) -> float:
-        return INIT_STD / math.sqrt(2 * self.config.n_layer)  # 2 * n_layer adds to the stream (GPT-2, 2.3)
+        return INIT_STD / math.sqrt(
+            2 * self.config.n_layer
+        )  # 2 * n_layer branches are summed (GPT-2, section 2.3)
 
     def _block(self, site: Site) -> Block:
         return cast(Block, self.h[site.layer])
 
     def sublayer(self, site: Site) -> nn.Module:
-        """The attention or MLP that a site visits."""
+        """Return the attention or MLP that a site visits."""
         return self._block(site).get_submodule(site.kind)
 
     def forward(self, idx_BT: Tensor) -> Tensor:
-        """Token ids [B, T] -> logits [B, T, V]."""
+        """Return logits [B, T, V] for token ids [B, T]."""
         return nn.functional.linear(self.hidden(idx_BT), self.embedding.get_lm_head_weight())
 
     def loss(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean next-token loss in nats, 0-dim; the logits of the batch never exist at once."""
+        """Return the mean next-token loss in nats, 0-dim, without materializing the logits of the whole batch."""
         return self.head_loss(self.hidden(idx_BT), targets_BT)
 
     def head_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """The loss from `hidden`'s output on."""
+        """Return the mean next-token loss in nats for the output [B, T, D] of `hidden`."""
         weight_VD = self.embedding.get_lm_head_weight()
         return linear_cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
 
     @torch.no_grad()
     def token_losses(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Next-token loss in nats of every token, [B, T]."""
+        """Return the next-token loss in nats of every token, [B, T]."""
         x_ND = self.hidden(idx_BT).flatten(0, 1)
         weight_VD = self.embedding.get_lm_head_weight()
         return token_losses(x_ND, weight_VD, targets_BT.flatten()).view(targets_BT.shape)
 
     def n_params(self, *, positions: bool) -> int:
-        """Parameters, shared ones once; nanoGPT's customary count leaves positions out."""
+        """Return the number of parameters, shared ones counted once; nanoGPT's count excludes positions."""
         total = sum(p.numel() for p in self.parameters())
         return total if positions else total - self.embedding.get_num_pos_params()
 
     def load_nanogpt_state_dict(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights of a nanoGPT model of the same size (`transformer.wte.weight`, ...)."""
+        """Load the weights of a nanoGPT model with the same sizes (`transformer.wte.weight`, ...)."""
         own = {}
         for key, value in weights.items():
             name = key.removeprefix("transformer.")

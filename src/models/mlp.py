@@ -1,4 +1,4 @@
-"""The MLP sublayer: y = W_proj GELU(W_fc x), four times as wide inside; one for all visits, or one for each.
+"""MLP sublayer: y = W_proj GELU(W_fc x) with 4 * D hidden units; one for all visits, or one per visit.
 
 Source: GPT-2 (Radford et al. 2019); names as in nanoGPT.
 """
@@ -10,7 +10,7 @@ from src.models.config import GPTConfig
 
 
 class MLP(nn.Module):
-    """8 * D^2 parameters (and 5 * D biases where the model has biases)."""
+    """MLP shared by all visits; 8 * D^2 parameters (and 5 * D biases if the model has biases)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -20,16 +20,15 @@ class MLP(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, visit: int = 0) -> Tensor:
-        """[B, T, D] -> [B, T, D], the same at every visit."""
+        """Map [B, T, D] -> [B, T, D], independent of `visit`."""
         y_BTD: Tensor = self.resid_dropout(self.c_proj(self.gelu(self.c_fc(x_BTD))))
         return y_BTD
 
 
 class CopiedLinear(nn.Module):
-    """A linear map for each of several visits, packed: weight [copies, out, in], bias [copies, out].
+    """One linear map per visit in one packed tensor: weight [copies, out, in], bias [copies, out].
 
-    Packed, so that all of it takes part in every step, whichever visits there are: what is not visited has a
-    gradient of zeros, and ranks need not agree on what is used.
+    A packed tensor has a gradient in every step, zero for copies that are not visited, as DDP requires.
     """
 
     def __init__(self, n_copy: int, n_in: int, n_out: int, *, bias: bool) -> None:
@@ -38,12 +37,12 @@ class CopiedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_copy, n_out)) if bias else None
 
     def forward(self, x: Tensor, copy: int) -> Tensor:
-        """[..., in] -> [..., out] by one copy."""
+        """Map [..., in] -> [..., out] with one copy."""
         return nn.functional.linear(x, self.weight[copy], None if self.bias is None else self.bias[copy])
 
 
 class CopiedMLP(nn.Module):
-    """An MLP with weights of its own for each visit: `n_copy` times the parameters of an `MLP`."""
+    """MLP with its own weights for each visit; `n_copy` times the parameters of `MLP`."""
 
     def __init__(self, config: GPTConfig, n_copy: int) -> None:
         super().__init__()
@@ -54,6 +53,6 @@ class CopiedMLP(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, visit: int = 0) -> Tensor:
-        """[B, T, D] -> [B, T, D] with the weights of a visit."""
+        """Map [B, T, D] -> [B, T, D] with the weights of `visit`."""
         y_BTD: Tensor = self.resid_dropout(self.c_proj(self.gelu(self.c_fc(x_BTD, visit)), visit))
         return y_BTD

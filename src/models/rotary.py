@@ -1,8 +1,8 @@
-"""Rotary positions: queries and keys are turned by an angle that grows with the position.
+"""Rotary positions: rotates queries and keys by angles proportional to the position.
 
     (a, b) <- (a cos - b sin, b cos + a sin),   angle of pair i at position t = t / 10000^(2 i / K)
 
-A pair is channels i and i + K/2. Only differences of positions enter attention.
+A pair is channels i and i + K/2. Attention scores depend on differences of positions only.
 
 Source: Su et al., "RoFormer" (arXiv 2104.09864), section 3.2.2; pairs as in GPT-NeoX.
 Shape letters: B batch, H heads, T tokens, K head size, P = K / 2 pairs.
@@ -15,7 +15,7 @@ BASE = 10000.0
 
 
 def rotate(x_BHTK: Tensor) -> Tensor:
-    """Queries or keys [B, H, T, K], turned; the angles are float32 at least, the type stays."""
+    """Return queries or keys [B, H, T, K], rotated, in their dtype; angles are computed in float32 or wider."""
     T, K = x_BHTK.shape[-2:]
     wide = torch.promote_types(x_BHTK.dtype, torch.float32)
     pair_P = torch.arange(0, K, 2, device=x_BHTK.device, dtype=wide)
@@ -23,5 +23,5 @@ def rotate(x_BHTK: Tensor) -> Tensor:
     angle_TP = torch.outer(pos_T, BASE ** (-pair_P / K))
     a_BHTP, b_BHTP = x_BHTK.to(wide).chunk(2, dim=-1)
     cos_TP, sin_TP = angle_TP.cos(), angle_TP.sin()
-    turned = (a_BHTP * cos_TP - b_BHTP * sin_TP, b_BHTP * cos_TP + a_BHTP * sin_TP)
-    return torch.cat(turned, dim=-1).to(x_BHTK.dtype)
+    pairs = (a_BHTP * cos_TP - b_BHTP * sin_TP, b_BHTP * cos_TP + a_BHTP * sin_TP)
+    return torch.cat(pairs, dim=-1).to(x_BHTK.dtype)

@@ -1,13 +1,13 @@
-"""What flows in a residual stream, measured on a few sequences: who reads what, and how large all is.
+"""Probe of a residual stream on a few sequences: mixing weights, and RMS of inputs, outputs and gradients.
 
-Mixing weights are the strategy's own (`mixing`) where it has them. Elsewhere they are measured: what a site is
-given is fitted, over the tokens and channels of the batch, by a sum of the embedding, its additions between
-layers and all earlier outputs. The fit is exact for every strategy whose weights are constants, and the best
-constant weights for the others; `explained` says how much of the site's input it accounts for. Sources that
-are multiples of one another (one table's rows, added at every layer) get the weights nearest to 1.
+Mixing weights are the strategy's own (`mixing`) if it has any. Otherwise the input of each site is fitted, over the
+tokens and channels of the batch, by a weighted sum of the embedding, its additions and all earlier outputs. The fit is
+exact for every strategy with constant weights and gives the best constant weights for the others; `explained` is the
+share of the input that it accounts for. Collinear sources (rows of one table, added at every layer) get the weights
+nearest to 1.
 
-Shape letters: S sites, J sources (the embedding, its additions, each site's output; in the order in which they
-come up), K = S + 1 readers (each site, then the end), E fitted elements (tokens by channels).
+Shape letters: S sites, J sources (the embedding, its additions, each site's output, in order of appearance),
+K = S + 1 readers (each site, then the end), E fitted elements (tokens by channels).
 """
 
 from typing import NamedTuple
@@ -19,18 +19,18 @@ from src.models.gpt import GPT
 from src.models.trace import Trace
 from src.residual.base import QKV
 
-#: Tokens that a fit looks at; every one gives n_embd equations for at most S + 1 unknowns.
+#: Tokens in a fit; each gives n_embd equations for at most J unknowns.
 FIT_TOKENS = 64
-#: Sources whose fit has a singular value below this share of the largest are multiples of one another.
-SAME = 1e-5
-#: Entries of a parameter's row that are shown one by one.
+#: Singular values below this share of the largest count as zero: their sources are collinear.
+RANK_TOLERANCE = 1e-5
+#: Longest row of a parameter that is reported entry by entry.
 MAX_COLUMNS = 4
 
 
 class Source(NamedTuple):
-    """What a column of the weights stands for."""
+    """Source of the stream: one column of the mixing weights."""
 
-    site: int  # whose output; of an addition, before which it came; -1 for the embedding
+    site: int  # site that wrote it; for an addition the site after it; -1 for the embedding
     addition: bool
     first_reader: int
 
@@ -48,18 +48,18 @@ class StreamProbe(NamedTuple):
 
 
 def probe_stream(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> StreamProbe:
-    """Run one forward and backward on token ids [B, T]; no gradient is accumulated, no random state moves."""
+    """Run one forward and backward on token ids [B, T]; change neither `.grad` nor the random state."""
     with torch.random.fork_rng(devices=[idx_BT.device] if idx_BT.is_cuda else []), torch.enable_grad():
         x_BTD, trace = gpt.trace(idx_BT)
         loss = gpt.head_loss(x_BTD, targets_BT)
         gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
     with torch.no_grad():
-        reads = [*map(_view, trace.read), trace.end_BTD]
-        sources = _sources(trace)
+        reads = [*map(_mean_view, trace.read), trace.end_BTD]
+        sources = _list_sources(trace)
         own_KJ = gpt.residual.mixing(gpt.active_sites, trace.x0_BTD, trace.y_BTD)
         if any(injection.in_stream for injection in trace.injections):
-            own_KJ = None  # which knows of the embedding and the outputs only
-        mixing, explained = _fit(sources, reads, None if own_KJ is None else _widened(own_KJ, sources))
+            own_KJ = None  # the strategy's weights have no columns for additions
+        mixing, explained = _fit(sources, reads, None if own_KJ is None else _add_columns(own_KJ, sources))
         return StreamProbe(
             mixing_KJ=mixing,
             sources=tuple(source for source, _ in sources),
@@ -71,16 +71,16 @@ def probe_stream(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> StreamProbe:
         )
 
 
-def _sources(trace: Trace) -> list[tuple[Source, Tensor]]:
-    """The embedding, its additions and the outputs, as they come up."""
+def _list_sources(trace: Trace) -> list[tuple[Source, Tensor]]:
+    """Return the embedding, its additions and all outputs, in order of appearance."""
     found = [(Source(-1, False, 0), trace.x0_BTD)]
     found += [(Source(site, False, site + 1), y_BTD) for site, y_BTD in enumerate(trace.y_BTD)]
     found += [(Source(a.before, True, a.before), a.e_BTD) for a in trace.injections]
     return sorted(found, key=lambda pair: pair[0].first_reader)
 
 
-def _widened(own_KJ: Tensor, sources: list[tuple[Source, Tensor]]) -> Tensor:
-    """A strategy's own weights, and those of additions that the trunk gave to one site, whose output has them."""
+def _add_columns(own_KJ: Tensor, sources: list[tuple[Source, Tensor]]) -> Tensor:
+    """Return a strategy's weights with columns for additions that the trunk gave to a single site."""
     wide_KJ = own_KJ.new_zeros(len(own_KJ), len(sources))
     for j, (source, _) in enumerate(sources):
         if source.addition:
@@ -90,17 +90,17 @@ def _widened(own_KJ: Tensor, sources: list[tuple[Source, Tensor]]) -> Tensor:
     return wide_KJ
 
 
-def _view(read: Tensor | QKV) -> Tensor:
-    """What a site is given; the mean of the three views where there are three."""
+def _mean_view(read: Tensor | QKV) -> Tensor:
+    """Return the input of a site, the mean over views if there are three."""
     return read if isinstance(read, Tensor) else (read.q_BTD + read.k_BTD + read.v_BTD) / 3
 
 
 def _fit(
-    sources: list[tuple[Source, Tensor]], reads: list[Tensor], given_KJ: Tensor | None
+    sources: list[tuple[Source, Tensor]], reads: list[Tensor], own_KJ: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Weights [K, J] (zero for what is yet to come) and the share of each reader's input they account for."""
-    source_EJ = torch.stack([_some(x) for _, x in sources], dim=1)
-    read_EK = torch.stack([_some(x) for x in reads], dim=1)
+    """Return weights [K, J], zero for later sources, and the share of each reader's input that they explain."""
+    source_EJ = torch.stack([_sample(x) for _, x in sources], dim=1)
+    read_EK = torch.stack([_sample(x) for x in reads], dim=1)
     scale_J = source_EJ.square().mean(0).sqrt()
     silent_J = scale_J < torch.finfo(torch.float32).tiny
     scale_J = torch.where(silent_J, 1.0, scale_J)
@@ -109,28 +109,30 @@ def _fit(
     unit_J = torch.where(silent_J, 0.0, 1 / scale_J).cpu()
     mixing_KJ = torch.zeros(len(reads), len(sources), dtype=torch.float64)
     for k in range(len(reads)):
-        n = sum(source.first_reader <= k for source, _ in sources)  # the leading block is the factor of these
+        n = sum(
+            source.first_reader <= k for source, _ in sources
+        )  # the leading block of R belongs to the first n sources
         mixing_KJ[k, :n] = _nearest_to_one(r_JJ[:n, :n], target_JK[:n, k], unit_J[:n])
-    if given_KJ is not None:
-        mixing_KJ = given_KJ.double().cpu()
-    left_K = (read_EK - source_EJ @ mixing_KJ.T.to(source_EJ.device)).square().sum(0)
-    explained_K = 1 - left_K / read_EK.square().sum(0).clamp_min(torch.finfo(torch.float32).tiny)
+    if own_KJ is not None:
+        mixing_KJ = own_KJ.double().cpu()
+    residual_K = (read_EK - source_EJ @ mixing_KJ.T.to(source_EJ.device)).square().sum(0)
+    explained_K = 1 - residual_K / read_EK.square().sum(0).clamp_min(torch.finfo(torch.float32).tiny)
     return mixing_KJ.float(), explained_K.float().cpu()
 
 
 def _nearest_to_one(r_NN: Tensor, target_N: Tensor, unit_N: Tensor) -> Tensor:
-    """Of the w with R (w / unit) nearest to the target, the one nearest to 1, a vanilla stream's weight."""
+    """Return the least-squares solution w of R (w / unit) = target that is nearest to 1, as in a vanilla stream."""
     u_NN, s_N, v_NN = torch.linalg.svd(r_NN)
-    kept_N = s_N > SAME * s_N[0]
+    kept_N = s_N > RANK_TOLERANCE * s_N[0]
     w_N: Tensor = unit_N * (v_NN[kept_N].T @ ((u_NN.T @ target_N)[kept_N] / s_N[kept_N]))
     free_NF = unit_N[:, None] * v_NN[~kept_N].T
-    back_N = free_NF @ torch.linalg.lstsq(free_NF, (1 - w_N)[:, None], driver="gelsd").solution[:, 0]
-    w_N += back_N
+    shift_N = free_NF @ torch.linalg.lstsq(free_NF, (1 - w_N)[:, None], driver="gelsd").solution[:, 0]
+    w_N += shift_N
     return w_N
 
 
-def _some(x_BTD: Tensor) -> Tensor:
-    """The elements of evenly spread tokens, [E]."""
+def _sample(x_BTD: Tensor) -> Tensor:
+    """Return the elements of evenly spaced tokens, [E]."""
     x_ND = x_BTD.detach().flatten(0, 1)
     return x_ND[:: -(-len(x_ND) // FIT_TOKENS)].double().flatten()
 
@@ -140,7 +142,7 @@ def _rms(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
 
 
 def summarize_parameters(gpt: GPT) -> dict[str, Tensor]:
-    """The strategy's parameters by name, [rows, columns] on the CPU; of wide rows the mean and the RMS."""
+    """Return the strategy's parameters by name, [rows, columns] on the CPU; mean and RMS of wide rows."""
     tables = {}
     for name, p in gpt.residual.named_parameters():
         if "norm" not in name:

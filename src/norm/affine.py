@@ -1,6 +1,6 @@
-"""What the norms with formulas of their own share: float32 statistics, a weight, and perhaps a bias.
+"""Base class of norms with a formula of their own: float32 statistics, a weight, and a bias if the model has biases.
 
-y = n(x) * weight + bias        n: the subclass's normalization, without parameters for scale and shift
+y = n(x) * weight + bias        n: normalization without scale and shift, defined by the subclass
 """
 
 from abc import ABC, abstractmethod
@@ -12,27 +12,30 @@ from src.norm.base import NormSpec
 
 
 class AffineNorm(nn.Module, ABC):
-    """Weight 1 and, where the model has biases, bias 0; width (or 2 * width) parameters.
+    """Norm with weight 1 and bias 0 at init; width (or 2 * width) parameters.
 
     Args:
-        spec: width and bias.
-        eps: added to a mean square.
+        spec: width, and whether there is a bias.
+        eps: added to the mean square.
+
+    Raises:
+        ValueError: `eps` <= 0.
     """
 
     def __init__(self, spec: NormSpec, *, eps: float) -> None:
         super().__init__()
         if eps <= 0:
-            raise ValueError(f"norm.eps must be positive, got {eps}; the benchmark uses 1e-5")
+            raise ValueError(f"norm.eps must be > 0, got {eps}; the benchmark uses 1e-5")
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(spec.width))
         self.bias = nn.Parameter(torch.zeros(spec.width)) if spec.bias else None
 
     @abstractmethod
-    def normalized(self, x: Tensor) -> Tensor:
-        """n(x), [..., width] -> [..., width], in at least float32."""
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return n(x), [..., width] -> [..., width], in float32 or wider."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width], in the type of `x`."""
+        """Normalize [..., width] -> [..., width] in the dtype of `x`."""
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        y = self.normalized(wide) * self.weight
+        y = self.normalize(wide) * self.weight
         return (y if self.bias is None else y + self.bias).to(x.dtype)

@@ -1,6 +1,6 @@
-"""The contract of a norm: a module over the last dimension, x [..., width] -> [..., width].
+"""Contract of a norm: a module over the last dimension, x [..., width] -> [..., width].
 
-Constructors take `(spec, *, <the keys of their YAML>)`. Statistics are taken in float32 whatever the input.
+A constructor takes `(spec, *, <the keys of the YAML>)`. Statistics are computed in float32 for every input dtype.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NormSpec:
-    """What a norm is told: the width it works on, and whether the model has biases."""
+    """Description of the model that a norm is built for.
+
+    Args:
+        width: size of the last dimension.
+        bias: whether the model has biases.
+    """
 
     width: int
     bias: bool

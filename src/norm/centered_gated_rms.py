@@ -1,9 +1,9 @@
-"""Centered RMSNorm with a gate: a learned share of the centred input, added before the root mean square.
+"""Centered RMSNorm with a gate: a learned share of the centered input is added before normalization.
 
     m = x + gate * (x - mean x);   y = m / sqrt(mean(m^2) + eps) * weight + bias
 
 Source: a submission to MLS-Bench llm-pretrain-normalization.
-At init (gate 0.5): neither LayerNorm nor RMSNorm; gate 0 is RMSNorm.
+At init (gate 0.5): neither LayerNorm nor RMSNorm (RMSNorm with gate 0).
 """
 
 import torch
@@ -15,10 +15,10 @@ from src.norm.base import NormSpec
 
 
 class CenteredGatedRMS(AffineNorm):
-    """One gate a channel; adds 2 * width parameters (3 * width where the model has biases).
+    """RMSNorm with one gate per channel; 2 * width parameters (3 * width with biases).
 
     Args:
-        spec: width and bias.
+        spec: width, and whether there is a bias.
         eps: added to the mean square (1e-5 in the benchmark).
         gate_init: initial gate of every channel (0.5 in the source).
     """
@@ -27,6 +27,6 @@ class CenteredGatedRMS(AffineNorm):
         super().__init__(spec, eps=eps)
         self.gate = nn.Parameter(torch.full((spec.width,), gate_init))
 
-    def normalized(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         mixed = torch.addcmul(x, self.gate, x - x.mean(-1, keepdim=True))
         return F.rms_norm(mixed, mixed.shape[-1:], eps=self.eps)

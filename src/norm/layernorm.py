@@ -11,21 +11,24 @@ from src.norm.base import NormSpec
 
 
 class LayerNorm(nn.Module):
-    """Torch's layer norm, with a bias only where the model has biases; adds width (or 2 * width) parameters.
+    """PyTorch's layer norm, with a bias if the model has biases; width (or 2 * width) parameters.
 
     Args:
-        spec: width and bias.
+        spec: width, and whether there is a bias.
         eps: added to the variance (1e-5 in GPT-2).
+
+    Raises:
+        ValueError: `eps` <= 0.
     """
 
     def __init__(self, spec: NormSpec, *, eps: float) -> None:
         super().__init__()
         if eps <= 0:
-            raise ValueError(f"norm.eps must be positive, got {eps}; GPT-2 uses 1e-5")
+            raise ValueError(f"norm.eps must be > 0, got {eps}; GPT-2 uses 1e-5")
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(spec.width))
         self.bias = nn.Parameter(torch.zeros(spec.width)) if spec.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]; under autocast torch computes it in float32."""
+        """Normalize [..., width] -> [..., width]; autocast runs it in float32."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -1,4 +1,4 @@
-"""Mean-preserving RMSNorm: the centred input is scaled, and the mean put back as it was.
+"""Mean-preserving RMSNorm: normalizes the centered input and adds the unscaled mean.
 
     c = x - mean x;   y = (c / sqrt(mean(c^2) + eps) + mean x) * weight + bias
 
@@ -13,7 +13,7 @@ from src.norm.affine import AffineNorm
 
 
 class MeanPreservingRMS(AffineNorm):
-    """Adds width parameters (2 * width where the model has biases); the keys are `AffineNorm`'s."""
+    """LayerNorm plus the mean of its input; width parameters (2 * width with biases), keys of `AffineNorm`."""
 
-    def normalized(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) + x.mean(-1, keepdim=True)

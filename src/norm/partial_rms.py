@@ -1,9 +1,9 @@
-"""Partial RMSNorm, mean preserved: the root mean square is that of the first channels only.
+"""Partial RMSNorm, mean preserved: uses the root mean square of the first channels only.
 
     c = x - mean x;   y = (c / sqrt(mean(c[:n]^2) + eps) + mean x) * weight + bias      n = fraction * width
 
-Source: a submission to MLS-Bench llm-pretrain-normalization; Zhang, Sennrich (arXiv 1910.07467), section 4,
-for the partial root mean square.
+Source: a submission to MLS-Bench llm-pretrain-normalization; Zhang, Sennrich (arXiv 1910.07467), section 4, for
+the partial root mean square.
 At init with fraction 1: `mean_preserving_rms`.
 """
 
@@ -14,12 +14,15 @@ from src.norm.base import NormSpec
 
 
 class PartialRMS(AffineNorm):
-    """Adds width parameters (2 * width where the model has biases).
+    """Mean-preserving norm by a partial RMS; width parameters (2 * width with biases).
 
     Args:
-        spec: width and bias.
+        spec: width, and whether there is a bias.
         eps: added to the mean square (1e-5 in the benchmark).
-        fraction: of the channels that the root mean square is taken over (0.25 in the source).
+        fraction: share of channels in the root mean square, in (0, 1] (0.25 in the source).
+
+    Raises:
+        ValueError: `fraction` is not in (0, 1].
     """
 
     def __init__(self, spec: NormSpec, *, eps: float, fraction: float) -> None:
@@ -28,8 +31,8 @@ class PartialRMS(AffineNorm):
             raise ValueError(f"norm.fraction must be in (0, 1], got {fraction}; the source uses 0.25")
         self.n_channels = max(1, round(fraction * spec.width))
 
-    def normalized(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         mean = x.mean(-1, keepdim=True)
-        centred = x - mean
-        square = centred[..., : self.n_channels].square().mean(-1, keepdim=True)
-        return centred * (square + self.eps).rsqrt() + mean
+        centered = x - mean
+        square = centered[..., : self.n_channels].square().mean(-1, keepdim=True)
+        return centered * (square + self.eps).rsqrt() + mean

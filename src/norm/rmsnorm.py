@@ -12,21 +12,24 @@ from src.norm.base import NormSpec
 
 
 class RMSNorm(nn.Module):
-    """Torch's RMS norm, float32 statistics, no bias; adds width parameters.
+    """PyTorch's RMS norm with float32 statistics, never a bias; width parameters.
 
     Args:
-        spec: only the width is used.
+        spec: width.
         eps: added to the mean square (1e-5 in the benchmark).
+
+    Raises:
+        ValueError: `eps` <= 0.
     """
 
     def __init__(self, spec: NormSpec, *, eps: float) -> None:
         super().__init__()
         if eps <= 0:
-            raise ValueError(f"norm.eps must be positive, got {eps}; the benchmark uses 1e-5")
+            raise ValueError(f"norm.eps must be > 0, got {eps}; the benchmark uses 1e-5")
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(spec.width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]."""
+        """Normalize [..., width] -> [..., width] in the dtype of `x`."""
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)

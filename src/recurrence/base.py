@@ -1,11 +1,11 @@
-"""The contract of a recurrence: the order in which layers are visited, and from when on.
+"""Contract of a recurrence: the order in which layers are visited, and the step at which repeated visits start.
 
-    visits = the layers, each with the sublayers that a visit takes; by default every layer once, in order
-    before `start_step` the trunk leaves out all but the first visit to each layer
-    from there on a repeated visit's outputs enter the stream times `gain`
+    visits        layers in order, each with the sublayers that are visited; by default every layer once
+    start_step    before this step the trunk skips all but the first visit to each layer
+    gain          factor on the outputs of repeated visits from then on
 
-The visits are fixed for a run, so that parameters by visit have one owner throughout. A constructor takes
-`(spec, *, <the keys of its YAML>)`.
+Visits are fixed for a run, so that every per-visit parameter belongs to the same visit throughout. A constructor takes
+`(spec, *, <the keys of the YAML>)`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BOTH: tuple[Kind, ...] = ("attn", "mlp")
 
 @dataclass(frozen=True)
 class RecurrenceSpec:
-    """What a recurrence is told about the trunk."""
+    """Description of the trunk that a recurrence is built for."""
 
     n_layer: int
 
@@ -31,7 +31,7 @@ class Visit:
 
 
 class Recurrence:
-    """Every layer once, in order; subclasses change that.
+    """Base class; visits every layer once, in order.
 
     Args:
         spec: the trunk.
@@ -41,23 +41,23 @@ class Recurrence:
         self.spec = spec
 
     def visits(self) -> tuple[Visit, ...]:
-        """All visits, in order; every layer has one at least."""
+        """Return all visits in order, at least one per layer."""
         return tuple(Visit(layer) for layer in range(self.spec.n_layer))
 
     @property
     def untied(self) -> frozenset[int]:
-        """The layers whose repeated visits have an MLP of their own."""
+        """Layers whose repeated visits have their own MLP weights."""
         return frozenset()
 
     @property
     def delayed(self) -> bool:
-        """Whether repeated visits begin after the run has."""
+        """True if repeated visits start after step 0."""
         return False
 
     def start_step(self, max_steps: int) -> int:
-        """The first optimizer step (0-based) with repeated visits."""
+        """Return the first optimizer step (0-based) with repeated visits."""
         return 0
 
     def gain(self, step: int, max_steps: int) -> float:
-        """The weight of a repeated visit's outputs at `step`, from 0 to 1."""
+        """Return the factor in [0, 1] on the outputs of repeated visits at `step`."""
         return 1.0

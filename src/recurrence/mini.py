@@ -1,10 +1,9 @@
-"""Mini depth recurrence: a few consecutive layers are visited again, from some step on.
+"""Mini depth recurrence: visits a few consecutive layers again, from some step on.
 
     0 .. r_n, (r_1 .. r_n) `repeats` times, r_n + 1 .. L - 1        r_1 .. r_n = layers
 
-A repeated visit shares the layer's attention and norms; its MLP is shared too, or its own (untied), which
-starts as a copy of the layer's, moments of the optimizer included, when the visits begin. What a residual
-strategy holds by visit belongs to (layer, visit) throughout.
+A repeated visit shares the layer's attention and norms. Its MLP is shared, or untied: a copy that is initialized from
+the layer's MLP, optimizer moments included, when repeated visits start.
 
 Source: openai/parameter-golf, pull request 1204 (layers 4 and 5 of 11, once more from step 3,000 of 6,240,
 untied).
@@ -16,19 +15,19 @@ from src.recurrence.base import Recurrence, RecurrenceSpec, Visit
 
 
 class MiniRecurrence(Recurrence):
-    """8 * D^2 parameters a repeated visit with mlp=untied, none with mlp=shared.
+    """Repeated layers; 8 * D^2 parameters per repeated visit with mlp=untied, none with mlp=shared.
 
     Args:
         spec: the trunk.
-        layers: consecutive layers, in order ([4, 5] of 11 in the source); None takes two in the middle.
-        repeats: visits to each after its first (1 in the source).
+        layers: consecutive layer indices ([4, 5] of 11 in the source); None selects two in the middle.
+        repeats: number of visits to each after its first (1 in the source).
         mlp: untied or shared (untied in the source).
-        start_fraction: of the run, when the repeated visits begin (3,000 of 6,240 steps in the source).
-        start_step: the same in optimizer steps; exactly one of the two is None. 0: from the beginning.
-        ramp_steps: steps over which the repeated visits' outputs grow from 0 to whole (0 in the source).
+        start_fraction: share of the run after which repeated visits start (3,000 of 6,240 steps in the source).
+        start_step: the same in optimizer steps, 0 for the whole run; exactly one of the two must be None.
+        ramp_steps: steps over which the gain of repeated visits grows from 0 to 1 (0 in the source).
 
     Raises:
-        ValueError: layers that are not there or not consecutive, or no single start.
+        ValueError: `layers` are missing in the model or not consecutive, or another key is out of its bounds.
     """
 
     def __init__(
@@ -43,10 +42,10 @@ class MiniRecurrence(Recurrence):
         ramp_steps: int,
     ) -> None:
         super().__init__(spec)
-        self.layers = self._checked(layers)
+        self.layers = self._validate(layers)
         for key, value, least in (("repeats", repeats, 1), ("ramp_steps", ramp_steps, 0)):
             if value < least:
-                raise ValueError(f"recurrence.{key} must be at least {least}, got {value}")
+                raise ValueError(f"recurrence.{key} must be >= {least}, got {value}")
         if mlp not in ("untied", "shared"):
             raise ValueError(f"recurrence.mlp must be untied or shared, got {mlp}")
         if (start_fraction is None) == (start_step is None):
@@ -57,11 +56,11 @@ class MiniRecurrence(Recurrence):
         if start_fraction is not None and not 0 <= start_fraction < 1:
             raise ValueError(f"recurrence.start_fraction must be in [0, 1), got {start_fraction}")
         if start_step is not None and start_step < 0:
-            raise ValueError(f"recurrence.start_step must be at least 0, got {start_step}")
+            raise ValueError(f"recurrence.start_step must be >= 0, got {start_step}")
         self.repeats, self.mlp, self.ramp_steps = repeats, mlp, ramp_steps
         self.start = start_fraction, start_step
 
-    def _checked(self, layers: list[int] | None) -> list[int]:
+    def _validate(self, layers: list[int] | None) -> list[int]:
         n_layer = self.spec.n_layer
         if layers is None:
             middle = max(0, (n_layer - 1) // 2 - 1 + n_layer % 2)

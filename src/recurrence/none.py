@@ -1,4 +1,4 @@
-"""No recurrence: every layer is visited once, in order.
+"""No recurrence: visits every layer once, in order.
 
 Source: GPT-2 (Radford et al. 2019).
 """
@@ -7,4 +7,4 @@ from src.recurrence.base import Recurrence
 
 
 class NoRecurrence(Recurrence):
-    """No parameters."""
+    """Plain order of layers; no parameters."""

@@ -1,6 +1,4 @@
-"""Layers without attention: a visit to them takes their MLP alone.
-
-The attention of those layers does not exist.
+"""Layers without attention: only the MLP of these layers exists and is visited.
 
 Source: openai/parameter-golf, pull request 1204 (layer 0); KellerJordan/modded-nanogpt (layer 7 of 11).
 """
@@ -9,14 +7,14 @@ from src.recurrence.base import Recurrence, RecurrenceSpec, Visit
 
 
 class SkipAttention(Recurrence):
-    """4 * D^2 parameters fewer a layer.
+    """Plain order without some attention sublayers; 4 * D^2 parameters fewer per layer.
 
     Args:
         spec: the trunk.
-        layers: the layers without attention, from 0 ([0] in the source).
+        layers: indices of the layers without attention ([0] in the source).
 
     Raises:
-        ValueError: a layer that is not there, or no attention left.
+        ValueError: an index is not in [0, n_layer), or no layer would have attention.
     """
 
     def __init__(self, spec: RecurrenceSpec, *, layers: list[int]) -> None:

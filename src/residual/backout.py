@@ -1,8 +1,8 @@
-"""Backout: the head is given the stream less what it was halfway up.
+"""Backout: a share of the middle of the stream is subtracted from its end.
 
     x <- x + y;   out = x - lambda c,   c = x after layer `layer`
 
-What serves the middle of the model need not reach the head.
+Features that only middle layers use need not reach the head.
 
 Source: karpathy/nanochat, gpt.py (lambda 0.2, layer L // 2); KellerJordan/modded-nanogpt (0.5, layer 7 of 11).
 At init (lambda 0.2): not vanilla; with `backout_init` 0 it is.
@@ -17,7 +17,7 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class BackoutState(NamedTuple):
-    """The stream, and what it was after the layer that is backed out (the embedding before that)."""
+    """Stream, and its value after layer `layer` (x0 before that layer)."""
 
     x_BTD: Tensor
     mid_BTD: Tensor
@@ -29,10 +29,10 @@ class Backout(ResidualStrategy[BackoutState]):
     Args:
         spec: the trunk.
         backout_init: initial lambda (0.2 and 0.5 in the sources).
-        layer: the layer after which the stream is kept, from 0; None takes n_layer // 2.
+        layer: index of the layer after which the stream is kept; None selects n_layer // 2 (the source).
 
     Raises:
-        ValueError: a layer that the model does not have.
+        ValueError: `layer` is not in [0, n_layer).
     """
 
     may_skip: ClassVar[bool] = True
@@ -41,7 +41,9 @@ class Backout(ResidualStrategy[BackoutState]):
         super().__init__()
         last = spec.n_block - 1
         if layer is not None and not 0 <= layer <= last:
-            raise ValueError(f"residual.layer must be between 0 and {last}, got {layer}; null takes the middle")
+            raise ValueError(
+                f"residual.layer must be between 0 and {last}, got {layer}; null selects the middle"
+            )
         self.block = min(spec.n_block // 2, last) if layer is None else layer
         self.backout = nn.Parameter(torch.full((1,), backout_init))
 

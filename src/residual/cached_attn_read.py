@@ -1,13 +1,13 @@
-"""Cached attention read: attention of the last layers reads the stream as it was before them.
+"""Cached attention read: attention of the last layers reads the stream from before these layers.
 
     c = x before the last `late_layers` layers
     x <- x + Attn(N(c));  x <- x + MLP(N(x))    in those layers;  elsewhere vanilla
 
-What the late MLPs predict no longer passes through attention. It is what was left of two lanes there
-(`parallel_lanes`) once attention's lane took no more writes.
+Outputs of the late MLPs do not pass through attention again. The source derives it from two lanes
+(`parallel_lanes`) by removing the writes to the attention lane.
 
-Source: KellerJordan/modded-nanogpt, pull request 241 (there together with `backout`, from the same c).
-At init: not vanilla, by what the late attention reads (with `late_layers` 1 it always is).
+Source: KellerJordan/modded-nanogpt, pull request 241 (there combined with `backout` of the same c).
+At init: not vanilla, since late attention reads c (with `late_layers` 1: always vanilla).
 """
 
 from typing import ClassVar, NamedTuple
@@ -18,7 +18,7 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class CachedState(NamedTuple):
-    """The stream, and what attention reads (the stream itself before the late layers)."""
+    """Stream, and the input of attention (the stream itself before the late layers)."""
 
     x_BTD: Tensor
     attn_BTD: Tensor
@@ -28,9 +28,12 @@ class CachedAttentionRead(ResidualStrategy[CachedState]):
     """No parameters.
 
     Args:
-        spec: the trunk; only `n_layer` is used.
-        late_layers: layers whose attention reads the cache (3 of 11 in the source); None takes that share of
+        spec: the trunk.
+        late_layers: number of layers whose attention reads c (3 of 11 in the source); None selects the same share of
             the depth, at least 2.
+
+    Raises:
+        ValueError: `late_layers` is not in [1, n_layer].
     """
 
     may_skip: ClassVar[bool] = True
@@ -41,7 +44,7 @@ class CachedAttentionRead(ResidualStrategy[CachedState]):
         if not 1 <= late <= spec.n_layer:
             raise ValueError(
                 f"residual.late_layers must be between 1 and {spec.n_layer}, got {late_layers}; "
-                "null takes 3/11 of the depth"
+                "null selects 3/11 of the depth"
             )
         self.first_late = spec.n_layer - late
 

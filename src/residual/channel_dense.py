@@ -1,12 +1,11 @@
-"""Channel-wise dense residual: each layer adds all earlier streams, channel by channel, to what it reads and
-to what it leaves.
+"""Channel-wise dense residual: each layer adds all earlier streams, weighted per channel, to input and output.
 
     x_in = h_i + sum_{j<=i} h_j * W_in[i, j]
     h_{i+1} = h_i + (Block_i(x_in) - x_in) + sum_{j<=i} h_j * W_out[i, j]        h_0 = x0
 
 Source: a submission to MLS-Bench llm-pretrain-residual (published annotation b574219).
 At init (W = 0): vanilla.
-Shape letters: P pairs of a layer and a stream it reads, those of layer 0 first.
+Shape letters: P pairs (layer, earlier stream), layer by layer; J streams.
 """
 
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class DenseState(NamedTuple):
-    """The streams between layers, what the layer under way reads, and what it leaves."""
+    """Streams between layers, and the current layer's input side and output side."""
 
     h_BTD: tuple[Tensor, ...]
     inner_BTD: Tensor
@@ -26,7 +25,7 @@ class DenseState(NamedTuple):
 
 
 class ChannelDense(ResidualStrategy[DenseState]):
-    """n_layer * (n_layer + 1) * D parameters, lr x 1, no weight decay."""
+    """Dense sums over earlier streams; n_layer * (n_layer + 1) * D parameters, lr x 1, no weight decay."""
 
     init_equivalent = "vanilla"
 
@@ -47,10 +46,8 @@ class ChannelDense(ResidualStrategy[DenseState]):
         if site.opens_block:
             h_BTD = (*state.h_BTD, state.outer_BTD)
             visit = len(state.h_BTD)
-            inner_BTD = _plus_weighted(state.outer_BTD, h_BTD, torch.split(self.w_in_PD, self.n_streams)[visit])
-            outer_BTD = _plus_weighted(
-                state.outer_BTD, h_BTD, torch.split(self.w_out_PD, self.n_streams)[visit]
-            )
+            inner_BTD = _add_weighted(state.outer_BTD, h_BTD, torch.split(self.w_in_PD, self.n_streams)[visit])
+            outer_BTD = _add_weighted(state.outer_BTD, h_BTD, torch.split(self.w_out_PD, self.n_streams)[visit])
             state = DenseState(h_BTD, inner_BTD, outer_BTD)
         return state.inner_BTD, state
 
@@ -63,7 +60,7 @@ class ChannelDense(ResidualStrategy[DenseState]):
         return state.outer_BTD
 
 
-def _plus_weighted(x_BTD: Tensor, h_BTD: tuple[Tensor, ...], w_JD: Tensor) -> Tensor:
+def _add_weighted(x_BTD: Tensor, h_BTD: tuple[Tensor, ...], w_JD: Tensor) -> Tensor:
     for stream_BTD, w_D in zip(h_BTD, w_JD, strict=True):
         x_BTD = torch.addcmul(x_BTD, stream_BTD, w_D)
     return x_BTD

@@ -1,9 +1,9 @@
-"""DeepNorm: Post-LN whose stream weighs more than its branches, which start small.
+"""DeepNorm: Post-LN with an up-weighted stream and small initial branches.
 
     x <- N_k(alpha x + F_k(x)),   alpha = (2 L)^(1/4)
 
-The values, the output projections and both MLP matrices start as Xavier normal with gain (8 L)^(-1/4),
-queries and keys with gain 1 (decoder-only model of L layers).
+Initial weights are Xavier normal, with gain (8 L)^(-1/4) for values, output projections and both MLP matrices and
+gain 1 for queries and keys (decoder-only model of L layers).
 
 Source: Wang et al., "DeepNet" (arXiv 2203.00555), table "DeepNorm" and figure 2; microsoft/torchscale.
 At init: not vanilla.
@@ -17,7 +17,7 @@ from src.residual.postln import PostLN
 
 
 class DeepNorm(PostLN):
-    """No parameters besides one norm a site, in place of the trunk's (which has one more).
+    """Post-LN with constant weights; no parameters except one norm per sublayer, instead of the trunk's.
 
     Args:
         spec: the trunk.

@@ -1,4 +1,4 @@
-"""Dual path: half the MLP beside attention, half after it; the same MLP, visited twice.
+"""Dual path: half of the MLP in parallel with attention, half after it; one MLP, visited twice.
 
     h = N1_l(x);   x <- x + Attn(h) + MLP(h) / 2;   x <- x + MLP(N2_l(x)) / 2
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.shared_norm import NormedState, OneNormPerLayer
+from src.residual.families.shared_norm import NormedState, SharedNorm
 
 
-class DualPath(OneNormPerLayer):
-    """No parameters besides the norms, two a layer as the trunk would have; a third visit a layer.
+class DualPath(SharedNorm):
+    """Three visits per layer; no parameters except two norms per layer, instead of the trunk's.
 
     Args:
         spec: the trunk.

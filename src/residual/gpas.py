@@ -1,9 +1,9 @@
-"""GPAS: the stream is scaled down after every layer, its gradient is not.
+"""GPAS: scales the stream down after every layer, but not its gradient.
 
     x <- x + y                           after every sublayer
     x <- x - SiLU(gate[l]) * sg(x)       after every layer;  sg stops the gradient
 
-Source: Chen et al., "GPAS" (arXiv 2506.22049), section 3; dandingsky/GPAS (one gate a layer, after both sums).
+Source: Chen et al., "GPAS" (arXiv 2506.22049), section 3; dandingsky/GPAS (one gate per layer, after both sums).
 At init (gate 0): vanilla.
 """
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class GPAS(OneStream):
-    """n_layer parameters, lr x 1, no weight decay. A finite difference does not match the gradient, by design.
+class GPAS(SingleStream):
+    """Stream with one gate per layer; n_layer parameters, lr x 1, no weight decay.
+
+    By design the gradient differs from a finite difference.
 
     Args:
         spec: the trunk.

@@ -1,11 +1,11 @@
-"""Highway: a gate for every token and channel carries the stream or lets the branch through.
+"""Highway: a gate per token and channel interpolates between stream and branch.
 
-    g = sigmoid(x A_k B_k + b_k);   x <- (1 - g) * x + g * F_k(N_k(x))    element by element
+    g = sigmoid(x A_k B_k + b_k);   x <- (1 - g) * x + g * F_k(N_k(x))    elementwise
 
-The source's D x D gate matrix would be a seventh of the model; here it has rank R.
+The gate's matrix has rank R here; D x D, as in the source, would be a seventh of the model.
 
 Source: Srivastava et al., "Highway Networks" (arXiv 1505.00387), section 2.
-At init (B = 0, b = -2): every branch weighs 0.12 and the stream 0.88; not vanilla.
+At init (B = 0, b = -2): not vanilla; the branch has weight 0.12, the stream 0.88.
 Shape letters: R rank of the gate's matrix.
 """
 
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class Highway(OneStream):
-    """(2 * R + 1) * D parameters a site; weight decay on the matrices only.
+class Highway(SingleStream):
+    """Gated stream; (2 * R + 1) * D parameters per site, weight decay on the matrices only.
 
     Args:
         spec: the trunk.
-        rank: of the gate's matrix, between 1 and n_embd.
+        rank: rank R of the gate's matrix, in [1, n_embd].
         bias_init: initial bias of the gate (-2 in the source, between -1 and -4).
 
     Raises:
-        ValueError: a rank out of its bounds.
+        ValueError: `rank` is not in [1, n_embd].
     """
 
     def __init__(self, spec: StreamSpec, *, rank: int, bias_init: float) -> None:

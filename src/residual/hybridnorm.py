@@ -1,9 +1,9 @@
-"""HybridNorm: norms inside attention, and an MLP whose residual starts from a normed stream.
+"""HybridNorm: norms inside attention, and an MLP whose skip connection starts at the normed stream.
 
-    h = x + Attn(x)           with q, k, v of every head through an RMSNorm each
+    h = x + Attn(x)           with an RMSNorm of q, k and v per head
     u = N_l(h);  x <- u + MLP(u)
 
-Source: Zhuo et al., "HybridNorm" (arXiv 2503.04598), section 3; BryceZhuo/HybridNorm (norms by head).
+Source: Zhuo et al., "HybridNorm" (arXiv 2503.04598), section 3; BryceZhuo/HybridNorm (norms per head).
 At init: not vanilla.
 Shape letters: A attention sites.
 """
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class HybridNorm(OneStream):
-    """3 * K parameters an attention site and one norm an MLP site, in place of the trunk's; no weight decay.
+class HybridNorm(SingleStream):
+    """Norms inside attention; 3 * K parameters per attention site, no weight decay; one norm per MLP, not the trunk's.
 
     Args:
         spec: the trunk.
-        eps: of the norms inside attention.
+        eps: epsilon of the norms inside attention.
     """
 
     taps_qkv: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""LAuReL-LR: each sum also takes a low-rank map of the stream.
+"""LAuReL-LR: adds a low-rank map of the stream to every sum.
 
     x <- F_k(N_k(x)) + x + x A_k B_k
 
@@ -13,11 +13,11 @@ from src.residual.families.low_rank import LowRankStream
 
 
 class LaurelLR(LowRankStream):
-    """2 * rank * D parameters a site, lr x 1, with weight decay.
+    """Stream with a low-rank map per site; 2 * rank * D parameters per site, lr x 1, with weight decay.
 
     Args:
         spec: the trunk.
-        rank: of the map (4 in the source's 1B model, 64 in its 4B model).
+        rank: rank of the map (4 in the source's 1B model, 64 in its 4B model).
     """
 
     init_equivalent = "vanilla"
@@ -26,4 +26,4 @@ class LaurelLR(LowRankStream):
         super().__init__(spec, rank)
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
-        return self.augmented(state, site) + y_BTD
+        return self.augment(state, site) + y_BTD

@@ -1,10 +1,10 @@
-"""LAuReL-PA: each sum also takes the stream as it was before the last few sublayers.
+"""LAuReL-PA: adds the streams from before the last few sublayers to every sum.
 
     x_{k+1} = F_k(N_k(x_k)) + x_k + sum_{j < n} gamma[k, j] x_{k-j}
 
 Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.3, equation 4, with h the identity.
 At init (gamma = 0): vanilla.
-Shape letters: P pairs of a site and a stream it takes, those of site 0 first, its newest first.
+Shape letters: P pairs (site, earlier stream), site by site, newest stream first; J streams.
 """
 
 from typing import NamedTuple
@@ -16,20 +16,20 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class RecentStreams(NamedTuple):
-    """The stream now and before the last few sublayers, newest first."""
+    """Stream, now and before the last few sublayers, newest first."""
 
     x_BTD: tuple[Tensor, ...]
 
 
 class LaurelPA(ResidualStrategy[RecentStreams]):
-    """`n_previous` parameters a site (fewer at the first), lr x 1, no weight decay.
+    """Weights on recent streams; `n_previous` parameters per site (fewer at the first), lr x 1, no weight decay.
 
     Args:
         spec: the trunk.
-        n_previous: streams taken, the present one included.
+        n_previous: number of streams in the sum, the current one included.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: `n_previous` < 1.
     """
 
     init_equivalent = "vanilla"
@@ -38,7 +38,7 @@ class LaurelPA(ResidualStrategy[RecentStreams]):
         super().__init__()
         if n_previous < 1:
             raise ValueError(
-                f"residual.n_previous must be at least 1, got {n_previous}; for none use residual=vanilla"
+                f"residual.n_previous must be >= 1, got {n_previous}; for none use residual=vanilla"
             )
         self.n_streams = [min(site.index + 1, n_previous) for site in spec.sites]
         self.gamma_P = nn.Parameter(torch.zeros(sum(self.n_streams)))

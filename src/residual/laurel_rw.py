@@ -1,8 +1,8 @@
-"""LAuReL-RW: each sum weighs the branch against the stream.
+"""LAuReL-RW: learned weights for branch and stream in every sum.
 
     x <- a_k F_k(N_k(x)) + b_k x,   (a_k, b_k) = 2 softmax(w_k)
 
-The source wants the two weights bounded and leaves the map open; this one is 1 and 1 at w = 0.
+The source requires bounded weights and does not fix the map; this one gives (1, 1) at w = 0.
 
 Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.1, equation 2.
 At init (w = 0): vanilla.
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class LaurelRW(OneStream):
-    """2 parameters a site, lr x 1, no weight decay.
+class LaurelRW(SingleStream):
+    """Weighted sums; 2 parameters per site, lr x 1, no weight decay.
 
     Args:
         spec: the trunk.

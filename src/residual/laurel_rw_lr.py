@@ -1,4 +1,4 @@
-"""LAuReL-RW+LR: weighed sums with a low-rank map of the stream, the form of the source's results.
+"""LAuReL-RW+LR: weighted sums with a low-rank map of the stream; the variant of the source's results.
 
     x <- a_k F_k(N_k(x)) + b_k (x + x A_k B_k),   (a_k, b_k) = 2 softmax(w_k)
 
@@ -16,11 +16,11 @@ from src.residual.families.low_rank import LowRankStream
 
 
 class LaurelRWLR(LowRankStream):
-    """2 * rank * D + 2 parameters a site, lr x 1; weight decay on the matrices only.
+    """Weighted sums with a low-rank map; 2 * rank * D + 2 parameters per site, lr x 1, decay on the matrices only.
 
     Args:
         spec: the trunk.
-        rank: of the map (4 in the source's 1B model).
+        rank: rank of the map (4 in the source's 1B model).
     """
 
     init_equivalent = "vanilla"
@@ -35,4 +35,4 @@ class LaurelRWLR(LowRankStream):
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         a, b = 2 * self.w_S2[site.index].softmax(0)
-        return torch.addcmul(b * self.augmented(state, site), a, y_BTD)
+        return torch.addcmul(b * self.augment(state, site), a, y_BTD)

@@ -1,25 +1,25 @@
-"""LayerScale: every branch behind a small gate of its own for each channel.
+"""LayerScale: one small learned gate per channel on every branch.
 
-    x <- x + gate[k] * F_k(N_k(x))    element by element
+    x <- x + gate[k] * F_k(N_k(x))    elementwise
 
 Source: Touvron et al., "Going deeper with Image Transformers" (CaiT, arXiv 2103.17239), section 2.
-At init (small gates): nearly the identity; not vanilla.
+At init (small gates): close to the identity; not vanilla.
 """
 
 import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class LayerScale(OneStream):
-    """D parameters a site, lr x 1, no weight decay.
+class LayerScale(SingleStream):
+    """Branches with a gate per channel; D parameters per site, lr x 1, no weight decay.
 
     Args:
         spec: the trunk.
-        gate_init: initial gate; None takes the source's by depth: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6
-            beyond.
+        gate_init: initial gate; None selects the source's by depth: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6
+            for more.
     """
 
     init_equivalent = "near identity"

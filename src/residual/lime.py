@@ -1,12 +1,13 @@
-"""LIMe: attention's keys and values are sums over the heads of all layers so far.
+"""LIMe: keys and values of attention are weighted sums over the heads of all layers so far.
 
-    k_l[h] <- sum_{j <= l, g} R_l[h, j, g] k_j[g],   v_l likewise with the same R_l    in every layer but the first
+    k_l[h] <- sum_{j <= l, g} R_l[h, j, g] k_j[g],   v_l with the same R_l    in every layer except the first
+    x <- x + y
 
-before any rotation; the first layer's are its own. x <- x + y.
+The sums are taken before any rotation of keys.
 
 Source: Gerasimov et al., "Layer-Integrated Memory" (arXiv 2502.09245), section 3; corl-team/lime.
-At init (own layer: the identity; others: uniform, of variance 1 / fan-in): not vanilla.
-Shape letters: P all pairs of a layer and one it reads, layer by layer, the oldest first; E = T * K.
+At init (R: identity for the own layer, uniform with variance 1 / fan-in for the others): not vanilla.
+Shape letters: P pairs (layer, earlier or same layer), layer by layer, oldest first; J layers; E = T * K.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
 class Memory(NamedTuple):
-    """The stream, and the keys and the values of the layers so far, as they were projected."""
+    """Stream, and the projected keys and values of the layers so far."""
 
     x_BTD: Tensor
     k_BHE: tuple[Tensor, ...]
@@ -27,14 +28,14 @@ class Memory(NamedTuple):
 
 
 class LIMe(ResidualStrategy[Memory]):
-    """n_head^2 * (l + 1) parameters in layer l = 1.., no weight decay.
+    """Routed keys and values; n_head^2 * (l + 1) parameters in layer l = 1.., no weight decay.
 
     Args:
-        spec: the trunk, of at least two layers.
-        lr_scale: learning rate over the schedule's (the source's is 0.01 absolute: 33 times 3e-4).
+        spec: the trunk, with at least two layers.
+        lr_scale: factor on the schedule's learning rate (33: the source uses 0.01 with lr 3e-4).
 
     Raises:
-        ValueError: a model of one layer.
+        ValueError: the model has one layer.
     """
 
     taps_qkv: ClassVar[bool] = True
@@ -42,7 +43,7 @@ class LIMe(ResidualStrategy[Memory]):
     def __init__(self, spec: StreamSpec, *, lr_scale: float) -> None:
         super().__init__()
         if spec.n_block < 2:
-            raise ValueError("residual=lime needs model.n_layer of at least 2, got 1")
+            raise ValueError("residual=lime needs model.n_layer >= 2, got 1")
         self.lr_scale = lr_scale
         n_attn = sum(site.kind == "attn" for site in spec.sites)
         self.n_sources = list(range(2, n_attn + 1))
@@ -72,7 +73,7 @@ class LIMe(ResidualStrategy[Memory]):
         if len(k_BHE) == 1:
             return q_BHTK, k_BHTK, v_BHTK, state
         router_JHH = torch.split(self.router_PHH, self.n_sources)[len(k_BHE) - 2].to(k_BHTK.dtype)
-        k, v = (_routed(router_JHH, sources).view(k_BHTK.shape) for sources in (k_BHE, v_BHE))
+        k, v = (_route(router_JHH, sources).view(k_BHTK.shape) for sources in (k_BHE, v_BHE))
         return q_BHTK, k, v, state
 
     def write(self, state: Memory, site: Site, y_BTD: Tensor) -> Memory:
@@ -82,7 +83,7 @@ class LIMe(ResidualStrategy[Memory]):
         return state.x_BTD
 
 
-def _routed(router_JHH: Tensor, sources_BHE: tuple[Tensor, ...]) -> Tensor:
+def _route(router_JHH: Tensor, sources_BHE: tuple[Tensor, ...]) -> Tensor:
     total_BHE = router_JHH[0] @ sources_BHE[0]
     for r_HH, source_BHE in zip(router_JHH[1:], sources_BHE[1:], strict=True):
         total_BHE = torch.baddbmm(total_BHE, r_HH.expand(len(source_BHE), -1, -1), source_BHE)

@@ -13,10 +13,10 @@ At init: not vanilla.
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class LayerNormScaling(OneStream):
+class LayerNormScaling(SingleStream):
     """No parameters besides one norm a site, in place of the trunk's.
 
     Args:

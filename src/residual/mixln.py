@@ -4,25 +4,25 @@
     x <- x + F_k(N_k(x))      in the others
 
 Source: Li et al., "Mix-LN" (arXiv 2412.13795), section 3; pixeli99/MixLN (fraction 0.25).
-At init: not vanilla (where the fraction takes in a layer).
+At init: not vanilla.
 """
 
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class MixLN(OneStream):
-    """No parameters besides norms; as many as the trunk would have.
+class MixLN(SingleStream):
+    """Post-LN and Pre-LN layers; no parameters except norms, as many as the trunk would have.
 
     Args:
         spec: the trunk.
-        post_fraction: share of the layers that are Post-LN, in (0, 1], rounded down to whole layers but to
-            one at least (0.25 in the source).
+        post_fraction: share of layers that are Post-LN, in (0, 1], rounded down, at least one layer (0.25 in the
+            source).
 
     Raises:
-        ValueError: a share outside (0, 1].
+        ValueError: `post_fraction` is not in (0, 1].
     """
 
     def __init__(self, spec: StreamSpec, *, post_fraction: float) -> None:

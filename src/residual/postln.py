@@ -1,9 +1,9 @@
-"""Post-LN: the stream itself is normed after every sum.
+"""Post-LN: a norm on the stream after every sum.
 
     x <- N_k(x + F_k(x))
 
-No norm stands before a sublayer, and none before the head: the last sum has been normed. It needs a warm-up
-and a lower learning rate than Pre-LN (at 1e-3 it is known to stay at unigram loss).
+There is no norm before a sublayer or before the head. Post-LN needs a warm-up and a lower learning rate than Pre-LN
+(at 1e-3 it is known to stay at the unigram loss).
 
 Source: Vaswani et al., "Attention is All You Need" (arXiv 1706.03762), section 3.1.
 At init: not vanilla.
@@ -12,11 +12,11 @@ At init: not vanilla.
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class PostLN(OneStream):
-    """No parameters besides one norm a site, in place of the trunk's (which has one more).
+class PostLN(SingleStream):
+    """Normed stream; no parameters except one norm per sublayer, instead of the trunk's.
 
     Args:
         spec: the trunk.

@@ -1,29 +1,29 @@
-"""ProRes: branches are let in over a warm-up, the shallow layers' first.
+"""ProRes: branch weights grow from 0 to 1 over a warm-up, shallow layers first.
 
     x <- x + alpha[l](t) * F_k(N_k(x))    both sublayers of layer l
 
-t is the optimizer step; alpha is not learned (`prores_schedules`), and holds in evaluation too.
+t is the optimizer step; alpha is not learned (`warmup_schedules`) and applies in evaluation too.
 
 Source: dandingsky/ProRes (arXiv 2603.05369).
-At init (t = 0, alpha 0 under the default schedule): the identity, so that the sublayers' gradients are 0 in
-the first step; after the warm-up, vanilla.
+At init (t = 0, alpha 0 with the default schedule): the identity, so sublayers have zero gradients in the first
+step; vanilla after the warm-up.
 """
 
 import torch
 from torch import Tensor
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.warmup_schedules import WarmedUp
+from src.residual.families.warmup_schedules import WarmupStrategy
 
 
-class ProRes(WarmedUp[Tensor]):
-    """No parameters.
+class ProRes(WarmupStrategy[Tensor]):
+    """Scheduled branch weights; no parameters.
 
     Args:
         spec: the trunk.
-        schedule: a name in `prores_schedules.SCHEDULES` (linear in the source).
-        warmup_fraction: of the run, until the last layer is whole (24,000 of 100,000 steps in the source).
-        warmup_steps: the same in optimizer steps; exactly one of the two is None.
+        schedule: key of `warmup_schedules.SCHEDULES` (linear in the source).
+        warmup_fraction: share of the run until every weight is 1 (24,000 of 100,000 steps in the source).
+        warmup_steps: the same in optimizer steps; exactly one of the two must be None.
     """
 
     init_equivalent = "identity"

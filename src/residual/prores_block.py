@@ -1,12 +1,12 @@
-"""ProRes by whole layers: a layer reads itself whole, and what leaves it is let in over a warm-up.
+"""ProRes per layer: the weight of a whole layer's output grows from 0 to 1 over a warm-up.
 
     x <- x + alpha[l](t) * (Block_l(x) - x)    alpha = 1 in evaluation
 
-The benchmark's form of `prores`; there t counted forward passes, here optimizer steps.
+The benchmark's variant of `prores`; its t counts forward passes, here it counts optimizer steps.
 
 Source: MLS-Bench llm-pretrain-residual, baseline `prores`.
-At init (t = 0, alpha 0 under the default schedule): the identity, so that the sublayers' gradients are 0 in
-the first step; after the warm-up, vanilla.
+At init (t = 0, alpha 0 with the default schedule): the identity, so sublayers have zero gradients in the first
+step; vanilla after the warm-up.
 """
 
 from typing import NamedTuple
@@ -15,24 +15,24 @@ import torch
 from torch import Tensor
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.warmup_schedules import WarmedUp
+from src.residual.families.warmup_schedules import WarmupStrategy
 
 
 class ProResBlockState(NamedTuple):
-    """What the sublayers of the layer under way read, and what leaves it."""
+    """Input of the current layer's sublayers, and the stream behind the layer."""
 
     inner_BTD: Tensor
     outer_BTD: Tensor
 
 
-class ProResBlock(WarmedUp[ProResBlockState]):
-    """No parameters.
+class ProResBlock(WarmupStrategy[ProResBlockState]):
+    """Scheduled layer weights; no parameters.
 
     Args:
         spec: the trunk.
-        schedule: a name in `prores_schedules.SCHEDULES` (linear in the source).
-        warmup_fraction: of the run, until the last layer is whole.
-        warmup_steps: the same in optimizer steps (3,000 of 13,535 in the source); exactly one of the two is
+        schedule: key of `warmup_schedules.SCHEDULES` (linear in the source).
+        warmup_fraction: share of the run until every weight is 1.
+        warmup_steps: the same in optimizer steps (3,000 of 13,535 in the source); exactly one of the two must be
             None.
     """
 

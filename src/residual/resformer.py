@@ -1,10 +1,10 @@
-"""ResFormer: attention's values are blended with those of the first layer.
+"""ResFormer: blends the values of attention with those of the first layer.
 
-    v_l <- lambda[l, 0] v_0 + lambda[l, 1] v_l    in every layer but the first;   x <- x + y
+    v_l <- lambda[l, 0] v_0 + lambda[l, 1] v_l    in every layer except the first;   x <- x + y
 
 Source: Zhou et al., "Value Residual Learning" (arXiv 2410.17897), section 3; Zcchill/Value-Residual-Learning.
-At init (lambda 0.5 and 0.5): not vanilla; with `first_init` 0 and `own_init` 1 it is.
-Shape letters: A attention sites but the first.
+At init (lambda 0.5 and 0.5): not vanilla (vanilla with `first_init` 0 and `own_init` 1).
+Shape letters: A attention sites except the first.
 """
 
 from typing import ClassVar, NamedTuple
@@ -16,22 +16,22 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class ValueState(NamedTuple):
-    """The stream, and the first layer's values once there are any."""
+    """Stream, and the first layer's values once they are known."""
 
     x_BTD: Tensor
     v0_BHTK: tuple[Tensor, ...]
 
 
 class ResFormer(ResidualStrategy[ValueState]):
-    """2 parameters an attention site but the first, lr x 1, no weight decay.
+    """Blended values; 2 parameters per attention site except the first, lr x 1, no weight decay.
 
     Args:
-        spec: the trunk, of at least two layers.
+        spec: the trunk, with at least two layers.
         first_init: initial weight of the first layer's values (0.5 in the source).
-        own_init: initial weight of a layer's own (0.5 in the source).
+        own_init: initial weight of a layer's own values (0.5 in the source).
 
     Raises:
-        ValueError: a model of one layer.
+        ValueError: the model has one layer.
     """
 
     may_skip: ClassVar[bool] = True
@@ -41,7 +41,7 @@ class ResFormer(ResidualStrategy[ValueState]):
     def __init__(self, spec: StreamSpec, *, first_init: float, own_init: float) -> None:
         super().__init__()
         if spec.n_block < 2:
-            raise ValueError("residual=resformer needs model.n_layer of at least 2, got 1")
+            raise ValueError("residual=resformer needs model.n_layer >= 2, got 1")
         self.lambda_A2 = nn.Parameter(torch.tensor([first_init, own_init]).repeat(spec.n_block - 1, 1))
 
     def begin(self, x0_BTD: Tensor) -> ValueState:

@@ -1,12 +1,12 @@
-"""ReZero: every branch behind a scalar gate that starts closed.
+"""ReZero: one scalar gate per branch, zero at init.
 
     x <- x + gate[k] * F_k(N_k(x))
 
-ReZero proper has no norm; here the branch keeps its input norm, as in SkipInit.
+ReZero itself has no norm; here the branch keeps its input norm, as in SkipInit.
 
 Source: Bachlechner et al., "ReZero is All You Need" (arXiv 2003.04887), section 3; De and Smith, SkipInit
 (arXiv 2002.10444).
-At init (gate 0): the identity, so that only the gates get a gradient other than 0; not vanilla.
+At init (gate 0): the identity, so only the gates have a nonzero gradient in the first step; not vanilla.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class ReZero(OneStream):
-    """One gate a site: S parameters, no weight decay.
+class ReZero(SingleStream):
+    """Gated branches; one parameter per site, no weight decay.
 
     Args:
-        spec: the trunk; only the number of sites is used.
+        spec: the trunk.
         gate_init: initial gate (0 in the source).
-        lr_scale: learning rate over the schedule's (0.1 to 1; the gates' first gradients are large).
+        lr_scale: factor on the schedule's learning rate (0.1 to 1; the first gradients of gates are large).
     """
 
     init_equivalent = "identity"

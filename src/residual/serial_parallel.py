@@ -1,4 +1,4 @@
-"""Serial-parallel hybrid: the Pre-LN stream with the MLP's output toned down.
+"""Serial-parallel hybrid: the Pre-LN stream with a scaled MLP output.
 
     x <- x + Attn(N1(x));   x <- x + MLP(N2(x)) / sqrt(2)
 
@@ -13,7 +13,7 @@ from src.residual.base import ResidualStrategy, Site
 
 
 class SerialParallel(ResidualStrategy[Tensor]):
-    """One stream; no parameters."""
+    """Stream with constant weights; no parameters."""
 
     def __init__(self, spec: object) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""SiameseNorm: a Post-LN and a Pre-LN stream side by side, read together, both written to.
+"""SiameseNorm: a Post-LN and a Pre-LN stream; sublayers read their sum and write to both.
 
-    x <- N_post_k(x);   z = F_k(N_k(x + N_pre_k(y)))        x = y = x0 at first
+    x <- N_post_k(x);   z = F_k(N_k(x + N_pre_k(y)))        x = y = x0 initially
     x <- x + z / sqrt(2 l);   y <- y + z                    in layer l = 1..L
     out = N_a(x) + N_b(y)
 
-Source: Li et al., SiameseNorm (Qwen-Applications/SiameseNorm, the DeiT port; the scale acts on x alone).
+Source: Li et al., SiameseNorm (Qwen-Applications/SiameseNorm, the DeiT port; only x is scaled).
 At init: not vanilla.
 """
 
@@ -17,14 +17,14 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class Siamese(NamedTuple):
-    """The stream that is normed at every site, and the one that is not."""
+    """Stream that is normed at every site, and stream that is not."""
 
     post_BTD: Tensor
     pre_BTD: Tensor
 
 
 class SiameseNorm(ResidualStrategy[Siamese]):
-    """No parameters besides norms: two a sublayer and two at the end, on top of the trunk's.
+    """Two streams; no parameters except norms: two per sublayer and two at the end, besides the trunk's.
 
     Args:
         spec: the trunk.

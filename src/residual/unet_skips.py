@@ -1,12 +1,12 @@
-"""U-Net skips: the layers of the second half take back what left the first, last come first.
+"""U-Net skips: layers of the second half add the streams of the first half, in reverse order.
 
     S_i = x after layer i                       in the first half
-    x <- x + w_j S_{L/2-1-j} before layer L/2 + j,  j = 0..    in the second half;  x <- x + y always
+    x <- x + w_j S_{L/2-1-j} before layer L/2 + j,  j = 0..    in the second half;  x <- x + y at every site
 
-With an odd number of layers the last has no partner.
+With an odd number of layers the last one has no skip.
 
 Source: KellerJordan/modded-nanogpt, record 2024-11-10 ("U-net pattern skip connections").
-At init (w = 1): not vanilla; with `skip_init` 0 it is.
+At init (w = 1): not vanilla (vanilla with `skip_init` 0).
 """
 
 from typing import NamedTuple
@@ -18,28 +18,28 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class UNetState(NamedTuple):
-    """The stream, and the kept streams of the first half that wait for their partners."""
+    """Stream, and the streams of the first half that have not been added yet."""
 
     x_BTD: Tensor
     skip_BTD: tuple[Tensor, ...]
 
 
 class UNetSkips(ResidualStrategy[UNetState]):
-    """One weight a pair of layers: n_layer / 2 parameters, lr x 1, no weight decay.
+    """Weighted skips; n_layer // 2 parameters, lr x 1, no weight decay.
 
     Args:
-        spec: the trunk, of at least two layers.
+        spec: the trunk, with at least two layers.
         skip_init: initial weight (1 in the source).
 
     Raises:
-        ValueError: a model of one layer.
+        ValueError: the model has one layer.
     """
 
     def __init__(self, spec: StreamSpec, *, skip_init: float) -> None:
         super().__init__()
         self.n_pair = spec.n_block // 2
         if self.n_pair < 1:
-            raise ValueError("residual=unet_skips needs model.n_layer of at least 2, got 1")
+            raise ValueError("residual=unet_skips needs model.n_layer >= 2, got 1")
         self.w_L = nn.Parameter(torch.full((self.n_pair,), skip_init))
 
     def begin(self, x0_BTD: Tensor) -> UNetState:
@@ -47,9 +47,9 @@ class UNetSkips(ResidualStrategy[UNetState]):
 
     def read(self, state: UNetState, site: Site) -> tuple[Tensor, UNetState]:
         if site.opens_block and site.block >= self.n_pair and state.skip_BTD:
-            *waiting, skip_BTD = state.skip_BTD
+            *remaining, skip_BTD = state.skip_BTD
             x_BTD = torch.addcmul(state.x_BTD, self.w_L[site.block - self.n_pair], skip_BTD)
-            state = UNetState(x_BTD, tuple(waiting))
+            state = UNetState(x_BTD, tuple(remaining))
         return state.x_BTD, state
 
     def write(self, state: UNetState, site: Site, y_BTD: Tensor) -> UNetState:

@@ -3,16 +3,16 @@
     x <- x + F_k(N_k(x))
 
 Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3.
-At init: this is the baseline that the other strategies are compared with.
+At init: vanilla, the baseline of the other strategies.
 """
 
 from torch import Tensor
 
 from src.residual.base import Site
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class Vanilla(OneStream):
+class Vanilla(SingleStream):
     """One stream to which every sublayer adds; no parameters."""
 
     init_equivalent = "vanilla"

@@ -1,20 +1,20 @@
-"""Variance-controlled parallel attention and MLP: the two outputs together weigh as much as one.
+"""Variance-controlled parallel attention and MLP: both outputs together have the variance of one.
 
     h = N_l(x);   x <- x + (Attn(h) + MLP(h)) / sqrt(2)
 
 Source: a submission to MLS-Bench llm-pretrain-normalization.
-At init: not vanilla (the MLP does not see its layer's attention).
+At init: not vanilla (the MLP does not read its layer's attention).
 """
 
 import torch
 from torch import Tensor
 
 from src.residual.base import Site
-from src.residual.families.shared_norm import NormedState, OneNormPerLayer
+from src.residual.families.shared_norm import NormedState, SharedNorm
 
 
-class VarianceParallel(OneNormPerLayer):
-    """No parameters besides n_layer norms, in place of the trunk's two a layer."""
+class VarianceParallel(SharedNorm):
+    """Scaled parallel sublayers; no parameters except n_layer norms, instead of the trunk's two per layer."""
 
     def write(self, state: NormedState, site: Site, y_BTD: Tensor) -> NormedState:
         return state._replace(x_BTD=torch.add(state.x_BTD, y_BTD, alpha=0.5**0.5))

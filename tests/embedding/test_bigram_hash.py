@@ -14,13 +14,13 @@ def test_rows_are_the_hash_of_a_token_and_the_one_before_it() -> None:
         [319 if t == 0 else ((36313 * row[t]) ^ (27191 * row[t - 1])) % 319 for t in range(12)]
         for row in idx.tolist()
     ]
-    assert embedding.rows(idx).tolist() == expected
+    assert embedding.hash_rows(idx).tolist() == expected
     assert embedding.table_RD.shape == (5 * 64, 16)
 
 
 def test_the_largest_ids_of_gpt2_stay_in_the_table() -> None:
     embedding = tiny_gpt(embedding="bigram_hash", vocab_size=50304, n_layer=1, n_embd=2, n_head=1).embedding
-    rows = embedding.rows(torch.tensor([[50303, 50303, 50256, 0, 0]]))
+    rows = embedding.hash_rows(torch.tensor([[50303, 50303, 50256, 0, 0]]))
     assert rows[0, 0] == 5 * 50304 - 1
     assert rows[0, 1] == ((36313 * 50303) ^ (27191 * 50303)) % (5 * 50304 - 1)
     assert ((rows[:, 1:] >= 0) & (rows[:, 1:] < 5 * 50304 - 1)).all()
@@ -29,7 +29,7 @@ def test_the_largest_ids_of_gpt2_stay_in_the_table() -> None:
 def test_a_layer_adds_its_scale_times_the_row_to_the_stream() -> None:
     gpt = jitter(tiny_gpt(embedding="bigram_hash")).double()
     idx, embedding = tokens(), gpt.embedding
-    rows = embedding.table_RD[embedding.rows(idx)]
+    rows = embedding.table_RD[embedding.hash_rows(idx)]
     stream = {layer: embedding.scale_L[layer] * rows for layer in range(3)}
     assert torch.allclose(gpt(idx), plain_logits(gpt, idx, stream=stream), rtol=0, atol=1e-10)
     assert not torch.allclose(gpt(idx), plain_logits(gpt, idx), rtol=0, atol=1e-3)
@@ -44,7 +44,7 @@ def test_it_starts_as_tied_with_scales_of_a_tenth() -> None:
 
 
 def test_order_matters() -> None:
-    rows = tiny_gpt(embedding="bigram_hash").embedding.rows(torch.tensor([[3, 5, 3]]))
+    rows = tiny_gpt(embedding="bigram_hash").embedding.hash_rows(torch.tensor([[3, 5, 3]]))
     assert rows[0, 1] != rows[0, 2]
 
 
@@ -58,7 +58,7 @@ def test_the_table_factor_sets_the_rows(factor: float, rows: int) -> None:
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, 0.01])
 def test_a_table_without_rows_is_refused(factor: float) -> None:
-    with pytest.raises(ValueError, match=r"embedding\.table_factor must make a table of at least 2 rows, got"):
+    with pytest.raises(ValueError, match=r"embedding\.table_factor must give a table of >= 2 rows, got"):
         component("embedding", "bigram_hash", table_factor=factor)(_spec())
 
 

@@ -68,8 +68,8 @@ def test_layers_without_a_table_are_given_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        ([3], r"embedding\.layers must lie between -3 and 2, got 3"),
-        ([0, -4], r"embedding\.layers must lie between -3 and 2, got -4"),
+        ([3], r"embedding\.layers must be between -3 and 2, got 3"),
+        ([0, -4], r"embedding\.layers must be between -3 and 2, got -4"),
         ([], r"embedding\.layers must name at least one layer; for none use embedding=tied"),
     ],
 )

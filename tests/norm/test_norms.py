@@ -110,7 +110,7 @@ def test_a_model_with_it_trains_every_parameter(name: str) -> None:
 
 @every_norm
 def test_an_eps_that_is_not_positive_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"norm\.eps must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"norm\.eps must be > 0, got 0"):
         component("norm", name, eps=0.0)(NormSpec(8, bias=False))
 
 

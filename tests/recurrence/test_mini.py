@@ -156,12 +156,12 @@ def test_flops_count_the_visits_that_are_made() -> None:
         ({"layers": [1, 3]}, r"layers must be consecutive layers between 0 and 10, got \[1, 3\]"),
         ({"layers": [10, 11]}, r"layers must be consecutive layers between 0 and 10, got \[10, 11\]"),
         ({"layers": []}, r"layers must be consecutive .* for none use recurrence=none"),
-        ({"repeats": 0}, r"repeats must be at least 1, got 0"),
-        ({"ramp_steps": -1}, r"ramp_steps must be at least 0, got -1"),
+        ({"repeats": 0}, r"repeats must be >= 1, got 0"),
+        ({"ramp_steps": -1}, r"ramp_steps must be >= 0, got -1"),
         ({"mlp": "own"}, r"mlp must be untied or shared, got own"),
         ({"start_step": 3}, r"exactly one of .* must be null, got 0.5 and 3"),
         ({"start_fraction": 1.0}, r"start_fraction must be in \[0, 1\), got 1.0"),
-        ({"start_fraction": None, "start_step": -1}, r"start_step must be at least 0, got -1"),
+        ({"start_fraction": None, "start_step": -1}, r"start_step must be >= 0, got -1"),
     ],
 )
 def test_a_recurrence_that_means_nothing_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -20,6 +20,6 @@ def test_what_the_stream_was_halfway_is_taken_out_at_the_end(layer: int | None, 
 
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"residual.layer must be between 0 and 2, got 3; null takes the middle"
+        ValueError, match=r"residual.layer must be between 0 and 2, got 3; null selects the middle"
     ):
         Backout(stream_spec(), backout_init=0.2, layer=3)

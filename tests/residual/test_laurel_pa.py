@@ -32,5 +32,5 @@ def test_no_more_streams_are_held_than_are_taken() -> None:
 
 
 def test_none_is_vanilla_and_said_so() -> None:
-    with pytest.raises(ValueError, match="n_previous must be at least 1, got 0; for none use residual=vanilla"):
+    with pytest.raises(ValueError, match="n_previous must be >= 1, got 0; for none use residual=vanilla"):
         LaurelPA(stream_spec(), n_previous=0)

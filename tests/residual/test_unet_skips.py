@@ -30,5 +30,5 @@ def test_without_skips_it_is_vanilla() -> None:
 
 
 def test_one_layer_has_no_halves() -> None:
-    with pytest.raises(ValueError, match=r"needs model.n_layer of at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"needs model.n_layer >= 2, got 1"):
         UNetSkips(stream_spec(1), skip_init=1.0)

@@ -1,6 +1,6 @@
-"""What the strategies with a low-rank map of the stream share: x A B, A "column orthogonal", B zero at init.
+"""Base class of strategies with a low-rank map of the stream: x A B, A "column orthogonal", B zero at init.
 
-    A[d, r] = 1 / sqrt(R D) where d mod R = r, else 0
+    A[d, r] = 1 / sqrt(R D) if d mod R = r, else 0
 
 Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.2.
 Shape letters: R rank.
@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.families.single_stream import OneStream
+from src.residual.families.single_stream import SingleStream
 
 
-class LowRankStream(OneStream):
-    """2 * R * D parameters a site with weight decay; subclasses say how x A B enters the sum.
+class LowRankStream(SingleStream):
+    """Stream with a low-rank map per site; 2 * R * D parameters per site with weight decay.
+
+    Args:
+        spec: the trunk.
+        rank: rank R of the map.
 
     Raises:
-        ValueError: a rank that is not between 1 and n_embd.
+        ValueError: `rank` is not in [1, n_embd].
     """
 
     def __init__(self, spec: StreamSpec, rank: int) -> None:
@@ -35,7 +39,7 @@ class LowRankStream(OneStream):
     def param_groups(self) -> Iterator[ParamGroup]:
         yield ParamGroup((self.a_SDR, self.b_SRD), decay=True)
 
-    def augmented(self, x_BTD: Tensor, site: Site) -> Tensor:
-        """x + x A B."""
+    def augment(self, x_BTD: Tensor, site: Site) -> Tensor:
+        """Return x + x A B."""
         low_NR = x_BTD.flatten(0, 1) @ self.a_SDR[site.index]
         return torch.addmm(x_BTD.flatten(0, 1), low_NR, self.b_SRD[site.index]).view(x_BTD.shape)

@@ -1,6 +1,6 @@
-"""What the parallel strategies with one norm a layer share: both sublayers read the layer's normed input.
+"""Base class of parallel strategies with one norm per layer: both sublayers read the layer's normed input.
 
-    h = N_l(x) as the layer opens; attention and MLP are both given h
+    h = N_l(x) at the start of layer l; attention and MLP both read h
 
 Source: GPT-J (Wang and Komatsuzaki 2021); PaLM (Chowdhery et al. 2022), section 2.
 """
@@ -13,14 +13,14 @@ from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
 class NormedState(NamedTuple):
-    """The stream, and its normed form as the layer under way opened."""
+    """Stream, and the normed stream at the start of the current layer."""
 
     x_BTD: Tensor
     h_BTD: Tensor
 
 
-class OneNormPerLayer(ResidualStrategy[NormedState]):
-    """Places the norms of all branches, n_layer of them; subclasses say how an output is added."""
+class SharedNorm(ResidualStrategy[NormedState]):
+    """Strategy that builds n_layer norms itself; subclasses define `write`."""
 
     may_skip: ClassVar[bool] = True
 

@@ -1,6 +1,6 @@
-"""What the strategies with a single stream share: sublayers read it, and it is what the trunk is left with.
+"""Base class of strategies with a single stream: sublayers read the stream, and the trunk ends with it.
 
-read: x       end: x       write: the strategy's own
+read: x       end: x       write: defined by the strategy
 """
 
 from typing import ClassVar
@@ -10,8 +10,8 @@ from torch import Tensor
 from src.residual.base import ResidualStrategy, Site
 
 
-class OneStream(ResidualStrategy[Tensor]):
-    """The state is the stream [B, T, D]; subclasses say how an output enters it."""
+class SingleStream(ResidualStrategy[Tensor]):
+    """Strategy whose state is the stream [B, T, D]; subclasses define `write`."""
 
     may_skip: ClassVar[bool] = True
 

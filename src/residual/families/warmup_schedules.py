@@ -1,14 +1,15 @@
-"""The warm-up schedules of ProRes: how much of each layer's branches is let through at a step.
+"""Warm-up schedules of ProRes: weight alpha[l](t) of each layer's branches at an optimizer step.
 
-    alpha[l](t) of layer l = 1..L at t = step / warmup, in units of the whole warm-up:
+With t = step / warmup steps and layers l = 1..L:
+
     linear  min(t L / l, 1)     sqrt  its square root     square  its square
-    linear_equal  min(t, 1)     linear_reverse  the layers of `linear` in reverse order
-    stagewise_m   m until t = (l - 1) / L, then linearly up to 1 at t = l / L
+    linear_equal  min(t, 1)     linear_reverse  `linear` with the layers in reverse order
+    stagewise_m   m until t = (l - 1) / L, then linear up to 1 at t = l / L
     fix_m         m always
 
-with m one of 0, L: 1 / L, sqrt_L: 1 / sqrt(L), sqrt_l: 1 / sqrt(l).
+m is one of 0, L: 1 / L, sqrt_L: 1 / sqrt(L), sqrt_l: 1 / sqrt(l).
 
-Source: dandingsky/ProRes (arXiv 2603.05369), torchrun_main.py, whose names these are.
+Source: dandingsky/ProRes (arXiv 2603.05369), torchrun_main.py (also for the names).
 Shape letters: L n_layer.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from src.residual.base import ResidualStrategy, StateT, StreamSpec
 
-#: (t, one-based layer numbers as floats) -> alpha
+#: Maps (t, layer numbers 1..L as floats) to alpha.
 Schedule = Callable[[float, Tensor], Tensor]
 
 
@@ -86,17 +87,17 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-class WarmedUp(ResidualStrategy[StateT]):
-    """No parameters; a buffer of one factor a layer, filled once an optimizer step, 1 where none was taken.
+class WarmupStrategy(ResidualStrategy[StateT]):
+    """Strategy with a buffer of one weight per visit to a layer, set in every optimizer step; no parameters.
 
     Args:
         spec: the trunk.
-        schedule: a name in `SCHEDULES`.
-        warmup_fraction: of the run, until the last layer is whole.
-        warmup_steps: the same in optimizer steps; exactly one of the two is None.
+        schedule: key of `SCHEDULES`.
+        warmup_fraction: share of the run until every weight is 1.
+        warmup_steps: the same in optimizer steps; exactly one of the two must be None.
 
     Raises:
-        ValueError: an unknown name, or a warm-up that is not one positive length.
+        ValueError: `schedule` is unknown, or not exactly one length is given, or it is not positive.
     """
 
     may_skip: ClassVar[bool] = True
