@@ -22,8 +22,8 @@ from torch import Tensor, distributed
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.evaluation.generation import continuation, generate, padded
 from src.evaluation.shared_forwards import Forward, Row, forwards, scored_positions
+from src.kernels.cross_entropy import ChunkLogits, log_softmax_, product_dtype
 from src.models.gpt import GPT
-from src.models.loss import Logits, log_softmax_, product_type
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
@@ -111,8 +111,8 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """Log-probability of each target at its place, in float64, and whether it is the likeliest token."""
         logp_M = torch.empty(len(target_M), dtype=torch.float64)
         greedy_M = torch.empty(len(target_M), dtype=torch.bool)
-        w_VD = self.model.embedding.get_lm_head_weight().to(product_type(x_PD))
-        head = Logits(x_PD, w_VD)
+        w_VD = self.model.embedding.get_lm_head_weight().to(product_dtype(x_PD))
+        head = ChunkLogits(x_PD, w_VD)
         for at in range(0, len(x_PD), head.rows):
             here_M = (place_M >= at) & (place_M < at + head.rows)
             pairs = place_M[here_M] - at, target_M[here_M]

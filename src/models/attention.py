@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.kernels.attention.cpp import attention, serves
+from src.kernels.attention import causal_attention
 from src.models.config import GPTConfig
 from src.models.rotary import rotate
 from src.residual.base import QKV
@@ -20,7 +20,7 @@ TapQKV = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class CausalSelfAttention(nn.Module):
-    """4 * D^2 parameters (and 4 * D biases where the model has biases)."""
+    """Attention of every token over itself and earlier ones: 4 * D^2 parameters, and 4 * D biases if they are on."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -34,17 +34,14 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor | QKV, tap: TapQKV | None = None, value_addition_BTD: Tensor | None = None
     ) -> Tensor:
-        """[B, T, D] (or three views of it) -> [B, T, D]; `tap` may replace q, k, v [B, H, T, K]."""
+        """Map [B, T, D] (or three views of it) to [B, T, D]; `tap` may replace q, k, v [B, H, T, K]."""
         q_BHTK, k_BHTK, v_BHTK = self._project(x, value_addition_BTD)
         if tap is not None:
             q_BHTK, k_BHTK, v_BHTK = tap(q_BHTK, k_BHTK, v_BHTK)
         if self.rotates:
             q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
         dropout = self.dropout if self.training else 0.0
-        if serves(q_BHTK, k_BHTK, v_BHTK, dropout):
-            y_BHTK = attention(q_BHTK, k_BHTK, v_BHTK)
-        else:
-            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True)
+        y_BHTK = causal_attention(q_BHTK, k_BHTK, v_BHTK, dropout=dropout)
         B, H, T, K = y_BHTK.shape
         y_BTD: Tensor = self.resid_dropout(self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * K)))
         return y_BTD

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from src.embedding.base import EmbeddingSpec, Lookup, adapt_embedding
+from src.kernels.cross_entropy import linear_cross_entropy, token_losses
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
-from src.models.loss import linear_cross_entropy, token_losses
 from src.models.mlp import CopiedLinear
 from src.models.repeated_visits import copy_first_, require_skippable, select_first_visits
 from src.models.trace import NullRecorder, Trace, TraceRecorder

@@ -1,58 +1,59 @@
-"""The cross-entropy of a chunk's logits and its gradient by a kernel in Triton: a row is read twice and written once.
+"""Cross-entropy of a chunk's logits and its gradient by a Triton kernel: a row is read twice and written once.
 
     loss_c = logsumexp(l_c) - l_c[target_c];   l_c <- softmax(l_c) - onehot(target_c)
-
-It is `loss`'s softmax, gather, scatter and conversions, which are its plain form.
 
 Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867), algorithm 3.
 Shape letters: C rows, V vocabulary.
 """
 
-import functools
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.kernels.dispatch import failing, wanted
+from src.kernels.dispatch import verify
+
+#: Tolerance of the gradient by the logits' dtype; that of losses, which are float32, is the first one's.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-class LossKernel(Protocol):
-    """Losses [C], float32, of logits [C, V]; with `gradient`, the logits become theirs."""
+def losses_(logits_CV: Tensor, target_C: Tensor, *, gradient: bool) -> Tensor:
+    """Return the losses [C] of logits [C, V], in float32; with `gradient`, the logits become their gradient."""
+    from src.kernels.cross_entropy import triton_kernels  # needs Triton, which a CPU does not
 
-    def __call__(self, logits_CV: Tensor, target_C: Tensor, *, gradient: bool) -> Tensor:
-        """See the class."""
-
-
-def kernel_for(x: Tensor) -> LossKernel | None:
-    """The kernel for logits made of `x`, or None where the plain form has to do."""
-    if not wanted(x.device) or x.dtype == torch.float64 or _failing(x.device) is not None:
-        return None
-    from src.kernels.cross_entropy.triton_kernels import losses_  # it imports triton, which a CPU does not need
-
-    return losses_
+    return triton_kernels.losses_(logits_CV, target_C, gradient=gradient)
 
 
-@functools.cache
-def _failing(device: torch.device) -> str | None:
-    return failing("the loss", lambda: _error(device), 1.0)
+def why_not(device: torch.device, dtype: torch.dtype, *, width: int, products: torch.dtype) -> str | None:
+    """Return why the kernel cannot run, or None."""
+    if dtype == torch.float64:
+        return "its arithmetic is float32"
 
+    def value(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        return losses_(logits_CV.detach(), target_C, gradient=False)
 
-def _error(device: torch.device) -> float:
-    """How far losses and gradients are off, in what rounding explains."""
-    from src.kernels.cross_entropy.triton_kernels import losses_
+    def value_again(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        return losses_(logits_CV.detach().clone(), target_C, gradient=True)
 
-    generator, worst = torch.Generator().manual_seed(0), 0.0
-    for dtype, rounding in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
-        logits_CV = (4 * torch.randn(7, 10_007, generator=generator)).to(device, dtype)
-        target_C = torch.randint(10_007, (7,), generator=generator).to(device)
-        leaf_CV = logits_CV.float().clone().requires_grad_()
-        plain_C = F.cross_entropy(leaf_CV, target_C, reduction="none")
-        (gradient_CV,) = torch.autograd.grad(plain_C.sum(), leaf_CV)
-        quiet_C = losses_(logits_CV, target_C, gradient=False)
-        ours_C = losses_(logits_CV, target_C, gradient=True)
-        off_C = (torch.stack((quiet_C, ours_C)) / plain_C.detach() - 1).abs() / 1e-5
-        off_CV = (logits_CV.float() - gradient_CV).abs() / (1e-8 + rounding * gradient_CV.abs())
-        worst = max(worst, *(float(off.nan_to_num(nan=torch.inf).amax()) for off in (off_C, off_CV)))
-    return worst
+    def gradient(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        gradient_CV = logits_CV.detach().clone()
+        losses_(gradient_CV, target_C, gradient=True)
+        return gradient_CV
+
+    def reference_value(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        return F.cross_entropy(logits_CV, target_C, reduction="none").detach()
+
+    def reference_gradient(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        return torch.autograd.grad(F.cross_entropy(logits_CV, target_C, reduction="sum"), logits_CV)[0]
+
+    generator = torch.Generator().manual_seed(0)
+    for logits_dtype, tolerance in TOLERANCE.items():
+        logits_CV = (4 * torch.randn(7, 10_007, generator=generator)).to(device, logits_dtype)
+        case = [logits_CV, torch.randint(10_007, (7,), generator=generator).to(device)]
+        reason = (
+            verify(value, reference_value, [case], TOLERANCE[torch.float32])
+            or verify(value_again, reference_value, [case], TOLERANCE[torch.float32])
+            or verify(gradient, reference_gradient, [case], tolerance)
+        )
+        if reason is not None:
+            return reason
+    return None

@@ -1,4 +1,4 @@
-"""Attention on a CPU: the kernel against the equations, when it serves, and torch's own kernel where it does not."""
+"""Attention on a CPU: the C++ kernel equals the reference; torch's kernel runs where it cannot."""
 
 import logging
 
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.kernels.attention import cpp as cpu_attention
-from src.kernels.attention.cpp import ROUNDING, _Attention, _tried, attention, serves
-from src.kernels.cpp_build import built_for
+from src.kernels.attention import OPERATION, causal_attention, cpp, reference
+from src.kernels.attention.cpp import TOLERANCE, AttentionKernel, is_applicable
 from src.kernels.cpu_matmul import MATMUL
+from src.kernels.dispatch import REGISTRY
 from src.models.attention import CausalSelfAttention
 from src.models.config import GPTConfig
 from tests.support import SIZES, tiny_gpt, tokens
@@ -18,7 +18,7 @@ from tests.support import SIZES, tiny_gpt, tokens
 SHAPES = [(2, 3, 64, 16), (1, 1, 1, 16), (2, 2, 130, 32), (1, 2, 63, 64), (3, 1, 192, 48)]
 
 
-def drawn(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def draw(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """q, k, v, as views of one projection, and a gradient; [B, H, T, K]."""
     generator = torch.Generator().manual_seed(0)
     B, H, T, K = shape
@@ -27,25 +27,19 @@ def drawn(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) 
     return [*(part.transpose(1, 2) for part in x.unbind(2)), dy]
 
 
-def pulled(made: Tensor, leaves: list[Tensor], dy: Tensor) -> list[Tensor]:
-    return [made.detach(), *torch.autograd.grad(made, leaves, dy)]
+def differentiate(out: Tensor, leaves: list[Tensor], dy: Tensor) -> list[Tensor]:
+    return [out.detach(), *torch.autograd.grad(out, leaves, dy)]
 
 
-def by_equation(leaves: list[Tensor], dy: Tensor) -> list[Tensor]:
-    """In float64."""
-    q, k, v = (leaf.detach().double().requires_grad_() for leaf in leaves)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
-    y = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
-    return pulled(y, [q, k, v], dy.double())
+def by_reference(leaves: list[Tensor], dy: Tensor) -> list[Tensor]:
+    """Return value and gradients in float64."""
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    return differentiate(reference.causal_attention(*exact), exact, dy.double())
 
 
-def kernel(dtype: torch.dtype, head_size: int) -> _Attention:
-    """The kernel, or no test."""
-    found = _tried(dtype, head_size)
-    if found is None:
-        pytest.skip("there is no kernel here")
-    return found
+def need_kernel(dtype: torch.dtype, head_size: int) -> None:
+    if OPERATION.backend_for(torch.ones(1, dtype=dtype), head_size=head_size) != "cpp":
+        pytest.skip("there is no kernel on this machine")
 
 
 def worst(ones: list[Tensor], others: list[Tensor]) -> float:
@@ -58,160 +52,167 @@ def worst(ones: list[Tensor], others: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_in_float64_it_is_the_equation(shape: tuple[int, int, int, int]) -> None:
-    kernels = built_for(torch.float64, shape[-1], "kernels/attention/attention")
-    if kernels is None:
+def test_in_float64_it_equals_the_reference(shape: tuple[int, int, int, int]) -> None:
+    if cpp.SOURCE.why_not(torch.device("cpu"), torch.float64, width=shape[-1]) is not None:
         pytest.skip("no C++ compiler")
-    made = _Attention(kernels, torch.float64, (0, 0))  # with a product of its own
-    q, k, v, dy = (x.double() for x in drawn(shape))
-    y, lse = made.forward(q, k, v)
-    found = [y, *made.backward(dy, (q, k, v), y, lse)]
-    assert worst(found, by_equation([q, k, v], dy)) < 1e-13
+    kernels = cpp.SOURCE.load(torch.float64, shape[-1])
+    kernel = AttentionKernel(kernels, torch.float64, (0, 0))  # with a product of its own
+    q, k, v, dy = (x.double() for x in draw(shape))
+    y, lse = kernel.forward(q, k, v)
+    found = [y, *kernel.backward(dy, (q, k, v), y, lse)]
+    assert worst(found, by_reference([q, k, v], dy)) < 1e-13
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_is_the_equation_up_to_rounding(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    kernel(dtype, shape[-1])
-    *qkv, dy = drawn(shape, dtype)
+def test_it_equals_the_reference_to_rounding(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    need_kernel(dtype, shape[-1])
+    *qkv, dy = draw(shape, dtype)
     leaves = [part.requires_grad_() for part in qkv]
-    ours = pulled(attention(*leaves), leaves, dy)
+    ours = differentiate(causal_attention(*leaves), leaves, dy)
     assert {x.dtype for x in ours} == {dtype}
-    exact = by_equation(leaves, dy)
-    assert worst(ours, exact) < ROUNDING[dtype]
-    torchs = pulled(F.scaled_dot_product_attention(*leaves, is_causal=True), leaves, dy)
+    exact = by_reference(leaves, dy)
+    assert worst(ours, exact) < TOLERANCE[dtype]
+    torchs = differentiate(F.scaled_dot_product_attention(*leaves, is_causal=True), leaves, dy)
     assert worst(ours, exact) < 2 * worst(torchs, exact) + 1e-6
     if shape[2] > 1:  # else the strides of tokens and batches say nothing
         assert [x.stride() for x in ours] == [x.stride() for x in torchs]
 
 
-def test_it_is_called_for_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel(torch.float32, 16)
+def test_it_is_called_only_if_gradients_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_kernel(torch.float32, 16)
     calls: list[str] = []
-    made = _Attention.__call__
+    call = AttentionKernel.__call__
     monkeypatch.setattr(
-        _Attention, "__call__", lambda self, name, *rest: (calls.append(name), made(self, name, *rest))[1]
+        AttentionKernel, "__call__", lambda self, name, *rest: (calls.append(name), call(self, name, *rest))[1]
     )
-    *qkv, dy = drawn((1, 2, 32, 16))
+    *qkv, dy = draw((1, 2, 32, 16))
     leaves = [part.requires_grad_() for part in qkv]
-    pulled(attention(*leaves), leaves, dy)
+    differentiate(causal_attention(*leaves), leaves, dy)
     assert calls == ["attention", "attention_backward"]
     with torch.no_grad():
-        attention(*leaves)
+        causal_attention(*leaves)
     assert len(calls) == 2
 
 
-def test_a_token_sees_none_that_follow_and_nothing_infinite_in_them() -> None:
-    kernel(torch.float32, 16)
-    q, k, v, dy = drawn((1, 1, 100, 16))
-    y, *_ = pulled(attention(*(leaves := [x.requires_grad_() for x in (q, k, v)])), leaves, dy)
+def test_a_token_attends_to_no_later_token_whatever_is_in_it() -> None:
+    need_kernel(torch.float32, 16)
+    q, k, v, dy = draw((1, 1, 100, 16))
+    y, *_ = differentiate(causal_attention(*(leaves := [x.requires_grad_() for x in (q, k, v)])), leaves, dy)
     later_k, later_v = k.detach().clone(), v.detach().clone()
     later_k[:, :, 70:], later_v[:, :, 70:] = 1e4, -7.0
     changed = [q.detach().requires_grad_(), later_k.requires_grad_(), later_v.requires_grad_()]
-    assert torch.equal(attention(*changed)[:, :, :70], y[:, :, :70])
+    assert torch.equal(causal_attention(*changed)[:, :, :70], y[:, :, :70])
     lost = k.detach().clone()
-    lost[:, :, 64:] = float("nan")  # of another block: nothing of it is read
-    seen = attention(q.detach().requires_grad_(), lost.requires_grad_(), v.detach().requires_grad_())
+    lost[:, :, 64:] = float("nan")  # in another tile, of which nothing is read
+    seen = causal_attention(q.detach().requires_grad_(), lost.requires_grad_(), v.detach().requires_grad_())
     assert torch.equal(seen[:, :, :64], y[:, :, :64])
     assert seen[:, :, 65:].isnan().all()
 
 
 def test_large_scores_do_not_overflow() -> None:
-    kernel(torch.float32, 16)
-    q, k, v, dy = drawn((1, 2, 80, 16))
+    need_kernel(torch.float32, 16)
+    q, k, v, dy = draw((1, 2, 80, 16))
     leaves = [x.detach().requires_grad_() for x in (30 * q, 30 * k, v)]
-    assert worst(pulled(attention(*leaves), leaves, dy), by_equation(leaves, dy)) < 1e-4
+    assert worst(differentiate(causal_attention(*leaves), leaves, dy), by_reference(leaves, dy)) < 1e-4
 
 
-def test_threads_change_nothing() -> None:
-    kernel(torch.float32, 16)
-    *qkv, dy = drawn((2, 3, 70, 16))
+def test_the_number_of_threads_changes_no_bit() -> None:
+    need_kernel(torch.float32, 16)
+    *qkv, dy = draw((2, 3, 70, 16))
     leaves = [part.requires_grad_() for part in qkv]
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(pulled(attention(*leaves), leaves, dy))
+            found.append(differentiate(causal_attention(*leaves), leaves, dy))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_other_layouts_give_the_same() -> None:
-    kernel(torch.float32, 16)
-    *qkv, dy = drawn((2, 2, 40, 16))
+def test_other_layouts_give_the_same_bits() -> None:
+    need_kernel(torch.float32, 16)
+    *qkv, dy = draw((2, 2, 40, 16))
     views = [part.requires_grad_() for part in qkv]
-    ours = pulled(attention(*views), views, dy)
+    ours = differentiate(causal_attention(*views), views, dy)
     dense = [part.detach().contiguous().requires_grad_() for part in qkv]
     turned = [part.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_() for part in qkv]
     for leaves in (dense, turned):
-        others = pulled(attention(*leaves), leaves, dy.contiguous())
+        others = differentiate(causal_attention(*leaves), leaves, dy.contiguous())
         assert all(torch.equal(a, b) for a, b in zip(ours, others, strict=True))
 
 
-# ---- when it serves
+# ---- selection
 
 
-def test_it_serves_where_torch_would_take_its_kernel_and_gradients_are_wanted() -> None:
-    q, k, v, _ = drawn((1, 2, 16, 16))
-    assert serves(q, k, v, 0.0)
-    assert serves(*(x.bfloat16() for x in (q, k, v)), 0.0)
-    assert not serves(q, k, v, 0.1)
-    assert not serves(q[..., :4], k[..., :4], v, 0.0)
-    assert not serves(*(x.double() for x in (q, k, v)), 0.0)
-    assert not serves(q, k, v.bfloat16(), 0.0)
-    assert not serves(*(x.to("meta") for x in (q, k, v)), 0.0)
+def test_it_is_applicable_where_torch_would_take_its_kernel_and_gradients_are_needed() -> None:
+    q, k, v, _ = draw((1, 2, 16, 16))
+    assert is_applicable(q, k, v, 0.0)
+    assert is_applicable(*(x.bfloat16() for x in (q, k, v)), 0.0)
+    assert not is_applicable(q, k, v, 0.1)
+    assert not is_applicable(q[..., :4], k[..., :4], v, 0.0)
+    assert not is_applicable(*(x.double() for x in (q, k, v)), 0.0)
+    assert not is_applicable(q, k, v.bfloat16(), 0.0)
+    assert not is_applicable(*(x.to("meta") for x in (q, k, v)), 0.0)
     with torch.no_grad():
-        assert not serves(q, k, v, 0.0)
+        assert not is_applicable(q, k, v, 0.0)
         MATMUL.set(True)
-        assert serves(q, k, v, 0.0)
+        assert is_applicable(q, k, v, 0.0)
 
 
-@pytest.mark.parametrize("fault", ["a wrong result", "no such product", "no compiler"])
-def test_where_it_fails_torchs_kernel_runs_and_one_line_says_why(
-    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("a wrong result", "output 0 of case 0 is off by nan"),
+        ("no such product", "AttributeError: undefined symbol: brgemm"),
+        ("no compiler", "there is no C++ compiler"),
+    ],
+)
+def test_torchs_kernel_runs_if_ours_is_rejected_and_one_line_says_why(
+    fault: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def missing(*_: object) -> tuple[int, int]:
         raise AttributeError("undefined symbol: brgemm")
 
-    kernel(torch.float32, 16)
-    _tried.cache_clear()
+    need_kernel(torch.float32, 16)
+    monkeypatch.setattr(REGISTRY, "decisions", {})
+    monkeypatch.setattr(cpp, "load_kernel", cpp.load_kernel.__wrapped__)
     if fault == "a wrong result":
-        monkeypatch.setattr(cpu_attention, "error", lambda *_: float("nan"))
+        wrong = lambda self, *qkv: (torch.full_like(qkv[0], torch.nan), qkv[0][..., 0].contiguous())  # noqa: E731
+        monkeypatch.setattr(AttentionKernel, "forward", wrong)
     elif fault == "no such product":
-        monkeypatch.setattr(cpu_attention, "small_products", missing)
+        monkeypatch.setattr(cpp, "small_products", missing)
     else:
-        monkeypatch.setattr(cpu_attention, "built_for", lambda *_: None)
-    *qkv, dy = drawn((2, 2, 40, 16))
+        monkeypatch.setattr(cpp.SOURCE, "why_not", lambda *_, **__: reason)
+    *qkv, dy = draw((2, 2, 40, 16))
     for views in (qkv, [part.contiguous() for part in qkv]):
         leaves = [part.requires_grad_() for part in views]
         with caplog.at_level(logging.INFO):
-            ours = pulled(attention(*leaves), leaves, dy)
-        plain = pulled(F.scaled_dot_product_attention(*leaves, is_causal=True), leaves, dy)
-        assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+            ours = differentiate(causal_attention(*leaves), leaves, dy)
+        torchs = differentiate(F.scaled_dot_product_attention(*leaves, is_causal=True), leaves, dy)
+        assert all(torch.equal(a, b) for a, b in zip(ours, torchs, strict=True))
         assert ours[0].transpose(1, 2).is_contiguous()
-    told = [m for m in caplog.messages if "is not used, which costs speed only" in m]
-    assert len(told) == (fault != "no compiler")  # of which the builder speaks
-    _tried.cache_clear()
+    (message,) = caplog.messages
+    assert message.startswith("causal attention falls back to PyTorch on cpu (torch.float32): ")
+    assert reason in message
 
 
-def test_without_it_torchs_products_are_mkls_and_the_others_onednns_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_torchs_kernel_runs_without_onednn_and_other_products_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(cpu_attention, "_tried", lambda *_: None)
-    for name in ("_torchs", "_torchs_backward"):
-        made = getattr(cpu_attention, name)
+    monkeypatch.setattr(OPERATION, "backend_for", lambda *_, **__: "reference")
+    for name in ("_torch_forward", "_torch_backward"):
+        right = getattr(cpp, name)
         monkeypatch.setattr(
-            cpu_attention,
+            cpp,
             name,
-            lambda *args, made=made: (seen.append(torch.get_float32_matmul_precision()), made(*args))[1],
+            lambda *args, f=right: (seen.append(torch.get_float32_matmul_precision()), f(*args))[1],
         )
     MATMUL.set(True)
-    *qkv, dy = drawn((1, 2, 16, 16))
+    *qkv, dy = draw((1, 2, 16, 16))
     leaves = [part.requires_grad_() for part in qkv]
-    pulled(attention(*leaves), leaves, dy)
+    differentiate(causal_attention(*leaves), leaves, dy)
     assert seen == ["highest", "highest"]
     assert torch.get_float32_matmul_precision() == "medium"
 
@@ -219,7 +220,7 @@ def test_without_it_torchs_products_are_mkls_and_the_others_onednns_again(
 # ---- in a model
 
 
-def test_a_compiler_takes_it_whole_and_follows_the_choice() -> None:
+def test_a_compiler_traces_it_in_one_graph_and_follows_the_choice_of_products() -> None:
     torch.manual_seed(0)
     sublayer = CausalSelfAttention(GPTConfig(**{**SIZES, "n_embd": 32, "n_head": 2}))
     x = torch.randn(2, 16, 32, requires_grad=True)
@@ -227,22 +228,24 @@ def test_a_compiler_takes_it_whole_and_follows_the_choice() -> None:
     compiled = torch.compile(sublayer, backend="aot_eager", fullgraph=True)
     for on in (False, True, False):
         MATMUL.set(on)
-        for one, other in zip(pulled(compiled(x), leaves, dy), pulled(sublayer(x), leaves, dy), strict=True):
+        for one, other in zip(
+            differentiate(compiled(x), leaves, dy), differentiate(sublayer(x), leaves, dy), strict=True
+        ):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-def test_a_models_loss_and_gradients_are_those_of_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel(torch.float32, 16)
+def test_a_models_loss_and_gradients_equal_those_of_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_kernel(torch.float32, 16)
     idx = tokens(2, 13)
 
-    def trained() -> list[Tensor]:
+    def train() -> list[Tensor]:
         gpt = tiny_gpt(n_embd=32, n_head=2)
         loss = gpt.head_loss(gpt.hidden(idx[:, :-1]), idx[:, 1:])
-        return pulled(loss, list(gpt.parameters()), torch.ones(()))
+        return differentiate(loss, list(gpt.parameters()), torch.ones(()))
 
-    ours = trained()
-    monkeypatch.setattr("src.models.attention.serves", lambda *_: False)
-    plain = trained()
-    assert not all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
-    for one, other in zip(ours, plain, strict=True):
+    ours = train()
+    monkeypatch.setattr(cpp, "is_applicable", lambda *_: False)
+    torchs = train()
+    assert not all(torch.equal(a, b) for a, b in zip(ours, torchs, strict=True))
+    for one, other in zip(ours, torchs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The head's kernel for a CPU against the plain form, in value and gradient; and when it does not serve."""
+"""The C++ kernel of the linear cross-entropy equals the reference in value and gradient; when it is rejected."""
 
 import logging
 from typing import Any
@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.kernels.cpp_build import built_for
-from src.kernels.cross_entropy import cpp as head_native
-from src.kernels.cross_entropy.cpp import ROWS, TILE, head_for
-from src.models import loss
-from src.models.loss import linear_cross_entropy, token_losses
+from src.kernels.cross_entropy import chunked, cpp, linear_cross_entropy, token_losses
+from src.kernels.cross_entropy.cpp import ROWS, TILE
+from src.kernels.dispatch import REGISTRY
 
 D = 16
 SIZES = [(1, 7), (5, 2 * TILE), (ROWS, 3 * TILE + 1), (ROWS + 1, 65), (2 * ROWS + 37, 40)]
@@ -37,8 +35,12 @@ def threads() -> Any:
     torch.set_num_threads(before)
 
 
-def needs(dtype: torch.dtype) -> None:
-    if head_for(torch.ones(1, D), dtype) is None:
+def select(dtype: torch.dtype) -> str:
+    return chunked.OPERATION.backend_for(torch.ones(1, D), width=D, products=dtype)
+
+
+def need_kernel(dtype: torch.dtype) -> None:
+    if select(dtype) != "cpp":
         pytest.skip(f"no kernel for {dtype} here: there is no C++ compiler, or torch has no such product")
 
 
@@ -50,15 +52,15 @@ def off(ours: Tensor | None, theirs: Tensor) -> float:
 
 @pytest.mark.parametrize("n_thread", [1, 3])
 @pytest.mark.parametrize(("n", "vocab_size"), SIZES)
-def test_its_algorithm_is_exact(n: int, vocab_size: int, n_thread: int, threads: Any) -> None:
-    kernels = built_for(torch.float64, D, "kernels/cross_entropy/cross_entropy")
-    if kernels is None:
+def test_its_algorithm_is_exact_in_float64(n: int, vocab_size: int, n_thread: int, threads: Any) -> None:
+    if cpp.SOURCE.why_not(torch.device("cpu"), torch.float64, width=D) is not None:
         pytest.skip("no C++ compiler")
+    kernels = cpp.SOURCE.load(torch.float64, D)
     threads(n_thread)
     x, w, target = inputs(n, vocab_size, torch.float64)
-    by_itself = kernels, "head_same", (0, 0)  # with a product of its own, since torch has none for float64
-    loss_and_gradients = head_native._losses(*by_itself, x.detach(), w.detach(), target, True, True)
-    quiet = head_native._losses(*by_itself, x.detach(), w.detach(), target, False, False)
+    own_product = kernels, "head_same", (0, 0)  # torch has no product of small blocks in float64
+    loss_and_gradients = cpp._compute_losses(*own_product, x.detach(), w.detach(), target, True, True)
+    quiet = cpp._compute_losses(*own_product, x.detach(), w.detach(), target, False, False)
     assert torch.equal(quiet[0], loss_and_gradients[0])
     for ours, theirs in zip(loss_and_gradients, plain(x, w, target), strict=True):
         assert off(ours, theirs) < 1e-13
@@ -66,10 +68,10 @@ def test_its_algorithm_is_exact(n: int, vocab_size: int, n_thread: int, threads:
 
 @pytest.mark.parametrize("n_thread", [1, 2])
 @pytest.mark.parametrize(("n", "vocab_size"), SIZES)
-def test_in_float32_it_is_the_plain_loss_to_rounding(
+def test_in_float32_it_equals_the_reference_to_rounding(
     n: int, vocab_size: int, n_thread: int, threads: Any
 ) -> None:
-    needs(torch.float32)
+    need_kernel(torch.float32)
     threads(n_thread)
     x, w, target = inputs(n, vocab_size, torch.float32)
     loss, each = linear_cross_entropy(x, w, target), token_losses(x, w, target)
@@ -82,7 +84,7 @@ def test_in_float32_it_is_the_plain_loss_to_rounding(
 
 @pytest.mark.parametrize(("n", "vocab_size"), SIZES)
 def test_under_bf16_only_the_factors_of_products_are_rounded(n: int, vocab_size: int) -> None:
-    needs(torch.bfloat16)
+    need_kernel(torch.bfloat16)
     x, w, target = inputs(n, vocab_size, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         loss = linear_cross_entropy(x, w, target)
@@ -94,8 +96,8 @@ def test_under_bf16_only_the_factors_of_products_are_rounded(n: int, vocab_size:
         assert off(ours, theirs) < 4e-3  # the gradient by the logits has 8 digits of 2
 
 
-def test_only_the_gradients_asked_for_are_made() -> None:
-    needs(torch.float32)
+def test_only_the_gradients_that_are_needed_are_computed() -> None:
+    need_kernel(torch.float32)
     x, w, target = inputs(5, 70, torch.float32)
     both = torch.autograd.grad(linear_cross_entropy(x, w, target), (x, w))
     alone = [
@@ -105,8 +107,8 @@ def test_only_the_gradients_asked_for_are_made() -> None:
     assert all(map(torch.equal, both, alone))
 
 
-def test_extreme_logits_stay_finite_and_bad_ones_are_seen() -> None:
-    needs(torch.float32)
+def test_extreme_logits_stay_finite_and_nan_stays_nan() -> None:
+    need_kernel(torch.float32)
     x, w, target = inputs(40, 200, torch.float32)
     far = 1e4 * x.detach()
     assert torch.allclose(
@@ -120,12 +122,14 @@ def test_extreme_logits_stay_finite_and_bad_ones_are_seen() -> None:
         assert losses[torch.arange(40) != 3].isfinite().all()
 
 
-def test_what_cancels_over_a_large_vocabulary_is_as_exact_as_in_the_plain_form(
+def test_sums_that_cancel_over_a_large_vocabulary_are_as_exact_as_in_the_fallback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    needs(torch.float32)
+    need_kernel(torch.float32)
     x, w, target = inputs(64, 50_000, torch.float32)
-    alike = (1 + 0.01 * w.detach()).requires_grad_()  # as in a trained head: what all words share cancels in dx
+    alike = (
+        1 + 0.01 * w.detach()
+    ).requires_grad_()  # as in a trained head: what all tokens share cancels in dx
 
     def found() -> list[Tensor]:
         return [
@@ -135,22 +139,21 @@ def test_what_cancels_over_a_large_vocabulary_is_as_exact_as_in_the_plain_form(
 
     exact = plain(x.detach().double().requires_grad_(), alike.detach().double().requires_grad_(), target)
     ours = [off(one, true) for one, true in zip(found(), exact, strict=True)]
-    monkeypatch.setattr(loss, "head_for", lambda *_: None)
-    plainly = [off(one, true) for one, true in zip(found(), exact, strict=True)]
-    print(ours, plainly)
-    for one, other in zip(ours, plainly, strict=True):
+    monkeypatch.setattr(chunked.OPERATION, "backend_for", lambda *_, **__: "reference")
+    fallback = [off(one, true) for one, true in zip(found(), exact, strict=True)]
+    for one, other in zip(ours, fallback, strict=True):
         assert one < 3 * other
 
 
 @pytest.mark.parametrize("target", [-1, 70])
-def test_a_target_outside_the_vocabulary_is_named(target: int) -> None:
-    needs(torch.float32)
+def test_a_target_outside_the_vocabulary_raises_an_error(target: int) -> None:
+    need_kernel(torch.float32)
     x, w, _ = inputs(1, 70, torch.float32)
     with pytest.raises(IndexError, match=f"between 0 and 69, got {target}"):
         token_losses(x, w, torch.tensor([target]))
 
 
-def test_a_second_backward_does_not_find_the_first_ones_gradient_changed() -> None:
+def test_a_second_backward_returns_the_same_gradient() -> None:
     x, w, target = inputs(5, 70, torch.float32)
     loss = linear_cross_entropy(x, w, target)
     (once,) = torch.autograd.grad(loss, w, retain_graph=True)
@@ -162,26 +165,27 @@ def test_a_second_backward_does_not_find_the_first_ones_gradient_changed() -> No
 
 
 @pytest.mark.parametrize("fault", ["missing", "wrong"])
-def test_where_a_product_is_missing_or_wrong_the_plain_form_runs_and_the_log_says_why(
+def test_the_fallback_runs_if_a_product_is_missing_or_wrong_and_the_log_says_why(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    needs(torch.float32)
+    need_kernel(torch.float32)
     x, w, target = inputs(5, 70, torch.float32)
     theirs = plain(x, w, target)[0].mean()
-    monkeypatch.setattr(head_native, "_tried", head_native._tried.__wrapped__)  # as in a fresh process
+    monkeypatch.setattr(REGISTRY, "decisions", {})
+    monkeypatch.setattr(cpp, "load_kernel", cpp.load_kernel.__wrapped__)
     if fault == "missing":
-        monkeypatch.setitem(head_native.PRODUCTS, torch.float32, "no_such_symbol")
+        monkeypatch.setitem(cpp.PRODUCTS, torch.float32, "no_such_symbol")
     else:
-        right = head_native._losses
+        right = cpp._compute_losses
 
         def wrong(*args: Any) -> Any:
             loss, dx, dw = right(*args)
             return loss, dx, None if dw is None else 1.001 * dw
 
-        monkeypatch.setattr(head_native, "_losses", wrong)
+        monkeypatch.setattr(cpp, "_compute_losses", wrong)
     with caplog.at_level(logging.INFO):
         assert torch.allclose(linear_cross_entropy(x, w, target), theirs, rtol=1e-6)
-        assert head_for(x, torch.float32) is None
-    assert {"missing": "no_such_symbol", "wrong": "differs from the plain form by 1.0e-03"}[
-        fault
-    ] in caplog.text
+    assert select(torch.float32) == "reference"
+    (message,) = caplog.messages
+    assert message.startswith("linear cross-entropy falls back to PyTorch on cpu (torch.float32): ")
+    assert {"missing": "no_such_symbol", "wrong": "output 3 of case 0 is off by 1.0e-03"}[fault] in message

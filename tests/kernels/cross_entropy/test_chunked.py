@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one: value, gradient, memory."""
+"""The chunked linear cross-entropy equals the reference in value and gradient, and never has all logits."""
 
 from typing import Any
 
@@ -8,13 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from src.models import loss as loss_module
-from src.models.loss import CHUNK_ROWS, linear_cross_entropy, token_losses
+from src.kernels.cross_entropy import chunked, linear_cross_entropy, reference, token_losses
+from src.kernels.cross_entropy.chunked import CHUNK_ROWS
 from tests.support import jitter, tiny_gpt, tokens
-
-
-def plain_loss(x: Tensor, w: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(x @ w.T, target)
 
 
 def inputs(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,18 +22,18 @@ def inputs(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("n", [1, 5, CHUNK_ROWS, CHUNK_ROWS + 1, 2 * CHUNK_ROWS + 188])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_the_chunked_loss_is_the_plain_one_in_value_and_gradient(
+def test_the_chunked_loss_equals_the_reference_in_value_and_gradient(
     n: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     x, w, target = inputs(n, dtype)
-    ours, plain = linear_cross_entropy(x, w, target), plain_loss(x, w, target)
+    ours, plain = linear_cross_entropy(x, w, target), reference.linear_cross_entropy(x, w, target)
     assert torch.allclose(ours, plain, rtol=tolerance, atol=tolerance)
     for a, b in zip(torch.autograd.grad(3 * ours, (x, w)), torch.autograd.grad(3 * plain, (x, w)), strict=True):
         assert torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_its_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_ROWS", 2)
+def test_its_gradient_equals_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 2)
     x, w, target = inputs(5, torch.float64)
     assert torch.autograd.gradcheck(lambda a, b: linear_cross_entropy(a, b, target), (x, w))
 
@@ -45,23 +41,23 @@ def test_its_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPa
 def test_extreme_logits_stay_finite() -> None:
     x, w, target = inputs(5, torch.float32)
     ours = linear_cross_entropy(1e4 * x, w, target)
-    assert torch.allclose(ours, plain_loss(1e4 * x, w, target), rtol=1e-5)
+    assert torch.allclose(ours, reference.linear_cross_entropy(1e4 * x, w, target), rtol=1e-5)
 
 
-def test_under_bf16_it_is_close_and_its_gradients_are_float32() -> None:
+def test_under_bf16_it_is_close_to_the_reference_and_its_gradients_are_float32() -> None:
     x, w, target = inputs(300, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         ours = linear_cross_entropy(x, w, target)
     dx, dw = torch.autograd.grad(ours, (x, w))
     assert dx.dtype == dw.dtype == torch.float32
-    plain = plain_loss(x, w, target)
+    plain = reference.linear_cross_entropy(x, w, target)
     assert ours.item() == pytest.approx(plain.item(), rel=2e-2)
     for a, b in zip((dx, dw), torch.autograd.grad(plain, (x, w)), strict=True):
         assert (a - b).norm() < 2e-2 * b.norm()
 
 
 class Watch(TorchDispatchMode):
-    """The largest tensor that any operation makes, and every operation's name."""
+    """Records the largest tensor that any operation returns, and every operation's name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +73,7 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def test_the_watch_sees_the_logits_of_the_plain_loss() -> None:
+def test_the_watch_sees_the_logits_of_an_unchunked_cross_entropy() -> None:
     gpt, idx = tiny_gpt(vocab_size=2048, block_size=64), tokens(32, 64, 2048)
     with Watch() as watch:
         F.cross_entropy(gpt(idx).flatten(0, 1), idx.flatten()).backward()
@@ -94,7 +90,7 @@ def test_the_logits_of_a_batch_never_exist_at_once(autocast: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_it_is_the_same_bits_and_one_product_a_chunk(mode: Any) -> None:
+def test_without_gradients_it_has_the_same_bits_and_one_product_a_chunk(mode: Any) -> None:
     x, w, target = inputs(2 * CHUNK_ROWS + 1, torch.float32)
     with mode(), Watch() as watch:
         quiet = linear_cross_entropy(x, w, target)
@@ -102,7 +98,7 @@ def test_without_gradients_it_is_the_same_bits_and_one_product_a_chunk(mode: Any
     assert torch.equal(quiet, linear_cross_entropy(x, w, target))
 
 
-def test_only_the_gradients_asked_for_are_made() -> None:
+def test_only_the_gradients_that_are_needed_are_computed() -> None:
     x, w, target = inputs(5, torch.float64)
     for wants_x, wants_w in ((True, False), (False, True)):
         a, b = x.detach().requires_grad_(wants_x), w.detach().requires_grad_(wants_w)
@@ -120,7 +116,7 @@ def test_token_losses_are_the_terms_of_the_loss() -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_they_and_the_loss_agree_to_rounding(autocast: bool) -> None:
+def test_the_mean_of_token_losses_equals_the_loss_to_rounding(autocast: bool) -> None:
     x, w, target = inputs(300, torch.float32)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         each = token_losses(x, w, target)
