@@ -1,17 +1,18 @@
-// The read of mHC (mhc.py), in tiles of tokens; a token's weights are computed in a lane of vectors.
-// Kept for the backward: the products phi vec(H), and r, of every token.
+// Read of mHC (mhc.py), in tiles of tokens; the weights of W tokens are computed together, one token a lane.
+// Saved for the backward: the products phi vec(H), and r, of every token.
 #include <cmath>
 #include <omp.h>
 
 #include "streams.h"
 
-constexpr int C = N * N + 2 * N, KEPT = C + 1, TILE = 16;  // tokens
-constexpr F FLOOR = 40;  // logits this far under their matrix's largest change nothing (sinkhorn.py)
+constexpr int C = N * N + 2 * N, SAVED = C + 1, TILE = 16;  // tokens
+constexpr F FLOOR = 40;  // logits this far below their matrix's largest do not matter (sinkhorn.py)
 typedef V Matrix[N][N];
 
+// Which of the three scales column c of phi has.
 static inline constexpr int part(int c) { return c < N ? 0 : c < 2 * N ? 1 : 2; }
 
-// The sums along dimension `dim` of W matrices.
+// Computes the sums along dimension `dim` of W matrices.
 static inline void sums(const Matrix m, int dim, V* out) {
     UNROLLED for (int i = 0; i < N; i++) {
         out[i] = V{};
@@ -19,7 +20,7 @@ static inline void sums(const Matrix m, int dim, V* out) {
     }
 }
 
-// rounds[0]: the start; then after every half round, columns first. `halves` of them.
+// Runs `halves` half rounds of Sinkhorn-Knopp, columns first: rounds[0] is the start, rounds[i] after i half rounds.
 static void sinkhorn(Matrix* rounds, long halves) {
     for (long at = 0; at < halves; at++) {
         const int dim = at % 2;
@@ -31,7 +32,7 @@ static void sinkhorn(Matrix* rounds, long halves) {
     }
 }
 
-// From the gradient of the last round that of the first, in place.
+// Turns the gradient of the last round into that of the first.
 static void sinkhorn_backward(const Matrix* rounds, long halves, Matrix dm) {
     for (long at = halves - 1; at >= 0; at--) {
         const int dim = at % 2;
@@ -50,7 +51,7 @@ static void sinkhorn_backward(const Matrix* rounds, long halves, Matrix dm) {
     }
 }
 
-// The weights of up to W tokens, one in a lane, and what their backward needs.
+// Weights of up to W tokens, one in each lane, and the values that their backward needs.
 struct Lanes {
     V z[C], gate[2 * N], over_floor[N][N];
     Matrix* rounds;
@@ -61,11 +62,11 @@ struct Lanes {
     }
     ~Lanes() { free(rounds); }
 
-    void compute(const F* kept, long n, const F* scale, const F* bias) {
+    void compute(const F* saved, long n, const F* scale, const F* bias) {
         V logit[N][N], top;
         for (int c = 0; c < C; c++) {
             F lane[W] = {};
-            for (long l = 0; l < n; l++) lane[l] = kept[l * KEPT + c] * kept[l * KEPT + C];
+            for (long l = 0; l < n; l++) lane[l] = saved[l * SAVED + c] * saved[l * SAVED + C];
             z[c] = load(lane);
             const V x = scale[part(c)] * z[c] + bias[c];
             if (c < 2 * N) gate[c] = sigmoid(x);
@@ -82,7 +83,7 @@ struct Lanes {
         sinkhorn(rounds, halves);
     }
 
-    // A [n][N][M] and B [n][N] by token.
+    // Stores A [n][N][M] and B [n][N], by token.
     void weights(F (*a)[N][M], F* b, long n) const {
         for (int i = 0; i < N; i++) {
             for (long l = 0; l < n; l++) a[l][i][0] = gate[i][l];
@@ -92,7 +93,7 @@ struct Lanes {
         }
     }
 
-    // dz [C] from the gradients of A and B; adds to `own`: of the biases, and <that, z>.
+    // Computes dz [C] from the gradients of A and B; adds the biases' gradients and their products with z to `own`.
     void backward(const F (*da)[N][M], const F* db, long n, const F* scale, V* dz, F* own) const {
         V dx[C];
         Matrix dm;
@@ -118,8 +119,9 @@ struct Lanes {
     }
 };
 
+// Computes u, the mixed streams and B from the streams H + B y; y may be null.
 extern "C" void mhc_forward(
-    const F* h, const F* b, const F* y, const F* phi, const F* scale, const F* bias, F* u, F* out, F* b_out, F* kept,
+    const F* h, const F* b, const F* y, const F* phi, const F* scale, const F* bias, F* u, F* out, F* b_out, F* saved,
     long tokens, long D, long threads, long n_iteration, double eps
 ) {
 #pragma omp parallel num_threads(threads)
@@ -130,14 +132,16 @@ extern "C" void mhc_forward(
         for (long t0 = 0; t0 < tokens; t0 += TILE) {
             const long n = tokens - t0 < TILE ? tokens - t0 : TILE;
             const F* rows = tile.of({h, b, y}, t0, n, D);
-            F* k = kept + t0 * KEPT;
-            products<C>(rows, n, phi, N * D, k, KEPT);
+            F* k = saved + t0 * SAVED;
+            // The projection and r of every token.
+            products<C>(rows, n, phi, N * D, k, SAVED);
             for (long t = 0; t < n; t++)
-                k[t * KEPT + C] = 1 / std::sqrt(square(rows + t * N * D, N * D) / (N * D) + F(eps));
+                k[t * SAVED + C] = 1 / std::sqrt(square(rows + t * N * D, N * D) / (N * D) + F(eps));
+            // Weights of W tokens at a time, and the mixing by them.
             for (long t = 0; t < n; t += W) {
                 const long m = n - t < W ? n - t : W;
                 F a[W][N][M];
-                lanes.compute(k + t * KEPT, m, scale, bias);
+                lanes.compute(k + t * SAVED, m, scale, bias);
                 lanes.weights(a, b_out + (t0 + t) * N, m);
                 for (long l = 0; l < m; l++)
                     mix(a[l], rows + (t + l) * N * D, u + (t0 + t + l) * D, out + (t0 + t + l) * N * D, D);
@@ -146,9 +150,10 @@ extern "C" void mhc_forward(
     }
 }
 
-// Adds to dphi [threads, C, N * D] and dsmall [threads, 2, C]: of the biases, and <those, z>.
+// Also adds to the threads' sums over tokens: dphi [threads, C, N * D] and dsmall [threads, 2, C], which holds the
+// biases' gradients and their products with z.
 extern "C" void mhc_backward(
-    const F* h, const F* b, const F* y, const F* phi, const F* scale, const F* bias, const F* kept, const F* du,
+    const F* h, const F* b, const F* y, const F* phi, const F* scale, const F* bias, const F* saved, const F* du,
     const F* dout, const F* db_out, F* dh, F* db, F* dy, F* dphi, F* dsmall, long tokens, long D, long threads,
     long n_iteration
 ) {
@@ -162,11 +167,12 @@ extern "C" void mhc_backward(
         for (long t0 = 0; t0 < tokens; t0 += TILE) {
             const long n = tokens - t0 < TILE ? tokens - t0 : TILE;
             const F* rows = tile.of({h, b, y}, t0, n, D);
+            // Through the mixing, the weights and r: dH so far, dp, and factors of vec(H) along itself.
             F dp[TILE * C];
             Along along[TILE];
             for (long t = 0; t < n; t += W) {
                 const long m = n - t < W ? n - t : W, at = t0 + t;
-                const F* k = kept + at * KEPT;
+                const F* k = saved + at * SAVED;
                 F a[W][N][M], da[W][N][M];
                 V dz[C];
                 lanes.compute(k, m, scale, bias);
@@ -176,7 +182,7 @@ extern "C" void mhc_backward(
                     mix_backward(a[l], rows + (t + l) * N * D, du + (at + l) * D, dout + from, da[l], dh + from, D);
                 }
                 lanes.backward(da, db_out + at * N, m, scale, dz, own);
-                for (long l = 0; l < m; l++, k += KEPT) {
+                for (long l = 0; l < m; l++, k += SAVED) {
                     const F r = k[C];
                     F dr = 0;
                     for (int c = 0; c < C; c++) {
@@ -186,6 +192,7 @@ extern "C" void mhc_backward(
                     along[t + l] = {-dr * r * r * r / (N * D), 0};
                 }
             }
+            // Through the projection, then through the write of y.
             products_backward<C>(rows, dh + t0 * N * D, n, phi, own_dphi, N * D, dp, C, along);
             for (long t = t0; y && t < t0 + n; t++)
                 write_backward(b + t * N, y + t * D, dh + t * N * D, db + t * N, dy + t * D, D);

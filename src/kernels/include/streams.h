@@ -1,10 +1,12 @@
-// What the reads of N streams share: thin products of rows, mixing by weights, and the backward of both.
-// Rows are D long, a multiple of the lanes. Weights of a token: a[i][0] of the read, a[i][1 + j] of stream j.
+// Functions of the reads of N streams: thin products of rows, mixing by weights, and the backward of both.
+// Rows have D elements, a multiple of the vector length. Weights of a token: a[i][0] of the read, a[i][1 + j] of
+// stream j.
 #pragma once
 #include "rows.h"
 
 constexpr int M = N + 1;
 
+// Products of R rows with C columns, up to 6 columns at a time.
 template <int R, int C>
 static inline void product_rows(const F* h, const F* w, long len, F* out, long to) {
     constexpr int K = C < 6 ? C : 6;
@@ -20,7 +22,7 @@ static void products(const F* h, long rows, const F* w, long len, F* out, long t
     for (; r < rows; r++) product_rows<1, C>(h + r * len, w, len, out + r * to, to);
 }
 
-// The backward of `products`, given the gradients dz and those along the rows themselves.
+// Backward of `products`, from the gradients dz and, if it is not null, a gradient along the rows themselves.
 template <int C>
 static void products_backward(
     const F* h, F* dh, long rows, const F* w, F* dw, long len, const F* dz, long from, const Along* along
@@ -66,18 +68,19 @@ static inline void mix_backward(const F (*a)[M], const F* h, const F* du, const 
         for (int m = 0; m < M; m++) da[i][m] = sum(dots[i][m]);
 }
 
-// Streams to which an output may still have to be written, and a tile of them in which it is.
+// Streams, and an output that is still to be written to them.
 struct Streams {
     const F *h, *b, *y;  // y: null, or [tokens, D]
 };
 
+// Buffer for a tile of streams with the output written to them.
 struct Tile {
     F* rows;
 
     Tile(long tokens, long D) { rows = (F*)malloc(tokens * N * D * sizeof(F)); }
     ~Tile() { free(rows); }
 
-    // The streams H + B y of `n` tokens from `t0` on.
+    // Returns the streams H + B y of `n` tokens from `t0` on.
     const F* of(const Streams& s, long t0, long n, long D) {
         if (!s.y) return s.h + t0 * N * D;
         for (long t = 0; t < n; t++)
