@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.models.lightning_module import LanguageModel
-from src.models.optim.adamw import OptimizerConfig
 from src.models.optim.schedules.constant import Constant
-from tests.support import tiny_gpt, tokens
+from tests.support import adamw, tiny_gpt, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
-ADAMW = OptimizerConfig(1e-2, 1e-2, 0, 0.1, (0.9, 0.95), 1e-8, 1.0)
 
 
 def batches(n_micro: int, n_steps: int = 3) -> Any:
@@ -26,7 +24,7 @@ def batches(n_micro: int, n_steps: int = 3) -> Any:
 
 def train(loader: Any, folder: Path, *callbacks: L.Callback, **options: Any) -> LanguageModel:
     schedule = Constant(peak=1e-2, floor=1e-2, warmup_steps=0, max_steps=len(loader))
-    module = LanguageModel(tiny_gpt(), ADAMW, schedule, compile_trunk=False, seed=0)
+    module = LanguageModel(tiny_gpt(), adamw(1e-2), schedule, compile_trunk=False, seed=0)
     shared: dict[str, Any] = {"max_epochs": 1, "max_steps": len(loader), "accelerator": "cpu", "logger": False}
     quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(
