@@ -1,4 +1,7 @@
-"""What the test process has: Triton reads at its first import whether its interpreter runs kernels, without a GPU."""
+"""Set-up of the test process, and its reset after each test.
+
+Triton reads at its first import whether its interpreter runs kernels; importing `src.kernels.dispatch` imports it.
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from src.kernels.cpu_matmul import MATMUL
-
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+from src.kernels.cpu_matmul import MATMUL
 
 
 @pytest.fixture(autouse=True)
