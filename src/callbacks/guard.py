@@ -21,6 +21,7 @@ import lightning as L
 import torch
 from torch import Tensor, distributed, nn
 
+from src.bounds import NonNegativeInt, PositiveInt, PositiveOrInf
 from src.models.lightning_module import StepOutput
 
 #: Normal steps before the level is used, and steps over which it averages.
@@ -50,20 +51,10 @@ class GuardKeys:
         patience_steps: steps in a row over a bound that count as divergence.
     """
 
-    rollbacks: int
-    above_uniform_nats: float
-    spike_nats: float
-    patience_steps: int
-
-    def __post_init__(self) -> None:
-        if self.rollbacks < 0:
-            raise ValueError(f"guard.rollbacks must not be negative, got {self.rollbacks}; 0 stops at once")
-        if self.patience_steps < 1:
-            raise ValueError(f"guard.patience_steps must be at least 1, got {self.patience_steps}")
-        for key in ("above_uniform_nats", "spike_nats"):
-            value = getattr(self, key)
-            if not value > 0:
-                raise ValueError(f"guard.{key} must be positive, got {value}; .inf switches it off")
+    rollbacks: NonNegativeInt
+    above_uniform_nats: PositiveOrInf
+    spike_nats: PositiveOrInf
+    patience_steps: PositiveInt
 
 
 def checksum(module: nn.Module) -> Tensor:

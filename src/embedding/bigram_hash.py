@@ -8,7 +8,10 @@ At init (table 0): `tied`.
 Shape letters: B batch, T tokens, D n_embd, L n_layer, R rows of the table.
 """
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +33,9 @@ class BigramHash(TiedEmbedding):
         ValueError: the table has fewer than 2 rows.
     """
 
-    def __init__(self, spec: EmbeddingSpec, *, table_factor: float, scale_init: float) -> None:
+    def __init__(
+        self, spec: EmbeddingSpec, *, table_factor: Annotated[float, Field(gt=0, le=1e6)], scale_init: float
+    ) -> None:
         super().__init__(spec)
         rows = round(table_factor * spec.vocab_size)
         if rows < 2:

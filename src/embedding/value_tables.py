@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.bounds import NonNegativeFloat
 from src.embedding.base import EmbeddingSpec, Lookup
 from src.embedding.tied import TiedEmbedding
 
@@ -27,7 +28,9 @@ class ValueTables(TiedEmbedding):
         ValueError: `layers` is empty, or an index is not in [-n_layer, n_layer).
     """
 
-    def __init__(self, spec: EmbeddingSpec, *, layers: list[int], table_std: float, scale_init: float) -> None:
+    def __init__(
+        self, spec: EmbeddingSpec, *, layers: list[int], table_std: NonNegativeFloat, scale_init: float
+    ) -> None:
         super().__init__(spec)
         if not layers:
             raise ValueError("embedding.layers must name at least one layer; for none use embedding=tied")

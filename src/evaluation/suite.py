@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from src.bounds import validate
 from src.datamodules.tokenizer import N_VOCAB
 from src.evaluation.protocols import PROTOCOLS, Scorer
 from src.evaluation.sources import TextSet, resolve_path
 from src.models.gpt import GPT
-from src.settings.validate import typed
 
 log = logging.getLogger(__name__)
 
@@ -122,4 +122,4 @@ def _made(kind: type[Any], where: str, keys: Any) -> Any:  # a mapping, if the u
         got = ", ".join(map(str, keys)) if isinstance(keys, dict) else repr(keys)
         raise ValueError(f"{where} must have the keys {', '.join(names)}, got {got}")
     types = {field.name: field.type for field in dataclasses.fields(kind)}
-    return kind(**{name: typed(f"{where}.{name}", keys[name], types[name]) for name in names})
+    return kind(**{name: validate(f"{where}.{name}", keys[name], types[name]) for name in names})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.bounds import PositiveFloat
 from src.norm.affine import AffineNorm
 from src.norm.base import NormSpec
 
@@ -23,7 +24,7 @@ class CenteredGatedRMS(AffineNorm):
         gate_init: initial gate of every channel (0.5 in the source).
     """
 
-    def __init__(self, spec: NormSpec, *, eps: float, gate_init: float) -> None:
+    def __init__(self, spec: NormSpec, *, eps: PositiveFloat, gate_init: float) -> None:
         super().__init__(spec, eps=eps)
         self.gate = nn.Parameter(torch.full((spec.width,), gate_init))
 

@@ -9,6 +9,7 @@ At init with fraction 1: `mean_preserving_rms`.
 
 from torch import Tensor
 
+from src.bounds import PositiveFloat
 from src.norm.affine import AffineNorm
 from src.norm.base import NormSpec
 
@@ -25,7 +26,7 @@ class PartialRMS(AffineNorm):
         ValueError: `fraction` is not in (0, 1].
     """
 
-    def __init__(self, spec: NormSpec, *, eps: float, fraction: float) -> None:
+    def __init__(self, spec: NormSpec, *, eps: PositiveFloat, fraction: float) -> None:
         super().__init__(spec, eps=eps)
         if not 0 < fraction <= 1:
             raise ValueError(f"norm.fraction must be in (0, 1], got {fraction}; the source uses 0.25")

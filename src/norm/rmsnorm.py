@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.bounds import PositiveFloat
 from src.norm.base import NormSpec
 
 
@@ -22,7 +23,7 @@ class RMSNorm(nn.Module):
         ValueError: `eps` <= 0.
     """
 
-    def __init__(self, spec: NormSpec, *, eps: float) -> None:
+    def __init__(self, spec: NormSpec, *, eps: PositiveFloat) -> None:
         super().__init__()
         if eps <= 0:
             raise ValueError(f"norm.eps must be > 0, got {eps}; the benchmark uses 1e-5")

@@ -9,7 +9,9 @@ Source: openai/parameter-golf, pull request 1204 (layers 4 and 5 of 11, once mor
 untied).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from src.recurrence.base import Recurrence, RecurrenceSpec, Visit
 
@@ -35,7 +37,7 @@ class MiniRecurrence(Recurrence):
         spec: RecurrenceSpec,
         *,
         layers: list[int] | None,
-        repeats: int,
+        repeats: Annotated[int, Field(ge=0, le=1000)],
         mlp: Literal["untied", "shared"],
         start_fraction: float | None,
         start_step: int | None,

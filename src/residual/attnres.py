@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from src.bounds import PositiveFloat
 from src.kernels import depth_attention
 from src.kernels.depth_attention import Sources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
@@ -30,7 +31,7 @@ class AttentionResiduals(ResidualStrategy[Sources]):
 
     may_skip: ClassVar[bool] = True
 
-    def __init__(self, spec: StreamSpec, *, eps: float) -> None:
+    def __init__(self, spec: StreamSpec, *, eps: PositiveFloat) -> None:
         super().__init__()
         self.eps = eps
         self.query_QD = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd))

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.bounds import PositiveFloat
 from src.kernels import depth_attention
 from src.kernels.depth_attention import Sources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
@@ -41,7 +42,7 @@ class BlockAttentionResiduals(ResidualStrategy[GroupSources]):
         ValueError: `n_block` is below 1.
     """
 
-    def __init__(self, spec: StreamSpec, *, n_block: int, eps: float) -> None:
+    def __init__(self, spec: StreamSpec, *, n_block: int, eps: PositiveFloat) -> None:
         super().__init__()
         if n_block < 1:
             raise ValueError(f"residual.n_block must be >= 1, got {n_block}; the paper uses 8")

@@ -15,6 +15,7 @@ Shape letters: Q queries (groups after the first, and the end).
 import torch
 from torch import Tensor, nn
 
+from src.bounds import PositiveFloat
 from src.residual.base import StreamSpec
 from src.residual.families.stream_attention import StreamAndSources, StreamAttention, open_streams
 
@@ -31,7 +32,7 @@ class StreamBlockAttention(StreamAttention):
         ValueError: `group_layers` is below 1.
     """
 
-    def __init__(self, spec: StreamSpec, *, group_layers: int, eps: float) -> None:
+    def __init__(self, spec: StreamSpec, *, group_layers: int, eps: PositiveFloat) -> None:
         super().__init__()
         if group_layers < 1:
             raise ValueError(f"residual.group_layers must be >= 1, got {group_layers}; the source uses 4")

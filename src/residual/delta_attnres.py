@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.bounds import PositiveFloat
 from src.kernels import depth_attention
 from src.kernels.depth_attention import Sources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
@@ -41,7 +42,7 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
     may_skip: ClassVar[bool] = True
     init_equivalent = "vanilla"
 
-    def __init__(self, spec: StreamSpec, *, gate_init: float, eps: float) -> None:
+    def __init__(self, spec: StreamSpec, *, gate_init: float, eps: PositiveFloat) -> None:
         super().__init__()
         self.eps = eps
         self.gate_S = nn.Parameter(torch.full((spec.n_site,), gate_init))

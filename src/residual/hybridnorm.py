@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.bounds import PositiveFloat
 from src.residual.base import Site, StreamSpec
 from src.residual.families.single_stream import SingleStream
 
@@ -28,7 +29,7 @@ class HybridNorm(SingleStream):
 
     taps_qkv: ClassVar[bool] = True
 
-    def __init__(self, spec: StreamSpec, *, eps: float) -> None:
+    def __init__(self, spec: StreamSpec, *, eps: PositiveFloat) -> None:
         super().__init__()
         self.eps = eps
         self.gain_A3K = nn.Parameter(torch.ones(spec.n_block, 3, spec.n_embd // spec.n_head))

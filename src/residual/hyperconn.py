@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from src.bounds import StreamCount
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import DHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
@@ -34,7 +35,13 @@ class HyperConnections(WeightedStreams):
     init_equivalent = "vanilla"
 
     def __init__(
-        self, spec: StreamSpec, *, n_stream: int, scale_init: float, output_init_scale: float, stream_dtype: str
+        self,
+        spec: StreamSpec,
+        *,
+        n_stream: StreamCount,
+        scale_init: float,
+        output_init_scale: float,
+        stream_dtype: str,
     ) -> None:
         super().__init__(n_stream, stream_dtype)
         self.output_init_scale = output_init_scale

@@ -9,6 +9,7 @@ Shape letters: N streams.
 
 from torch import Tensor, nn
 
+from src.bounds import StreamCount
 from src.kernels.hyper_streams import SiteWeights
 from src.residual.base import Site, StreamSpec
 from src.residual.families.hyper_connections import WeightedStreams, static_weights
@@ -26,7 +27,7 @@ class StaticHyperConnections(WeightedStreams):
 
     init_equivalent = "vanilla"
 
-    def __init__(self, spec: StreamSpec, *, n_stream: int, output_init_scale: float) -> None:
+    def __init__(self, spec: StreamSpec, *, n_stream: StreamCount, output_init_scale: float) -> None:
         super().__init__(n_stream)
         self.output_init_scale = output_init_scale
         self.a_SNM, self.b_SN = static_weights(spec, n_stream)

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from src.bounds import NonNegativeFloat, PositiveFloat, StreamCount
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import SiteWeights, Streams
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
@@ -38,7 +39,13 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
     init_equivalent = "near vanilla"
 
     def __init__(
-        self, spec: StreamSpec, *, n_stream: int, scale_init: float, phi_std: float, eps: float
+        self,
+        spec: StreamSpec,
+        *,
+        n_stream: StreamCount,
+        scale_init: float,
+        phi_std: NonNegativeFloat,
+        eps: PositiveFloat,
     ) -> None:
         super().__init__()
         check_stream_count(n_stream)

@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.bounds import NonNegativeFloat
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
@@ -40,7 +41,7 @@ class LIMe(ResidualStrategy[Memory]):
 
     taps_qkv: ClassVar[bool] = True
 
-    def __init__(self, spec: StreamSpec, *, lr_scale: float) -> None:
+    def __init__(self, spec: StreamSpec, *, lr_scale: NonNegativeFloat) -> None:
         super().__init__()
         if spec.n_block < 2:
             raise ValueError("residual=lime needs model.n_layer >= 2, got 1")

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from src.bounds import Count, PositiveFloat, StreamCount
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import MHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
@@ -42,12 +43,12 @@ class ManifoldHyperConnections(WeightedStreams):
         self,
         spec: StreamSpec,
         *,
-        n_stream: int,
-        n_iteration: int,
+        n_stream: StreamCount,
+        n_iteration: Count,
         scale_init: float,
         own_share: float,
         res_logit: float,
-        eps: float,
+        eps: PositiveFloat,
         stream_dtype: str,
     ) -> None:
         super().__init__(n_stream, stream_dtype)

@@ -16,6 +16,7 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
+from src.bounds import PositiveFloat, StreamCount
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import SiteWeights, Streams
 from src.residual.base import ParamGroup, StreamSpec
@@ -42,11 +43,11 @@ class ManifoldHyperConnectionsLite(WeightedStreams):
         self,
         spec: StreamSpec,
         *,
-        n_stream: int,
+        n_stream: StreamCount,
         scale_init: float,
         gate_logit: float,
         res_logit: float,
-        eps: float,
+        eps: PositiveFloat,
     ) -> None:
         super().__init__(n_stream)
         if n_stream > MAX_STREAM:

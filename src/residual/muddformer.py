@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from src.bounds import PositiveFloat
 from src.kernels import depth_attention
 from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
 from src.residual.families.mudd_weights import DenseWeights
@@ -38,7 +39,7 @@ class MUDDFormer(ResidualStrategy[Ways]):
 
     init_equivalent = "vanilla"
 
-    def __init__(self, spec: StreamSpec, *, eps: float) -> None:
+    def __init__(self, spec: StreamSpec, *, eps: PositiveFloat) -> None:
         super().__init__()
         self.dense = DenseWeights(spec, newest_init=1.0, eps=eps)
 

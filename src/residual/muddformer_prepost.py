@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.bounds import PositiveFloat
 from src.kernels import depth_attention
 from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
 from src.residual.families.mudd_weights import DenseWeights
@@ -41,7 +42,7 @@ class MUDDFormerPrePost(ResidualStrategy[NormedWays]):
 
     init_equivalent = "vanilla"
 
-    def __init__(self, spec: StreamSpec, *, post_gain_init: float, eps: float) -> None:
+    def __init__(self, spec: StreamSpec, *, post_gain_init: float, eps: PositiveFloat) -> None:
         super().__init__()
         self.eps = eps
         self.dense = DenseWeights(spec, newest_init=0.0, eps=eps)

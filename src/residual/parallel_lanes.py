@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.bounds import NonNegativeFloat
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
@@ -50,8 +51,8 @@ class ParallelLanes(ResidualStrategy[Lanes]):
         carry_init: float,
         write_init: float,
         attn_to_mlp_init: float,
-        carry_lr_scale: float,
-        write_lr_scale: float,
+        carry_lr_scale: NonNegativeFloat,
+        write_lr_scale: NonNegativeFloat,
     ) -> None:
         super().__init__()
         last = spec.n_layer - 1

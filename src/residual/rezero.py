@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from src.bounds import NonNegativeFloat
 from src.residual.base import ParamGroup, Site, StreamSpec
 from src.residual.families.single_stream import SingleStream
 
@@ -29,7 +30,7 @@ class ReZero(SingleStream):
 
     init_equivalent = "identity"
 
-    def __init__(self, spec: StreamSpec, *, gate_init: float, lr_scale: float) -> None:
+    def __init__(self, spec: StreamSpec, *, gate_init: float, lr_scale: NonNegativeFloat) -> None:
         super().__init__()
         self.lr_scale = lr_scale
         self.gate_S = nn.Parameter(torch.full((spec.n_site,), gate_init))

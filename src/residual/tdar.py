@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from src.bounds import NonNegativeFloat, PositiveFloat
 from src.residual.base import ParamGroup, StreamSpec
 from src.residual.families.stream_attention import StreamAndSources, StreamAttention, open_streams
 
@@ -33,7 +34,13 @@ class TDAR(StreamAttention):
     init_equivalent = "near vanilla"
 
     def __init__(
-        self, spec: StreamSpec, *, query_std: float, newest_bias: float, eps: float, lr_scale: float
+        self,
+        spec: StreamSpec,
+        *,
+        query_std: NonNegativeFloat,
+        newest_bias: float,
+        eps: PositiveFloat,
+        lr_scale: NonNegativeFloat,
     ) -> None:
         super().__init__()
         self.mixes_before = frozenset(site.index for site in spec.sites[1:] if site.opens_block)

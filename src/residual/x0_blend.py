@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.bounds import NonNegativeFloat
 from src.kernels.fused_blend import blend_embedding
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
@@ -45,8 +46,8 @@ class X0Blend(ResidualStrategy[X0State]):
         *,
         keep_init: float,
         blend_init: float,
-        keep_lr_scale: float,
-        blend_lr_scale: float,
+        keep_lr_scale: NonNegativeFloat,
+        blend_lr_scale: NonNegativeFloat,
     ) -> None:
         super().__init__()
         self.keep_L = nn.Parameter(torch.full((spec.n_block,), keep_init))

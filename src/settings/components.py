@@ -21,9 +21,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
 
+from src.bounds import validate
 from src.errors import one_line
 from src.launch.suggestions import nearest, unknown_key
-from src.settings.validate import typed
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def _checked(
             values[key] = read_section(f"{name}.{key}", value, fields[key])
             continue
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        values[key] = typed(f"{name}.{key}", plain, fields[key])
+        values[key] = validate(f"{name}.{key}", plain, fields[key])
     missing = [key for key in fields if key not in values and key not in younger]
     if missing:
         raise ValueError(f"{name}.{missing[0]} is missing; give {name}.{missing[0]}=<value>")

@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from src.bounds import PositiveOrInf
 from src.errors import one_line
 from src.launch.arguments import escape_references
 from src.launch.suggestions import nearest
@@ -35,7 +36,7 @@ class OptimizerKeys:
     min_lr: float | None
     warmup_steps: int | None
     weight_decay: float
-    grad_clip: float
+    grad_clip: PositiveOrInf
     groups: list[dict[str, Any]] | None = None
 
 

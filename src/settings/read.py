@@ -6,12 +6,13 @@ Errors are collected over all sections and told together.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.bounds import NonNegativeInt, validate
 from src.callbacks.dashboard import SampleKeys
 from src.callbacks.guard import GuardKeys
 from src.errors import UserError
@@ -23,7 +24,6 @@ from src.settings.components import read_component, read_section, without_value
 from src.settings.optimizer import read_optimizer, read_schedule, stored_optimizer, stored_schedule
 from src.settings.safety import SafetyKeys
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
-from src.settings.validate import typed
 
 T = TypeVar("T")
 Factory = Callable[..., Any]  # Hydra's partials are untyped
@@ -33,11 +33,11 @@ COMPONENTS = ("residual", "norm", "embedding", "recurrence", "data", "evaluation
 LOOSE = {
     "trusted_targets": list[str] | None,
     "name": str | int | float | bool,
-    "seed": int,
+    "seed": NonNegativeInt,
     "resume": str | None,
     "from_run": str | None,
     "init_from": str | None,
-    "check": str,
+    "check": Literal["quick", "off"],
 }
 
 
@@ -115,10 +115,10 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     samples = attempt(lambda: read_section("samples", config.get("samples"), SampleKeys))
     safety = attempt(lambda: read_section("safety", config.get("safety"), SafetyKeys))
     guard = attempt(lambda: read_section("guard", config.get("guard"), GuardKeys))
-    named = attempt(lambda: typed("logger", _plain(config.get("logger")), dict[str, dict[str, Any]]))
+    named = attempt(lambda: validate("logger", _plain(config.get("logger")), dict[str, dict[str, Any]]))
     loggers = [attempt(functools.partial(component, f"logger.{n}", config.logger[n])) for n in named or {}]
     entries = attempt(
-        lambda: typed("callbacks", _plain(config.get("callbacks", {})), dict[str, dict[str, Any]])
+        lambda: validate("callbacks", _plain(config.get("callbacks", {})), dict[str, dict[str, Any]])
     )
     callbacks = [
         attempt(functools.partial(component, f"callbacks.{n}", config.callbacks[n])) for n in entries or {}
@@ -170,13 +170,9 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
 
 
 def _loose(config: DictConfig, key: str, kind: Any) -> None:  # an annotation
-    value = typed(key, _plain(config.get(key)), kind)
-    if key == "check" and value not in ("quick", "off"):
-        raise ValueError(f"check must be quick or off, got {value!r}")
+    value = validate(key, _plain(config.get(key)), kind)
     if key == "name" and (not str(value).strip() or not str(value).isprintable()):
         raise ValueError(f"name must be one line of text, got {value!r}")
-    if key == "seed" and not 0 <= value < 2**63:
-        raise ValueError(f"seed must be at least 0, got {value}")
 
 
 def _plain(value: object) -> object:

@@ -1,32 +1,28 @@
-"""`safety`: what keeps a run from being lost, or from going on wrong."""
+"""Section `safety`: limits that keep a run from being lost or from hanging."""
 
 import dataclasses
+from typing import Annotated
 
-#: A season: longer than a process waits for anything, and within what clocks can count.
-LONGEST_S = 1e7
+from pydantic import Field
+
+from src.bounds import PositiveInt
+
+#: Seconds, up to about four months, which every clock can count.
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
 
 
 @dataclasses.dataclass(frozen=True)
 class SafetyKeys:
-    """The keys of `safety`.
+    """Keys of `safety`.
 
     Args:
-        keep_checkpoints: checkpoints kept, newest first; a damaged one leaves those before it.
+        keep_checkpoints: number of checkpoints kept, newest first; a damaged one falls back to the one before.
         grace_s: seconds from a signal to the end of the process, whatever it is doing.
-        rank_timeout_s: seconds that the ranks wait for one of them.
-        background_saves: whether checkpoints are written beside the training, from a copy in the host's memory.
+        rank_timeout_s: seconds that ranks wait for one of them.
+        background_saves: write checkpoints from a copy in host memory while training continues.
     """
 
-    keep_checkpoints: int
-    grace_s: float
-    rank_timeout_s: float
+    keep_checkpoints: PositiveInt
+    grace_s: Seconds
+    rank_timeout_s: Seconds
     background_saves: bool
-
-    def __post_init__(self) -> None:
-        for key in ("keep_checkpoints", "grace_s", "rank_timeout_s"):
-            value, bound = getattr(self, key), 1 if key == "keep_checkpoints" else 0
-            if value < bound or (bound == 0 and value == 0):
-                at = "at least 1" if bound else "positive"
-                raise ValueError(f"safety.{key} must be {at}, got {value}")
-            if key != "keep_checkpoints" and value > LONGEST_S:
-                raise ValueError(f"safety.{key} must be at most {LONGEST_S:g} s, got {value:g}")

@@ -1,54 +1,41 @@
-"""`trainer`: its keys as written, and settled by what this machine has."""
+"""Section `trainer`: its keys as configured, and as resolved for this machine."""
 
 import dataclasses
 import os
 import re
+from typing import Annotated, Literal
 
-#: More steps than any run has, and threads than any machine; beyond them sums and lists overflow.
-MOST_STEPS, MOST_THREADS = 10**12, 1024
+from pydantic import Field
+
+#: Optimizer steps, below what sums over a run could overflow.
+Steps = Annotated[int, Field(ge=1, le=10**12)]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerKeys:
-    """`trainer` as written: auto asks for what the machine has."""
+    """Keys of `trainer`; auto takes what the machine has."""
 
-    max_steps: int
+    max_steps: Steps
     max_time: str | None
-    log_every_steps: int
-    val_every_steps: int
-    checkpoint_every_steps: int
+    log_every_steps: Steps
+    val_every_steps: Steps
+    checkpoint_every_steps: Steps
     stream_pictures: bool
-    accelerator: str
-    devices: int | str
-    strategy: str
-    precision: str
-    compile: bool | str
-    threads: int | str
-    onednn: bool | str = False
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
+    strategy: Literal["auto", "ddp"]
+    precision: Literal["auto", "32-true", "bf16-mixed"]
+    compile: Literal["auto"] | bool
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
+    onednn: Literal["auto"] | bool = False
 
     def __post_init__(self) -> None:
         max_seconds(self.max_time)
-        for key in ("max_steps", "log_every_steps", "val_every_steps", "checkpoint_every_steps"):
-            if not 1 <= getattr(self, key) <= MOST_STEPS:
-                most = f" and at most {MOST_STEPS:,}" if getattr(self, key) > 1 else ""
-                raise ValueError(f"trainer.{key} must be at least 1{most}, got {getattr(self, key)}")
-        _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
-        _one_of("trainer.strategy", self.strategy, ("auto", "ddp"))
-        _one_of("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed"))
-        for key in ("devices", "threads"):
-            value = getattr(self, key)
-            if value != "auto" and not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"trainer.{key} must be auto or at least 1, got {value!r}")
-            if value != "auto" and int(value) > MOST_THREADS:
-                raise ValueError(f"trainer.{key} must be at most {MOST_THREADS}, got {value}")
-        for key in ("compile", "onednn"):
-            if getattr(self, key) not in (True, False, "auto"):
-                raise ValueError(f"trainer.{key} must be auto, true or false, got {getattr(self, key)!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerSettings:
-    """`trainer` with nothing left open."""
+    """Keys of `trainer` with every auto resolved."""
 
     max_steps: int
     max_time: str | None
@@ -66,10 +53,10 @@ class TrainerSettings:
 
 
 def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
-    """Settle `auto` by what this machine has.
+    """Resolve every `auto` for this machine.
 
     Raises:
-        ValueError: more devices than there are, or a precision that the device lacks.
+        ValueError: the machine has no GPU, or fewer than configured.
     """
     import torch
 
@@ -106,23 +93,18 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
 
 
 def default_threads(ranks: int) -> int:
-    """CPU threads of a rank: OMP_NUM_THREADS, as a cluster or torchrun sets it, else this process's cores, shared out."""
+    """Return the CPU threads of a rank: OMP_NUM_THREADS if set, else the cores of this process divided by the ranks."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) >= 1:
         return int(asked)
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value}")
-
-
 def max_seconds(max_time: str | None) -> float | None:
-    """`trainer.max_time` in seconds.
+    """Return `trainer.max_time` in seconds.
 
     Raises:
-        ValueError: it is no time.
+        ValueError: `max_time` does not have the form days:hours:minutes:seconds.
     """
     if max_time is None:
         return None

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from src.callbacks.guard import HORIZON, DivergedError, Guard, GuardKeys, checksum
 from src.models.optim.base import apply_gradients, build_optimizer
+from src.settings.components import read_section
 from tests.support import composed_settings, tiny_gpt
 
 KEYS = GuardKeys(rollbacks=0, above_uniform_nats=3.0, spike_nats=2.0, patience_steps=3)
@@ -97,4 +99,4 @@ def test_a_single_bit_changes_the_checksum() -> None:
 def test_a_bad_key_is_named(key: str, value: float) -> None:
     values = {"rollbacks": 0, "above_uniform_nats": 1.0, "spike_nats": 1.0, "patience_steps": 1, key: value}
     with pytest.raises(ValueError, match=rf"guard\.{key} must"):
-        GuardKeys(**values)  # type: ignore[arg-type]
+        read_section("guard", OmegaConf.create(values), GuardKeys)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from src.bounds import validate
 from src.datamodules.base import BatchSpec
 from src.errors import one_line
 from src.launch.arguments import stored_yaml
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
-from src.settings.validate import typed
 from tests.support import ROOT, SIZES, option, options
 
 ROOMS = ("residual", "norm", "embedding", "recurrence")
@@ -182,4 +182,4 @@ def test_an_integer_does_where_a_float_is_meant() -> None:
 @pytest.mark.parametrize("text", ["a\0b", "a\x85b", "\udcff"])
 def test_text_that_no_file_gives_back_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"data\.path must be text of valid characters"):
-        typed("data.path", text, str | None)
+        validate("data.path", text, str | None)
