@@ -73,7 +73,7 @@ def test_resume_auto_starts_goes_on_and_leaves_what_is_done(whole: Path, tmp_pat
     keys = [*LONGER, f"data.path={whole.parent}/shards", "name=auto", "resume=auto"]
     stopped = run(*keys, "trainer.max_time=00:00:00:00", cwd=tmp_path)
     assert stopped.returncode == 143, stopped.stderr
-    for words in ("going on from step 1", "nothing to do"):
+    for words in ("resuming from step 1", "nothing to do"):
         done = run(*keys, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert words in done.stderr
