@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from src.checks import cost, graph, learning, properties
+from src.checks.backends import list_backends
 from src.checks.base import Finding, Subject, tokens
 from src.checks.quick import QUICK, Check, judged, subject_of
 from src.datamodules.embedded_text import read_embedded_tokens
@@ -41,6 +42,8 @@ def run(job: Job) -> TaskEnd:
         raise UserError(f"gpu_gib must be a positive number of GiB, got {gpu_gib}")
     torch.set_num_threads(1)  # the models are so small that threads only wait for each other
     subject = subject_of(settings)
+    device = "cuda" if settings.trainer.accelerator == "gpu" else "cpu"
+    backends = list_backends(subject, device=device, bf16=settings.trainer.precision.startswith("bf16"))
     findings = [judged(name, check) for name, check in all_checks(subject, settings, float(gpu_gib)).items()]
     stated = {
         "name": settings.name,
@@ -49,7 +52,7 @@ def run(job: Job) -> TaskEnd:
         "checks": {f.name: {**dataclasses.asdict(f), "ok": f.ok} for f in findings},
     }
     write_atomic(job.folder / "check.json", json.dumps(stated, indent=2) + "\n")
-    log.info("%s", table(settings.name, findings))
+    log.info("%s\n%s", table(settings.name, findings), backends)
     failed = [finding.name for finding in findings if not finding.ok]
     line = f"check failed: {', '.join(failed)}" if failed else "check passed"
     return TaskEnd(FAILED if failed else COMPLETED, line)
