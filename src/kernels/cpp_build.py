@@ -133,19 +133,3 @@ def _pointer(x: "Tensor | array[int]") -> int:
         return x.buffer_info()[0]
     assert x.is_contiguous()  # the kernels know sizes, not strides
     return x.data_ptr()
-
-
-# ---- the API before `Source`, until its last users have moved
-
-
-def kernels_for(x: Tensor, source: str, **sizes: int) -> Kernels | None:
-    """Return the kernels of a source for rows like those of `x`, or None."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
-        return None
-    return built_for(x.dtype, x.shape[-1], source, **sizes)
-
-
-def built_for(dtype: torch.dtype, width: int, source: str, **sizes: int) -> Kernels | None:
-    """Return the kernels of a source for rows of `width`, or None."""
-    built = Source(source)._build(dtype, width, **sizes)
-    return None if isinstance(built, str) else built

@@ -106,14 +106,3 @@ def _is_mkl_slow() -> bool:
 def _read_cpuinfo() -> dict[str, str]:
     lines = (line.partition(":") for line in read_first_core().splitlines())
     return {name.strip(): value.strip() for name, _, value in lines}
-
-
-# ---- names before the switch was an object, until their last users have moved
-
-
-def chosen() -> bool:
-    """Return whether oneDNN computes the products."""
-    return MATMUL.onednn
-
-
-for_now = MATMUL.hold

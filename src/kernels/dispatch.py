@@ -194,35 +194,3 @@ def _relative_error(x: Tensor, y: Tensor) -> float:
         return 0.0
     size = y.abs().amax().double().clamp_min(torch.finfo(torch.float32).tiny)
     return float((x.double() - y.double()).abs().amax() / size)
-
-
-# ---- the API before `Operation`, until its last users have moved
-
-
-def wanted(device: torch.device) -> bool:
-    """Return whether Triton kernels run on a device."""
-    return device.type == "cuda"
-
-
-def residual_wanted(device: torch.device) -> bool:
-    """Return whether Triton kernels of residual strategies run on a device."""
-    return wanted(device) and REGISTRY.residual_kernels
-
-
-def failing(kernels: str, error: Callable[[], float], bound: float) -> str | None:
-    """Return why kernels are rejected, which is also logged, or None."""
-    reason = _reason_against(error, bound)
-    if reason is not None:
-        log.warning("the GPU kernels of %s are not used, which costs speed only: %s", kernels, reason)
-    return reason
-
-
-def _reason_against(error: Callable[[], float], bound: float) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            off = error()
-    except Exception as raised:  # a compiler for an unknown machine may raise anything
-        return f"{type(raised).__name__}: {raised}".splitlines()[0]
-    return None if off <= bound else f"they differ from the plain form by {off:.1e} of its size"

@@ -16,7 +16,7 @@ from src.bench.peers import LOSS_TOLERANCE, Peer, read_peers, step_spec
 from src.bench.step import StepSpec, residual_step
 from src.errors import UserError
 from src.files import CONF
-from src.kernels import dispatch as gpu_kernels
+from src.kernels.dispatch import REGISTRY
 from src.residual.attnres import AttentionResiduals
 from src.settings.read import Settings
 from tests.runs import SMALL
@@ -141,14 +141,14 @@ def test_a_plain_peer_is_the_shipped_strategy_without_its_kernels(
     gpt, step, _ = getattr(peers, f"{name}_plain")(spec)
     shipped, its_step, _ = residual_step(spec, component("residual", name))
     idx = torch.randint(spec.vocab_size, (2, spec.block_size))
-    wanted, hidden = [], gpt.hidden
+    switches, hidden = [], gpt.hidden
 
     def record(idx: torch.Tensor) -> torch.Tensor:
-        wanted.append(gpu_kernels.residual_wanted(torch.device("cuda")))
+        switches.append(REGISTRY.residual_kernels)
         return hidden(idx)
 
     monkeypatch.setattr(gpt, "hidden", record)
     shipped.load_state_dict(gpt.state_dict())
     for _ in range(2):
         assert torch.allclose(step(idx, idx), its_step(idx, idx), rtol=1e-6)
-    assert wanted == [False, False]
+    assert switches == [False, False]

@@ -14,7 +14,6 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(REGISTRY, "decisions", {})
 
 
-
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_table_names_the_backend_of_each_operation_and_the_reason(bf16: bool) -> None:
     title, header, *rows = list_backends(subject("attnres"), device="cpu", bf16=bf16).splitlines()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from src.kernels.attention import reference
-from src.kernels.brgemm import small_products
+from src.kernels.brgemm import find_products
 from src.kernels.cpp_build import Kernels, Source, table
 from src.kernels.cpu_matmul import MATMUL
 from src.kernels.custom_op import differentiable, operator
@@ -69,7 +69,7 @@ class AttentionKernel:
     Args:
         kernels: the compiled functions.
         dtype: of q, k and v.
-        products: addresses from `small_products`, or zeros for a product of the kernel's own.
+        products: addresses from `find_products`, or zeros for a product of the kernel's own.
     """
 
     def __init__(self, kernels: Kernels, dtype: torch.dtype, products: tuple[int, int]) -> None:
@@ -111,7 +111,7 @@ def load_kernel(dtype: torch.dtype, head_size: int) -> AttentionKernel:
         AttributeError, OSError, ValueError: torch has no product of small blocks for this processor.
     """
     kernels = SOURCE.load(torch.float32, head_size)
-    return AttentionKernel(kernels, dtype, small_products(kernels, "attention_try", torch.float32))
+    return AttentionKernel(kernels, dtype, find_products(kernels, "attention_try", torch.float32))
 
 
 def verify_kernel(kernel: AttentionKernel, dtype: torch.dtype, head_size: int) -> str | None:

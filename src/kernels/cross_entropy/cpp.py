@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from src.kernels.brgemm import PRODUCTS, small_products
+from src.kernels.brgemm import PRODUCTS, find_products
 from src.kernels.cpp_build import Kernels, Source
 from src.kernels.cross_entropy import reference
 from src.kernels.dispatch import verify
@@ -46,7 +46,7 @@ def load_kernel(dtype: torch.dtype, width: int) -> HeadKernel:
         AttributeError, OSError, ValueError: torch has no product of small blocks for this processor.
     """
     kernels = SOURCE.load(torch.float32, width)
-    products = small_products(kernels, f"head_try_{SUFFIXES[dtype]}", dtype)
+    products = find_products(kernels, f"head_try_{SUFFIXES[dtype]}", dtype)
     return functools.partial(_compute_losses, kernels, f"head_{SUFFIXES[dtype]}", products)
 
 

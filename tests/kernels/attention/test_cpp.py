@@ -183,7 +183,7 @@ def test_torchs_kernel_runs_if_ours_is_rejected_and_one_line_says_why(
         wrong = lambda self, *qkv: (torch.full_like(qkv[0], torch.nan), qkv[0][..., 0].contiguous())  # noqa: E731
         monkeypatch.setattr(AttentionKernel, "forward", wrong)
     elif fault == "no such product":
-        monkeypatch.setattr(cpp, "small_products", missing)
+        monkeypatch.setattr(cpp, "find_products", missing)
     else:
         monkeypatch.setattr(cpp.SOURCE, "why_not", lambda *_, **__: reason)
     *qkv, dy = draw((2, 2, 40, 16))

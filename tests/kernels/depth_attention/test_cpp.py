@@ -11,9 +11,11 @@ from src.kernels.depth_attention import append_static, open_static, sum_static
 from src.kernels.depth_attention.ops import SOURCE
 from src.kernels.dispatch import REGISTRY
 from src.models.gpt import GPT
+from src.residual.attnres import AttentionResiduals
 from src.residual.attnres_block import BlockAttentionResiduals
 from src.residual.attnres_stream_block import StreamBlockAttention
 from src.residual.base import ResidualStrategy
+from src.residual.delta_attnres import DeltaAttentionResiduals
 from src.residual.denseformer import DenseFormer
 from src.residual.tdar import TDAR
 from tests.residual.plain import flow, jittered, stream_spec
@@ -21,6 +23,8 @@ from tests.support import jitter, tiny_gpt, tokens
 
 D = 32
 STRATEGIES: dict[str, Callable[[int, int], ResidualStrategy[Any]]] = {
+    "attnres": lambda n, d: AttentionResiduals(stream_spec(n, d), eps=1e-5),
+    "delta_attnres": lambda n, d: DeltaAttentionResiduals(stream_spec(n, d), gate_init=0.5, eps=1e-5),
     "attnres_block of 2": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=n, eps=1e-5),
     "attnres_block of 3": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=4, eps=1e-5),
     "attnres_block of 10": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=2, eps=1e-5),
