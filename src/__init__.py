@@ -1,0 +1,3 @@
+"""reslab: pretrain language models under interchangeable residual streams."""
+
+__version__ = "0.2.0"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from src import __version__
 from tests.runs import (
     DDP,
     ROOT,
@@ -63,6 +64,7 @@ def test_the_result_states_how_it_went(whole: Path) -> None:
     for key in ("reason", "n_params", "seconds", "tokens_per_s", "peak_memory_bytes", "seed", "config_hash"):
         assert key in stated, key
     assert stated["versions"]["torch"] == torch.__version__
+    assert stated["versions"]["reslab"] == __version__
     assert len(stated["data"]["hash"]) == 64
 
 

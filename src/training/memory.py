@@ -1,13 +1,13 @@
-"""Whether a run fits this machine's memory, asked before anything is built.
+"""Estimate whether a run fits this machine's memory, before anything is built.
 
-    certain     16 bytes a parameter (weight, gradient, AdamW's two moments), on every rank; under Muon too, whose
-                step keeps the weight beside its one moment
-    at least    half of one tensor of the stream, 2 * M * T * D bytes
-    likely      certain + what autograd keeps of one micro-step, counted on tensors without memory
+    parameters    16 bytes each (weight, gradient, AdamW's two moments), on every rank; under Muon too, whose step
+                  keeps the weight beside its one moment
+    stream        at least half of one tensor of the stream, 2 * M * T * D bytes
+    activations   what autograd keeps of one micro-step, counted on fake tensors
 
-What certainly does not fit is refused, against all the memory there is; what likely does not is told, against what
-is free. The count for many layers follows from those for few: all strategies keep a polynomial of second degree in
-the depth.
+Parameters or a stream tensor above the total memory are rejected. If parameters and activations exceed the free memory,
+a warning is logged. Activations of a deep model are extrapolated from shallow ones: for every strategy they are a
+polynomial of second degree in the depth.
 
 Shape letters: M micro-batch size, T block_size, D n_embd.
 """
@@ -30,15 +30,15 @@ from src.settings.read import Settings
 
 log = logging.getLogger(__name__)
 
-#: More than any shipped strategy keeps of a token, per layer and channel: where this fits, nothing is counted.
+#: Upper bound of the bytes that a shipped strategy keeps per token, layer and channel; where it fits, nothing is counted.
 CRUDE_BYTES = 400
-#: Depths from which a larger one is extrapolated.
+#: Depths that the activations of a deeper model are extrapolated from.
 DEPTHS = (2, 4, 6)
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Memory(NamedTuple):
-    """A place where ranks live: its name, all of its bytes, those that are free, and how many ranks share it."""
+    """Memory of a device or machine: name, total and free bytes, number of ranks that share it."""
 
     name: str
     total: int
@@ -47,14 +47,14 @@ class Memory(NamedTuple):
 
 
 def check_memory(settings: Settings) -> None:
-    """Compare the run with the memory of the device that it is for.
+    """Compare the run with the memory of its device.
 
     Raises:
         UserError: not even the parameters and their optimizer can fit.
     """
-    memory = _memory(settings)
+    memory = _read_memory(settings)
     model = settings.model
-    _refuse_params(settings, memory, least_params(model))
+    _reject_params(settings, memory, least_params(model))
     micro = getattr(settings.data, "keywords", {}).get("micro_batch_size", 1)
     stream = 2 * micro * model.block_size * model.n_embd
     if stream * memory.ranks > memory.total:
@@ -64,15 +64,15 @@ def check_memory(settings: Settings) -> None:
             f"{format_bytes(memory.total)}; lower data.micro_batch_size"
         )
     subject = subject_of(settings)
-    n_params = _counted(subject, model)
+    n_params = _count_params(subject, model)
     if n_params is None:
         return
-    _refuse_params(settings, memory, n_params)
+    _reject_params(settings, memory, n_params)
     state = BYTES_PER_PARAM * n_params
     crude = CRUDE_BYTES * micro * model.block_size * model.n_embd * model.n_layer
     if (state + crude) * memory.ranks <= memory.free:
         return
-    kept = estimated_kept(subject, model, micro, bf16=settings.trainer.precision != "32-true")
+    kept = estimate_kept(subject, model, micro, bf16=settings.trainer.precision != "32-true")
     if kept is not None and (state + kept) * memory.ranks > memory.free:
         log.warning(
             "this run may not fit: about %s (%s for parameters and optimizer, %s kept for the backward%s) of %s free "
@@ -88,11 +88,11 @@ def check_memory(settings: Settings) -> None:
 
 
 def least_params(model: GPTConfig) -> int:
-    """The MLPs of all layers: what every model of this size has, whatever else it is made of."""
+    """Return the parameters of all MLPs: a lower bound for every model of this size."""
     return 8 * model.n_layer * model.n_embd**2
 
 
-def _refuse_params(settings: Settings, memory: Memory, n_params: int) -> None:
+def _reject_params(settings: Settings, memory: Memory, n_params: int) -> None:
     need = BYTES_PER_PARAM * n_params * memory.ranks
     if need <= memory.total:
         return
@@ -105,18 +105,20 @@ def _refuse_params(settings: Settings, memory: Memory, n_params: int) -> None:
     )
 
 
-def _counted(subject: Subject, model: GPTConfig) -> int | None:
-    """The parameters of the model as configured; None where it cannot be built without memory."""
+def _count_params(subject: Subject, model: GPTConfig) -> int | None:
+    """Count the parameters on fake tensors; None where the model cannot be built without memory."""
     try:
         with FakeTensorMode():
             return sum(p.numel() for p in subject.make(model, 0).parameters() if p.requires_grad)
-    except Exception as error:  # a strategy of the user's may look at its values; building it will tell
+    except (
+        Exception
+    ) as error:  # a user's strategy may read values, which fake tensors lack; building the model shows it
         log.debug("parameters were not counted: %s", one_line(error))
         return None
 
 
-def estimated_kept(subject: Subject, model: GPTConfig, micro: int, *, bf16: bool) -> int | None:
-    """Bytes that a micro-step keeps for its backward; None where the strategy cannot be traced."""
+def estimate_kept(subject: Subject, model: GPTConfig, micro: int, *, bf16: bool) -> int | None:
+    """Estimate the bytes that a micro-step keeps for its backward; None where the strategy cannot be traced."""
 
     def kept(n_layer: int) -> int:
         return kept_bytes(subject, dataclasses.replace(model, n_layer=n_layer), micro, bf16=bf16)[0]
@@ -125,7 +127,7 @@ def estimated_kept(subject: Subject, model: GPTConfig, micro: int, *, bf16: bool
         if model.n_layer <= DEPTHS[-1]:
             return kept(model.n_layer)
         first, second, third = map(kept, DEPTHS)
-    except Exception as error:  # as above, or parts that name layers beyond the few
+    except Exception as error:  # as above, or components that name layers beyond these depths
         log.debug("activations were not counted: %s", one_line(error))
         return None
     slope, bend = (second - first) / 2, (third - 2 * second + first) / 8
@@ -133,26 +135,26 @@ def estimated_kept(subject: Subject, model: GPTConfig, micro: int, *, bf16: bool
     return round(first + slope * steps + bend * steps * (steps - 2))
 
 
-def _memory(settings: Settings) -> Memory:
+def _read_memory(settings: Settings) -> Memory:
     keys = settings.trainer
     if keys.accelerator == "gpu":
         found = [torch.cuda.mem_get_info(index) for index in range(keys.devices)]
         return Memory("each GPU", min(total for _, total in found), min(free for free, _ in found), 1)
-    return Memory("this machine's memory", *host_bytes(), keys.devices)
+    return Memory("this machine's memory", *read_host_bytes(), keys.devices)
 
 
-def host_bytes() -> tuple[int, int]:
-    """Memory of this machine, or of the container that it is to the process: all (swap counted in), and free."""
+def read_host_bytes() -> tuple[int, int]:
+    """Return total (with swap) and free bytes of this machine, or of the container that limits the process."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
     total, free = found["MemTotal"] + found.get("SwapTotal", 0), found["MemAvailable"]
-    for limit, used in _limits():
+    for limit, used in _read_limits():
         total, free = min(total, limit), min(free, limit - used)
     return total, free
 
 
-def _limits() -> list[tuple[int, int]]:
-    """Limit and use of the control groups, of either version, that this process is seen to be in."""
+def _read_limits() -> list[tuple[int, int]]:
+    """Return limit and use in bytes of this process's control groups, version 1 or 2."""
     found = []
     for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, kinds, path = line.split(":", 2)

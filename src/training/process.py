@@ -1,4 +1,4 @@
-"""The process that computes: its threads, its float32 products, and memory that it keeps from step to step."""
+"""Set up the process that computes: threads, float32 matrix products, memory kept between steps."""
 
 import ctypes
 import platform
@@ -16,7 +16,7 @@ TOP_PAD = 64 * 2**20
 
 
 def prepare_process(trainer: TrainerSettings) -> None:
-    """For training, scoring and timing alike, before anything is built."""
+    """Apply `trainer` to this process, before anything is built; training, scoring and timing share it."""
     keep_compiled()
     torch.set_num_threads(trainer.threads)
     choose_products(trainer)
@@ -24,7 +24,7 @@ def prepare_process(trainer: TrainerSettings) -> None:
 
 
 def choose_products(trainer: TrainerSettings) -> None:
-    """How this process makes its float32 products; contestants of a bench may differ in it."""
+    """Select the library of this process's float32 matrix products; configurations of a bench may differ in it."""
     if trainer.accelerator == "gpu":
         torch.set_float32_matmul_precision("high")
     else:
@@ -32,10 +32,10 @@ def choose_products(trainer: TrainerSettings) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep freed memory for the next step, where it can be told to; says whether it does.
+    """Make glibc keep freed memory for the next step; return False on other C libraries.
 
-    A step frees all that it has taken. glibc gives that back to the system, and each page of it has to be cleared
-    when the next step asks for it: 2 to 4 % of a step's time on a CPU. What a process holds at most stays the same.
+    A step frees all the memory that it allocated. By default glibc returns it to the system, and the kernel clears
+    each page again in the next step: 2 to 4 % of a step's time on a CPU. The peak memory stays the same.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

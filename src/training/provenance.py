@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from src import __version__
 from src.files import ROOT
 from src.settings.read import Settings
 
 log = logging.getLogger(__name__)
 
-#: Kinds of files under src/ that compute.
+#: Suffixes of the source files under src/.
 CODE = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
 #: Sections that do not change what a run computes.
@@ -44,19 +45,20 @@ def checkpoint_identity(settings: Settings, identity: dict[str, Any]) -> dict[st
 
 
 def versions() -> dict[str, str]:
-    """What the run's numbers rest on besides this project."""
-    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}}
+    """Return the versions of reslab, Python and the packages that a run's numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"reslab": __version__, "python": platform.python_version(), **packages}
 
 
 def device_name(accelerator: str) -> str:
-    """What the run computes on."""
+    """Return the name of the device that the run computes on."""
     if accelerator == "gpu":
         return torch.cuda.get_device_name()
     return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, marked where the tree differs from it; None outside git."""
+    """Return the commit of this checkout, marked `-dirty` where the tree differs from it; None outside git."""
     try:
         text = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -73,7 +75,7 @@ def git_commit() -> str | None:
 
 @functools.cache
 def code_identity() -> dict[str, str | None]:
-    """Which code this process runs: the commit, marked where the tree differs from it, and the sources' own hash."""
+    """Return the commit of this process's code and the SHA-256 of its source files."""
     sources = hashlib.sha256()
     for path in sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in CODE):
         sources.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
@@ -81,7 +83,7 @@ def code_identity() -> dict[str, str | None]:
 
 
 def code_by_step(earlier: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
-    """By which code a run was trained: one entry for each change, with the step from which on it holds."""
+    """List the code that trained a run: one entry for each change, with the first step that it trained."""
     kept = [dict(code) for code in earlier if code["step"] < step]
     now = code_identity()
     if kept and kept[-1]["sources"] == now["sources"]:
@@ -89,16 +91,18 @@ def code_by_step(earlier: Sequence[Mapping[str, Any]], step: int) -> list[dict[s
     return [*kept, {"step": step, **now}]
 
 
-def tell_other_code(then: Mapping[str, Any] | None) -> None:
-    """Say so where a checkpoint was written by other code than goes on with it; the numbers may differ from here."""
+def warn_about_other_code(then: Mapping[str, Any] | None) -> None:
+    """Log a warning if other code wrote the checkpoint: the numbers may differ from here on."""
     now = code_identity()
     if then is not None and then["sources"] != now["sources"]:
         log.warning(
-            "changed on resume: code %s -> %s; the same numbers are not promised", _told(then), _told(now)
+            "changed on resume: code %s -> %s; the same numbers are not promised",
+            _format_code(then),
+            _format_code(now),
         )
 
 
-def _told(code: Mapping[str, Any]) -> str:
+def _format_code(code: Mapping[str, Any]) -> str:
     sources = str(code["sources"])[:12]
     if code["git"] is None:
         return f"sources {sources}"

@@ -15,7 +15,7 @@ from src.errors import UserError
 from src.files import flatten
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.settings.read import Settings
-from src.training.provenance import ARCHITECTURE, NOT_COMPUTED, config_hash, tell_other_code
+from src.training.provenance import ARCHITECTURE, NOT_COMPUTED, config_hash, warn_about_other_code
 from src.training.run import Resume
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def find_resume(job: Job, settings: Settings, data_identity: dict[str, Any]) -> 
     for key, (then, now) in _differences(stored["config"], settings.config).items():
         if key.partition(".")[0] not in NOT_COMPUTED:
             log.warning("changed on resume: %s %s -> %s", key, then, now)
-    tell_other_code(stored.get("code"))
+    warn_about_other_code(stored.get("code"))
     log.info("resuming from step %d", stored["step"])
     return Resume(path, int(stored["step"]), checkpoint)
 

@@ -1,4 +1,4 @@
-"""Runs that cannot fit are refused before anything is built; others are not."""
+"""A run that cannot fit the memory is rejected before anything is built; others are not."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ from src.checks.quick import subject_of
 from src.errors import UserError
 from src.settings.read import Settings
 from src.training import memory
-from src.training.memory import Memory, check_memory, estimated_kept, host_bytes
+from src.training.memory import Memory, check_memory, estimate_kept, read_host_bytes
 from tests.runs import SMALL, error_lines, run
 from tests.support import composed_settings, options
 
@@ -21,7 +21,9 @@ MIB = 2**20
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, total: int, free: int, ranks: int = 1) -> None:
-    monkeypatch.setattr(memory, "_memory", lambda settings: Memory("this machine's memory", total, free, ranks))
+    monkeypatch.setattr(
+        memory, "_read_memory", lambda settings: Memory("this machine's memory", total, free, ranks)
+    )
 
 
 def tiny(**sizes: Any) -> Settings:
@@ -40,14 +42,14 @@ def tiny(**sizes: Any) -> Settings:
         ),
     ],
 )
-def test_what_no_machine_holds_is_refused(keys: list[str], words: str) -> None:
-    with pytest.raises(UserError) as refused:
+def test_a_model_that_no_machine_holds_is_rejected(keys: list[str], words: str) -> None:
+    with pytest.raises(UserError) as rejected:
         check_memory(composed_settings("evaluation=none", *keys))
-    assert words in str(refused.value)
-    assert "this machine's memory has" in str(refused.value)
+    assert words in str(rejected.value)
+    assert "this machine's memory has" in str(rejected.value)
 
 
-def test_it_is_refused_in_one_line_before_anything_is_built(tmp_path: Path) -> None:
+def test_the_rejection_is_one_line_before_anything_is_built(tmp_path: Path) -> None:
     done = run(*SMALL, "model.n_layer=1000", "model.n_embd=65536", "hydra.run.dir=r", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(error_lines(done)) == 1
@@ -55,7 +57,7 @@ def test_it_is_refused_in_one_line_before_anything_is_built(tmp_path: Path) -> N
     assert not (tmp_path / "r/result.json").exists()
 
 
-def test_parameters_are_counted_to_the_byte_and_for_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_are_count_params_to_the_byte_and_for_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny()
     need = 16 * 7_636_608
     for ranks, size in ((1, "116.5"), (3, "349.6")):
@@ -66,7 +68,7 @@ def test_parameters_are_counted_to_the_byte_and_for_all_ranks(monkeypatch: pytes
             check_memory(settings)
 
 
-def test_what_may_not_fit_is_told_and_goes_on(
+def test_a_run_that_may_not_fit_logs_a_warning_and_continues(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = tiny()
@@ -82,23 +84,23 @@ def test_what_may_not_fit_is_told_and_goes_on(
 
 
 @pytest.mark.parametrize("residual", ["vanilla", "attnres", "mhc", "muddformer"])
-def test_what_is_kept_at_depth_follows_from_few_layers(residual: str) -> None:
+def test_activations_of_a_deep_model_follow_from_shallow_ones(residual: str) -> None:
     subject = subject_of(composed_settings(f"residual={residual}", "evaluation=none"))
     model = dataclasses.replace(subject.config, n_layer=9, n_embd=16, block_size=16, vocab_size=64)
     counted = kept_bytes(subject, model, 2, bf16=False)[0]
-    assert estimated_kept(subject, model, 2, bf16=False) == pytest.approx(counted, rel=0.01)
+    assert estimate_kept(subject, model, 2, bf16=False) == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("residual", options("residual"))
-def test_the_crude_bound_is_one(residual: str) -> None:
+def test_the_crude_bound_is_an_upper_bound(residual: str) -> None:
     subject = subject_of(composed_settings(f"residual={residual}", "evaluation=none"))
     model = dataclasses.replace(subject.config, n_layer=4, n_embd=64, block_size=64, vocab_size=64)
     tokens_layers_channels = 2 * 64 * 4 * 64
     assert kept_bytes(subject, model, 2, bf16=False)[0] < memory.CRUDE_BYTES * tokens_layers_channels
 
 
-def test_a_containers_limit_is_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    total, free = host_bytes()
+def test_the_limit_of_a_container_replaces_the_total_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    total, free = read_host_bytes()
     assert 0 < free <= total
-    monkeypatch.setattr(memory, "_limits", lambda: [(2**30, 2**20), (2**62, 0)])
-    assert host_bytes() == (2**30, min(free, 2**30 - 2**20))
+    monkeypatch.setattr(memory, "_read_limits", lambda: [(2**30, 2**20), (2**62, 0)])
+    assert read_host_bytes() == (2**30, min(free, 2**30 - 2**20))

@@ -1,4 +1,4 @@
-"""Which code a run rests on."""
+"""The identity of the code that trained a run."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from src.training import provenance
-from src.training.provenance import code_by_step, code_identity, tell_other_code
+from src.training.provenance import code_by_step, code_identity, warn_about_other_code
 
 
 def test_the_identity_follows_every_source_and_nothing_else(
@@ -37,7 +37,7 @@ def test_a_change_of_code_is_one_entry_from_its_step_on(monkeypatch: pytest.Monk
     assert code_by_step(first, 40) == first == [{"step": 0, "git": None, "sources": "a" * 64}]
     codes["sources"] = "b" * 64
     assert code_by_step(first, 40) == [*first, {"step": 40, "git": None, "sources": "b" * 64}]
-    assert code_by_step(code_by_step(first, 40), 20)[1]["step"] == 20  # gone back before the change
+    assert code_by_step(code_by_step(first, 40), 20)[1]["step"] == 20  # rolled back before the change
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_a_change_of_code_is_one_entry_from_its_step_on(monkeypatch: pytest.Monk
         (None, ""),  # written before checkpoints said so
     ],
 )
-def test_other_code_is_told_in_one_line(
+def test_other_code_is_reported_in_one_line(
     then: dict[str, str] | None, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = {"git": "e" * 40 + "-dirty", "sources": "a" * 64}
     monkeypatch.setattr(provenance, "code_identity", lambda: now)
     with caplog.at_level(logging.WARNING):
-        tell_other_code(then)
+        warn_about_other_code(then)
     assert len(caplog.messages) == bool(told)
     assert told in "".join(caplog.messages)
