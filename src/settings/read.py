@@ -146,6 +146,9 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     resolved["optimizer"] = stored_optimizer(resolved["optimizer"], optimizer)
     resolved.update(stored_schedule(resolved.pop("schedule", None)))
     resolved["trainer"] = dataclasses.asdict(trainer)
+    for key in ("callbacks", "profiler"):  # absent where empty, so that hashes are those of version 0.1.0
+        if not resolved.get(key):
+            resolved.pop(key, None)
     return Settings(
         name=str(config.name),
         seed=config.seed,
