@@ -1,8 +1,7 @@
-"""Frac-connections (dynamic): the stream is cut into fractions that are read, mixed and written as
-hyper-connections are, without being widened.
+"""Dynamic frac-connections: fractions of one stream, read, mixed and written like the streams of hyper-connections.
 
-    H = x cut into M fractions;   H~ = LayerNorm(H) per fraction;   [Y | A_r | B] = static + scale * tanh(H~ W)
-    u = concat(Y^T H);   H <- A_r^T H + B * y cut likewise
+    H = x split into N fractions;   H~ = LayerNorm(H) per fraction;   [Y | A_r | B] = static + scale * tanh(H~ W)
+    u = concat(Y^T H);   H <- A_r^T H + B * (y split likewise)
 
 Source: Zhu et al., "Frac-Connections" (arXiv 2503.14125), section 3.
 At init (W = 0, Y = A_r = identity, B = 1): vanilla.
@@ -21,15 +20,15 @@ from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
 class FracConnections(ResidualStrategy[Streams]):
-    """N * (2 * N + 1) + F * (2 * N + 3) + 2 parameters a site; only W has weight decay.
+    """Frac-connections: N * (2 * N + 1) + F * (2 * N + 3) + 2 parameters a site; only W has weight decay.
 
     Args:
         spec: the trunk.
-        n_frac: fractions (4 in the source), a divisor of n_embd.
+        n_frac: N, at least 2 and a divisor of n_embd (4 in the source).
         scale_init: initial factor of the dynamic part (0.01 in the source).
 
     Raises:
-        ValueError: a number of fractions that does not divide the width, or one.
+        ValueError: `n_frac` is 1 or does not divide the width.
     """
 
     may_skip: ClassVar[bool] = True
@@ -39,8 +38,8 @@ class FracConnections(ResidualStrategy[Streams]):
         super().__init__()
         if n_frac < 2 or spec.n_embd % n_frac:
             raise ValueError(
-                f"residual.n_frac must be at least 2 and divide model.n_embd={spec.n_embd}, got {n_frac}; "
-                "for one fraction use residual=vanilla"
+                f"residual.n_frac must be >= 2 and divide model.n_embd={spec.n_embd}, got {n_frac}; "
+                "use residual=vanilla for one fraction"
             )
         self.n_frac = n_frac
         width = spec.n_embd // n_frac
@@ -56,7 +55,7 @@ class FracConnections(ResidualStrategy[Streams]):
         yield ParamGroup((self.a_SNM, self.b_SN, self.norm_weight_SF, self.norm_bias_SF, self.scale_S2))
 
     def begin(self, x0_BTD: Tensor) -> Streams:
-        return Streams(self._cut(x0_BTD), self.b_SN[0])
+        return Streams(self._split(x0_BTD), self.b_SN[0])
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
         packed = (self.w_SFC, self.norm_weight_SF, self.norm_bias_SF, self.scale_S2, self.a_SNM, self.b_SN)
@@ -66,11 +65,11 @@ class FracConnections(ResidualStrategy[Streams]):
         return u_BTNF.flatten(2), Streams(h_BTNF, b_BTN)
 
     def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        h_BTNF = torch.addcmul(state.h_BTND, state.b.unsqueeze(-1), self._cut(y_BTD))
+        h_BTNF = torch.addcmul(state.h_BTND, state.b.unsqueeze(-1), self._split(y_BTD))
         return state._replace(h_BTND=h_BTNF)
 
     def end(self, state: Streams) -> Tensor:
         return state.h_BTND.flatten(2)
 
-    def _cut(self, x_BTD: Tensor) -> Tensor:
+    def _split(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.view(*x_BTD.shape[:2], self.n_frac, -1)

@@ -1,4 +1,4 @@
-"""Dynamic hyper-connections (DHC): n streams, read, mixed and written with weights that depend on them.
+"""Dynamic hyper-connections (DHC): N streams, read, mixed and written with weights that depend on them.
 
     H~ = LayerNorm(H) per stream;   [A | B] = static + scale * tanh(H~ W)
     u = A_m^T H;   H <- A_r^T H + B y;   out = mean_i H_i
@@ -21,15 +21,15 @@ from src.residual.families.hyper_connections import WeightedStreams, static_weig
 
 
 class HyperConnections(WeightedStreams):
-    """N * (N + 2) + D * (N + 4) + 2 parameters a site; only W has weight decay, as in the paper.
+    """DHC: N * (N + 2) + D * (N + 4) + 2 parameters a site; only W has weight decay, as in the paper.
 
     Args:
         spec: the trunk.
-        n_stream: streams (4 in the paper).
+        n_stream: N, at least 2 (4 in the paper).
         scale_init: initial factor of the dynamic part (0.01 in the paper).
         output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
-        stream_dtype: of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
+        stream_dtype: dtype of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
     init_equivalent = "vanilla"

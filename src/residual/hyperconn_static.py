@@ -1,9 +1,9 @@
-"""Static hyper-connections (SHC): n streams read, mixed and written with learned constants.
+"""Static hyper-connections (SHC): N streams, read, mixed and written with learned constants.
 
     u = A_m^T H,  H' = A_r^T H;   H <- H' + B y;   out = mean_i H_i
 
 Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.1, equations 1-5.
-At init: vanilla (all streams are equal; site k reads stream k mod n), with `output_init_scale` 1.
+At init: vanilla (all streams are equal; site k reads stream k mod N), with `output_init_scale` 1.
 Shape letters: N streams.
 """
 
@@ -16,11 +16,11 @@ from src.residual.families.hyper_connections import WeightedStreams, static_weig
 
 
 class StaticHyperConnections(WeightedStreams):
-    """N * (N + 2) parameters a site, lr x 1, no weight decay.
+    """SHC: N * (N + 2) parameters a site, lr x 1, no weight decay.
 
     Args:
         spec: the trunk.
-        n_stream: streams (4 in the paper).
+        n_stream: N, at least 2 (4 in the paper).
         output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
     """

@@ -1,12 +1,12 @@
-"""Identity hyper-connections (iHC): n streams read and written with weights that depend on them, never mixed.
+"""Identity hyper-connections (iHC): N streams, read and written with weights that depend on them, never mixed.
 
     [pre | post] from vec(H), under sigmoid + eps and 2 sigmoid;   u = pre . H;   H <- H + post^T y
-    out = head . H,  head from the last H as `pre` is
+    out = head . H,  head computed from the last H like `pre`
 
 Source: Tencent HY V4, `hy_v4` in Hugging Face transformers; the ablation "identity H_res" of mHC
 (arXiv 2512.24880).
-At init: near vanilla (every read is nearly the streams' mean), not equal to it: the random phi tells the
-streams apart, which would stay alike without it.
+At init: close to vanilla (every read is close to the streams' mean), but not equal: the random phi makes the streams
+differ, which would stay equal without it.
 Shape letters: N streams, V = N * D.
 """
 
@@ -25,11 +25,11 @@ from src.residual.families.hyper_connections import check_stream_count, stream_m
 
 
 class IdentityHyperConnections(ResidualStrategy[Streams]):
-    """2 * N * (V + 1) + 2 parameters a site and N * (V + 1) + 1 at the end; only phi has weight decay.
+    """iHC: 2 * N * (V + 1) + 2 parameters a site and N * (V + 1) + 1 at the end; only phi has weight decay.
 
     Args:
         spec: the trunk.
-        n_stream: streams (4 in the source).
+        n_stream: N, at least 2 (4 in the source).
         scale_init: initial factor of the dynamic part (0.01 in the source).
         phi_std: standard deviation of the initial phi (0.02 in the source).
         eps: added to the mean square of vec(H), and to the weights of every read (1e-6 in the source).

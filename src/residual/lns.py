@@ -1,9 +1,9 @@
-"""LayerNorm scaling (LNS): what a branch is given shrinks with the square root of its depth.
+"""LayerNorm scaling (LNS): the input of a branch shrinks with the square root of its depth.
 
     x <- x + F_k( N_k(x) / sqrt(l) )    both sublayers of layer l = 1..L
 
-The scale stands after the norm; before it, the norm would undo it. The source asks for output projections
-that start unscaled, since the trunk's 1/sqrt(2 L) already does at init what LNS is for.
+The scale is applied after the norm, which would undo it otherwise. The source starts the output projections unscaled,
+because the trunk's 1/sqrt(2 L) has the same purpose at init as LNS.
 
 Source: Sun et al., "The Curse of Depth in Large Language Models" (arXiv 2502.05795), section 4;
 lmsdss/LayerNorm-Scaling.
@@ -17,7 +17,7 @@ from src.residual.families.single_stream import SingleStream
 
 
 class LayerNormScaling(SingleStream):
-    """No parameters besides one norm a site, in place of the trunk's.
+    """LNS: no parameters but one norm a site, which replaces the trunk's.
 
     Args:
         spec: the trunk.

@@ -1,10 +1,10 @@
-"""Manifold-constrained hyper-connections (mHC): n streams whose mixing is doubly stochastic.
+"""Manifold-constrained hyper-connections (mHC): N streams whose mixing is doubly stochastic.
 
-    [pre | post | res] from vec(H), under sigmoid, 2 sigmoid, Sinkhorn (`projected_streams`, `sinkhorn`)
+    [pre | post | res] = scale * (phi vec(H)) / rms(vec(H)) + bias, under sigmoid, 2 sigmoid, Sinkhorn-Knopp
     u = pre . H;   H <- res H + post^T y;   out = mean_i H_i
 
-The paper gives only the scales' initial value; the biases here tell the streams apart (site k reads most of
-stream k mod N) and start the mixing at the identity nearly.
+The paper states only the scales' initial value. The initial biases here make the streams differ (site k reads mostly
+stream k mod N) and start the mixing close to the identity.
 
 Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.2, equations 14-19, table 5.
 At init: equal to vanilla up to the rounding of the read's weights, whose sum is 1 (about 1e-7).
@@ -24,17 +24,17 @@ from src.residual.families.hyper_connections import WeightedStreams
 
 
 class ManifoldHyperConnections(WeightedStreams):
-    """(V + 1) * C + 3 parameters a site, lr x 1; only phi has weight decay.
+    """mHC: (V + 1) * C + 3 parameters a site, lr x 1; only phi has weight decay.
 
     Args:
         spec: the trunk.
-        n_stream: streams (4 in the paper).
+        n_stream: N, at least 2 (4 in the paper).
         n_iteration: rounds of Sinkhorn-Knopp (20 in the paper).
         scale_init: initial factor of the dynamic part (0.01 in the paper).
-        own_share: initial weight of stream k mod N in site k's read, the others share the rest.
+        own_share: initial weight of stream k mod N in site k's read; the others have equal parts of the rest.
         res_logit: initial logit of the mixing's diagonal (0 elsewhere).
         eps: added to the mean square of vec(H).
-        stream_dtype: of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
+        stream_dtype: dtype of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
     init_equivalent = "vanilla"
@@ -53,7 +53,7 @@ class ManifoldHyperConnections(WeightedStreams):
     ) -> None:
         super().__init__(n_stream, stream_dtype)
         if not 0 < own_share < 1:
-            raise ValueError(f"residual.own_share must be between 0 and 1, got {own_share}; 0.7 is customary")
+            raise ValueError(f"residual.own_share must be > 0 and < 1, got {own_share}; 0.7 is the default")
         self.n_iteration, self.eps = n_iteration, eps
         n_column = n_stream * (n_stream + 2)
         self.phi_SCV = nn.Parameter(torch.zeros(spec.n_site, n_column, n_stream * spec.n_embd))

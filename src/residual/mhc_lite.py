@@ -1,4 +1,4 @@
-"""mHC-lite: hyper-connections whose mixing is a blend of permutations, so exactly doubly stochastic.
+"""mHC-lite: hyper-connections whose mixing is a blend of permutations, hence exactly doubly stochastic.
 
     v = gain * vec(H);   [pre | post | res] from v / rms, under sigmoid, 2 sigmoid, softmax
     u = pre . H;   H <- (sum_r res_r P_r) H + post^T y;   out = sum_i H_i
@@ -6,7 +6,7 @@
 P_r are all N! permutations, the identity first. No Sinkhorn is needed.
 
 Source: "mHC-lite" (arXiv 2601.05732), section 3; FFTYYY/mhc-lite (initial biases).
-At init: not vanilla (site k leans on stream k mod N in read and write; the mixing is the identity nearly).
+At init: not vanilla (site k reads and writes mostly stream k mod N; the mixing is close to the identity).
 Shape letters: N streams, C = N! + 2 * N columns of phi, V = N * D.
 """
 
@@ -26,11 +26,11 @@ MAX_STREAM = 5  # 120 permutations; 6 streams would have 720
 
 
 class ManifoldHyperConnectionsLite(WeightedStreams):
-    """(C + 1) * V + C + 3 parameters a site, lr x 1; only phi has weight decay.
+    """mHC-lite: (C + 1) * V + C + 3 parameters a site, lr x 1; only phi has weight decay.
 
     Args:
         spec: the trunk.
-        n_stream: streams, 2 to 5 (4 in the source).
+        n_stream: N, 2 to 5 (4 in the source).
         scale_init: initial factor of the dynamic part (0.01 in the source).
         gate_logit: initial logit of site k's own stream in read and write, its negative for the others (1).
         res_logit: initial logit of all permutations but the identity (-8 in the source).
@@ -52,7 +52,7 @@ class ManifoldHyperConnectionsLite(WeightedStreams):
         super().__init__(n_stream)
         if n_stream > MAX_STREAM:
             raise ValueError(
-                f"residual.n_stream must be at most {MAX_STREAM} for mhc_lite, which has n_stream! permutations, "
+                f"residual.n_stream must be <= {MAX_STREAM} for mhc_lite, which has n_stream! permutations, "
                 f"got {n_stream}; for more streams use residual=mhc"
             )
         self.eps = eps

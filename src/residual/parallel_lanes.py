@@ -1,13 +1,13 @@
-"""Parallel lanes: in the upper layers attention and MLP read streams of their own, and write to both.
+"""Parallel lanes: in the upper layers attention and MLP read separate streams and write to both.
 
     x <- x + y                                       below `start_layer`; there both lanes become x
-    lane_j <- carry[k] * lane_j + write[k, j] * y    j = 0 (what attention reads), 1 (what the MLP reads)
+    lane_j <- carry[k] * lane_j + write[k, j] * y    j = 0 (read by attention), 1 (read by the MLP)
     out = (lane_0 + lane_1) / 2
 
 Source: KellerJordan/modded-nanogpt, pull request 230 (carry sqrt(1.1), attention writes 1.5 to the MLP's
 lane); openai/parameter-golf, pull request 1204 (carry sqrt(1.1), all writes 1).
 At init: not vanilla as shipped; with equal writes, one stream whose carry is `carry_init` in the upper layers,
-so vanilla where that is 1.
+so vanilla if that is 1.
 Shape letters: A sites from the first of `start_layer` on.
 """
 
@@ -22,18 +22,18 @@ from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
 class Lanes(NamedTuple):
-    """What attention reads, and what the MLP reads; one tensor below `start_layer`."""
+    """The lanes that attention and the MLP read: the same tensor below `start_layer`."""
 
     attn_BTD: Tensor
     mlp_BTD: Tensor
 
 
 class ParallelLanes(ResidualStrategy[Lanes]):
-    """3 parameters for each site from `start_layer` on, no weight decay.
+    """Parallel lanes: 3 parameters for each site from `start_layer` on, no weight decay.
 
     Args:
         spec: the trunk.
-        start_layer: first layer with two lanes (7 of 11 in the sources); None takes that share of the depth.
+        start_layer: first layer with two lanes (7 of 11 in the sources); None takes the same share of the depth.
         carry_init: initial weight of a lane in its own update (sqrt(1.1) in the sources).
         write_init: initial weight of an output in a lane (1 in the sources).
         attn_to_mlp_init: the same for attention's output in the MLP's lane (1.5 and 1 in the sources).
@@ -59,8 +59,8 @@ class ParallelLanes(ResidualStrategy[Lanes]):
         start = min(round(spec.n_layer * 7 / 11), last) if start_layer is None else start_layer
         if not 0 <= start <= last:
             raise ValueError(
-                f"residual.start_layer must be between 0 and {last}, got {start_layer}; "
-                "null takes 7/11 of the depth"
+                f"residual.start_layer must be >= 0 and <= {last}, got {start_layer}; "
+                "use null for 7/11 of the depth"
             )
         active = [site for site in spec.sites if site.index >= _first_site(spec, start)]
         self.n_single = spec.n_site - len(active)

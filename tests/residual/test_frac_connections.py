@@ -8,7 +8,7 @@ from src.residual.frac_connections import FracConnections
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_it_is_the_papers_recurrence() -> None:
+def test_it_equals_the_papers_recurrence() -> None:
     spec, branches, x0, m = stream_spec(), sublayers(6), embedding_like(), 3
     strategy = jittered(FracConnections(spec, n_frac=m, scale_init=0.01))
     h = x0.view(2, 4, m, 2)
@@ -23,13 +23,13 @@ def test_it_is_the_papers_recurrence() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), h.reshape(x0.shape), rtol=0, atol=1e-11)
 
 
-def test_the_count_is_the_papers() -> None:
+def test_the_parameter_count_is_the_papers() -> None:
     strategy = FracConnections(stream_spec(24, 1024), n_frac=4, scale_init=0.01)
     assert sum(p.numel() for p in strategy.parameters()) == 136_992
     assert [g.decay for g in strategy.param_groups()] == [True, False]
 
 
 @pytest.mark.parametrize("n_frac", [1, 4])
-def test_fractions_that_do_not_divide_the_width_are_refused(n_frac: int) -> None:
-    with pytest.raises(ValueError, match=rf"at least 2 and divide model.n_embd=6, got {n_frac}"):
+def test_fractions_that_do_not_divide_the_width_raise_an_error(n_frac: int) -> None:
+    with pytest.raises(ValueError, match=rf">= 2 and divide model.n_embd=6, got {n_frac}"):
         FracConnections(stream_spec(), n_frac=n_frac, scale_init=0.01)

@@ -1,4 +1,4 @@
-"""Dynamic hyper-connections against equations 10-13 written out, and the published package."""
+"""Dynamic hyper-connections equal equations 10-13 of the paper, written out, and the published package."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from src.residual.hyperconn import HyperConnections
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_it_is_the_papers_recurrence() -> None:
+def test_it_equals_the_papers_recurrence() -> None:
     spec, branches, x0, n = stream_spec(), sublayers(6), embedding_like(), 3
     strategy = jittered(
         HyperConnections(spec, n_stream=n, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32")
@@ -27,7 +27,7 @@ def test_it_is_the_papers_recurrence() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), h.mean(2), rtol=0, atol=1e-11)
 
 
-def test_only_the_projection_has_weight_decay_and_the_count_is_the_papers() -> None:
+def test_only_the_projection_has_weight_decay_and_the_parameter_count_is_the_papers() -> None:
     strategy = HyperConnections(
         stream_spec(24, 1024), n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"
     )
@@ -36,7 +36,7 @@ def test_only_the_projection_has_weight_decay_and_the_count_is_the_papers() -> N
     assert sum(p.numel() for p in strategy.parameters()) == 394_464
 
 
-def test_streams_separate_once_trained() -> None:
+def test_streams_separate_in_training() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = HyperConnections(
         spec, n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"
@@ -55,7 +55,7 @@ def test_streams_separate_once_trained() -> None:
     assert spread > 1e-3
 
 
-def test_it_is_the_published_package_with_the_same_weights() -> None:
+def test_it_equals_the_published_package_with_the_same_weights() -> None:
     package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
     spec, branches, x0, n, d = stream_spec(), sublayers(6), embedding_like(), 4, 6
     ours = jittered(
@@ -81,7 +81,7 @@ def test_it_is_the_published_package_with_the_same_weights() -> None:
     assert torch.allclose(flow(ours, spec, x0, branches), reduce(x) / n, rtol=0, atol=1e-11)
 
 
-def test_at_init_it_is_the_published_package_at_init() -> None:
+def test_at_init_it_equals_the_published_package_at_init() -> None:
     package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
     ours = HyperConnections(
         stream_spec(), n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"

@@ -1,4 +1,4 @@
-"""mHC against equations 14-19 written out, and its initial values."""
+"""mHC equals equations 14-19 of the paper, written out; its initial values."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ KEYS: dict[str, Any] = {
 }
 
 
-def test_it_is_the_papers_recurrence() -> None:
+def test_it_equals_the_papers_recurrence() -> None:
     spec, branches, x0, n = stream_spec(), sublayers(6), embedding_like(), 4
     strategy = jittered(ManifoldHyperConnections(spec, **KEYS))
     h = x0.unsqueeze(2).repeat(1, 1, n, 1)
@@ -46,7 +46,7 @@ def test_at_init_it_equals_vanilla_to_the_rounding_of_its_biases() -> None:
     assert 0 < difference < 1e-7
 
 
-def test_streams_separate_once_trained() -> None:
+def test_streams_separate_in_training() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = ManifoldHyperConnections(spec, **KEYS).double()
     optimizer = torch.optim.AdamW(strategy.parameters(), lr=1e-2)
@@ -63,19 +63,19 @@ def test_streams_separate_once_trained() -> None:
     assert spread > 1e-3
 
 
-def test_the_count_is_the_papers_and_only_phi_decays() -> None:
+def test_the_parameter_count_is_the_papers_and_only_phi_decays() -> None:
     strategy = ManifoldHyperConnections(stream_spec(2, 1024), **KEYS)
     assert sum(p.numel() for p in strategy.parameters()) == 4 * (4 * 1024 * 24 + 24 + 3)
     assert [(g.decay, len(g.params)) for g in strategy.param_groups()] == [(True, 1), (False, 2)]
 
 
-def test_the_mixing_stays_float32_under_bf16() -> None:
+def test_the_streams_stay_float32_under_bf16() -> None:
     gpt = jitter(tiny_gpt("mhc"))
     with torch.autocast("cpu", torch.bfloat16):
         _, trace = gpt.trace(tokens())
     assert trace.end_BTD.dtype == torch.float32
 
 
-def test_a_share_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"residual.own_share must be between 0 and 1, got 1.0"):
+def test_a_share_of_one_raises_an_error() -> None:
+    with pytest.raises(ValueError, match=r"residual.own_share must be > 0 and < 1, got 1.0"):
         ManifoldHyperConnections(stream_spec(), **{**KEYS, "own_share": 1.0})

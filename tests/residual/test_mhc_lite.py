@@ -12,7 +12,7 @@ from tests.residual.plain import embedding_like, flow, jittered, stream_spec, su
 KEYS: dict[str, Any] = {"n_stream": 3, "scale_init": 0.01, "gate_logit": 1.0, "res_logit": -8.0, "eps": 1e-6}
 
 
-def test_it_is_the_papers_recurrence() -> None:
+def test_it_equals_the_papers_recurrence() -> None:
     spec, branches, x0, n = stream_spec(), sublayers(6), embedding_like(), 3
     strategy = jittered(ManifoldHyperConnectionsLite(spec, **KEYS))
     orders = list(permutations(range(n)))
@@ -31,21 +31,19 @@ def test_it_is_the_papers_recurrence() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), h.sum(2), rtol=0, atol=1e-10)
 
 
-def test_the_first_permutation_leaves_all_as_it_is_and_starts_heaviest() -> None:
+def test_the_first_permutation_is_the_identity_and_has_the_largest_initial_weight() -> None:
     strategy = ManifoldHyperConnectionsLite(stream_spec(), **KEYS)
     assert torch.equal(strategy.perm_RNN[0], torch.eye(3))
     assert strategy.bias_SC[:, 6:].argmax(1).eq(0).all()
     assert strategy.state_dict().keys() == dict(strategy.named_parameters()).keys()
 
 
-def test_each_site_leans_on_a_stream_of_its_own() -> None:
+def test_each_site_reads_mostly_a_stream_of_its_own_at_init() -> None:
     strategy = ManifoldHyperConnectionsLite(stream_spec(), **KEYS)
     assert strategy.bias_SC[:, :3].argmax(1).tolist() == [0, 1, 2, 0, 1, 2]
     assert strategy.bias_SC[:, 3:6].argmax(1).tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_too_many_permutations_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"n_stream must be at most 5 .* got 6; for more streams use residual=mhc"
-    ):
+def test_too_many_streams_raise_an_error() -> None:
+    with pytest.raises(ValueError, match=r"n_stream must be <= 5 .* got 6; for more streams use residual=mhc"):
         ManifoldHyperConnectionsLite(stream_spec(), **{**KEYS, "n_stream": 6})

@@ -1,4 +1,4 @@
-"""Parallel lanes against the sources' recurrence."""
+"""Parallel lanes equal the sources' recurrence."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ KEYS: dict[str, Any] = {
 }
 
 
-def test_it_is_the_sources_recurrence() -> None:
+def test_it_equals_the_sources_recurrence() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(ParallelLanes(spec, **KEYS))
     x = x0 + branches[0](x0)
@@ -32,7 +32,7 @@ def test_it_is_the_sources_recurrence() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), expected, rtol=0, atol=1e-13)
 
 
-def test_with_carry_and_writes_of_one_it_is_vanilla() -> None:
+def test_with_carries_and_writes_of_one_it_is_vanilla() -> None:
     spec, branches, x = stream_spec(), sublayers(6), embedding_like()
     strategy = ParallelLanes(spec, **{**KEYS, "carry_init": 1.0, "attn_to_mlp_init": 1.0}).double()
     out = flow(strategy, spec, x, branches)
@@ -41,7 +41,7 @@ def test_with_carry_and_writes_of_one_it_is_vanilla() -> None:
     assert torch.equal(out, x)
 
 
-def test_both_published_starts_can_be_said() -> None:
+def test_both_published_initializations_can_be_configured() -> None:
     modded = ParallelLanes(stream_spec(11), **{**KEYS, "start_layer": 7})
     assert modded.write_A2.tolist() == [[1.0, 1.5], [1.0, 1.0]] * 4
     golf = ParallelLanes(stream_spec(11), **{**KEYS, "start_layer": None, "attn_to_mlp_init": 1.0})
@@ -49,11 +49,11 @@ def test_both_published_starts_can_be_said() -> None:
     assert torch.equal(golf.carry_A, torch.full((8,), 1.1**0.5))
 
 
-def test_carries_learn_faster_than_writes() -> None:
+def test_carries_have_a_larger_learning_rate_than_writes() -> None:
     groups = ParallelLanes(stream_spec(), **KEYS).param_groups()
     assert [(g.params[0].dim(), g.lr_scale, g.decay) for g in groups] == [(1, 5.0, False), (2, 1.0, False)]
 
 
-def test_a_start_beyond_the_last_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"start_layer must be between 0 and 2, got 3"):
+def test_a_start_beyond_the_last_layer_raises_an_error() -> None:
+    with pytest.raises(ValueError, match=r"start_layer must be >= 0 and <= 2, got 3"):
         ParallelLanes(stream_spec(3), **{**KEYS, "start_layer": 3})

@@ -24,7 +24,7 @@ CHUNK_ROWS = 256
 # Counted for a GPU under bfloat16: a chunk reads and writes all of dW, 12 D V bytes, and its logits are 12 C V, so that
 # from C = D on dW is the lesser part. With V = 50304 these rows take 0.4 GB.
 GPU_CHUNK_ROWS = 4096
-# What a CPU converts at a time stays in its cache: rows of logits (16 or 64: the same), numbers of a gradient.
+# Rows of logits (16 or 64: the same) and numbers of a gradient that a CPU converts at a time, to stay in its cache.
 CONVERTED_ROWS, ADDED_NUMBERS = 32, 2**18
 # A float32 probability below this is about to lose digits; its logarithm is -69.
 SMALLEST = 1e-30

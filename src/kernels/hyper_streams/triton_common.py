@@ -5,7 +5,7 @@ tokens. A token's weights are rows [A | B] of C = N + 2 columns in memory. `reco
 
 Constants that select a case: `COPIES`: the streams a segment starts with are copies of one row; `FIRST`: the site is the
 first of its segment; `PENDING`: the last output is still to be written, by B of its site. Kernels find outputs through
-a table of addresses, so that one kernel serves any number of them.
+a table of addresses, so that one kernel takes any number of them.
 
 Shape letters: N streams, C columns of [A | B], R rows of shares, K the maximum number of outputs of a segment.
 """

@@ -37,7 +37,9 @@ KERNELS: list[tuple[str, str, dict[str, Any], int, int]] = [
 ]
 
 
-def compiled(module: str, name: str, constants: dict[str, Any], warps: int, most: int, streams: str) -> str:
+def compile_kernel(
+    module: str, name: str, constants: dict[str, Any], warps: int, most: int, streams: str
+) -> str:
     """Return the line of a kernel."""
     kernel = getattr(importlib.import_module(f"src.kernels.hyper_streams.{module}"), name)
     constants_of = {**COMMON, **constants}
@@ -49,18 +51,18 @@ def compiled(module: str, name: str, constants: dict[str, Any], warps: int, most
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants_of, attributes)
     options = {"num_warps": warps, "maxnreg": most, "enable_fp_fusion": True}
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(made.asm["cubin"])
+        Path(file.name).write_bytes(compiled.asm["cubin"])
         usage = subprocess.run(
             [str(BIN / "cuobjdump"), "-res-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
     registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0]
-    wide_loads = 4 if re.search(r"ld\.global\S*\.v4|cp\.async", made.asm["ptx"]) else 1
+    wide_loads = 4 if re.search(r"ld\.global\S*\.v4|cp\.async", compiled.asm["ptx"]) else 1
     return f"{name} {streams[1:]} {registers} {stack} {wide_loads}"
 
 
 if __name__ == "__main__":
     for entry in KERNELS:
         for streams in ("*fp32", "*bf16"):
-            print(compiled(*entry, streams), flush=True)
+            print(compile_kernel(*entry, streams), flush=True)

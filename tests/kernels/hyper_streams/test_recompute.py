@@ -214,7 +214,7 @@ SHARES = {12: (1, 2, 3, 4, 5), 3: (1, 2, 3, 3), 2: (1, 2, 3)}
 def kept_bytes(strategy: ResidualStrategy[Any], n_token: int, width: int) -> float:
     """Return the bytes saved for the backward, over sublayers u / 2, which save nothing."""
     leaf = random(1, n_token, width).float().requires_grad_()
-    with Storages() as made:
+    with Storages() as storages:
         state = strategy.begin(leaf * 1.0)
         for site in stream_spec(SITES // 2).sites:
             u, state = strategy.read(state, site)
@@ -222,7 +222,7 @@ def kept_bytes(strategy: ResidualStrategy[Any], n_token: int, width: int) -> flo
         end = strategy.end(state)
         del u, state
     gc.collect()  # the interpreter leaves cycles
-    return made.kept(but=[end, *strategy.parameters()]) * 4 * STATE
+    return storages.kept(but=[end, *strategy.parameters()]) * 4 * STATE
 
 
 @pytest.mark.parametrize(
