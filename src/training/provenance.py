@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 CODE = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
 #: Sections that do not change what a run computes.
-NOT_COMPUTED = ("name", "resume", "from_run", "task", "check", "logger", "samples", "safety", "trusted_targets")
+NOT_COMPUTED = (
+    *("name", "resume", "from_run", "task", "check", "logger", "profiler", "samples", "safety"),
+    "trusted_targets",
+)
 #: Sections that a checkpoint's weights depend on; they cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")
 
@@ -30,6 +33,8 @@ ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")
 def config_hash(config: dict[str, Any]) -> str:
     """Hash what a configuration computes: all of it but its name and its place."""
     kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
+    if not kept.get("callbacks"):  # a run stored before there was the group hashes alike
+        kept.pop("callbacks", None)
     kept["trainer"] = {key: value for key, value in kept.get("trainer", {}).items() if key != "max_time"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

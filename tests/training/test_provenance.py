@@ -1,12 +1,15 @@
 """The identity of the code that trained a run."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
+from src.settings.read import read_settings
 from src.training import provenance
-from src.training.provenance import code_by_step, code_identity, warn_about_other_code
+from src.training.provenance import code_by_step, code_identity, config_hash, warn_about_other_code
 
 
 def test_the_identity_follows_every_source_and_nothing_else(
@@ -61,3 +64,12 @@ def test_other_code_is_reported_in_one_line(
         warn_about_other_code(then)
     assert len(caplog.messages) == bool(told)
     assert told in "".join(caplog.messages)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_configuration_of_version_0_1_0_keeps_its_hash(optimizer: str) -> None:
+    folder = Path(__file__).parent / "stored_run" / optimizer
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    settings = read_settings(config)
+    assert config_hash(settings.config) == json.loads((folder / "result.json").read_text())["config_hash"]
