@@ -1,10 +1,13 @@
 """The contract of optimizers, over every shipped option and some classes of torch."""
 
+import inspect
 import io
 import math
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch import nn
 
 from src.models.optim.base import (
@@ -15,10 +18,26 @@ from src.models.optim.base import (
     set_lr,
 )
 from src.models.optim.groups import GroupRule
+from src.settings.optimizer import SHARED
 from tests.models.optim.methods import CONFIGS, SHIPPED, train
-from tests.support import adamw, composed_settings, tiny_gpt, tokens
+from tests.support import ROOT, adamw, class_of, composed_settings, tiny_gpt, tokens
 
 every_optimizer = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def composed(group: str, name: str) -> DictConfig:
+    """One shipped option with what it inherits."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        section: DictConfig = compose("config", overrides=["name=x", f"{group}={name}"])[group]
+    return section
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_yaml_holds_the_shared_keys_and_exactly_the_constructors_own(name: str) -> None:
+    option = composed("optimizer", name)
+    parameters = inspect.signature(class_of(option)).parameters.values()
+    own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert {str(key) for key in option if not str(key).startswith("_")} == {*SHARED, *own}
 
 
 def test_every_shipped_option_is_among_the_optimizers_tested_here() -> None:

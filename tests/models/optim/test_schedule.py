@@ -1,5 +1,6 @@
 """The contract of schedules, over every shipped option, and the torch scheduler that applies one."""
 
+import inspect
 import io
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from src.models.optim.base import set_lr
 from src.models.optim.schedule import Schedule, ScheduledLR
 from src.models.optim.schedules.cosine import Cosine
-from tests.support import component, options
+from tests.support import class_of, component, option, options
 
 SCHEDULES = options("schedule")
 
@@ -27,6 +28,14 @@ def optimizer() -> torch.optim.Optimizer:
         {"params": [nn.Parameter(torch.ones(2))], "lr_scale": scale} for scale in (1.0, 1 / 3)
     ]
     return torch.optim.SGD(groups, lr=0.5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_yaml_holds_exactly_the_constructors_own_keys(name: str) -> None:
+    found = option("schedule", name)
+    parameters = inspect.signature(class_of(found)).parameters.values()
+    own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert {str(key) for key in found if not str(key).startswith("_")} == own
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
