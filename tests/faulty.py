@@ -1,6 +1,6 @@
-"""A strategy with a fault to order, for tests that break a run from the inside of its model.
+"""Strategy with a configurable fault, for tests of runs that fail inside the model.
 
-With `fault=none` it is vanilla with one weight that multiplies what the sublayers write, 1 at init.
+With `fault=none` it is vanilla with one factor on the sublayers' outputs, 1 at init.
 """
 
 import os
@@ -15,7 +15,7 @@ from src.residual.families.single_stream import SingleStream
 
 
 class Faulty(SingleStream):
-    """At step `at` (0-based), in rank `rank` (-1: all), the first `times` times: do what `fault` says."""
+    """Vanilla that triggers `fault` at step `at` (0-based) in rank `rank` (-1: all), `times` times."""
 
     def __init__(
         self, spec: StreamSpec, *, fault: str, at: int, rank: int, times: int, lasts: int, folder: str
@@ -55,7 +55,7 @@ class Faulty(SingleStream):
 
 
 def faulty(fault: str, at: int, folder: Path, *, rank: int = -1, times: int = 1, lasts: int = 1) -> list[str]:
-    """The overrides that put the fault into a run."""
+    """Return the overrides that configure the fault."""
     keys = {"fault": fault, "at": at, "rank": rank, "times": times, "lasts": lasts, "folder": folder}
     return [
         "residual._target_=tests.faulty.Faulty",

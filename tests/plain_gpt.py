@@ -1,4 +1,4 @@
-"""The model under the vanilla strategy and layer norm, written out over the weights of a GPT."""
+"""Reference forward of a GPT with the vanilla strategy and LayerNorm, from its weights."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def plain_logits(
     stream: Mapping[int, Tensor] | None = None,
     values: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
-    """Logits [B, T, V]; `stream` and `values` hold what layers add to the stream and to their values."""
+    """Return logits [B, T, V]; `stream` and `values` map layers to additions to the stream and to attention values."""
     w, config = gpt.state_dict(), gpt.config
     x = w["embedding.wte.weight"][idx]
     if config.positions == "learned":
@@ -34,7 +34,7 @@ def plain_logits(
 
 
 def branch(w, ln, x, f):  # type: ignore[no-untyped-def]
-    """The branch with the norms whose weights are there."""
+    """Apply a sublayer with the norms whose weights exist."""
     y = f(norm(w, ln, x) if f"{ln}.weight" in w else x)
     return norm(w, f"{ln}_out", y) if f"{ln}_out.weight" in w else y
 
@@ -49,14 +49,14 @@ def mlp(w: Mapping[str, Tensor], name: str, h: Tensor) -> Tensor:
 
 
 def attention(gpt: GPT, w: Mapping[str, Tensor], name: str, h: Tensor, value: Tensor | None) -> Tensor:
-    """Head by head, query by query."""
+    """Compute attention head by head, query by query."""
     q, k, v = (h @ part.T for part in w[f"{name}.c_attn.weight"].chunk(3))
     if value is not None:
         v = v + value
     heads = []
     for qh, kh, vh in zip(*(part.chunk(gpt.config.n_head, -1) for part in (q, k, v)), strict=True):
         if gpt.config.positions == "rope":
-            qh, kh = turned(qh), turned(kh)
+            qh, kh = rotate_complex(qh), rotate_complex(kh)
         rows = []
         for t in range(h.shape[1]):
             score = (kh[:, : t + 1] * qh[:, t : t + 1]).sum(-1) / math.sqrt(qh.shape[-1])
@@ -65,8 +65,8 @@ def attention(gpt: GPT, w: Mapping[str, Tensor], name: str, h: Tensor, value: Te
     return torch.cat(heads, -1) @ w[f"{name}.c_proj.weight"].T
 
 
-def turned(x: Tensor) -> Tensor:
-    """Channels i and i + K/2 as a complex number, times exp(i t 10000^(-2 i / K))."""
+def rotate_complex(x: Tensor) -> Tensor:
+    """Multiply channels i and i + K/2, as a complex number, by exp(i t 10000^(-2 i / K))."""
     half = x.shape[-1] // 2
     pairs = torch.complex(x[..., :half], x[..., half:])
     angle = [[t * 10000 ** (-2 * i / x.shape[-1]) for i in range(half)] for t in range(x.shape[1])]

@@ -33,17 +33,17 @@ SIZES: dict[str, Any] = {
 
 
 def adamw(lr: float = 1e-3, grad_clip: float = 1.0) -> OptimizerConfig:
-    """The reference protocol's AdamW at a rate."""
+    """Build the reference protocol's AdamW with a learning rate."""
     return OptimizerConfig(lr, lr / 10, 0, 0.1, grad_clip, partial(AdamW, betas=(0.9, 0.95), eps=1e-8))
 
 
 def options(group: str) -> list[str]:
-    """The shipped options of a config group."""
+    """Return the shipped options of a config group."""
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
 def option(group: str, name: str) -> DictConfig:
-    """Load one shipped option, its own keys over those of the options in its defaults list."""
+    """Return one shipped option, its own keys merged over those of its defaults list."""
     own = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
     names = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
     bases = [option(group, base) for base in names]
@@ -53,7 +53,7 @@ def option(group: str, name: str) -> DictConfig:
 
 
 def component(group: str, name: str, **changes: Any) -> Any:
-    """The factory that an option makes, with some of its keys changed."""
+    """Instantiate an option with some of its keys changed."""
     return instantiate({**option(group, name), **changes})
 
 
@@ -73,7 +73,7 @@ def tiny_gpt(
     visits: dict[str, Any] | None = None,
     **sizes: Any,
 ) -> GPT:
-    """A model of three layers, 16 wide, from shipped options."""
+    """Build a model of three layers and 16 channels from shipped options."""
     return GPT(
         GPTConfig(**{**SIZES, **sizes}),
         residual=component("residual", residual, **(strategy or {})),
@@ -85,7 +85,7 @@ def tiny_gpt(
 
 
 def jitter(gpt: GPT, scale: float = 0.3) -> GPT:
-    """Move every parameter off its initial value: a fault behind a zero gate is invisible at init."""
+    """Add noise to every parameter, since a fault behind a zero gate is invisible at init."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for param in gpt.parameters():
@@ -94,15 +94,15 @@ def jitter(gpt: GPT, scale: float = 0.3) -> GPT:
 
 
 def tokens(batch: int = 3, length: int = 12, vocab_size: int = 64, seed: int = 0) -> Tensor:
-    """Random ids [batch, length]."""
+    """Draw random token ids [batch, length]."""
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def module_of(config: DictConfig) -> Any:
-    """The module in which an option's class is defined."""
+    """Return the module that defines an option's class."""
     return importlib.import_module(str(config._target_).rpartition(".")[0])
 
 
 def class_of(config: DictConfig) -> Any:
-    """The class that an option names."""
+    """Return the class that an option names."""
     return get_object(str(config._target_))

@@ -1,4 +1,4 @@
-"""The axes together: every option of every axis under every residual strategy, and every pair of options once."""
+"""Combinations of axes: every option with every residual strategy, and every pair of options once."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def places_norms(residual: str) -> bool:
 
 
 def cover() -> list[Case]:
-    """For each strategy as many cases as the longest axis has options; each axis runs through at its own offset."""
+    """Return for each strategy as many cases as the longest axis has options, each axis with its own offset."""
     longest = max(map(len, AXES.values()))
     cases = []
     for s, residual in enumerate(options("residual")):
@@ -43,7 +43,7 @@ COVER = cover()
 cases = pytest.mark.parametrize("case", COVER, ids=lambda case: "-".join(case.values()))
 
 
-def built(case: Case, seed: int = 0) -> GPT:
+def build_case(case: Case, seed: int = 0) -> GPT:
     at_once = {"start_fraction": None, "start_step": 0}
     delayed = case["recurrence"] != "mini" or tiny_gpt(case["residual"]).residual.may_skip
     gpt = tiny_gpt(**case, seed=seed, visits={} if delayed else at_once)  # type: ignore[arg-type]  # axes are keywords or sizes
@@ -53,7 +53,7 @@ def built(case: Case, seed: int = 0) -> GPT:
 
 @cases
 def test_every_parameter_gets_a_finite_gradient_in_the_first_step(case: Case) -> None:
-    gpt = built(case)
+    gpt = build_case(case)
     gpt.loss(tokens(), tokens(seed=1)).backward()
     for key, param in gpt.named_parameters():
         assert param.grad is not None, key
@@ -62,7 +62,7 @@ def test_every_parameter_gets_a_finite_gradient_in_the_first_step(case: Case) ->
 
 @cases
 def test_a_future_token_changes_no_earlier_logit_and_the_last_one_counts(case: Case) -> None:
-    gpt, idx = jitter(built(case)).double(), tokens()
+    gpt, idx = jitter(build_case(case)).double(), tokens()
     gpt.follow(50, 100)
     changed = idx.clone()
     changed[:, 6:] = (changed[:, 6:] + 17) % 64
@@ -74,7 +74,7 @@ def test_a_future_token_changes_no_earlier_logit_and_the_last_one_counts(case: C
 
 @cases
 def test_under_bf16_the_stream_stays_float32(case: Case) -> None:
-    gpt = jitter(built(case))
+    gpt = jitter(build_case(case))
     with torch.autocast("cpu", torch.bfloat16):
         loss = gpt.loss(tokens(), tokens(seed=1))
         assert gpt.hidden(tokens()).dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Embeddings written for the benchmark's interface drop in unchanged, and ours do what those do."""
+"""Embeddings written for the benchmark work unchanged and equal ours."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.support import component, jitter, tiny_gpt, tokens
 
 
 class TokenEmbedding(nn.Module):
-    """As a submission to the benchmark has it: no base class, `config` with nanoGPT's names, a cache."""
+    """Embedding in the benchmark's form: no base class, `config` with nanoGPT's names, a cache."""
 
     def __init__(self, config):  # type: ignore[no-untyped-def]
         super().__init__()
@@ -91,12 +91,12 @@ def ours_alike(theirs: GPT, residual: str) -> GPT:
 
 
 @pytest.mark.parametrize("residual", ["vanilla", "hyperconn", "parallel", "attnres"])
-def test_a_benchmarks_embedding_drops_in_and_equals_ours(residual: str) -> None:
+def test_an_embedding_of_the_benchmark_works_and_equals_ours(residual: str) -> None:
     theirs = jitter(dropped_in("TokenEmbedding", residual)).double()
     assert torch.allclose(theirs(tokens()), ours_alike(theirs, residual)(tokens()), rtol=0, atol=1e-12)
 
 
-def test_its_stream_is_as_in_the_benchmarks_loop() -> None:
+def test_its_stream_equals_the_benchmarks_loop() -> None:
     gpt = jitter(dropped_in("TokenEmbedding")).double()
     inner = gpt.embedding.inner
     x = inner(tokens())
@@ -117,7 +117,7 @@ def test_it_trains_compiles_and_counts() -> None:
     assert gpt.n_params(positions=True) - gpt.n_params(positions=False) == 12 * 16
     assert gpt.embedding.get_num_lookup_params() == 2 * 64 * 16
     compiled = torch.compile(gpt.hidden, fullgraph=True, backend="aot_eager")
-    for seed in (0, 1):  # the cache of one forward must not serve the next
+    for seed in (0, 1):  # the cache of one forward must not leak into the next
         assert torch.allclose(compiled(tokens(seed=seed)), gpt.hidden(tokens(seed=seed)), atol=1e-12)
 
 

@@ -43,7 +43,7 @@ def test_it_starts_as_tied_with_scales_of_a_tenth() -> None:
     assert (gpt.embedding.table_RD.grad != 0).any()
 
 
-def test_order_matters() -> None:
+def test_the_order_of_a_pair_matters() -> None:
     rows = tiny_gpt(embedding="bigram_hash").embedding.hash_rows(torch.tensor([[3, 5, 3]]))
     assert rows[0, 1] != rows[0, 2]
 
@@ -57,7 +57,7 @@ def test_the_table_factor_sets_the_rows(factor: float, rows: int) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, 0.01])
-def test_a_table_without_rows_is_refused(factor: float) -> None:
+def test_a_table_without_rows_is_an_error(factor: float) -> None:
     with pytest.raises(ValueError, match=r"embedding\.table_factor must give a table of >= 2 rows, got"):
         component("embedding", "bigram_hash", table_factor=factor)(_spec())
 

@@ -1,4 +1,4 @@
-"""The embedding room's contract over the shipped options, and the two plain embeddings."""
+"""Contract of an embedding for every shipped option, and tied and untied embeddings."""
 
 import inspect
 
@@ -43,7 +43,7 @@ def test_every_entry_of_its_scales_is_used(name: str) -> None:
 
 @every_embedding
 @pytest.mark.parametrize("positions", ["learned", "rope", "none"])
-def test_the_future_and_other_sequences_are_not_seen(name: str, positions: str) -> None:
+def test_future_tokens_and_other_sequences_change_nothing(name: str, positions: str) -> None:
     gpt, idx = jitter(tiny_gpt(embedding=name, positions=positions)).double(), tokens()
     for t in (1, 6, 11):
         changed = idx.clone()
@@ -72,7 +72,7 @@ def test_x0_is_the_token_and_the_position(name: str) -> None:
 
 
 @every_embedding
-def test_nothing_of_a_forward_is_kept(name: str) -> None:
+def test_a_forward_leaves_no_state(name: str) -> None:
     gpt = tiny_gpt(embedding=name)
     before = {key: id(value) for key, value in vars(gpt.embedding).items()}
     gpt(tokens())
@@ -96,7 +96,7 @@ def test_no_table_is_built_twice_and_the_counts_add_up(name: str) -> None:
 
 
 @every_embedding
-def test_what_is_only_looked_up_costs_no_flops(name: str) -> None:
+def test_parameters_that_are_only_looked_up_cost_no_flops(name: str) -> None:
     gpt, tied = tiny_gpt(embedding=name), tiny_gpt()
     scales = sum(p.numel() for p in gpt.embedding.parameters() if p.dim() < 2)
     assert count_flops_per_token(gpt) == count_flops_per_token(tied) + 6 * scales
@@ -159,7 +159,7 @@ def test_the_tied_head_is_the_token_table_and_the_untied_one_is_not() -> None:
 
 
 class AlwaysLearned(nn.Module):
-    """An embedding that does not ask whether it is to learn positions."""
+    """Embedding that learns positions even if the model has none."""
 
     def __init__(self, spec: object) -> None:
         super().__init__()
@@ -187,13 +187,13 @@ def build(embedding: type[nn.Module], positions: str) -> GPT:
     )
 
 
-def test_learned_positions_that_the_model_is_not_to_have_are_refused() -> None:
+def test_learned_positions_in_a_model_without_them_are_an_error() -> None:
     assert build(AlwaysLearned, "learned")(tokens()).shape == (3, 12, 64)
     with pytest.raises(ValueError, match=r"model\.positions must be learned with AlwaysLearned"):
         build(AlwaysLearned, "rope")
 
 
-def test_what_is_no_embedding_is_refused() -> None:
+def test_a_module_without_the_contracts_methods_is_an_error() -> None:
     class NoHead(AlwaysLearned):
         get_lm_head_weight = None  # type: ignore[assignment]
 

@@ -18,26 +18,26 @@ def spec(n_layer: int = 3) -> EmbeddingSpec:
 
 
 def tables(gpt: GPT) -> dict[int, Any]:
-    """What each layer's own table gives for the tokens."""
+    """Return the rows of each layer's table for the tokens."""
     embedding = gpt.embedding
     parts = zip(embedding.slots, embedding.table_RD.split(64), embedding.scale_J, strict=True)
     return {layer: scale * table[tokens()] for layer, table, scale in parts}
 
 
-def test_in_the_stream_each_layer_adds_its_own_tables_row() -> None:
+def test_value_embed_adds_the_row_of_each_layers_table_to_the_stream() -> None:
     gpt = jitter(tiny_gpt(embedding="value_embed")).double()
     assert torch.allclose(gpt(tokens()), plain_logits(gpt, tokens(), stream=tables(gpt)), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])
-def test_in_attention_the_values_take_it_in(positions: str) -> None:
+def test_value_embed_attention_adds_the_row_to_the_values(positions: str) -> None:
     gpt = jitter(tiny_gpt(embedding="value_embed_attention", positions=positions)).double()
     assert torch.allclose(gpt(tokens()), plain_logits(gpt, tokens(), values=tables(gpt)), rtol=0, atol=1e-10)
     assert not torch.allclose(gpt(tokens()), plain_logits(gpt, tokens()), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_as_shipped_layers_1_2_and_the_last_three_have_tables(name: str) -> None:
+def test_the_shipped_layers_with_tables_are_1_2_and_the_last_three(name: str) -> None:
     embedding = component("embedding", name)(spec(n_layer=8))
     assert list(embedding.slots) == [1, 2, 5, 6, 7]
     assert embedding.table_RD.shape == (5 * 64, 16)
@@ -53,7 +53,7 @@ def test_a_layer_named_twice_has_one_table(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_layers_without_a_table_are_given_nothing(name: str) -> None:
+def test_layers_without_a_table_have_no_addition(name: str) -> None:
     embedding = component("embedding", name, layers=[1])(spec())
     found = embedding.lookup(tokens())
     given = [(embedding.stream_addition(found, i), embedding.value_addition(found, i)) for i in range(3)]
@@ -73,6 +73,6 @@ def test_layers_without_a_table_are_given_nothing(name: str) -> None:
         ([], r"embedding\.layers must name at least one layer; for none use embedding=tied"),
     ],
 )
-def test_layers_that_are_none_are_refused(name: str, layers: list[int], words: str) -> None:
+def test_layers_out_of_bounds_are_an_error(name: str, layers: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         component("embedding", name, layers=layers)(spec())

@@ -1,4 +1,4 @@
-"""Sizes that a model can have."""
+"""Bounds of the section `model`."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support import SIZES, option, options
 
 @pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "block_size", "vocab_size"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_a_size_is_at_least_one(key: str, value: int) -> None:
+def test_a_size_below_one_is_an_error(key: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"^model\.{key} must be >= 1, got {value}$"):
         GPTConfig(**{**SIZES, key: value})
 
@@ -31,21 +31,21 @@ def test_a_size_is_at_least_one(key: str, value: int) -> None:
         ("positions", "sinus", "model.positions must be one of learned, rope, none, got sinus"),
     ],
 )
-def test_what_no_model_can_have_is_refused_in_one_sentence(key: str, value: Any, words: str) -> None:
+def test_a_value_out_of_bounds_is_an_error_of_one_sentence(key: str, value: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         GPTConfig(**{**SIZES, key: value})
     assert str(caught.value).startswith("model.")
     assert "\n" not in str(caught.value)
 
 
-def test_rotations_need_pairs_of_channels() -> None:
+def test_rope_needs_an_even_head_size() -> None:
     words = r"must be even with model\.positions=rope.*, got 18 / 6; the nearest is model\.n_embd=24$"
     with pytest.raises(ValueError, match=words):
         GPTConfig(**{**SIZES, "n_embd": 18, "n_head": 6, "positions": "rope"})
     assert GPTConfig(**{**SIZES, "n_embd": 24, "n_head": 6, "positions": "rope"}).positions == "rope"
 
 
-def test_the_shipped_sizes_are_sizes() -> None:
+def test_the_shipped_sizes_are_valid() -> None:
     for name in options("model"):
         sizes: Any = OmegaConf.to_container(option("model", name))
         assert GPTConfig(**sizes).n_layer >= 1

@@ -1,4 +1,4 @@
-"""The trunk: GPT-2's logits, its initial weights, its counts, its loss."""
+"""Initial weights, counts and loss of the trunk."""
 
 import math
 from functools import partial
@@ -68,7 +68,7 @@ def test_sites_are_attention_then_mlp_of_each_layer() -> None:
     ]
 
 
-def test_nanogpts_weights_are_taken_by_name_and_wrong_shapes_refused() -> None:
+def test_nanogpts_weights_load_by_name_and_wrong_shapes_are_an_error() -> None:
     gpt = jitter(tiny_gpt())
     theirs = {
         f"transformer.{key.removeprefix('embedding.')}": value.clone()

@@ -1,4 +1,4 @@
-"""Norms on a branch's input, on its output, on both."""
+"""Norm placement: on the input of a sublayer, on its output, on both."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ PLACEMENTS = {
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_placement_is_its_equation(placement: str) -> None:
+def test_a_placement_equals_its_equation(placement: str) -> None:
     gpt = jitter(tiny_gpt(norm_placement=placement)).double()
     assert torch.allclose(gpt(tokens()), plain_logits(gpt, tokens()), rtol=0, atol=1e-10)
 
@@ -46,7 +46,7 @@ def test_under_bf16_it_is_close_to_float32(placement: str, norm: str) -> None:
 
 @pytest.mark.parametrize("placement", ["sandwich", "output"])
 @pytest.mark.parametrize("residual", ["parallel", "variance_parallel"])
-def test_a_strategy_with_norms_of_its_own_takes_no_other_placement(residual: str, placement: str) -> None:
+def test_a_strategy_with_its_own_norms_needs_placement_pre(residual: str, placement: str) -> None:
     with pytest.raises(
         ValueError, match=rf"model\.norm_placement must be pre with \w+, .*, got {placement}; give"
     ):
@@ -54,12 +54,12 @@ def test_a_strategy_with_norms_of_its_own_takes_no_other_placement(residual: str
 
 
 @pytest.mark.parametrize("placement", ["sandwich", "output"])
-def test_it_is_not_exported_as_gpt2(placement: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_another_placement_is_not_exported_as_gpt2(placement: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="ln_1"):
         export_gpt2(tiny_gpt(norm_placement=placement), tmp_path / "hub")
 
 
-def test_rmsnorm_parallel_of_the_benchmark_is_a_residual_and_a_norm() -> None:
+def test_rmsnorm_parallel_of_the_benchmark_equals_parallel_with_rmsnorm() -> None:
     gpt = GPT(
         GPTConfig(**SIZES),
         residual=component("residual", "parallel"),

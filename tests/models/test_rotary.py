@@ -1,10 +1,10 @@
-"""Rotary positions: rotations, and nothing but differences of positions."""
+"""Rotary positions: rotations, and scores that depend on differences of positions only."""
 
 import pytest
 import torch
 
 from src.models.rotary import rotate
-from tests.plain_gpt import turned
+from tests.plain_gpt import rotate_complex
 from tests.support import jitter, tiny_gpt, tokens
 
 
@@ -12,13 +12,13 @@ def heads(T: int = 7) -> torch.Tensor:
     return torch.randn(2, 3, T, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_pairs_are_turned_by_their_angle() -> None:
+def test_pairs_are_rotated_by_their_angle() -> None:
     x = heads()
-    assert torch.allclose(rotate(x).flatten(0, 1), turned(x.flatten(0, 1)))
+    assert torch.allclose(rotate(x).flatten(0, 1), rotate_complex(x.flatten(0, 1)))
     assert torch.equal(rotate(x)[:, :, 0], x[:, :, 0])
 
 
-def test_lengths_stay_and_scores_depend_on_the_distance_alone() -> None:
+def test_lengths_are_kept_and_scores_depend_on_the_distance_only() -> None:
     q, k = heads(), heads().roll(1, 0)
     assert torch.allclose(rotate(q).norm(dim=-1), q.norm(dim=-1))
     same_q, same_k = (x[:, :, :1].expand(-1, -1, 7, -1) for x in (q, k))
@@ -29,13 +29,13 @@ def test_lengths_stay_and_scores_depend_on_the_distance_alone() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_type_stays_and_the_angles_are_float32(dtype: torch.dtype) -> None:
+def test_the_dtype_is_kept_and_angles_are_float32(dtype: torch.dtype) -> None:
     x = heads(1000).to(dtype)
     assert rotate(x).dtype == dtype
     assert (rotate(x).double() - rotate(x.double())).abs().max() < (2e-2 if dtype == torch.bfloat16 else 1e-3)
 
 
-def test_without_positions_only_the_causal_mask_tells_orders_apart() -> None:
+def test_without_positions_only_the_causal_mask_distinguishes_orders() -> None:
     a, b = tokens(1).clone(), tokens(1).clone()
     b[0, :2] = b[0, :2].flip(0)
     assert a[0, 0] != a[0, 1]

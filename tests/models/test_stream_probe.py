@@ -1,4 +1,4 @@
-"""Measured mixing weights against known ones, and that looking changes nothing."""
+"""Fitted mixing weights against known ones; a probe changes nothing."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ CONSTANT = [
 
 
 def known(name: str, gpt_residual: torch.nn.Module) -> Tensor:
-    """The weights, from verbs over one-hot vectors: the embedding is e_0, the output of site k e_{k+1}."""
+    """Compute the weights by running a strategy on one-hot vectors: x0 is e_0, the output of site k e_{k+1}."""
     n = 7
     spec = stream_spec(3, n)
     strategy = component("residual", name)(spec).double()
@@ -45,7 +45,7 @@ def test_constant_weights_are_found_exactly(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["attnres", "attnres_block", "delta_attnres", "hyperconn", "mhc", "mhc_lite", "ihc"]
 )
-def test_a_strategys_own_weights_are_what_its_sites_are_given(name: str) -> None:
+def test_a_strategys_own_weights_reproduce_the_inputs_of_sites(name: str) -> None:
     gpt = jitter(tiny_gpt(name)).double()
     one = tokens(1, 1)  # of a single token, the mean over tokens is that token's
     stream = probe_stream(gpt, one, tokens(1, 1, seed=1))
@@ -61,7 +61,7 @@ def test_at_init_attention_residuals_read_the_mean() -> None:
 
 
 @pytest.mark.parametrize("name", options("residual"))
-def test_every_strategy_can_be_looked_at(name: str) -> None:
+def test_every_strategy_can_be_probed(name: str) -> None:
     gpt = jitter(tiny_gpt(name))
     gpt.residual.on_step(50, 100)
     stream = probe_stream(gpt, tokens(), tokens(seed=1))
@@ -85,7 +85,7 @@ def test_sizes_are_those_of_the_tensors() -> None:
     assert torch.allclose(stream.read_rms_K[0], x0.square().mean().sqrt())
 
 
-def test_a_sublayer_that_is_silent_does_not_spoil_the_fit() -> None:
+def test_a_zero_output_does_not_spoil_the_fit() -> None:
     gpt = tiny_gpt().double()
     torch.nn.init.zeros_(gpt.h[0].mlp.c_proj.weight)
     stream = probe_stream(gpt, tokens(), tokens(seed=1))
@@ -93,7 +93,7 @@ def test_a_sublayer_that_is_silent_does_not_spoil_the_fit() -> None:
     assert torch.allclose(stream.mixing_KJ[-1, others], torch.ones(6), atol=1e-6)
 
 
-def test_looking_accumulates_no_gradient_and_moves_no_random_state() -> None:
+def test_a_probe_changes_neither_gradients_nor_random_state() -> None:
     gpt = tiny_gpt(dropout=0.3)
     before = torch.get_rng_state()
     probe_stream(gpt, tokens(), tokens(seed=1))
@@ -101,7 +101,7 @@ def test_looking_accumulates_no_gradient_and_moves_no_random_state() -> None:
     assert all(p.grad is None for p in gpt.parameters())
 
 
-def test_what_is_learned_is_told_by_row() -> None:
+def test_parameters_are_summarized_by_row() -> None:
     gpt = jitter(tiny_gpt("layerscale"))
     gate_SD, rows = gpt.residual.gate_SD, summarize_parameters(gpt)
     assert torch.allclose(rows["gate_SD, mean of a row"], gate_SD.mean(1, keepdim=True))
@@ -123,7 +123,7 @@ def test_an_embeddings_additions_are_columns_from_their_layer_on() -> None:
     assert stream.explained_K.min() > 1 - 1e-6
 
 
-def test_an_addition_that_a_stream_does_not_take_goes_to_one_site_and_into_its_output() -> None:
+def test_an_addition_that_a_strategy_declines_reaches_one_site_and_its_output() -> None:
     gpt = jitter(tiny_gpt("attnres", embedding="value_embed")).double()
     one = tokens(1, 1)
     stream = probe_stream(gpt, one, tokens(1, 1, seed=1))
@@ -134,7 +134,7 @@ def test_an_addition_that_a_stream_does_not_take_goes_to_one_site_and_into_its_o
     assert stream.explained_K.min() > 1 - 1e-6
 
 
-def test_multiples_of_one_addition_get_the_weights_nearest_to_one() -> None:
+def test_collinear_additions_get_the_weights_nearest_to_one() -> None:
     gpt = jitter(tiny_gpt(embedding="bigram_hash"))
     stream = probe_stream(gpt, tokens(), tokens(seed=1))
     for j, source in enumerate(stream.sources):

@@ -1,4 +1,4 @@
-"""The norm room's contract over the shipped options, and the two plain norms against their equations."""
+"""Contract of a norm for every shipped option, and LayerNorm and RMSNorm against their equations."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ every_norm = pytest.mark.parametrize("name", options("norm"))
 
 
 def built(name: str, *, bias: bool = True) -> nn.Module:
-    """A norm, eight wide, with every parameter off its initial value."""
+    """Build a jittered norm over eight channels."""
     norm: nn.Module = component("norm", name)(NormSpec(8, bias=bias))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_the_yaml_holds_exactly_the_constructors_keys(name: str) -> None:
 
 @every_norm
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_shape_is_kept_and_only_the_models_biases_are_built(name: str, bias: bool) -> None:
+def test_the_shape_is_kept_and_biases_follow_the_model(name: str, bias: bool) -> None:
     norm = built(name, bias=bias).double()
     assert norm(inputs()).shape == (3, 5, 8)
     assert all(norm(inputs())[0, 0].shape == p.shape for p in norm.parameters())
@@ -48,7 +48,7 @@ def test_the_shape_is_kept_and_only_the_models_biases_are_built(name: str, bias:
 
 
 @every_norm
-def test_bf16_goes_in_and_out_with_float32_statistics(name: str) -> None:
+def test_bf16_inputs_have_float32_statistics(name: str) -> None:
     norm = built(name, bias=False)
     x = inputs(1000.0, torch.bfloat16)
     y = norm.bfloat16()(x) if name == "layernorm" else norm(x)
@@ -102,24 +102,24 @@ def test_compiled_in_one_graph_it_equals_eager(name: str) -> None:
 
 
 @every_norm
-def test_a_model_with_it_trains_every_parameter(name: str) -> None:
+def test_every_parameter_of_a_model_is_trained(name: str) -> None:
     gpt = jitter(tiny_gpt(norm=name))
     gpt.loss(tokens(), tokens(seed=1)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in gpt.parameters())
 
 
 @every_norm
-def test_an_eps_that_is_not_positive_is_refused(name: str) -> None:
+def test_an_eps_that_is_not_positive_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"norm\.eps must be > 0, got 0"):
         component("norm", name, eps=0.0)(NormSpec(8, bias=False))
 
 
-def test_layernorm_is_its_equation() -> None:
+def test_layernorm_equals_its_equation() -> None:
     norm, x = built("layernorm").double(), inputs()
     expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     assert torch.allclose(norm(x), expected * norm.weight + norm.bias)
 
 
-def test_rmsnorm_is_its_equation() -> None:
+def test_rmsnorm_equals_its_equation() -> None:
     norm, x = built("rmsnorm").double(), inputs()
     assert torch.allclose(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight)

@@ -1,4 +1,4 @@
-"""Every recurrence under every residual strategy that can hold it."""
+"""Contract of a recurrence with every residual strategy that supports it."""
 
 import inspect
 
@@ -38,7 +38,7 @@ def test_every_parameter_gets_a_gradient_before_and_after_the_start(name: str, r
 
 
 @everywhere
-def test_no_token_sees_a_later_one(name: str, residual: str) -> None:
+def test_a_future_token_changes_no_earlier_logit(name: str, residual: str) -> None:
     gpt, idx = jitter(built(name, residual, 99)).double(), tokens()
     gpt.follow(99, 100)
     changed = idx.clone()
@@ -50,7 +50,7 @@ def test_no_token_sees_a_later_one(name: str, residual: str) -> None:
 
 
 @pytest.mark.parametrize("residual", options("residual"))
-def test_what_can_skip_is_before_the_start_what_it_is_without_recurrence(residual: str) -> None:
+def test_before_the_start_a_model_equals_the_one_without_recurrence(residual: str) -> None:
     if not tiny_gpt(residual).residual.may_skip:
         pytest.skip("it cannot leave visits out")
     recurs = built("mini", residual, 0)
@@ -86,7 +86,7 @@ def test_the_yaml_holds_exactly_the_constructors_keys(name: str) -> None:
 
 
 @pytest.mark.parametrize("residual", ["vanilla", "hyperconn", "attnres", "parallel_lanes"])
-def test_two_compiled_graphs_serve_both_sides_of_the_start(residual: str) -> None:
+def test_two_compiled_graphs_cover_both_sides_of_the_start(residual: str) -> None:
     torch.compiler.reset()
     gpt = jitter(built("mini", residual, 0)).double()
     graphs: list[object] = []

@@ -1,4 +1,4 @@
-"""Mini recurrence: its order, its copies, its start, its ramp."""
+"""Mini recurrence: order, copies, start, ramp."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def order(recurrence: MiniRecurrence) -> list[int]:
     return [visit.layer for visit in recurrence.visits()]
 
 
-def test_the_order_is_the_sources() -> None:
+def test_the_order_equals_the_sources() -> None:
     assert order(mini(layers=[4, 5])) == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10]
     assert order(mini(6, layers=[2], repeats=2)) == [0, 1, 2, 2, 2, 3, 4, 5]
     assert order(mini(3, layers=[0, 1, 2])) == [0, 1, 2, 0, 1, 2]
@@ -55,7 +55,7 @@ def test_sites_are_keyed_by_layer_and_visit() -> None:
     ]
 
 
-def test_it_starts_at_its_step_and_grows_in() -> None:
+def test_repeated_visits_start_at_their_step_and_ramp_up() -> None:
     recurrence = mini(start_fraction=0.25, ramp_steps=10)
     assert recurrence.start_step(1000) == 250
     assert [recurrence.gain(step, 1000) for step in (0, 250, 255, 260, 999)] == [0.0, 0.0, 0.5, 1.0, 1.0]
@@ -63,7 +63,7 @@ def test_it_starts_at_its_step_and_grows_in() -> None:
     assert mini(start_fraction=None, start_step=3000).start_step(6240) == 3000
 
 
-def test_before_its_start_the_model_is_the_plain_one() -> None:
+def test_before_the_start_the_model_equals_the_plain_one() -> None:
     recurs = tiny_gpt(recurrence="mini", visits={"mlp": "shared"})
     recurs.follow(0, 100)
     assert torch.equal(recurs(tokens()), tiny_gpt()(tokens()))
@@ -71,7 +71,7 @@ def test_before_its_start_the_model_is_the_plain_one() -> None:
     assert not torch.allclose(recurs(tokens()), tiny_gpt()(tokens()))
 
 
-def test_shared_visits_are_the_layers_again() -> None:
+def test_shared_visits_repeat_the_layer() -> None:
     gpt = jitter(tiny_gpt(recurrence="mini", visits={"layers": [1], "repeats": 2, "mlp": "shared"})).double()
     x = gpt.embedding(tokens())
     for layer in (0, 1, 1, 1, 2):
@@ -81,7 +81,7 @@ def test_shared_visits_are_the_layers_again() -> None:
     assert torch.allclose(gpt.hidden(tokens()), gpt.ln_f(x), rtol=0, atol=1e-12)
 
 
-def test_untied_visits_have_an_mlp_of_their_own_that_starts_as_the_layers() -> None:
+def test_untied_visits_have_their_own_mlp_initialized_from_the_layers() -> None:
     untied = tiny_gpt(recurrence="mini", visits={"layers": [1], **FROM_THE_BEGINNING})
     shared = tiny_gpt(recurrence="mini", visits={"layers": [1], "mlp": "shared", **FROM_THE_BEGINNING})
     more = sum(p.numel() for p in shared.h[1].mlp.parameters())
@@ -100,7 +100,7 @@ def test_untied_visits_have_an_mlp_of_their_own_that_starts_as_the_layers() -> N
     assert torch.allclose(untied.hidden(tokens()), untied.ln_f(x), atol=1e-6)
 
 
-def test_a_copy_that_is_not_visited_has_a_gradient_of_zeros_and_at_the_start_all_becomes_the_firsts() -> None:
+def test_a_skipped_copy_has_zero_gradients_and_is_overwritten_at_the_start() -> None:
     gpt = tiny_gpt(recurrence="mini", visits={"layers": [1]}, bias=True)
     optimizer = build_optimizer(gpt, adamw(1e-2))
     for step in range(3):
@@ -131,7 +131,7 @@ def test_biases_of_copies_do_not_decay() -> None:
     assert decays[id(gpt.h[0].mlp.c_fc.weight)] == 0.1
 
 
-def test_a_ramp_leaves_no_bump() -> None:
+def test_a_ramp_starts_without_a_jump() -> None:
     gpt = tiny_gpt(recurrence="mini", visits={"ramp_steps": 10})
     gpt.follow(47, 100)
     before = gpt.loss(tokens(), tokens(seed=1))
@@ -141,7 +141,7 @@ def test_a_ramp_leaves_no_bump() -> None:
     assert not torch.equal(gpt.loss(tokens(), tokens(seed=1)), before)
 
 
-def test_flops_count_the_visits_that_are_made() -> None:
+def test_flops_count_the_active_visits() -> None:
     gpt, plain = tiny_gpt(recurrence="mini", visits={"layers": [1]}), tiny_gpt()
     gpt.follow(0, 100)
     assert count_flops_per_token(gpt) == count_flops_per_token(plain)
@@ -164,12 +164,12 @@ def test_flops_count_the_visits_that_are_made() -> None:
         ({"start_fraction": None, "start_step": -1}, r"start_step must be >= 0, got -1"),
     ],
 )
-def test_a_recurrence_that_means_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_recurrence_is_an_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mini(**changes)
 
 
-def test_a_strategy_that_cannot_skip_says_so() -> None:
+def test_a_delayed_start_is_an_error_if_the_strategy_cannot_skip() -> None:
     with pytest.raises(
         ValueError, match=r"start_step must be 0 with DenseFormer.*start_step=0 or another residual"
     ):

@@ -1,4 +1,4 @@
-"""No recurrence."""
+"""Recurrence none: plain order of layers."""
 
 import torch
 
@@ -13,7 +13,7 @@ def test_every_layer_is_visited_once_in_order() -> None:
     assert build_sites((visit.layer, visit.kinds) for visit in visits) == build_plain_sites(4)
 
 
-def test_nothing_begins_later() -> None:
+def test_nothing_starts_later() -> None:
     gpt = tiny_gpt()
     before = gpt(tokens())
     gpt.follow(99, 100)

@@ -1,4 +1,4 @@
-"""Repeated visits through the front door: killed on either side of their start, on two ranks, said and drawn."""
+"""Runs with repeated visits: resumed on either side of their start, on two ranks, logged and drawn."""
 
 import signal
 from pathlib import Path
@@ -30,7 +30,7 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", [5, 9])
-def test_killed_on_either_side_of_the_start_it_goes_on_bitwise(
+def test_a_run_killed_on_either_side_of_the_start_resumes_bit_for_bit(
     step: int, whole: Path, shards: Path, tmp_path: Path
 ) -> None:
     process = begin(*SMALL, *RECURS, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
@@ -48,7 +48,7 @@ def test_two_ranks_give_the_losses_of_one(whole: Path, shards: Path, tmp_path: P
         assert two["train/loss"] == pytest.approx(one["train/loss"], rel=2e-6)
 
 
-def test_the_order_of_visits_is_said_and_drawn(whole: Path) -> None:
+def test_the_order_of_visits_is_logged_and_drawn(whole: Path) -> None:
     log = (whole / "run.log").read_text()
     assert "visits to layers: 0 1 [0 1]; in brackets from step 6 on, with MLPs of their own" in log
     assert (whole / "figures/visits.png").stat().st_size > 1000

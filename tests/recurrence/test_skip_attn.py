@@ -1,4 +1,4 @@
-"""Layers without attention."""
+"""Recurrence skip_attn: layers without attention."""
 
 import pytest
 import torch
@@ -26,6 +26,6 @@ def test_the_layers_attention_does_not_exist() -> None:
         ([0, 1, 2], r"must leave a layer with attention, got \[0, 1, 2\]"),
     ],
 )
-def test_what_cannot_be_skipped_is_refused(layers: list[int], message: str) -> None:
+def test_layers_that_cannot_be_skipped_are_an_error(layers: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_gpt(recurrence="skip_attn", visits={"layers": layers})

@@ -1,4 +1,4 @@
-"""A strategy's verbs over sublayers given as plain functions, and the sites of a small model."""
+"""Small models of plain functions, to run a strategy without a trunk."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ def stream_spec(n_layer: int = 3, n_embd: int = 6) -> StreamSpec:
 
 
 def sublayers(n: int, n_embd: int = 6, seed: int = 0) -> Sublayers:
-    """Sublayers that no symmetry hides: y = tanh(x W) with a matrix of their own."""
+    """Build sublayers without symmetry: y = tanh(x W), each with its own matrix."""
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(n_embd, n_embd, generator=generator, dtype=torch.float64) for _ in range(n)]
     return [lambda x, w=w: torch.tanh(x @ w) for w in weights]  # type: ignore[misc]
 
 
 def flow(strategy: Any, spec: StreamSpec, x0: Tensor, branches: Sublayers) -> Tensor:
-    """What the trunk does with a strategy."""
+    """Run a strategy over sublayers as the trunk does."""
     state = strategy.begin(x0)
     for site, branch in zip(spec.sites, branches, strict=True):
         x, state = strategy.read(state, site)

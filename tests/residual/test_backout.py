@@ -8,7 +8,7 @@ from tests.residual.plain import embedding_like, flow, jittered, stream_spec, su
 
 
 @pytest.mark.parametrize(("layer", "after"), [(None, 2), (0, 0), (3, 3)])
-def test_what_the_stream_was_halfway_is_taken_out_at_the_end(layer: int | None, after: int) -> None:
+def test_the_middle_of_the_stream_is_subtracted_at_the_end(layer: int | None, after: int) -> None:
     spec, branches, x0 = stream_spec(4), sublayers(8), embedding_like()
     strategy = jittered(Backout(spec, backout_init=0.2, layer=layer))
     streams = [x0]
@@ -18,7 +18,7 @@ def test_what_the_stream_was_halfway_is_taken_out_at_the_end(layer: int | None, 
     assert torch.allclose(flow(strategy, spec, x0, branches), out, rtol=0, atol=1e-13)
 
 
-def test_a_layer_that_is_not_there_is_refused() -> None:
+def test_a_layer_out_of_bounds_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"residual.layer must be between 0 and 2, got 3; null selects the middle"
     ):

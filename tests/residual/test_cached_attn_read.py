@@ -1,4 +1,4 @@
-"""The cached attention read against the source's loop."""
+"""Cached attention read against the source's loop."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
 
 
 @pytest.mark.parametrize("late_layers", [1, 2, 3, 4])
-def test_it_is_the_sources_loop(late_layers: int) -> None:
+def test_it_equals_the_sources_loop(late_layers: int) -> None:
     spec, branches, x0 = stream_spec(4), sublayers(8), embedding_like()
     x, cached = x0, None
     if late_layers == 4:
@@ -27,6 +27,6 @@ def test_the_sources_share_of_the_depth_is_the_default(n_layer: int, first_late:
     assert CachedAttentionRead(stream_spec(n_layer), late_layers=None).first_late == first_late
 
 
-def test_more_late_layers_than_layers_are_refused() -> None:
+def test_more_late_layers_than_layers_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"late_layers must be between 1 and 3, got 4"):
         CachedAttentionRead(stream_spec(3), late_layers=4)

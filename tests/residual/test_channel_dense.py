@@ -1,4 +1,4 @@
-"""The channel-wise dense residual against its two equations."""
+"""Channel-wise dense residual against its two equations."""
 
 import torch
 
@@ -6,7 +6,7 @@ from src.residual.channel_dense import ChannelDense
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_it_is_the_submissions_pair_of_equations() -> None:
+def test_it_equals_the_submissions_two_equations() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(ChannelDense(spec))
     h = [x0]
@@ -20,6 +20,6 @@ def test_it_is_the_submissions_pair_of_equations() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), h[-1], rtol=0, atol=1e-12)
 
 
-def test_only_used_weights_exist() -> None:
+def test_it_has_no_unused_weights() -> None:
     strategy = ChannelDense(stream_spec(24, 1024))
     assert sum(p.numel() for p in strategy.parameters()) == 24 * 25 * 1024

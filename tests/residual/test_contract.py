@@ -1,4 +1,4 @@
-"""What every residual strategy must do, over the shipped options: a new one is tested by existing."""
+"""Contract of a residual strategy, tested for every shipped option."""
 
 import inspect
 import re

@@ -7,7 +7,7 @@ from tests.residual.plain import embedding_like, flow, jittered, stream_spec, su
 from tests.support import tiny_gpt
 
 
-def test_the_stream_weighs_more_than_the_branch() -> None:
+def test_the_stream_is_multiplied_by_alpha() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(DeepNorm(spec))
     x = x0

@@ -1,4 +1,4 @@
-"""The dual path against its equation, and its third visit."""
+"""Dual path against its equation, and its third visit."""
 
 import torch
 
@@ -6,7 +6,7 @@ from src.models.flops import count_flops_per_token
 from tests.support import jitter, tiny_gpt, tokens
 
 
-def test_half_the_mlp_stands_beside_attention_and_half_after_it() -> None:
+def test_half_of_the_mlp_is_parallel_to_attention_and_half_after_it() -> None:
     gpt = jitter(tiny_gpt("dual_path")).double()
     x, strategy = gpt.embedding(tokens()), gpt.residual
     for i, block in enumerate(gpt.h):

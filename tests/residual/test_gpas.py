@@ -7,7 +7,7 @@ from src.residual.gpas import GPAS
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_the_stream_is_scaled_down_after_each_layer_and_its_gradient_is_not() -> None:
+def test_the_stream_is_scaled_after_each_layer_but_not_its_gradient() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like().requires_grad_()
     strategy = jittered(GPAS(spec, gate_init=0.0))
     x = x0

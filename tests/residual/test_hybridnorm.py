@@ -5,7 +5,7 @@ import torch
 from tests.support import jitter, tiny_gpt, tokens
 
 
-def test_it_is_the_papers_layer() -> None:
+def test_it_equals_the_papers_layer() -> None:
     gpt = jitter(tiny_gpt("hybridnorm")).double()
     strategy, idx = gpt.residual, tokens()
     x = gpt.embedding(idx)

@@ -1,4 +1,4 @@
-"""An embedding's additions to the stream, under every shipped strategy."""
+"""Additions of an embedding to the stream, with every shipped strategy."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ class Adds(TiedEmbedding):
 
 
 def with_addition(name: str, layer: int) -> GPT:
-    """A jittered model whose embedding adds before one layer."""
+    """Build a jittered model whose embedding has an addition before one layer."""
     gpt = GPT(
         GPTConfig(**SIZES),
         residual=component("residual", name),
@@ -41,7 +41,7 @@ def with_addition(name: str, layer: int) -> GPT:
 
 @every_strategy
 @pytest.mark.parametrize("layer", [0, 2])
-def test_the_layer_sees_it_and_so_does_what_follows(name: str, layer: int) -> None:
+def test_an_addition_reaches_its_layer_and_all_later_ones(name: str, layer: int) -> None:
     gpt = with_addition(name, layer)
     seen: dict[str, Tensor] = {}
     for i, block in enumerate(gpt.h):
@@ -63,7 +63,7 @@ def test_the_layer_sees_it_and_so_does_what_follows(name: str, layer: int) -> No
 
 
 @every_strategy
-def test_zero_changes_nothing(name: str) -> None:
+def test_an_addition_of_zero_changes_nothing(name: str) -> None:
     gpt = with_addition(name, 1)
     with torch.no_grad():
         gpt.embedding.e_D.zero_()
@@ -74,7 +74,7 @@ def test_zero_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLAIMS)
 @pytest.mark.parametrize("embedding", ["value_embed", "bigram_hash"])
-def test_what_is_vanilla_at_init_is_vanilla_with_additions_too(name: str, embedding: str) -> None:
+def test_strategies_equal_to_vanilla_at_init_equal_it_with_additions(name: str, embedding: str) -> None:
     ours, plain = tiny_gpt(name, embedding=embedding).double(), tiny_gpt(embedding=embedding).double()
     with torch.no_grad():
         for gpt in (ours, plain):
@@ -95,7 +95,7 @@ ONLY_A_START = [
 
 
 @pytest.mark.parametrize("name", ONLY_A_START)
-def test_a_branchs_weight_does_not_touch_it(name: str) -> None:
+def test_branch_weights_do_not_scale_an_addition(name: str) -> None:
     """Before the first layer it is the same as a part of x0."""
     gpt = with_addition(name, 0)
     added = gpt(tokens())

@@ -7,7 +7,7 @@ from src.residual.laurel_lr import LaurelLR
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_each_sum_takes_a_low_rank_map_of_the_stream() -> None:
+def test_each_sum_adds_a_low_rank_map_of_the_stream() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(LaurelLR(spec, rank=2))
     x = x0
@@ -24,6 +24,6 @@ def test_a_starts_column_orthogonal_and_b_at_zero() -> None:
     assert [group.decay for group in strategy.param_groups()] == [True]
 
 
-def test_a_rank_beyond_the_width_is_refused() -> None:
+def test_a_rank_above_the_width_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"residual.rank must be between 1 and n_embd=6, got 7"):
         LaurelLR(stream_spec(), rank=7)

@@ -6,7 +6,7 @@ from src.residual.laurel_rw import LaurelRW
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_branch_and_stream_share_a_weight_of_two() -> None:
+def test_branch_and_stream_weights_sum_to_two() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(LaurelRW(spec))
     x = x0

@@ -6,7 +6,7 @@ from src.residual.laurel_rw_lr import LaurelRWLR
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_the_weighed_sum_takes_the_low_rank_map_too() -> None:
+def test_the_weighted_sum_includes_the_low_rank_map() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(LaurelRWLR(spec, rank=2))
     x = x0

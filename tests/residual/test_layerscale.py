@@ -9,7 +9,7 @@ from src.residual.layerscale import LayerScale
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_each_output_is_added_behind_its_channels_gates() -> None:
+def test_each_output_is_scaled_by_its_channels_gates() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(LayerScale(spec, gate_init=0.1))
     x = x0
@@ -24,11 +24,11 @@ def test_the_initial_gate_follows_the_depth(n_layer: int, gate: float) -> None:
     assert torch.equal(strategy.gate_SD, torch.full((2 * n_layer, 6), gate))
 
 
-def test_a_given_gate_holds_at_any_depth() -> None:
+def test_an_explicit_gate_holds_at_any_depth() -> None:
     assert LayerScale(stream_spec(24), gate_init=0.5).gate_SD.eq(0.5).all()
 
 
-def test_it_is_the_published_packages_with_the_same_gates() -> None:
+def test_it_equals_the_published_package_with_the_same_gates() -> None:
     package = pytest.importorskip(
         "x_transformers.x_transformers", reason="optional: pip install x-transformers"
     )

@@ -1,10 +1,10 @@
-"""What the residual mechanism keeps for the backward, counted at 24 layers.
+"""Bytes that a strategy saves for its backward, counted at 24 layers.
 
-The verbs run alone, over sublayers `x / 2` that keep their input, as every branch's norm does. Every storage that
-an operation makes (x0 included) is watched, and once only the output is held, those still alive are what the graph
-keeps: through autograd's saved tensors, or through what a checkpoint holds to run again. Each storage counts once,
-with its whole size, whoever keeps it; the output and the parameters do not count, nor as many hidden states as there
-are sites: what vanilla's sublayers keep. The unit is one hidden state, B * T * D floats, so vanilla keeps 0.
+A strategy runs alone, over sublayers `x / 2` that save their input, as the norm of every sublayer does. Every storage
+that an operation allocates (x0 included) is tracked; those still alive when only the output is held are saved by the
+graph, through autograd's saved tensors or by a checkpoint for recomputation. Each storage counts once with its whole
+size, except the output, the parameters, and one hidden state per site (the inputs of sublayers). The unit is one hidden
+state, B * T * D floats, so that vanilla saves 0.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ from tests.support import component
 N_LAYER, B, T, D = 24, 2, 16, 1024
 STATE = B * T * D
 
-#: Hidden states kept. One for each layer's stream or sublayer's output, where those enter a learned product.
+#: Largest number of saved hidden states: one per stream or output that enters a learned product.
 BARS = {
     "vanilla": 0,
     "learned_scaling": 26,
@@ -99,7 +99,7 @@ def hidden_states_kept(name: str) -> float:
 
 
 @pytest.mark.parametrize("name", BARS)
-def test_the_mechanism_keeps_no_more_than_its_equations_need(name: str) -> None:
+def test_a_strategy_saves_no_more_than_its_equations_need(name: str) -> None:
     assert hidden_states_kept(name) <= BARS[name]
 
 
@@ -113,7 +113,7 @@ def test_a_stack_of_sources_would_be_counted() -> None:
     assert made.kept(but=[leaf, out]) == 3
 
 
-def test_what_a_checkpoint_holds_is_counted() -> None:
+def test_tensors_held_by_a_checkpoint_are_counted() -> None:
     leaf = torch.ones(B, T, D, requires_grad=True)
     with Storages() as made:
         out = checkpoint(lambda x: (x.sin().cos() * leaf).exp(), leaf * 1.0, use_reentrant=False)

@@ -17,7 +17,7 @@ def test_the_first_layers_are_post_ln_and_the_others_pre_ln() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-12)
 
 
-def test_the_trunk_norms_what_the_strategy_does_not() -> None:
+def test_the_trunk_builds_the_norms_that_the_strategy_does_not() -> None:
     names = [name for name, _ in tiny_gpt("mixln", n_layer=4).named_parameters() if "ln_" in name]
     assert {name.split(".")[1] for name in names if name.startswith("h.")} == {"1", "2", "3"}
     assert any(name.startswith("ln_f") for name in names)

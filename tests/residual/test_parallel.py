@@ -1,4 +1,4 @@
-"""Parallel attention and MLP behind one norm, against the equation and the trunk's own norms."""
+"""Parallel attention and MLP with one norm, against the equation and the trunk's own norms."""
 
 import torch
 
@@ -19,14 +19,14 @@ def test_both_sublayers_read_the_layers_normed_input() -> None:
     assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-12)
 
 
-def test_the_trunk_builds_its_final_norm_only() -> None:
+def test_the_trunk_builds_only_the_final_norm() -> None:
     gpt = tiny_gpt("parallel", n_layer=5)
     assert all(block.ln_1 is None and block.ln_2 is None for block in gpt.h)
     assert gpt.ln_f is not None
     assert len(gpt.residual.norms) == 5
 
 
-def test_with_equal_norms_it_is_the_form_with_two() -> None:
+def test_with_equal_norms_it_equals_parallel_two_norms() -> None:
     one, two = jitter(tiny_gpt("parallel")).double(), tiny_gpt("parallel_two_norms").double()
     weights = {k: v for k, v in one.state_dict().items() if not k.startswith("residual.")}
     for i, norm in enumerate(one.residual.norms):

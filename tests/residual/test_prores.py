@@ -1,4 +1,4 @@
-"""ProRes against its schedules as published, by the numbers, and its equation."""
+"""ProRes against published values of its schedules, and against its equation."""
 
 from typing import Any
 
@@ -42,30 +42,30 @@ def alpha(schedule: str, step: int, **changes: Any) -> list[float]:
         ("fix_sqrt_l", 0, [1, 2**-0.5, 3**-0.5, 1 / 2]),
     ],
 )
-def test_the_schedules_are_the_published_ones(schedule: str, step: int, expected: list[float]) -> None:
+def test_the_schedules_equal_the_published_ones(schedule: str, step: int, expected: list[float]) -> None:
     assert alpha(schedule, step) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if not name.startswith("fix_")])
-def test_every_schedule_grows_and_ends_whole(schedule: str) -> None:
+def test_every_schedule_grows_up_to_one(schedule: str) -> None:
     course = torch.tensor([alpha(schedule, step) for step in range(0, 480, 40)])
     assert (course.diff(dim=0) >= 0).all()
     assert course[-2:].eq(1).all()
 
 
-def test_the_published_warm_up_leaves_a_shorter_run_unfinished() -> None:
+def test_the_published_warm_up_in_steps_exceeds_a_shorter_run() -> None:
     strategy = ProRes(stream_spec(24), **{**KEYS, "warmup_steps": 24_000})
     strategy.on_step(13_535, 13_535)
     assert strategy.alpha_L[-1].item() == pytest.approx(0.564, abs=5e-4)
     assert (strategy.alpha_L == 1).sum() == 13
 
 
-def test_a_fraction_is_of_the_run() -> None:
+def test_a_fraction_scales_with_the_run() -> None:
     given = alpha("linear", 100, warmup_steps=None, warmup_fraction=0.25)
     assert given == pytest.approx([1, 0.8, 0.4 / 0.75, 0.4])
 
 
-def test_before_any_step_all_is_whole_and_the_buffer_is_not_saved() -> None:
+def test_before_any_step_all_weights_are_one_and_the_buffer_is_not_saved() -> None:
     strategy = ProRes(stream_spec(), **KEYS)
     assert strategy.alpha_L.eq(1).all()
     assert strategy.state_dict() == {}
@@ -82,7 +82,7 @@ def test_alpha_scales_each_output() -> None:
         assert torch.allclose(flow(mode, spec, x0, branches), x, rtol=0, atol=1e-12)
 
 
-def test_one_compiled_graph_serves_all_steps() -> None:
+def test_all_steps_use_one_compiled_graph() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = ProRes(spec, **KEYS).double()
     counter = CompileCounter()
@@ -103,6 +103,6 @@ def test_one_compiled_graph_serves_all_steps() -> None:
         ({"warmup_steps": 0}, r"warmup_steps must be positive, got 0"),
     ],
 )
-def test_a_warm_up_that_means_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_warm_up_is_an_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ProRes(stream_spec(), **{**KEYS, **changes})

@@ -1,4 +1,4 @@
-"""ProRes by whole layers against the benchmark's equation."""
+"""ProRes per layer against the benchmark's equation."""
 
 import torch
 
@@ -6,7 +6,7 @@ from src.residual.prores_block import ProResBlock
 from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
 
 
-def test_alpha_scales_what_leaves_a_layer_in_training_alone() -> None:
+def test_alpha_scales_a_layers_output_in_training_only() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = ProResBlock(spec, schedule="linear", warmup_fraction=None, warmup_steps=400).double()
     whole = flow(strategy, spec, x0, branches)
@@ -19,7 +19,7 @@ def test_alpha_scales_what_leaves_a_layer_in_training_alone() -> None:
     assert torch.equal(flow(strategy.eval(), spec, x0, branches), whole)
 
 
-def test_before_any_training_it_is_the_identity() -> None:
+def test_at_step_zero_it_equals_the_identity() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = ProResBlock(spec, schedule="linear", warmup_fraction=0.2, warmup_steps=None).double()
     strategy.on_step(0, 1000)

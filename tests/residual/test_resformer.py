@@ -25,11 +25,11 @@ def test_values_are_blended_with_the_first_layers() -> None:
     assert torch.allclose(gpt.hidden(idx), gpt.ln_f(x), rtol=0, atol=1e-10)
 
 
-def test_with_its_own_values_alone_it_is_vanilla() -> None:
+def test_with_weight_on_own_values_only_it_equals_vanilla() -> None:
     ours = tiny_gpt("resformer", strategy={"first_init": 0.0, "own_init": 1.0}).double()
     assert torch.allclose(ours(tokens()), tiny_gpt().double()(tokens()), rtol=0, atol=1e-12)
 
 
-def test_one_layer_has_no_first_values_to_take() -> None:
+def test_one_layer_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"needs model.n_layer >= 2, got 1"):
         tiny_gpt("resformer", n_layer=1)

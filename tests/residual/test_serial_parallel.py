@@ -1,4 +1,4 @@
-"""The serial-parallel hybrid against its equation."""
+"""Serial-parallel hybrid against its equation."""
 
 import math
 
@@ -8,7 +8,7 @@ from src.residual.serial_parallel import SerialParallel
 from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
 
 
-def test_only_the_mlps_output_is_toned_down() -> None:
+def test_only_the_mlps_output_is_scaled() -> None:
     spec, branches, x = stream_spec(), sublayers(6), embedding_like()
     out = flow(SerialParallel(spec), spec, x, branches)
     for i in range(3):

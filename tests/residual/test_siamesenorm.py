@@ -6,7 +6,7 @@ from src.residual.siamesenorm import SiameseNorm
 from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
 
 
-def test_it_is_the_released_recurrence() -> None:
+def test_it_equals_the_released_recurrence() -> None:
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(SiameseNorm(spec))
     x = y = x0

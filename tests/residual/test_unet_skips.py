@@ -1,4 +1,4 @@
-"""U-Net skips against a stack written out."""
+"""U-Net skips against an explicit stack."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.support import tiny_gpt, tokens
 
 
 @pytest.mark.parametrize("n_layer", [2, 4, 5])
-def test_the_second_half_takes_back_the_first_last_come_first(n_layer: int) -> None:
+def test_the_second_half_adds_the_streams_of_the_first_in_reverse(n_layer: int) -> None:
     spec, branches, x0 = stream_spec(n_layer), sublayers(2 * n_layer), embedding_like()
     strategy = jittered(UNetSkips(spec, skip_init=1.0))
     x, stack = x0, []
@@ -29,6 +29,6 @@ def test_without_skips_it_is_vanilla() -> None:
     assert torch.equal(ours(tokens()), plain(tokens()))
 
 
-def test_one_layer_has_no_halves() -> None:
+def test_one_layer_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"needs model.n_layer >= 2, got 1"):
         UNetSkips(stream_spec(1), skip_init=1.0)

@@ -1,4 +1,4 @@
-"""Variance-controlled parallel attention and MLP against the equation."""
+"""Variance-controlled parallel attention and MLP against its equation."""
 
 import math
 

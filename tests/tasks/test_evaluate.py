@@ -1,4 +1,4 @@
-"""task=evaluate through the front door: the same scores as the run's own, tied to the checkpoint."""
+"""task=evaluate: equal scores to the run's, identified by the checkpoint."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ TRAIN = [a for a in SMALL if not a.startswith(("evaluation=", "model.vocab_size=
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose strategy depends on the step, evaluated at its end."""
+    """Train a run whose strategy depends on the step, and evaluate it at its end."""
     cwd = tmp_path_factory.mktemp("trained")
     shards = make_shards(cwd / "shards")
     done = run(
@@ -61,7 +61,7 @@ def evaluate(*overrides: str, cwd: Path) -> dict[str, Any]:
     return stated
 
 
-def test_it_gives_the_scores_of_the_run_itself(copied: Path, tmp_path: Path) -> None:
+def test_the_scores_equal_those_of_the_run(copied: Path, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()}
     keys = ["task=evaluate", "trainer=cpu", "trainer.threads=1", *LAMBADA, f"run={copied}", "hydra.run.dir=e"]
     done = run(*keys, cwd=tmp_path)
@@ -100,7 +100,7 @@ def test_a_checkpoint_file_outside_a_run_is_scored_by_itself(trained: Path, tmp_
     assert not (trained / "evaluations").exists()
 
 
-def test_a_foreign_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_an_error(copied: Path, tmp_path: Path) -> None:
     stored = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
     stored["reslab"]["config"]["optimizer"]["lr"] = 0.5
     torch.save(stored, tmp_path / "other.ckpt")
@@ -117,7 +117,7 @@ def test_a_foreign_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
     assert not (copied / "evaluations").exists()
 
 
-def test_a_checkpoint_from_before_a_resume_may_have_other_values_but_not_another_model(
+def test_a_checkpoint_from_before_a_resume_may_differ_in_values_but_not_in_the_model(
     copied: Path, tmp_path: Path
 ) -> None:
     stated = {**result(copied), "resumed_at": [12]}
@@ -133,7 +133,7 @@ def test_a_checkpoint_from_before_a_resume_may_have_other_values_but_not_another
         evaluate(f"run={copied}", "checkpoint=best", cwd=tmp_path)
 
 
-def test_a_missing_or_older_checkpoint_is_refused_and_never_replaced(copied: Path, tmp_path: Path) -> None:
+def test_a_missing_or_older_checkpoint_is_an_error_and_is_not_replaced(copied: Path, tmp_path: Path) -> None:
     last = copied / "checkpoints/last.ckpt"
     stored = torch.load(last, weights_only=True)
     stored["reslab"]["step"] = 8
@@ -149,7 +149,7 @@ def test_a_missing_or_older_checkpoint_is_refused_and_never_replaced(copied: Pat
     assert not (copied / "evaluations").exists()
 
 
-def test_a_hugging_face_folder_is_scored_as_transformers_would(tmp_path: Path) -> None:
+def test_a_hugging_face_folder_has_the_scores_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="a development dependency")
     config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, layer_norm_epsilon=1e-4)
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ def lambada_tokens() -> list[int]:
     return tokens
 
 
-def test_one_kind_of_weights_must_be_named(tmp_path: Path) -> None:
+def test_exactly_one_source_of_weights_must_be_given(tmp_path: Path) -> None:
     for overrides in ([], ["hf=a", "run=b"], ["checkpoint=last"]):
         with pytest.raises(UserError, match="give one of run=<folder>"):
             evaluate(*overrides, cwd=tmp_path)
@@ -188,7 +188,7 @@ def test_one_kind_of_weights_must_be_named(tmp_path: Path) -> None:
         evaluate("run=nowhere", cwd=tmp_path)
 
 
-def test_two_ranks_share_the_work_and_end_with_the_scores_of_one(copied: Path, tmp_path: Path) -> None:
+def test_two_ranks_share_the_work_and_give_the_scores_of_one(copied: Path, tmp_path: Path) -> None:
     stored = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
     stored["reslab"]["step"] = 6
     torch.save(stored, copied / "checkpoints/middle.ckpt")

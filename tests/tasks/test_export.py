@@ -1,4 +1,4 @@
-"""task=export through the front door's task: folders that load by themselves, with the run's record."""
+"""task=export: folders that load by themselves, with the run's record."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ SUITE = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ends in the middle of its strategy's warm-up."""
+    """Train a run that ends in the middle of its strategy's warm-up."""
     cwd = tmp_path_factory.mktemp("trained")
     keys = [a for a in SMALL if not a.startswith(("evaluation=", "model.vocab_size="))]
     done = run(
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def do(task: str, *overrides: str, cwd: Path) -> Path:
-    """A task in this process; returns its folder."""
+    """Run a task in this process; return its folder."""
     folder = Path(tempfile.mkdtemp(dir=cwd))
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         keys = [f"task={task}", "trainer=cpu", "trainer.threads=1", *SUITE, *overrides]
@@ -61,7 +61,7 @@ def ids() -> torch.Tensor:
 
 
 def of_checkpoint(path: Path, *, step: int, max_steps: int) -> GPT:
-    """The model of a checkpoint, put together here."""
+    """Build the model of a checkpoint without the code under test."""
     from omegaconf import OmegaConf
 
     stored = torch.load(path, weights_only=True)
@@ -71,7 +71,7 @@ def of_checkpoint(path: Path, *, step: int, max_steps: int) -> GPT:
     return gpt.eval()
 
 
-def test_a_strategy_goes_out_and_comes_back_with_its_schedule(trained: Path, tmp_path: Path) -> None:
+def test_an_exported_strategy_loads_with_its_schedule(trained: Path, tmp_path: Path) -> None:
     do("export", f"run={trained}", f"output={tmp_path}/hub", cwd=tmp_path)
     names = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == names
@@ -86,7 +86,7 @@ def test_a_strategy_goes_out_and_comes_back_with_its_schedule(trained: Path, tmp
     assert recipe.run["data_hash"] == result(trained)["data"]["hash"]
 
 
-def test_an_exported_folder_scores_as_its_run(trained: Path, tmp_path: Path) -> None:
+def test_an_exported_folder_has_the_scores_of_its_run(trained: Path, tmp_path: Path) -> None:
     do("export", f"run={trained}", f"output={tmp_path}/hub", cwd=tmp_path)
     stated = json.loads((do("evaluate", f"hf={tmp_path}/hub", cwd=tmp_path) / "evaluation.json").read_text())
     assert stated["scores"]["perplexity"] == result(trained)["perplexity"]
@@ -138,7 +138,9 @@ def test_another_checkpoint_of_the_run_is_exported_at_its_own_step(trained: Path
     assert "These weights have no scores." in (tmp_path / "hub/README.md").read_text()
 
 
-def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
+def test_an_invalid_export_is_an_error_of_one_sentence_and_leaves_no_folder(
+    trained: Path, tmp_path: Path
+) -> None:
     copied = Path(shutil.copytree(trained, tmp_path / "copied"))
     stored = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
     stored["reslab"]["step"] = 4

@@ -1,4 +1,4 @@
-"""What is GPT-2 and what is not: by the tensors, then by what is computed."""
+"""Recognition of GPT-2, by its tensors and by its outputs."""
 
 from functools import partial
 from pathlib import Path
@@ -21,19 +21,19 @@ from tests.support import SIZES, jitter, tiny_gpt
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_gpt2_is_gpt2_whatever_its_weights_and_type(bias: bool) -> None:
+def test_gpt2_is_recognized_with_any_weights_and_dtype(bias: bool) -> None:
     gpt = jitter(tiny_gpt(bias=bias, dropout=0.1))
     assert find_difference_from_gpt2(gpt) is None
     assert find_difference_from_gpt2(gpt.double()) is None
     assert find_difference_from_gpt2(gpt.bfloat16()) is None
 
 
-def test_its_tensors_are_those_of_the_model_with_biases() -> None:
+def test_the_shapes_are_those_of_a_model_with_biases() -> None:
     gpt = tiny_gpt(bias=True)
     assert gpt2_shapes(gpt.config) == {key: tuple(value.shape) for key, value in gpt.state_dict().items()}
 
 
-def test_a_warm_up_that_is_over_has_left_gpt2() -> None:
+def test_prores_is_gpt2_after_its_warm_up() -> None:
     gpt = tiny_gpt("prores")
     gpt.residual.on_step(10, 100)
     assert find_difference_from_gpt2(gpt) == "its residual stream"
@@ -53,7 +53,9 @@ def test_a_warm_up_that_is_over_has_left_gpt2() -> None:
         ({"embedding": "untied"}, r"embedding\.lm_head\.weight"),
     ],
 )
-def test_what_is_not_gpt2_goes_neither_out_nor_in(keys: dict[str, Any], where: str, tmp_path: Path) -> None:
+def test_a_model_that_is_not_gpt2_is_neither_exported_nor_loaded(
+    keys: dict[str, Any], where: str, tmp_path: Path
+) -> None:
     gpt = tiny_gpt(**keys)
     gpt2 = "residual=vanilla, norm=layernorm, embedding=tied only; this model differs in "
     with pytest.raises(ValueError, match=gpt2 + where):
@@ -95,7 +97,7 @@ class Gained(LayerNorm):
         ({"norm": partial(Gained, eps=1e-5)}, "its norm"),
     ],
 )
-def test_gpt2s_tensors_alone_do_not_make_a_gpt2(changes: dict[str, Any], where: str, tmp_path: Path) -> None:
+def test_gpt2s_tensor_shapes_are_not_sufficient(changes: dict[str, Any], where: str, tmp_path: Path) -> None:
     parts: dict[str, Any] = {
         "residual": Vanilla,
         "norm": partial(LayerNorm, eps=1e-5),

@@ -23,7 +23,7 @@ transformers = pytest.importorskip("transformers", reason="a development depende
 
 
 def reference(**keys: Any) -> Any:
-    """A model of transformers', of the tiny model's sizes, no two weights alike."""
+    """Build a jittered model of transformers with the sizes of the tiny model."""
     sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "n_positions": 12, "vocab_size": 64}
     off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     tokens_off = {"bos_token_id": None, "eos_token_id": None}
@@ -65,7 +65,7 @@ def test_a_folder_gives_the_fields_and_weights_of_its_model(tmp_path: Path) -> N
     assert torch.allclose(theirs(tokens()).logits, gpt(tokens()), rtol=0, atol=1e-5)
 
 
-def test_a_model_without_biases_goes_out_with_zeros_and_comes_back_without(tmp_path: Path) -> None:
+def test_a_model_without_biases_is_exported_with_zeros_and_loads_without(tmp_path: Path) -> None:
     gpt = jitter(tiny_gpt())
     export_gpt2(gpt, tmp_path / "hub")
     biases = {k: v for k, v in load_file(tmp_path / "hub/model.safetensors").items() if k.endswith("bias")}
@@ -92,7 +92,7 @@ def test_the_configuration_states_what_transformers_needs(tmp_path: Path) -> Non
     assert large["resid_pdrop"] == large["embd_pdrop"] == large["attn_pdrop"] == 0.1
 
 
-def test_another_eps_goes_out_and_is_asked_for_on_the_way_in(tmp_path: Path) -> None:
+def test_another_eps_is_exported_and_required_when_loading(tmp_path: Path) -> None:
     norm = component("norm", "layernorm", eps=0.01)
     gpt = GPT(GPTConfig(**SIZES), residual=Vanilla, norm=norm, embedding=TiedEmbedding, seed=0)
     export_gpt2(jitter(gpt, 0.1), tmp_path / "hub")
@@ -102,7 +102,7 @@ def test_another_eps_goes_out_and_is_asked_for_on_the_way_in(tmp_path: Path) -> 
         load_gpt2(tiny_gpt(), tmp_path / "hub")
 
 
-def test_an_export_draws_nothing_and_leaves_the_models_mode(tmp_path: Path) -> None:
+def test_an_export_changes_neither_random_state_nor_mode(tmp_path: Path) -> None:
     gpt = tiny_gpt(dropout=0.5).train()
     before = torch.get_rng_state()
     export_gpt2(gpt, tmp_path / "hub")
@@ -110,7 +110,7 @@ def test_an_export_draws_nothing_and_leaves_the_models_mode(tmp_path: Path) -> N
     assert all(module.training for module in gpt.modules())
 
 
-def test_there_and_back_is_the_same_bits(tmp_path: Path) -> None:
+def test_a_round_trip_keeps_all_bits(tmp_path: Path) -> None:
     gpt = jitter(tiny_gpt(bias=True))
     export_gpt2(gpt, tmp_path / "hub")
     back = tiny_gpt(bias=True, seed=5)
@@ -118,7 +118,7 @@ def test_there_and_back_is_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(gpt.parameters(), back.parameters(), strict=True))
 
 
-def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub/mine").write_text("mine")
     with pytest.raises(ValueError, match="exists already"):
@@ -146,14 +146,14 @@ def test_a_write_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("key", "value"), [("n_layer", 2), ("n_head", 4), ("n_embd", 32), ("block_size", 8), ("vocab_size", 65)]
 )
-def test_other_sizes_are_named_with_both_values(key: str, value: int, tmp_path: Path) -> None:
+def test_another_size_is_an_error_with_both_values(key: str, value: int, tmp_path: Path) -> None:
     reference().save_pretrained(tmp_path / "hub")
     words = rf"has model\.{key}={SIZES[key]}, this model {value}; give model\.{key}={SIZES[key]}$"
     with pytest.raises(ValueError, match=words):
         load_gpt2(tiny_gpt(**{"bias": True, key: value}), tmp_path / "hub")
 
 
-def test_another_activation_and_biases_are_asked_for(tmp_path: Path) -> None:
+def test_another_activation_or_biases_are_an_error_with_the_key_to_give(tmp_path: Path) -> None:
     reference().save_pretrained(tmp_path / "hub")
     with pytest.raises(ValueError, match=r"give model\.gelu_approximate=none"):
         load_gpt2(tiny_gpt(bias=True, gelu_approximate="tanh"), tmp_path / "hub")
@@ -171,7 +171,7 @@ def test_another_activation_and_biases_are_asked_for(tmp_path: Path) -> None:
         {"activation_function": "relu"},
     ],
 )
-def test_what_computes_otherwise_is_refused(keys: dict[str, Any], tmp_path: Path) -> None:
+def test_a_switch_that_changes_the_function_is_an_error(keys: dict[str, Any], tmp_path: Path) -> None:
     reference(**keys).save_pretrained(tmp_path / "hub")
     ((key, value),) = keys.items()
     for read in (read_gpt2, partial(load_gpt2, tiny_gpt(bias=True))):
@@ -196,7 +196,9 @@ def test_what_computes_otherwise_is_refused(keys: dict[str, Any], tmp_path: Path
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(key: str, value: Tensor | None, words: str, tmp_path: Path) -> None:
+def test_a_tensor_that_does_not_fit_is_an_error_with_its_name(
+    key: str, value: Tensor | None, words: str, tmp_path: Path
+) -> None:
     export_gpt2(tiny_gpt(), tmp_path / "hub")
     file = tmp_path / "hub/model.safetensors"
     others = {k: v for k, v in load_file(file).items() if k != key}
@@ -205,7 +207,7 @@ def test_tensors_that_do_not_fit_are_named(key: str, value: Tensor | None, words
         read_gpt2(tmp_path / "hub")
 
 
-def test_the_names_of_older_folders_are_read(tmp_path: Path) -> None:
+def test_tensor_names_of_older_folders_load(tmp_path: Path) -> None:
     gpt = jitter(tiny_gpt())
     export_gpt2(gpt, tmp_path / "hub")
     file = tmp_path / "hub/model.safetensors"
@@ -235,7 +237,9 @@ def write(name: str, data: bytes) -> Callable[[Path], object]:
         (write("model.safetensors", b"\0" * 99), r"a model\.safetensors that cannot be read"),
     ],
 )
-def test_a_damaged_folder_is_one_sentence(damage: Callable[[Path], object], words: str, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_an_error_of_one_sentence(
+    damage: Callable[[Path], object], words: str, tmp_path: Path
+) -> None:
     export_gpt2(tiny_gpt(), tmp_path / "hub")
     damage(tmp_path / "hub")
     with pytest.raises(ValueError, match=f"^{tmp_path}/hub .*{words}") as caught:
@@ -243,7 +247,7 @@ def test_a_damaged_folder_is_one_sentence(damage: Callable[[Path], object], word
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("file", "nothing"):
         with pytest.raises(ValueError, match=f"{name} is not a folder; give a Hugging Face GPT-2 folder"):

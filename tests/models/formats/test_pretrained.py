@@ -1,4 +1,4 @@
-"""Every shipped model out to a folder and back, without its configuration or code from the folder."""
+"""Round trip of every shipped option through an exported folder."""
 
 import dataclasses
 import json
@@ -28,21 +28,21 @@ STEP, MAX_STEPS = 2, 10
 
 
 def recipe(rooms: dict[str, str], seed: int = 0, **sizes: Any) -> Recipe:
-    """What `tiny_gpt` with these options is built from."""
+    """Return the recipe of `tiny_gpt` with these options."""
     names = {"residual": "vanilla", "norm": "layernorm", "embedding": "tied", "recurrence": "none", **rooms}
     plain: dict[str, Any] = {room: OmegaConf.to_container(option(room, name)) for room, name in names.items()}
     return Recipe({**SIZES, **sizes}, plain, seed, STEP, MAX_STEPS, {"name": "tiny"})
 
 
 def trained(rooms: dict[str, str], **sizes: Any) -> GPT:
-    """A model off its initial values, in the middle of its schedule."""
+    """Build a jittered model in the middle of its schedule."""
     gpt = jitter(tiny_gpt(**rooms, **sizes)).eval()
     gpt.follow(STEP - 1, MAX_STEPS)
     return gpt
 
 
 @pytest.mark.parametrize(("room", "name"), EVERY)
-def test_every_shipped_option_comes_back_with_the_same_bits(room: str, name: str, tmp_path: Path) -> None:
+def test_every_shipped_option_round_trips_bit_for_bit(room: str, name: str, tmp_path: Path) -> None:
     sizes = {"n_layer": 4} if room in ("recurrence", "residual") else {}
     gpt = trained({room: name}, **sizes)
     kind = write_pretrained(gpt, recipe({room: name}, **sizes), tmp_path)
@@ -58,7 +58,7 @@ def test_every_shipped_option_comes_back_with_the_same_bits(room: str, name: str
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_the_schedule_stands_where_the_weights_do(tmp_path: Path) -> None:
+def test_a_loaded_schedule_is_at_the_step_of_the_weights(tmp_path: Path) -> None:
     rooms = {"residual": "prores"}
     gpt = trained(rooms)
     write_pretrained(gpt, recipe(rooms), tmp_path)
@@ -70,7 +70,7 @@ def test_the_schedule_stands_where_the_weights_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 5, 10])
 @pytest.mark.parametrize(("room", "name"), [("residual", "prores"), ("recurrence", "mini")])
-def test_whatever_follows_the_step_comes_back_at_that_step(
+def test_schedules_and_visits_load_at_the_exported_step(
     room: str, name: str, step: int, tmp_path: Path
 ) -> None:
     gpt = trained({room: name}, n_layer=4)
@@ -82,7 +82,7 @@ def test_whatever_follows_the_step_comes_back_at_that_step(
     assert back.active_sites == gpt.active_sites
 
 
-def test_a_warmed_up_strategy_that_has_become_gpt2_goes_out_as_one(tmp_path: Path) -> None:
+def test_a_strategy_that_equals_gpt2_after_its_warm_up_is_exported_as_gpt2(tmp_path: Path) -> None:
     gpt = trained({"residual": "prores"})
     gpt.follow(MAX_STEPS - 1, MAX_STEPS)
     over = dataclasses.replace(recipe({"residual": "prores"}), step=MAX_STEPS)
@@ -90,7 +90,7 @@ def test_a_warmed_up_strategy_that_has_become_gpt2_goes_out_as_one(tmp_path: Pat
     assert torch.equal(from_pretrained(tmp_path)(tokens()), gpt(tokens()))
 
 
-def test_a_gpt2_folder_of_transformers_loads_too(tmp_path: Path) -> None:
+def test_a_gpt2_folder_of_transformers_loads(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="a development dependency")
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 12, "vocab_size": 64}
     ends = {"bos_token_id": None, "eos_token_id": None}
@@ -101,7 +101,7 @@ def test_a_gpt2_folder_of_transformers_loads_too(tmp_path: Path) -> None:
     assert torch.allclose(from_pretrained(tmp_path)(tokens()), theirs(tokens()).logits, atol=1e-5)
 
 
-def test_training_starts_from_either_kind_of_folder_with_weights_that_fit(tmp_path: Path) -> None:
+def test_load_weights_reads_both_formats_and_rejects_other_shapes(tmp_path: Path) -> None:
     for name in ("vanilla", "x0_blend"):
         rooms = {"residual": name}
         sent = trained(rooms)
@@ -114,7 +114,7 @@ def test_training_starts_from_either_kind_of_folder_with_weights_that_fit(tmp_pa
         load_weights(tiny_gpt(), tmp_path / "x0_blend")
 
 
-def test_the_folder_holds_plain_values_and_says_which_run(tmp_path: Path) -> None:
+def test_the_folder_holds_plain_values_and_the_identity_of_its_run(tmp_path: Path) -> None:
     rooms = {"residual": "hyperconn"}
     sent = recipe(rooms)
     write_pretrained(trained(rooms), sent, tmp_path)
@@ -166,7 +166,7 @@ def cut(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "cannot be read"),
     ],
 )
-def test_a_damaged_or_foreign_folder_is_one_sentence_and_runs_nothing(
+def test_a_damaged_folder_is_an_error_of_one_sentence_and_runs_no_code(
     damage: Callable[[Path], object], words: str, tmp_path: Path
 ) -> None:
     rooms = {"residual": "x0_blend"}
@@ -177,7 +177,7 @@ def test_a_damaged_or_foreign_folder_is_one_sentence_and_runs_nothing(
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_from_elsewhere_is_refused_on_the_way_out_and_never_imported(tmp_path: Path) -> None:
+def test_a_class_of_another_package_is_not_exported_and_not_imported(tmp_path: Path) -> None:
     sent = recipe({"residual": "x0_blend"})
     sent.rooms["residual"]["_target_"] = "this.Zen"
     with pytest.raises(ValueError, match=r"this run names this\.Zen for residual.* put it there to export"):
