@@ -72,7 +72,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint and its hash."""
         Path(path).unlink(missing_ok=True)
-        hash_file(Path(path)).unlink(missing_ok=True)
+        hash_path(Path(path)).unlink(missing_ok=True)
 
     def defer(self, action: Callable[[], None]) -> None:
         """Run `action` once the last saved file is in place."""
@@ -95,13 +95,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path)) if held is None else held
 
 
-def hash_file(path: Path) -> Path:
+def hash_path(path: Path) -> Path:
     """Return the path of a checkpoint's SHA-256."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def _write_hash(path: Path, sha256: str) -> None:
-    write_atomic(hash_file(path), f"{sha256}  {path.name}\n")
+    write_atomic(hash_path(path), f"{sha256}  {path.name}\n")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no checkpoint there; {way_out}")
     try:
         with zipfile.ZipFile(path) as archive:  # without a hash file, the archive's own checksums
-            damaged = None if hash_file(path).exists() else archive.testzip()
+            damaged = None if hash_path(path).exists() else archive.testzip()
         if damaged is not None:
             raise ValueError(f"{path}: damaged at record {damaged}; {way_out}")
         _check_hash(path)
@@ -137,12 +137,12 @@ def _check_hash(path: Path) -> None:
 
     A second name (`last.ckpt`) exists shortly before its own hash does, so the hash of any name in the folder counts.
     """
-    if not hash_file(path).exists():
+    if not hash_path(path).exists():
         return
     actual = sha256_file(path)
     if not any(hashed.read_text().startswith(actual) for hashed in path.parent.glob("*.ckpt.sha256")):
         raise ValueError(
-            f"{path}: damaged, its SHA-256 is not the one in {hash_file(path).name}; "
+            f"{path}: damaged, its SHA-256 is not the one in {hash_path(path).name}; "
             "give another checkpoint or start a new run"
         )
 
@@ -243,5 +243,5 @@ def link_over(source: Path, target: Path) -> None:
     part.unlink(missing_ok=True)
     part.hardlink_to(source)
     part.replace(target)
-    if hash_file(source).exists():
-        _write_hash(target, hash_file(source).read_text().split()[0])
+    if hash_path(source).exists():
+        _write_hash(target, hash_path(source).read_text().split()[0])

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from src.callbacks.checkpoints import hash_file, link_over, read_checkpoint
+from src.callbacks.checkpoints import hash_path, link_over, read_checkpoint
 from src.callbacks.run_record import read_metrics, read_result
 from src.errors import UserError
 from src.files import flatten
@@ -171,7 +171,7 @@ def set_aside_after(folder: Path, step: int, good: Path) -> None:
     for path in folder.glob("step*.ckpt"):
         if step_of(path) > step:
             path.rename(path.with_name(f"{path.name}.refused"))
-            hash_file(path).unlink(missing_ok=True)
+            hash_path(path).unlink(missing_ok=True)
     last = folder / "last.ckpt"
     if not (last.exists() and last.samefile(good)):
         link_over(good, last)

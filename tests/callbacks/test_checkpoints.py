@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.callbacks.checkpoints import AtomicCheckpointIO, hash_file, link_over, read_checkpoint
+from src.callbacks.checkpoints import AtomicCheckpointIO, hash_path, link_over, read_checkpoint
 
 
 class Hostile:
@@ -47,7 +47,7 @@ def test_a_flipped_bit_in_a_tensor_is_found_with_and_without_the_hash_file(tmp_p
     path.write_bytes(bytes(raw))
     with pytest.raises(ValueError, match="damaged, its SHA-256"):
         read_checkpoint(path)
-    hash_file(path).unlink()
+    hash_path(path).unlink()
     with pytest.raises(ValueError, match="damaged at record"):
         read_checkpoint(path)
 
