@@ -8,7 +8,7 @@ from src.checks.base import Subject
 from src.kernels.dispatch import REGISTRY
 from src.models.gpt import GPT
 
-#: Of the model that runs; backends depend on neither, beyond a chunk of queries.
+#: Sizes of the model that runs; backends depend on none of them, beyond a chunk of queries.
 N_LAYER, CONTEXT, VOCABULARY = 4, 16, 64
 
 
@@ -18,7 +18,7 @@ def list_backends(subject: Subject, *, device: str, bf16: bool) -> str:
     Args:
         subject: the configured model.
         device: cpu or cuda.
-        bf16: whether training runs under bfloat16 autocast.
+        bf16: true if training runs under bfloat16 autocast.
     """
     try:
         gpt = _build_shallow(subject).to(device)

@@ -1,7 +1,6 @@
-"""What a preflight check is given, and what it says.
+"""Contract of a check: a function from a `Subject` to a list of faults, and optionally figures for the table.
 
-A check is a function from a `Subject` to a list of faults, each one sentence with the place and the way to
-mend it; no fault means that it holds. A check may also leave figures for the table.
+A fault is one sentence with the location and a way to fix it. A check without faults has passed.
 """
 
 from collections.abc import Callable
@@ -22,7 +21,7 @@ WIDTH, HEADS, CONTEXT, VOCABULARY = 32, 2, 16, 64
 
 @dataclass(frozen=True)
 class Subject:
-    """A configured model, buildable at any size.
+    """A configured model that can be built at any size.
 
     Args:
         make: builds a GPT of the given sizes and seed from the configured parts.
@@ -32,12 +31,13 @@ class Subject:
     make: Callable[[GPTConfig, int], GPT]
     config: GPTConfig
 
-    def small(self, *, jittered: bool, dtype: torch.dtype = torch.float64, seed: int = 0) -> GPT:
-        """The configured depth, 32 wide; jittered: every parameter moved off its start.
+    def build_small(self, *, jittered: bool, dtype: torch.dtype = torch.float64, seed: int = 0) -> GPT:
+        """Build the model at the configured depth, 32 wide.
 
-        A fault behind a gate that starts at zero cannot be seen at the start.
+        `jittered` moves every parameter off its initial value: a gate that is zero at initialization hides the faults
+        behind it.
         """
-        gpt = self.make(self.sizes(), seed).to(dtype)
+        gpt = self.make(self.small_config(), seed).to(dtype)
         gpt.follow(50, 100)
         if jittered:
             generator = torch.Generator().manual_seed(1)
@@ -47,8 +47,8 @@ class Subject:
                     param.add_(noise, alpha=0.1)
         return gpt
 
-    def sizes(self, **changes: Any) -> GPTConfig:
-        """The small sizes, some changed."""
+    def small_config(self, **changes: Any) -> GPTConfig:
+        """Return the small sizes with `changes` applied."""
         values = {
             "n_head": HEADS,
             "n_embd": WIDTH,
@@ -61,7 +61,7 @@ class Subject:
 
 @dataclass
 class Finding:
-    """What a check found."""
+    """The result of one check: faults, figures for the table, and its duration."""
 
     name: str
     faults: list[str]
@@ -70,16 +70,16 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether it holds."""
+        """True if the check has no faults."""
         return not self.faults
 
 
-def tokens(batch: int = 3, length: int = CONTEXT, vocab_size: int = VOCABULARY, seed: int = 0) -> Tensor:
-    """Independent uniform ids [batch, length]."""
+def draw_tokens(batch: int = 3, length: int = CONTEXT, vocab_size: int = VOCABULARY, seed: int = 0) -> Tensor:
+    """Draw independent uniform ids [batch, length]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (batch, length), generator=generator)
 
 
-def where(state: str) -> str:
-    """How a sentence names the state of the parameters."""
+def describe_state(state: str) -> str:
+    """Return the words for a state of the parameters, `init` or `moved`."""
     return "at init" if state == "init" else "once the parameters have moved (at init a zero gate hides it)"

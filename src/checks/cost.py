@@ -1,7 +1,7 @@
-"""What a strategy will cost at GPT-2 Medium: parameters, FLOPs, and the memory kept for the backward.
+"""Checks of cost at GPT-2 Medium (parameters, FLOPs, memory kept for the backward) and of magnitudes over depth.
 
-The forward runs on fake tensors of the real sizes, and the bytes that autograd saves are counted as they
-are packed; nothing is computed.
+The forward runs on fake tensors of the real sizes, and the bytes that autograd saves are counted as they are packed;
+nothing is computed.
 """
 
 import math
@@ -15,12 +15,14 @@ from src.models.config import GPTConfig
 from src.models.flops import count_flops_per_token
 
 GIB = 2**30
-#: Weights, gradients and AdamW's two moments, each float32; under Muon one moment, and in its step the weight again.
+#: Weight, gradient and AdamW's two moments in float32; under Muon one moment, and during its step a copy of the weight.
 BYTES_PER_PARAM = 16
 
 
-def kept_bytes(subject: Subject, config: GPTConfig, batch: int, *, bf16: bool = True) -> tuple[int, int, int]:
-    """Bytes that the trunk saves for its backward (under bf16), its parameters, and FLOPs per token."""
+def count_kept_bytes(
+    subject: Subject, config: GPTConfig, batch: int, *, bf16: bool = True
+) -> tuple[int, int, int]:
+    """Count the bytes that the trunk saves for its backward, its parameters, and its FLOPs per token."""
     storages: dict[int, tuple[int, Tensor]] = {}
     with FakeTensorMode():
         gpt = subject.make(config, 0)
@@ -29,22 +31,25 @@ def kept_bytes(subject: Subject, config: GPTConfig, batch: int, *, bf16: bool = 
         def pack(saved: Tensor) -> Tensor:
             storage = saved.untyped_storage()
             if storage._cdata not in own:
-                storages[storage._cdata] = (storage.nbytes(), saved)  # held, so that the key stays taken
+                storages[storage._cdata] = (
+                    storage.nbytes(),
+                    saved,
+                )  # keep the tensor, so that no other takes its key
             return saved
 
-        packing = torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept)
+        packing = torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved)
         with packing, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out_BTD = gpt.hidden(torch.zeros(batch, config.block_size, dtype=torch.long))
         total = sum(size for size, _ in storages.values())
-        assert out_BTD.requires_grad  # the graph, and what it keeps, was alive until here
+        assert out_BTD.requires_grad  # keeps the graph and its saved tensors alive until here
     return total, gpt.n_params(positions=True), count_flops_per_token(gpt)
 
 
-def cost(
+def check_cost(
     subject: Subject, medium: GPTConfig, micro_batch_size: int, gpu_gib: float
 ) -> tuple[list[str], Figures]:
-    """Refuse what does not fit `gpu_gib` at GPT-2 Medium with the configured micro-batch; the figures."""
-    saved, n_params, flops = kept_bytes(subject, medium, micro_batch_size)
+    """Check that GPT-2 Medium with the configured micro-batch fits into `gpu_gib`, and return its costs."""
+    saved, n_params, flops = count_kept_bytes(subject, medium, micro_batch_size)
     state = n_params * BYTES_PER_PARAM
     need = (saved + state) / GIB
     figures: Figures = {
@@ -64,9 +69,9 @@ def cost(
     return [], figures
 
 
-def depth_profile(subject: Subject, idx_BT: Tensor) -> tuple[list[str], Figures]:
-    """RMS of each sublayer's input-side gradient and output by depth; a fault where they explode or vanish."""
-    gpt = subject.small(jittered=False)
+def check_depth(subject: Subject, idx_BT: Tensor) -> tuple[list[str], Figures]:
+    """Check that the RMS of the sublayers' outputs and of their gradients neither explodes nor vanishes over depth."""
+    gpt = subject.build_small(jittered=False)
     x_BTD, trace = gpt.trace(idx_BT)
     outputs = list(trace.y_BTD)
     loss = gpt.head_loss(x_BTD, idx_BT.roll(-1, 1))

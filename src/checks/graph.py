@@ -1,4 +1,4 @@
-"""One compiled graph over all steps, and a two-rank DDP step."""
+"""Checks of the compiled graph and of DDP: one graph for all steps, and equal parameters on two ranks."""
 
 import os
 import pickle
@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from src.checks.base import Subject, tokens
+from src.checks.base import Subject, draw_tokens
 from src.errors import one_line
 from src.files import ROOT
 
 N_STEPS = 6
-DDP_TIMEOUT_S = 600.0  # for two processes to start on a busy machine, too
+DDP_TIMEOUT_S = 600.0  # includes the start of two processes on a busy machine
 
 
-def one_graph(subject: Subject) -> list[str]:
-    """No forward waits for a number, the trunk compiles without a break, its schedule recompiles nothing."""
-    gpt = subject.small(jittered=False, dtype=torch.float32)
+def check_one_graph(subject: Subject) -> list[str]:
+    """Check that a forward reads nothing back to the host and that one graph without a break is used for all steps."""
+    gpt = subject.build_small(jittered=False, dtype=torch.float32)
     with _HostReads() as reads:
-        gpt.hidden(tokens())
+        gpt.hidden(draw_tokens())
     if reads.count:
         return [
             f"a forward reads {reads.count} values back to the host (.item(), float(), bool()): each stops a GPU; keep "
@@ -41,10 +41,10 @@ def one_graph(subject: Subject) -> list[str]:
     try:
         for step in range(N_STEPS):
             gpt.follow(step, 100)
-            compiled(tokens())
+            compiled(draw_tokens())
     except Exception as error:  # dynamo raises many kinds
         return [
-            f"the trunk does not compile into one graph ({_cause(error)}); keep tensors on the device: no .item(), "
+            f"the trunk does not compile into one graph ({_first_line(error)}); keep tensors on the device: no .item(), "
             "no branch on a value, no numpy"
         ]
     finally:
@@ -58,7 +58,7 @@ def one_graph(subject: Subject) -> list[str]:
 
 
 class _HostReads(TorchDispatchMode):
-    """Counts what turns a tensor into a Python number."""
+    """Dispatch mode that counts the conversions of tensors to Python numbers."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
@@ -70,13 +70,13 @@ class _HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _cause(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:160]
 
 
-def two_ranks(subject: Subject) -> list[str]:
-    """Two gloo ranks take three steps with find_unused_parameters=False and agree afterwards."""
+def check_two_ranks(subject: Subject) -> list[str]:
+    """Check that two gloo ranks hold equal parameters after three steps with find_unused_parameters=False."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "subject"
         file.write_bytes(pickle.dumps(subject))
@@ -89,7 +89,7 @@ def two_ranks(subject: Subject) -> list[str]:
             for r in range(2)
         ]
         try:
-            ends = [rank.communicate(timeout=DDP_TIMEOUT_S) for rank in ranks]
+            outputs = [rank.communicate(timeout=DDP_TIMEOUT_S) for rank in ranks]
         except subprocess.TimeoutExpired:
             return [
                 f"two DDP ranks hang for {DDP_TIMEOUT_S:.0f} s: they take different paths through the strategy"
@@ -97,14 +97,14 @@ def two_ranks(subject: Subject) -> list[str]:
         finally:
             for rank in ranks:
                 rank.kill()
-    failed = [(rank.returncode, err) for rank, (_, err) in zip(ranks, ends, strict=True) if rank.returncode]
+    failed = [(rank.returncode, err) for rank, (_, err) in zip(ranks, outputs, strict=True) if rank.returncode]
     if failed:
-        said = [line for line in failed[0][1].splitlines() if line.strip()]
+        lines = [line for line in failed[0][1].splitlines() if line.strip()]
         return [
-            f"a DDP step with find_unused_parameters=False fails: {one_line(RuntimeError(said[-1]))[:200]}; every "
+            f"a DDP step with find_unused_parameters=False fails: {one_line(RuntimeError(lines[-1]))[:200]}; every "
             "parameter must take part in every step"
         ]
-    if len({out for out, _ in ends}) != 1:
+    if len({out for out, _ in outputs}) != 1:
         return [
             "two DDP ranks hold different parameters after three steps: something random differs between them"
         ]

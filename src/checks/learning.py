@@ -1,4 +1,4 @@
-"""Short trainings: real text beside vanilla, and random tokens from which nothing can be learned."""
+"""Checks by short trainings: on real text beside vanilla, and on random tokens, from which nothing can be learned."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.checks.base import Figures, Subject, tokens
+from src.checks.base import Figures, Subject, draw_tokens
 from src.models.gpt import GPT
 from src.models.optim.adamw import AdamW
 from src.models.optim.base import OptimizerConfig, build_optimizer, set_lr
@@ -19,28 +19,30 @@ from src.models.optim.schedules.cosine import Cosine
 
 VOCABULARY, CONTEXT, WIDTH, HEADS, BATCH = 512, 64, 64, 4, 8
 N_STEPS = 100
-#: Nats a loss may lie under vanilla's after N_STEPS before it is more likely a leak than an idea.
+#: Nats below vanilla's loss after N_STEPS beyond which a leak is likelier than a good strategy.
 SUSPICIOUS_WIN = 0.5
+#: Nats by which the loss over vanilla's may rise, as a median over SPIKE_STEPS steps.
 SPIKE = 1.0
 SPIKE_STEPS = 5
 
-# At 3e-3 a leak behind a zero gate stayed within noise (4.00), at 1e-2 it reaches 3.05 of 4.16 nats.
+#: Training on random ids: with lr 3e-3 a leak behind a zero gate stays within noise (4.00 of ln 64 = 4.16 nats), with
+#: 1e-2 it reaches 3.05.
 RANDOM_IDS, RANDOM_STEPS, RANDOM_LR = 64, 150, 1e-2
-#: Nats under the source's entropy that sampling noise does not explain (3 standard deviations are 0.02).
+#: Nats below the entropy of the ids that sampling noise does not explain (3 standard deviations are 0.02).
 LEAK = 0.06
 
 
-def small_text(stream: NDArray[np.uint16]) -> Tensor:
-    """Real text in a small vocabulary: its 511 commonest ids, and one for all others."""
+def reduce_vocabulary(stream: NDArray[np.uint16]) -> Tensor:
+    """Map token ids to a small vocabulary: the 511 most frequent ids, and one id for all others."""
     ids, counts = np.unique(stream, return_counts=True)
-    commonest = ids[np.argsort(-counts, kind="stable")][: VOCABULARY - 1]
+    most_frequent = ids[np.argsort(-counts, kind="stable")][: VOCABULARY - 1]
     table = np.full(2**16, VOCABULARY - 1, dtype=np.int64)
-    table[commonest] = np.arange(len(commonest))
+    table[most_frequent] = np.arange(len(most_frequent))
     return torch.from_numpy(table[stream])
 
 
 def train(gpt: GPT, batches: Iterator[tuple[Tensor, Tensor]], n_steps: int, lr: float) -> list[float]:
-    """Losses of a short run; ends early at one that is not finite."""
+    """Train for `n_steps` and return the losses; stops at the first that is not finite."""
     method = functools.partial(AdamW, betas=(0.9, 0.95), eps=1e-8)
     optimizer = build_optimizer(gpt, OptimizerConfig(lr, lr / 10, 10, 0.1, 1.0, method))
     schedule = Cosine(lr, lr / 10, 10, n_steps)
@@ -59,9 +61,9 @@ def train(gpt: GPT, batches: Iterator[tuple[Tensor, Tensor]], n_steps: int, lr: 
     return losses
 
 
-def learns(subject: Subject, plain: Subject, stream: NDArray[np.uint16]) -> tuple[list[str], Figures]:
-    """100 steps on real text beside vanilla: the loss falls, does not spike, and does not win too much."""
-    text = small_text(stream)
+def check_learning(subject: Subject, vanilla: Subject, stream: NDArray[np.uint16]) -> tuple[list[str], Figures]:
+    """Check 100 steps on real text beside vanilla: the loss falls, does not spike and is not too good to be true."""
+    text = reduce_vocabulary(stream)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(0)
@@ -72,36 +74,36 @@ def learns(subject: Subject, plain: Subject, stream: NDArray[np.uint16]) -> tupl
 
     runs: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
-    for name, which in (("vanilla", plain), ("this", subject)):
-        gpt = _sized(which)
-        began = time.process_time()
+    for name, trained in (("vanilla", vanilla), ("this", subject)):
+        gpt = _build(trained)
+        start = time.process_time()
         runs[name] = train(gpt, batches(), N_STEPS, 1e-3)
-        seconds[name] = (time.process_time() - began) / len(runs[name])
+        seconds[name] = (time.process_time() - start) / len(runs[name])
     ours, theirs = runs["this"], runs["vanilla"]
-    last, base = _tail(ours), _tail(theirs)
+    last, base = _mean_of_last(ours), _mean_of_last(theirs)
     figures: Figures = {
         "loss": last,
         "loss_vanilla": base,
         "step_over_vanilla": seconds["this"] / seconds["vanilla"],
         "losses": ours,
     }
-    return judged(ours, theirs), figures
+    return find_faults(ours, theirs), figures
 
 
-def judged(losses: list[float], vanilla: list[float]) -> list[str]:
-    """What is wrong with a loss curve, beside vanilla's on the same batches."""
-    last, base = _tail(losses), _tail(vanilla)
+def find_faults(losses: list[float], vanilla: list[float]) -> list[str]:
+    """Return the faults of a loss curve beside vanilla's on the same batches."""
+    last, base = _mean_of_last(losses), _mean_of_last(vanilla)
     if not math.isfinite(losses[-1]):
         return [
-            f"the loss is {losses[-1]} at step {len(losses)} of a 100-step training on text: look for an overflow, a "
+            f"the loss is {losses[-1]} at step {len(losses)} of a 100-step training on text: check for an overflow, a "
             "root of zero, or what on_step writes at that step"
         ]
     if last > losses[0] - 0.3:
         return [
-            f"the loss does not fall on text: {losses[0]:.2f} at first, {last:.2f} after {N_STEPS} steps (vanilla "
+            f"the loss does not fall on text: {losses[0]:.2f} at the start, {last:.2f} after {N_STEPS} steps (vanilla "
             f"{base:.2f}); are the branches' outputs reaching the end?"
         ]
-    rise = _lasting_rise([ours - theirs for ours, theirs in zip(losses, vanilla, strict=True)])
+    rise = _find_lasting_rise([ours - theirs for ours, theirs in zip(losses, vanilla, strict=True)])
     if rise > SPIKE:
         return [
             f"the loss jumps by {rise:.2f} nats over vanilla's on text and stays there for {SPIKE_STEPS // 2 + 1} steps "
@@ -109,44 +111,48 @@ def judged(losses: list[float], vanilla: list[float]) -> list[str]:
         ]
     if last < base - SUSPICIOUS_WIN:
         return [
-            f"the loss after {N_STEPS} steps is {last:.2f}, {base - last:.2f} under vanilla's: too good to be an idea, "
-            "look for a leak of later tokens"
+            f"the loss after {N_STEPS} steps is {last:.2f}, {base - last:.2f} under vanilla's: too good to be true, "
+            "check for a leak of later tokens"
         ]
     return []
 
 
-def _lasting_rise(over: list[float]) -> float:
-    """How far the loss over vanilla's (which takes the batches' noise out) rises above its lowest so far.
+def _find_lasting_rise(over: list[float]) -> float:
+    """Return the largest rise of the loss over vanilla's above its lowest value so far, in medians of a few steps.
 
-    Medians of a few steps: at this size any strategy, vanilla too, may leap for a step or two, in float64 as
-    well, when some tokens tip from one fixed point to another.
+    Subtracting vanilla's loss removes the noise of the batches. Single steps do not count: at this size the loss of
+    any strategy, vanilla included, may jump for a step or two, in float64 as well.
     """
     medians = [float(np.median(over[i : i + SPIKE_STEPS])) for i in range(len(over) - SPIKE_STEPS + 1)]
     lowest = itertools.accumulate(medians, min)
     return max(now - low for now, low in zip(medians, lowest, strict=True))
 
 
-def _tail(losses: list[float]) -> float:
+def _mean_of_last(losses: list[float]) -> float:
     return float(np.mean(losses[-10:]))
 
 
-def _sized(subject: Subject) -> GPT:
-    return subject.make(subject.sizes(n_embd=WIDTH, n_head=HEADS, block_size=CONTEXT, vocab_size=VOCABULARY), 0)
+def _build(subject: Subject) -> GPT:
+    return subject.make(
+        subject.small_config(n_embd=WIDTH, n_head=HEADS, block_size=CONTEXT, vocab_size=VOCABULARY), 0
+    )
 
 
-def random_tokens(subject: Subject) -> tuple[list[str], Figures]:
-    """Trained on independent uniform tokens, no honest model gets under their entropy."""
+def check_random_tokens(subject: Subject) -> tuple[list[str], Figures]:
+    """Check that a training on independent uniform ids does not get below their entropy: only a leak can."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         step = 0
         while True:
-            rows = tokens(BATCH, CONTEXT + 1, RANDOM_IDS, seed=step)
+            rows = draw_tokens(BATCH, CONTEXT + 1, RANDOM_IDS, seed=step)
             step += 1
             yield rows[:, :-1], rows[:, 1:]
 
-    gpt = subject.make(subject.sizes(n_embd=WIDTH, n_head=HEADS, block_size=CONTEXT, vocab_size=RANDOM_IDS), 0)
+    gpt = subject.make(
+        subject.small_config(n_embd=WIDTH, n_head=HEADS, block_size=CONTEXT, vocab_size=RANDOM_IDS), 0
+    )
     losses = train(gpt, batches(), RANDOM_STEPS, RANDOM_LR)
-    entropy, last = math.log(RANDOM_IDS), _tail(losses)
+    entropy, last = math.log(RANDOM_IDS), _mean_of_last(losses)
     figures: Figures = {"loss_random": last, "entropy_random": entropy}
     if last < entropy - LEAK:
         return [

@@ -1,4 +1,4 @@
-"""Properties of one forward and backward: shapes, causality, batch, gradients, types, degenerate input."""
+"""Checks of one forward and backward pass: shapes, causality, batch, gradients, dtypes, degenerate input."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,104 +6,108 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from src.checks.base import Subject, tokens, where
+from src.checks.base import Subject, describe_state, draw_tokens
 from src.models.gpt import GPT
 from src.residual.base import QKV
 
+#: States of the parameters: a fault behind a zero gate is visible only once it has moved.
 STATES = ("init", "moved")
 
 
-def contract(subject: Subject) -> list[str]:
-    """Every verb keeps [B, T, D], every value is finite."""
+def check_contract(subject: Subject) -> list[str]:
+    """Check that read and end return [B, T, D] and that all values are finite."""
     faults = []
-    for state in STATES:
-        gpt = subject.small(jittered=state == "moved")
-        x_BTD = tokens()[..., None].expand(-1, -1, gpt.config.n_embd).double() / 64
-        flow = gpt.residual.begin(x_BTD)
+    for params in STATES:
+        gpt = subject.build_small(jittered=params == "moved")
+        x_BTD = draw_tokens()[..., None].expand(-1, -1, gpt.config.n_embd).double() / 64
+        state = gpt.residual.begin(x_BTD)
         for site in gpt.sites:
-            read, flow = gpt.residual.read(flow, site)
+            read, state = gpt.residual.read(state, site)
             for part in read if isinstance(read, QKV) else (read,):
                 if part.shape != x_BTD.shape:
                     faults.append(
                         f"read at site {site.index} ({site.kind} of layer {site.layer}) gives shape "
-                        f"{tuple(part.shape)} {where(state)}; a sublayer needs {tuple(x_BTD.shape)}"
+                        f"{tuple(part.shape)} {describe_state(params)}; a sublayer needs {tuple(x_BTD.shape)}"
                     )
                     return faults
-            flow = gpt.residual.write(flow, site, torch.tanh(read[0] if isinstance(read, QKV) else read))
-        out_BTD = gpt.residual.end(flow)
+            state = gpt.residual.write(state, site, torch.tanh(read[0] if isinstance(read, QKV) else read))
+        out_BTD = gpt.residual.end(state)
         if out_BTD.shape != x_BTD.shape:
             faults.append(f"end gives shape {tuple(out_BTD.shape)}; the final norm needs {tuple(x_BTD.shape)}")
-        if not gpt(tokens()).isfinite().all():
-            faults.append(f"logits are not finite {where(state)}; look for a division or a logarithm")
+        if not gpt(draw_tokens()).isfinite().all():
+            faults.append(f"logits are not finite {describe_state(params)}; look for a division or a logarithm")
     return faults
 
 
-def reads(gpt: GPT, idx_BT: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What each sublayer gives, and the logits, in order."""
-    seen: list[tuple[str, Tensor]] = []
+def trace_outputs(gpt: GPT, idx_BT: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the output of each sublayer in order, then the logits."""
+    outputs: list[tuple[str, Tensor]] = []
     hooks = []
     for site in gpt.sites:
         if site.visit == 0:
             module = gpt.h[site.layer].get_submodule(site.kind)
             name = f"site {site.index} ({site.kind} of layer {site.layer})"
-            hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: seen.append((name, out))))
+            hooks.append(
+                module.register_forward_hook(lambda _m, _a, out, name=name: outputs.append((name, out)))
+            )
     logits = gpt(idx_BT)
     for hook in hooks:
         hook.remove()
-    yield from seen
+    yield from outputs
     yield "the logits", logits
 
 
-def _first_difference(gpt: GPT, one: Tensor, two: Tensor, part: Callable[[Tensor], Tensor]) -> str | None:
-    for (name, a), (_, b) in zip(reads(gpt, one), reads(gpt, two), strict=True):
+def _find_first_difference(gpt: GPT, one: Tensor, two: Tensor, part: Callable[[Tensor], Tensor]) -> str | None:
+    """Return the name of the first output whose `part` differs between two inputs."""
+    for (name, a), (_, b) in zip(trace_outputs(gpt, one), trace_outputs(gpt, two), strict=True):
         if not torch.allclose(part(a), part(b), rtol=0, atol=1e-9):
             return name
     return None
 
 
-def causality(subject: Subject) -> list[str]:
-    """A changed future token changes nothing earlier."""
+def check_causality(subject: Subject) -> list[str]:
+    """Check that a changed token does not change earlier positions."""
     faults = []
-    for state in STATES:
-        gpt, idx_BT = subject.small(jittered=state == "moved"), tokens()
+    for params in STATES:
+        gpt, idx_BT = subject.build_small(jittered=params == "moved"), draw_tokens()
         for t in (1, idx_BT.shape[1] // 2, idx_BT.shape[1] - 1):
             changed_BT = idx_BT.clone()
             changed_BT[:, t:] = (changed_BT[:, t:] + 17) % gpt.config.vocab_size
-            place = _first_difference(gpt, idx_BT, changed_BT, lambda x, t=t: x[:, :t])  # type: ignore[misc]  # lambda default
-            if place:
+            first = _find_first_difference(gpt, idx_BT, changed_BT, lambda x, t=t: x[:, :t])  # type: ignore[misc]  # lambda default
+            if first:
                 faults.append(
-                    f"token {t} changes earlier positions, first seen at {place}, {where(state)}: something mixes "
-                    "over the sequence (a mean, a norm or a softmax over dimension 1); make it per position"
+                    f"token {t} changes earlier positions, first seen at {first}, {describe_state(params)}: something "
+                    "mixes over the sequence (a mean, a norm or a softmax over dimension 1); make it per position"
                 )
                 break
     return faults
 
 
-def batch_independence(subject: Subject) -> list[str]:
-    """A sequence does not see the others of its batch."""
+def check_batch_independence(subject: Subject) -> list[str]:
+    """Check that a sequence does not depend on the others of its batch."""
     faults = []
-    for state in STATES:
-        gpt, idx_BT = subject.small(jittered=state == "moved"), tokens()
-        other_BT = torch.cat((idx_BT[:1], tokens(2, seed=5)))
-        place = _first_difference(gpt, idx_BT, other_BT, lambda x: x[:1])
-        if place:
+    for params in STATES:
+        gpt, idx_BT = subject.build_small(jittered=params == "moved"), draw_tokens()
+        other_BT = torch.cat((idx_BT[:1], draw_tokens(2, seed=5)))
+        first = _find_first_difference(gpt, idx_BT, other_BT, lambda x: x[:1])
+        if first:
             faults.append(
-                f"other sequences of the batch change the first, first seen at {place}, {where(state)}: something "
-                "mixes over dimension 0; statistics must be per position"
+                f"other sequences of the batch change the first, first seen at {first}, {describe_state(params)}: "
+                "something mixes over dimension 0; statistics must be per position"
             )
     return faults
 
 
-def gradients(subject: Subject) -> list[str]:
-    """Every parameter has a finite gradient, in step 1 and at step 1000's schedule."""
+def check_gradients(subject: Subject) -> list[str]:
+    """Check that every parameter gets a finite gradient, in step 1 and at the schedule of step 1001."""
     faults = []
     for step in (0, 1000):
-        gpt = subject.small(jittered=False)
+        gpt = subject.build_small(jittered=False)
         gpt.follow(step, 10_000)
-        torch.autograd.backward(gpt.loss(tokens(), tokens(seed=1)))
+        torch.autograd.backward(gpt.loss(draw_tokens(), draw_tokens(seed=1)))
         faults += [
             f"{name} gets no gradient in step {step + 1}, so DDP fails there: build only what is used "
-            "(one packed tensor a role)"
+            "(one packed tensor per role)"
             for name, param in gpt.named_parameters()
             if param.grad is None
         ]
@@ -117,47 +121,47 @@ def gradients(subject: Subject) -> list[str]:
     return faults
 
 
-def stream_type(subject: Subject) -> list[str]:
-    """Under bf16 autocast the state and the output stay float32."""
-    gpt = subject.small(jittered=True, dtype=torch.float32)
-    low: list[str] = []
+def check_stream_dtype(subject: Subject) -> list[str]:
+    """Check that the state and the output stay float32 under bf16 autocast."""
+    gpt = subject.build_small(jittered=True, dtype=torch.float32)
+    faults: list[str] = []
 
-    def look(state: object, place: str) -> None:
-        low.extend(
-            f"the state holds {leaf.dtype} after {place}; add in float32: .to(state's type)"
-            for leaf in _tensors(state)
+    def inspect(state: object, place: str) -> None:
+        faults.extend(
+            f"the state holds {leaf.dtype} after {place}; add in float32: y.to(state.dtype)"
+            for leaf in _iterate_tensors(state)
             if leaf.is_floating_point() and leaf.dtype != torch.float32 and leaf.dim() >= 3
         )
 
     residual = gpt.residual
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        x_BTD = gpt.embedding(tokens())
+        x_BTD = gpt.embedding(draw_tokens())
         with torch.autocast("cpu", enabled=False):
             state = residual.begin(x_BTD)
             for site in gpt.sites:
                 read, state = residual.read(state, site)
                 y = (read[0] if isinstance(read, QKV) else read).bfloat16()
                 state = residual.write(state, site, y)
-                look(state, f"write at site {site.index}")
-        out = gpt.hidden(tokens())
+                inspect(state, f"write at site {site.index}")
+        out = gpt.hidden(draw_tokens())
     if out.dtype != torch.float32:
-        low.append(f"the output is {out.dtype}; the head needs a float32 stream")
-    return low[:1]
+        faults.append(f"the output is {out.dtype}; the head needs a float32 stream")
+    return faults[:1]
 
 
-def _tensors(node: object) -> Iterator[Tensor]:
+def _iterate_tensors(node: object) -> Iterator[Tensor]:
     if isinstance(node, Tensor):
         yield node
     elif isinstance(node, tuple | list):
         for item in node:
-            yield from _tensors(item)
+            yield from _iterate_tensors(item)
 
 
-def degenerate_input(subject: Subject) -> list[str]:
-    """Positions that are all zero or all alike give finite values and gradients."""
+def check_degenerate_input(subject: Subject) -> list[str]:
+    """Check that positions of variance zero, all 0 or all 1, give finite values and gradients."""
     faults = []
     for value in (0.0, 1.0):
-        gpt = subject.small(jittered=False, dtype=torch.float32)
+        gpt = subject.build_small(jittered=False, dtype=torch.float32)
         x_BTD = torch.full((2, 4, gpt.config.n_embd), value, requires_grad=True)
         state = gpt.residual.begin(x_BTD)
         for site in gpt.sites:
@@ -173,14 +177,14 @@ def degenerate_input(subject: Subject) -> list[str]:
     return faults
 
 
-def initial_loss(subject: Subject) -> list[str]:
-    """The first loss is near ln V."""
-    gpt = subject.small(jittered=False)
-    loss = gpt.loss(tokens(8), tokens(8, seed=1)).item()
+def check_initial_loss(subject: Subject) -> list[str]:
+    """Check that the first loss is near ln V."""
+    gpt = subject.build_small(jittered=False)
+    loss = gpt.loss(draw_tokens(8), draw_tokens(8, seed=1)).item()
     expected = math.log(gpt.config.vocab_size)
     if abs(loss - expected) > 0.5:
         return [
             f"the first loss is {loss:.3f}, ln V is {expected:.3f}: the stream reaches the head at a wrong scale; "
-            "look at what end and the final norm do to it"
+            "check what end and the final norm do to it"
         ]
     return []

@@ -1,4 +1,4 @@
-"""Seconds-long checks of a configured strategy that run before every training."""
+"""Quick checks: the checks of a configured strategy that take seconds and run before every training."""
 
 import functools
 import logging
@@ -18,35 +18,39 @@ log = logging.getLogger(__name__)
 Check = Callable[[], tuple[list[str], Figures]]
 
 QUICK = {
-    "contract": properties.contract,
-    "causality": properties.causality,
-    "batch": properties.batch_independence,
-    "gradients": properties.gradients,
-    "initial_loss": properties.initial_loss,
+    "contract": properties.check_contract,
+    "causality": properties.check_causality,
+    "batch": properties.check_batch_independence,
+    "gradients": properties.check_gradients,
+    "initial_loss": properties.check_initial_loss,
 }
 
 
-def quick(settings: Settings) -> None:
-    """The checks that take seconds, before a training.
+def run_quick_checks(settings: Settings) -> None:
+    """Run the checks that take seconds.
 
     Raises:
-        UserError: the first one that does not hold, with its way out.
+        UserError: the first fault, with a way to fix it.
     """
-    began = time.monotonic()
-    subject = subject_of(settings)
+    start = time.monotonic()
+    subject = build_subject(settings)
     for name, check in QUICK.items():
-        finding = judged(name, lambda check=check: (check(subject), {}))  # type: ignore[misc]  # lambda default
+        finding = run_check(name, lambda check=check: (check(subject), {}))  # type: ignore[misc]  # lambda default
         if not finding.ok:
-            raise UserError(f"check {name}: {finding.faults[0]} (task=check tells all, check=off skips this)")
+            raise UserError(
+                f"check {name}: {finding.faults[0]} (task=check runs all checks, check=off skips these)"
+            )
     log.info(
-        "quick check passed (%s; %.1f s); task=check does the rest", ", ".join(QUICK), time.monotonic() - began
+        "quick check passed (%s; %.1f s); task=check runs the others",
+        ", ".join(QUICK),
+        time.monotonic() - start,
     )
 
 
-def subject_of(settings: Settings) -> Subject:
-    """The configured parts, buildable at any size."""
+def build_subject(settings: Settings) -> Subject:
+    """Return the configured parts as a model that can be built at any size."""
     make = functools.partial(
-        build,
+        build_gpt,
         residual=settings.residual,
         norm=settings.norm,
         embedding=settings.embedding,
@@ -55,17 +59,17 @@ def subject_of(settings: Settings) -> Subject:
     return Subject(make, settings.model)
 
 
-def build(config: GPTConfig, seed: int, **parts: Any) -> GPT:  # Hydra's partials
-    """A GPT of given sizes from configured parts."""
+def build_gpt(config: GPTConfig, seed: int, **parts: Any) -> GPT:  # Hydra's partials
+    """Build a GPT of the given sizes from configured parts; a top-level function, so that subjects can be pickled."""
     return GPT(config, seed=seed, **parts)
 
 
-def judged(name: str, check: Check) -> Finding:
-    """Run one check; a crash is a finding too."""
-    began = time.monotonic()
+def run_check(name: str, check: Check) -> Finding:
+    """Run one check; an exception is a fault too."""
+    start = time.monotonic()
     try:
         faults, figures = check()
-    except Exception as error:  # a strategy may do anything; the check says so and goes on with the next
+    except Exception as error:  # a strategy may raise anything; the other checks still run
         log.debug("check %s crashed", name, exc_info=True)
         faults, figures = [f"the model raises {type(error).__name__}: {one_line(error)[:300]}"], {}
-    return Finding(name, faults, figures, time.monotonic() - began)
+    return Finding(name, faults, figures, time.monotonic() - start)

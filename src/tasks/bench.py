@@ -39,7 +39,7 @@ from src.bench.tables import (
 )
 from src.bench.timing import time_in_turns
 from src.checks.base import Subject
-from src.checks.cost import kept_bytes
+from src.checks.cost import count_kept_bytes
 from src.errors import UserError
 from src.files import CONF, write_atomic
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
@@ -179,7 +179,7 @@ def count_cost(settings: Settings) -> Cost:
     subject = Subject(
         lambda config, seed: build_gpt(dataclasses.replace(settings, model=config, seed=seed)), medium
     )
-    kept, n_params, flops = kept_bytes(subject, medium, MEDIUM_BATCH)
+    kept, n_params, flops = count_kept_bytes(subject, medium, MEDIUM_BATCH)
     with torch.device("meta"):
         residual = subject.make(medium, 0).residual
     own = sum(p.numel() for p in residual.parameters())

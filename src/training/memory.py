@@ -21,8 +21,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from src.checks.base import Subject
-from src.checks.cost import BYTES_PER_PARAM, kept_bytes
-from src.checks.quick import subject_of
+from src.checks.cost import BYTES_PER_PARAM, count_kept_bytes
+from src.checks.quick import build_subject
 from src.errors import UserError, one_line
 from src.files import format_bytes
 from src.models.config import GPTConfig
@@ -63,7 +63,7 @@ def check_memory(settings: Settings) -> None:
             f"{format_bytes(stream * memory.ranks)} for a single tensor of the stream, and {memory.name} has "
             f"{format_bytes(memory.total)}; lower data.micro_batch_size"
         )
-    subject = subject_of(settings)
+    subject = build_subject(settings)
     n_params = _count_params(subject, model)
     if n_params is None:
         return
@@ -121,7 +121,7 @@ def estimate_kept(subject: Subject, model: GPTConfig, micro: int, *, bf16: bool)
     """Estimate the bytes that a micro-step keeps for its backward; None where the strategy cannot be traced."""
 
     def kept(n_layer: int) -> int:
-        return kept_bytes(subject, dataclasses.replace(model, n_layer=n_layer), micro, bf16=bf16)[0]
+        return count_kept_bytes(subject, dataclasses.replace(model, n_layer=n_layer), micro, bf16=bf16)[0]
 
     try:
         if model.n_layer <= DEPTHS[-1]:

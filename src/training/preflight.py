@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from src.checks.quick import quick
+from src.checks.quick import run_quick_checks
 from src.errors import UserError, one_line
 from src.files import format_bytes, write_atomic
 from src.models.optim.base import count_state
@@ -31,7 +31,7 @@ def preflight(run: Run) -> None:
     if run.job.rank:
         return
     if settings.config["check"] == "quick" and not run.job.resumes:
-        quick(settings)
+        run_quick_checks(settings)
     check_disk(run.job.folder, n_numbers=count_numbers(settings), keep=settings.safety.keep_checkpoints)
 
 

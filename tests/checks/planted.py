@@ -1,4 +1,4 @@
-"""Strategies with a fault each, as people write them by accident."""
+"""Strategies with one typical fault each."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from src.residual.vanilla import Vanilla
 
 
 class ReadsTheFuture(Vanilla):
-    """Centres the stream over the sequence."""
+    """Vanilla that centers the stream over the sequence."""
 
     def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
         return state - state.mean(1, keepdim=True), state
 
 
 class ReadsTheFutureBehindAGate(Vanilla):
-    """The same, behind a gate that starts at zero."""
+    """Vanilla that reads the next token behind a gate that is zero at initialization."""
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__(spec)
@@ -28,14 +28,14 @@ class ReadsTheFutureBehindAGate(Vanilla):
 
 
 class MixesTheBatch(Vanilla):
-    """A batch norm by another name."""
+    """Vanilla that centers the stream over the batch."""
 
     def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
         return state - state.mean(0, keepdim=True), state
 
 
 class UnusedParameter(Vanilla):
-    """A query for the first site, which has one source."""
+    """Vanilla with a scale for a site that does not exist."""
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__(spec)
@@ -46,7 +46,7 @@ class UnusedParameter(Vanilla):
 
 
 class StacksAllLayers(Vanilla):
-    """Token-wise attention over a stack of all earlier outputs, at every site."""
+    """Attention over a stack of all earlier outputs, built anew at every site."""
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__(spec)
@@ -70,7 +70,7 @@ class StacksAllLayers(Vanilla):
 
 
 class NaNAtStep30(Vanilla):
-    """A schedule with a root that goes negative."""
+    """Vanilla with a schedule that takes the root of a negative number from step 30 on."""
 
     scale: Tensor
 
@@ -88,14 +88,14 @@ class NaNAtStep30(Vanilla):
 
 
 class DividesByAVariance(Vanilla):
-    """A norm without eps."""
+    """Vanilla with a norm without eps."""
 
     def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
         return state / state.std(-1, keepdim=True), state
 
 
 class ItemOnTheStep(Vanilla):
-    """The schedule read back into Python in every forward."""
+    """Vanilla with a schedule that every forward reads back to the host."""
 
     step: Tensor
 
@@ -111,7 +111,7 @@ class ItemOnTheStep(Vanilla):
 
 
 class PythonNumberOnTheStep(ItemOnTheStep):
-    """The schedule as a Python number, which recompiles."""
+    """Vanilla with a schedule in a Python number, which recompiles the graph."""
 
     factor = 1.0
 
@@ -123,7 +123,7 @@ class PythonNumberOnTheStep(ItemOnTheStep):
 
 
 class AbsurdLoss(Vanilla):
-    """No final norm, and a stream far too large for the head."""
+    """Vanilla without a final norm, with a stream too large for the head."""
 
     def owns_norm(self, site: Site | None) -> bool:
         return site is None
@@ -133,21 +133,21 @@ class AbsurdLoss(Vanilla):
 
 
 class LosesFloat32(Vanilla):
-    """The stream follows the sublayers into bf16."""
+    """Vanilla whose stream takes the dtype of the sublayers' outputs."""
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return state.to(y_BTD.dtype) + y_BTD
 
 
 class WrongShape(Vanilla):
-    """A stream of twice the width."""
+    """Vanilla that reads twice the width."""
 
     def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
         return torch.cat((state, state), -1), state
 
 
 class Explodes(Vanilla):
-    """Doubles the carry at every sublayer, and hides it in the final norm."""
+    """Vanilla that multiplies the stream by 8 at every site, which the final norm hides."""
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return 8 * state + y_BTD

@@ -6,7 +6,7 @@ import pytest
 
 from src.checks.backends import list_backends
 from src.kernels.dispatch import REGISTRY
-from tests.checks.test_checks import subject
+from tests.checks.test_checks import subject_of
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_table_names_the_backend_of_each_operation_and_the_reason(bf16: bool) -> None:
-    title, header, *rows = list_backends(subject("attnres"), device="cpu", bf16=bf16).splitlines()
+    title, header, *rows = list_backends(subject_of("attnres"), device="cpu", bf16=bf16).splitlines()
     assert title == "backends"
     assert header.split() == ["operation", "case", "backend", "reason"]
     (row,) = [row for row in rows if row.startswith("  depth attention  ")]
@@ -27,7 +27,9 @@ def test_the_table_names_the_backend_of_each_operation_and_the_reason(bf16: bool
 def test_rejected_kernels_are_in_the_table_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("src.kernels.depth_attention.ops.SOURCE.why_not", lambda *case, **sizes: "for a test")
     (row,) = [
-        row for row in list_backends(subject("tdar"), device="cpu", bf16=False).splitlines() if "depth" in row
+        row
+        for row in list_backends(subject_of("tdar"), device="cpu", bf16=False).splitlines()
+        if "depth" in row
     ]
     assert row.endswith("reference  for a test")
 
@@ -37,6 +39,6 @@ def test_a_model_that_raises_has_no_table() -> None:
         raise RuntimeError("no such model")
 
     assert (
-        list_backends(subject(broken), device="cpu", bf16=False)
+        list_backends(subject_of(broken), device="cpu", bf16=False)
         == "backends: unknown, the model raises RuntimeError"
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from src.checks.cost import kept_bytes
-from src.checks.quick import subject_of
+from src.checks.cost import count_kept_bytes
+from src.checks.quick import build_subject
 from src.errors import UserError
 from src.settings.read import Settings
 from src.training import memory
@@ -85,18 +85,18 @@ def test_a_run_that_may_not_fit_logs_a_warning_and_continues(
 
 @pytest.mark.parametrize("residual", ["vanilla", "attnres", "mhc", "muddformer"])
 def test_activations_of_a_deep_model_follow_from_shallow_ones(residual: str) -> None:
-    subject = subject_of(composed_settings(f"residual={residual}", "evaluation=none"))
+    subject = build_subject(composed_settings(f"residual={residual}", "evaluation=none"))
     model = dataclasses.replace(subject.config, n_layer=9, n_embd=16, block_size=16, vocab_size=64)
-    counted = kept_bytes(subject, model, 2, bf16=False)[0]
+    counted = count_kept_bytes(subject, model, 2, bf16=False)[0]
     assert estimate_kept(subject, model, 2, bf16=False) == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("residual", options("residual"))
 def test_the_crude_bound_is_an_upper_bound(residual: str) -> None:
-    subject = subject_of(composed_settings(f"residual={residual}", "evaluation=none"))
+    subject = build_subject(composed_settings(f"residual={residual}", "evaluation=none"))
     model = dataclasses.replace(subject.config, n_layer=4, n_embd=64, block_size=64, vocab_size=64)
     tokens_layers_channels = 2 * 64 * 4 * 64
-    assert kept_bytes(subject, model, 2, bf16=False)[0] < memory.CRUDE_BYTES * tokens_layers_channels
+    assert count_kept_bytes(subject, model, 2, bf16=False)[0] < memory.CRUDE_BYTES * tokens_layers_channels
 
 
 def test_the_limit_of_a_container_replaces_the_total_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
