@@ -144,7 +144,7 @@ class StreamSpec:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters with their own learning-rate scale and weight decay; AdamW updates them under every `optimizer`.
+    """Parameters with their own learning-rate scale and weight decay; `optimizer=muon` leaves them to AdamW.
 
     Args:
         params: parameters of the group.
