@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import lightning as L
-import torch
 from lightning.pytorch import loggers
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from src.callbacks.best_effort import BestEffort, BestEffortLogger
-from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, gpt2_encoding
-from src.models.gpt import GPT
+from src.datamodules.tokenizer import N_VOCAB
+from src.evaluation.generation import generate_text
 from src.models.lightning_module import LanguageModel
 
 #: Layout of the tab "custom scalars": charts by group, each of one or more tags (regular expressions).
@@ -85,7 +84,7 @@ class Dashboard(L.Callback):
         if not writers or self.samples.tokens == 0 or pl_module.gpt.config.vocab_size < N_VOCAB:
             return
         with trainer.precision_plugin.forward_context():
-            text = generate_greedy(pl_module.gpt, self.samples.prompt, self.samples.tokens)
+            text = generate_text(pl_module.gpt, self.samples.prompt, self.samples.tokens)
         with self.best_effort.attempt("TensorBoardLogger"):
             for writer in writers:
                 writer.add_text("sample", f"{self.samples.prompt}**{text}**", trainer.global_step)
@@ -95,22 +94,3 @@ def find_writers(trainer: L.Trainer) -> list[SummaryWriter]:
     """Return the event writers of the trainer's TensorBoard loggers."""
     found = (logger.wrapped if isinstance(logger, BestEffortLogger) else logger for logger in trainer.loggers)
     return [logger.experiment for logger in found if isinstance(logger, loggers.TensorBoardLogger)]
-
-
-@torch.no_grad()
-def generate_greedy(gpt: GPT, prompt: str, n_tokens: int) -> str:
-    """Return the most likely continuation, token by token: `n_tokens` tokens, or fewer up to end of text."""
-    encoding = gpt2_encoding()
-    device = next(gpt.parameters()).device
-    tokens: list[int] = encoding.encode_ordinary(prompt)
-    start = len(tokens)
-    while len(tokens) - start < n_tokens:
-        idx_BT = torch.tensor([tokens[-gpt.config.block_size :]], device=device)
-        x_D = gpt.hidden(idx_BT)[0, -1]
-        logits_V = torch.nn.functional.linear(x_D, gpt.embedding.get_lm_head_weight())
-        token = int(logits_V[:N_VOCAB].argmax())  # never a padding id
-        if token == END_OF_TEXT:
-            break
-        tokens.append(token)
-    text: str = encoding.decode(tokens[start:])
-    return text

@@ -1,10 +1,10 @@
-"""Greedy continuations of many prompts at once.
+"""Greedy decoding, of one prompt or of many at once.
 
-Prompts of unequal length are padded on the right, where a causal model does not look, and each row's next
-token is read at its own last position; rows leave the batch as they end. Every token costs a whole forward:
-a strategy's state is its own business, so there is no cache of keys and values to go on from.
+Prompts of unequal length are padded on the right, which a causal model does not see, and the next token of each row
+is read at its own last position; rows leave the batch when they end. Every token costs a full forward pass: the
+state of a residual strategy is opaque, so there is no cache of keys and values.
 
-Source: EleutherAI/lm-evaluation-harness 0.4.13, models/huggingface.py (generate_until) for what is cut where.
+Source: EleutherAI/lm-evaluation-harness 0.4.13, models/huggingface.py (generate_until) for the truncation.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +19,13 @@ from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, gpt2_encoding
 from src.models.gpt import GPT
 
 MAX_GEN_TOKS = 256
-#: The harness's names for the length of a continuation, the first that is there counts.
+#: Names of the length of a continuation in lm-eval; the first one given counts.
 LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 @dataclass
 class Continuation:
-    """A prompt, cut on the left so that `n_new` tokens fit behind it, and what has been added so far."""
+    """Prompt, cut on the left so that `n_new` tokens fit after it, and the tokens generated so far."""
 
     prompt: list[int]
     n_new: int
@@ -33,65 +33,86 @@ class Continuation:
     new: list[int] = field(default_factory=list)
     ended: bool = False
 
-    def take(self, token: int) -> None:
-        """Add the likeliest token, unless it ends the text."""
+    def append(self, token: int) -> None:
+        """Append a token unless it is end of text."""
         self.ended = token == END_OF_TEXT
         if self.ended:
             return
         self.new.append(token)
-        self.ended = len(self.new) == self.n_new or any(stop in self._decoded() for stop in self.until)
+        self.ended = len(self.new) == self.n_new or any(stop in self._decode() for stop in self.until)
 
     @property
     def text(self) -> str:
-        """The continuation before the first stop string."""
-        text = self._decoded()
+        """Return the continuation up to the first stop string."""
+        text = self._decode()
         for stop in self.until:
             text = text.split(stop)[0]
         return text
 
-    def _decoded(self) -> str:
+    def _decode(self) -> str:
         return gpt2_encoding().decode(self.new)
 
 
-def continuation(prompt: list[int], how: dict[str, Any], block_size: int) -> Continuation:
-    """A prompt under a task's generation arguments.
+def start_continuation(prompt: list[int], arguments: dict[str, Any], block_size: int) -> Continuation:
+    """Return a prompt with a task's generation arguments.
 
-    A task that asks for block_size tokens or more, where lm-eval's Hugging Face model stops with an assertion,
-    gets block_size - 1 after the prompt's last token.
+    A task that asks for block_size tokens or more, for which lm-eval's Hugging Face model fails an assertion, gets
+    block_size - 1 after the prompt's last token.
 
     Raises:
-        ValueError: a task asks for sampling.
+        ValueError: the task asks for sampling.
     """
-    hot = float(how.get("temperature") or 0.0) > 0
-    if hot and how.get("do_sample") is not False:
+    warm = float(arguments.get("temperature") or 0.0) > 0
+    if warm and arguments.get("do_sample") is not False:
         raise ValueError(
-            "this adapter generates greedily; the task asks for do_sample=true, so leave it out of "
+            "evaluation decodes greedily, but the task asks for do_sample=true; leave it out of "
             "evaluation.lm_eval.tasks"
         )
-    until = [how["until"]] if isinstance(how.get("until"), str) else list(how.get("until") or [])
-    asked = next((int(how[key]) for key in LENGTH_KEYS if how.get(key) is not None), MAX_GEN_TOKS)
-    n_new = min(asked, block_size - 1)
+    stops = arguments.get("until")
+    until = [stops] if isinstance(stops, str) else list(stops or [])
+    lengths = (int(arguments[key]) for key in LENGTH_KEYS if arguments.get(key) is not None)
+    n_new = min(next(lengths, MAX_GEN_TOKS), block_size - 1)
     kept = prompt[-(block_size - n_new) :] or [END_OF_TEXT]
     return Continuation(kept, n_new, [stop for stop in until if stop], ended=n_new < 1)
 
 
 @torch.no_grad()
+def predict_next(model: GPT, sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Return the most likely next token of each sequence, never an id that only pads the vocabulary."""
+    x_BTD = model.hidden(pad(sequences, next(model.parameters()).device))
+    last = [len(tokens) - 1 for tokens in sequences]
+    logits_BV = F.linear(x_BTD[range(len(sequences)), last], model.embedding.get_lm_head_weight())
+    tokens: list[int] = logits_BV[:, :N_VOCAB].argmax(-1).tolist()
+    return tokens
+
+
 def generate(model: GPT, rows: Sequence[Continuation], between_steps: Callable[[], None]) -> list[str]:
     """Continue every row to its end; `between_steps` is called after each token of the batch."""
-    device = next(model.parameters()).device
-    while going := [row for row in rows if not row.ended]:
-        sequences = [row.prompt + row.new for row in going]
-        x_BTD = model.hidden(padded(sequences, device))
-        last = [len(tokens) - 1 for tokens in sequences]
-        logits_BV = F.linear(x_BTD[range(len(going)), last], model.embedding.get_lm_head_weight())
-        chosen = logits_BV[:, :N_VOCAB].argmax(-1).tolist()  # never a padding id
-        for row, token in zip(going, chosen, strict=True):
-            row.take(token)
+    while active := [row for row in rows if not row.ended]:
+        tokens = predict_next(model, [row.prompt + row.new for row in active])
+        for row, token in zip(active, tokens, strict=True):
+            row.append(token)
         between_steps()
     return [row.text for row in rows]
 
 
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Token ids [B, T] of the longest row's length, filled on the right."""
+def generate_text(model: GPT, prompt: str, n_tokens: int) -> str:
+    """Return the most likely continuation of a text: `n_tokens` tokens, or fewer up to end of text.
+
+    The model sees the last block_size tokens, so a continuation may be longer than that.
+    """
+    encoding = gpt2_encoding()
+    tokens = encoding.encode_ordinary(prompt)
+    start = len(tokens)
+    while len(tokens) - start < n_tokens:
+        (token,) = predict_next(model, [tokens[-model.config.block_size :]])
+        if token == END_OF_TEXT:
+            break
+        tokens.append(token)
+    return encoding.decode(tokens[start:])
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Return token ids [B, T], padded on the right to the length of the longest row."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[END_OF_TEXT] * (width - len(row))] for row in rows], device=device)

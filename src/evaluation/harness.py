@@ -1,6 +1,6 @@
-"""lm-eval's own tasks, on local files where they are given and from the hub otherwise.
+"""Tasks of lm-eval, on local files or on data sets of the hub.
 
-Protocol of the benchmark: 0-shot; hellaswag, arc_easy and piqa report acc_norm, winogrande acc; times 100.
+Protocol of the benchmark: 0-shot; hellaswag, arc_easy and piqa report acc_norm, winogrande acc; in percent.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13.
 """
@@ -23,7 +23,7 @@ from src.files import sha256_file
 
 FEWSHOT_SEED = 1234
 TASKS = Path(lm_eval.__file__).parent / "tasks"
-#: Items of the published sets, to say of what a shorter file is a part.
+#: Items of the published data sets, of which a shorter file is a part.
 PUBLISHED_ITEMS = {
     "arc_easy": 2376,
     "hellaswag": 10042,
@@ -31,7 +31,7 @@ PUBLISHED_ITEMS = {
     "winogrande": 1267,
     "lambada_openai": 5153,
 }
-#: The metric a task is known by, the first that it has; shares, so they are told in percent.
+#: Metrics that a task is reported by, the first that it has; shares, reported in percent.
 HEADLINES = ("acc_norm", "acc", "exact_match")
 
 
@@ -44,25 +44,25 @@ def run_tasks(
     num_fewshot: int | None,
     log_samples: bool = False,
 ) -> dict[str, Any]:
-    """lm-eval's results on `tasks`, each on its file in `files` or else on its hub data set.
+    """Return lm-eval's results on `tasks`, each on its file in `files` or else on its hub data set.
 
     Args:
         adapter: the model.
         tasks: lm-eval's names.
-        files: local files by task; rows carry the hub set's field names.
-        limit: items of each task, from its start; None takes all.
+        files: local files by task; their rows have the field names of the hub data set.
+        limit: items of each task, from its start; None scores all.
         num_fewshot: solved examples before each item; None leaves each task its own number.
         log_samples: also return every item's request and score.
     """
-    local = [_on_file(name, files[name]) for name in tasks if name in files]
+    local = [_configure_on_file(name, files[name]) for name in tasks if name in files]
     remote = [name for name in tasks if name not in files]
-    # Building the full index takes seconds; local tasks carry their own configuration.
+    # Building the full index takes seconds; tasks on local files are fully configured here.
     manager = TaskManager() if remote else TaskManager(include_defaults=False)
-    with _quiet():
+    with _hide_progress_bars():
         loaded = manager.load([*local, *remote])
         for task in loaded["tasks"].values():
             own = task.get_config("num_fewshot")
-            if num_fewshot is not None and own != 0:  # 0 in a task's own file means: never more
+            if num_fewshot is not None and own != 0:  # 0 in a task's own file forbids examples
                 task.set_config(key="num_fewshot", value=num_fewshot)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         # Not simple_evaluate: it seeds the process's generators and keeps results from all ranks but one.
@@ -76,7 +76,7 @@ def fetch(tasks: list[str]) -> None:
     """Load `tasks` from the hub into its cache, so that they can be scored later.
 
     Raises:
-        ValueError: lm-eval has no such task, or the hub does not give its data.
+        ValueError: lm-eval has no such task, or its data cannot be fetched.
     """
     manager = TaskManager()
     unknown = [name for name in tasks if name not in manager._index]
@@ -85,7 +85,7 @@ def fetch(tasks: list[str]) -> None:
             f"evaluation.lm_eval.tasks: lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them"
         )
     try:
-        with _quiet():
+        with _hide_progress_bars():
             manager.load(list(tasks))
     except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
         cause = f"{type(error).__name__}: {one_line(error)}"
@@ -95,39 +95,39 @@ def fetch(tasks: list[str]) -> None:
         ) from error
 
 
-def scores(found: dict[str, Any], tasks: list[str], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """The headline of each of `tasks`, with what it rests on.
+def summarize(found: dict[str, Any], tasks: list[str], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Return the headline metric of each of `tasks`, with what it is computed from.
 
-    A group is stated by the mean that lm-eval forms over its tasks, or by these one by one where it forms none;
-    a tag by the tasks that bear it.
+    A group is reported by the mean that lm-eval computes over its tasks, or task by task if it computes none; a tag by
+    the tasks that have it.
     """
     children = found.get("group_subtasks", {})
     grouped = {child for group in children.values() for child in group}
-    asked = [name for name in tasks if name in found["results"]]
-    tagged = [name for name in found["results"] if name not in {*asked, *grouped}]
-    stated: dict[str, dict[str, Any]] = {}
-    while asked or tagged:
-        name = asked.pop(0) if asked else tagged.pop(0)
-        if _numbers(found["results"][name]):
-            stated[name] = _entry(name, found, files.get(name))
+    named = [name for name in tasks if name in found["results"]]
+    tagged = [name for name in found["results"] if name not in {*named, *grouped}]
+    entries: dict[str, dict[str, Any]] = {}
+    while named or tagged:
+        name = named.pop(0) if named else tagged.pop(0)
+        if _read_metrics(found["results"][name]):
+            entries[name] = _make_entry(name, found, files.get(name))
         else:
-            asked = [*children.get(name, []), *asked]
-    return stated
+            named = [*children.get(name, []), *named]
+    return entries
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's and datasets' progress bars off the console; the log stays."""
+def _hide_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of lm-eval and datasets; the log is not affected."""
     datasets.disable_progress_bars()
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with Path(os.devnull).open("w") as devnull, contextlib.redirect_stderr(devnull):
             yield
     finally:
         datasets.enable_progress_bars()
 
 
-def task_file(name: str) -> Path | None:
-    """The YAML in which lm-eval defines `name`, looked for where its tasks usually are."""
+def find_task_file(name: str) -> Path | None:
+    """Return the YAML in which lm-eval defines `name`, or None if it is not in one of the usual folders."""
     stem = name.partition("_")[0]
     for folder in (TASKS / name, TASKS / stem):
         for path in (folder / f"{name}.yaml", folder / "default.yaml"):
@@ -136,8 +136,8 @@ def task_file(name: str) -> Path | None:
     return None
 
 
-def _on_file(name: str, file: Path) -> dict[str, Any]:
-    path = task_file(name) or TaskManager()._index[name].yaml_path
+def _configure_on_file(name: str, file: Path) -> dict[str, Any]:
+    path = find_task_file(name) or TaskManager()._index[name].yaml_path
     config: dict[str, Any] = load_yaml(path)
     split = "test" if config.get("test_split") else "validation"
     return {
@@ -152,8 +152,8 @@ def _on_file(name: str, file: Path) -> dict[str, Any]:
     }
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """A task's metrics by name; of a metric under several filters, the first filter's."""
+def _read_metrics(values: dict[str, Any]) -> dict[str, float]:
+    """Return a task's metrics by name; of a metric with several filters, the value of the first."""
     numbers: dict[str, float] = {}
     for key, value in values.items():
         metric, filtered, _filter = key.partition(",")
@@ -162,23 +162,23 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _leaves(name: str, found: dict[str, Any]) -> list[str]:
-    """The tasks under `name`, which is a task or a group of them."""
+def _list_tasks(name: str, found: dict[str, Any]) -> list[str]:
+    """Return the tasks of `name`, which is a task or a group of tasks."""
     if name in found["n-samples"]:
         return [name]
-    return [leaf for child in found["group_subtasks"][name] for leaf in _leaves(child, found)]
+    return [task for child in found["group_subtasks"][name] for task in _list_tasks(child, found)]
 
 
-def _entry(name: str, found: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    numbers = _numbers(found["results"][name])
+def _make_entry(name: str, found: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    numbers = _read_metrics(found["results"][name])
     metric = next((m for m in HEADLINES if m in numbers), None) or next(iter(numbers))
-    leaves = _leaves(name, found)
-    n, of = (sum(found["n-samples"][leaf][key] for leaf in leaves) for key in ("effective", "original"))
+    task_names = _list_tasks(name, found)
+    n, of = (sum(found["n-samples"][task][key] for task in task_names) for key in ("effective", "original"))
     total = max(of, PUBLISHED_ITEMS.get(name, 0))
     scale = 100.0 if metric in HEADLINES else 1.0
     share = numbers[metric]
-    single = metric in HEADLINES and leaves == [name]  # a group's error depends on how it weighs its tasks
-    shots = {found["n-shot"][leaf] for leaf in leaves}
+    single = metric in HEADLINES and task_names == [name]  # a group's error depends on how it weighs its tasks
+    shots = {found["n-shot"][task] for task in task_names}
     return {
         "score": share * scale,
         "stderr": scale * (share * (1 - share) / max(1, n - 1)) ** 0.5 if single else None,

@@ -1,12 +1,12 @@
-"""lm-eval's view of a GPT: log-likelihoods and greedy generation, batched by length.
+"""Adapter of a GPT to lm-eval: log-likelihoods and greedy generation, batched by length.
 
-Requests that share their inputs share a forward (`shared_forwards`); forwards are sorted by length and padded
-on the right, which a causal model does not see; the head is applied only where a token is scored. Inputs
-longer than block_size lose their left end, as in lm-eval's own Hugging Face model. Under torch.distributed
-each rank scores a share of the batches and all ranks get all results, so lm-eval itself sees a single process.
+Requests with the same inputs share a forward pass (`shared_forwards`); passes are sorted by length and padded on the
+right, which a causal model does not see; the head is applied only where a token is scored. Inputs longer than
+block_size lose their left end, as in lm-eval's own Hugging Face model. Under torch.distributed each rank scores a
+share of the batches and all ranks get all results, so lm-eval itself sees a single process.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, api/model.py (TemplateLM) and models/huggingface.py.
-Shape letters: B sequences of a forward, T tokens, D n_embd, P positions that the head is applied to, M scored
+Shape letters: B sequences of a forward pass, T tokens, D n_embd, P positions that the head is applied to, M scored
 (position, target) pairs.
 """
 
@@ -20,8 +20,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, distributed
 
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
-from src.evaluation.generation import continuation, generate, padded
-from src.evaluation.shared_forwards import Forward, Row, forwards, scored_positions
+from src.evaluation.generation import generate, pad, start_continuation
+from src.evaluation.shared_forwards import Forward, Row, list_positions, plan_forwards
 from src.kernels.cross_entropy import ChunkLogits, log_softmax_, product_dtype
 from src.models.gpt import GPT
 
@@ -32,12 +32,12 @@ R = TypeVar("R")
 
 
 class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
-    """A GPT under GPT-2's tokenizer as an lm-eval model.
+    """GPT with GPT-2's tokenizer as an lm-eval model.
 
     Args:
-        model: in evaluation mode, under whatever autocast is active.
-        batch_size: sequences of a forward.
-        between_batches: called after each forward.
+        model: a model in evaluation mode; runs under the active autocast.
+        batch_size: sequences of a forward pass.
+        between_batches: called after each forward pass.
     """
 
     def __init__(self, model: GPT, *, batch_size: int, between_batches: Callable[[], None]) -> None:
@@ -50,16 +50,16 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     @property
     def eot_token_id(self) -> int:
-        """End of text, also the prefix of an empty context."""
+        """Return the id of end of text, which also precedes an empty context."""
         return END_OF_TEXT
 
     @property
     def max_length(self) -> int:
-        """The longest input."""
+        """Return the length of the longest input."""
         return self.model.config.block_size
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Token ids; `<|endoftext|>` in the text is the special token, as in the Hugging Face tokenizer."""
+        """Return token ids; `<|endoftext|>` is the special token, as in the Hugging Face tokenizer."""
         return self._encoding.encode(string, allowed_special="all")
 
     # ---- log-likelihoods
@@ -68,23 +68,22 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         rows: list[Row] = []
         owner: list[int] = []
         for i, (_strings, context, targets) in enumerate(requests):
-            pieces = self._rows(context, targets)
+            pieces = self._split_rows(context, targets)
             rows += pieces
             owner += [i] * len(pieces)
-        plan = forwards(rows)
+        plan = plan_forwards(rows)
         batches = [plan[at : at + self.batch_size] for at in range(0, len(plan), self.batch_size)]
-        scored = self._shared_out(batches, lambda batch: self._score(batch, rows))
+        scored = self._share_batches(batches, lambda batch: self._score(batch, rows))
         out: list[Answer] = [(0.0, True)] * len(requests)
         for r, i in enumerate(owner):
             out[i] = (out[i][0] + scored[r][0], out[i][1] and scored[r][1])
         return out
 
-    def _rows(self, context: list[int], continuation: list[int]) -> list[Row]:
-        """Inputs, cut on the left, and the targets of their last positions.
+    def _split_rows(self, context: list[int], continuation: list[int]) -> list[Row]:
+        """Return inputs, cut on the left, and the targets of their last positions.
 
-        One row, unless the continuation alone is longer than block_size: then it is scored in pieces of
-        that length, each after what precedes it, so that every token counts once. (lm-eval's Hugging Face
-        model stops with an assertion there.)
+        A continuation longer than block_size is scored in pieces of that length, each after the tokens that precede
+        it, so that every token counts once. (lm-eval's Hugging Face model fails an assertion then.)
         """
         size = self.max_length
         rows = []
@@ -95,38 +94,41 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     @torch.no_grad()
     def _score(self, batch: Sequence[Forward], rows: Sequence[Row]) -> dict[int, Answer]:
-        x_BTD = self.model.hidden(padded([forward.inputs for forward in batch], self._device))
-        asked = scored_positions(batch, rows)
-        x_PD = x_BTD[asked.sequence_P, asked.position_P]
-        place_M = torch.tensor(asked.place_M, device=self._device)
-        target_M = torch.tensor(asked.target_M, device=self._device)
-        logp_M, greedy_M = self._head(x_PD, place_M, target_M)
-        parts = zip(torch.split(logp_M, asked.lengths), torch.split(greedy_M, asked.lengths), strict=True)
+        x_BTD = self.model.hidden(pad([forward.inputs for forward in batch], self._device))
+        positions = list_positions(batch, rows)
+        x_PD = x_BTD[positions.sequence_P, positions.position_P]
+        place_M = torch.tensor(positions.place_M, device=self._device)
+        target_M = torch.tensor(positions.target_M, device=self._device)
+        logp_M, greedy_M = self._apply_head(x_PD, place_M, target_M)
+        parts = zip(
+            torch.split(logp_M, positions.lengths), torch.split(greedy_M, positions.lengths), strict=True
+        )
         return {
             r: (float(logp.sum()), bool(greedy.all()))
-            for r, (logp, greedy) in zip(asked.rows, parts, strict=True)
+            for r, (logp, greedy) in zip(positions.rows, parts, strict=True)
         }
 
-    def _head(self, x_PD: Tensor, place_M: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each target at its place, in float64, and whether it is the likeliest token."""
+    def _apply_head(self, x_PD: Tensor, place_M: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of each target, in float64, and true where it is the most likely token."""
         logp_M = torch.empty(len(target_M), dtype=torch.float64)
         greedy_M = torch.empty(len(target_M), dtype=torch.bool)
         w_VD = self.model.embedding.get_lm_head_weight().to(product_dtype(x_PD))
         head = ChunkLogits(x_PD, w_VD)
         for at in range(0, len(x_PD), head.rows):
-            here_M = (place_M >= at) & (place_M < at + head.rows)
-            pairs = place_M[here_M] - at, target_M[here_M]
+            # Pairs of this chunk of positions, whose logits are in memory one chunk at a time.
+            in_chunk_M = (place_M >= at) & (place_M < at + head.rows)
+            pairs = place_M[in_chunk_M] - at, target_M[in_chunk_M]
             logits_CV = head(x_PD[at : at + head.rows].to(w_VD.dtype))
             greedy = logits_CV[pairs] == logits_CV.amax(-1)[pairs[0]]
             place, target = (index[greedy] for index in pairs)
-            greedy[greedy.clone()] = logits_CV[place].argmax(-1) == target  # of equal ones, the first
-            here_M = here_M.cpu()
-            greedy_M[here_M] = greedy.cpu()
-            logp_M[here_M] = log_softmax_(logits_CV)[pairs].double().cpu()
+            greedy[greedy.clone()] = logits_CV[place].argmax(-1) == target  # the first of equal logits counts
+            in_chunk_M = in_chunk_M.cpu()
+            greedy_M[in_chunk_M] = greedy.cpu()
+            logp_M[in_chunk_M] = log_softmax_(logits_CV)[pairs].double().cpu()
         return logp_M, greedy_M
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, each token once, over disjoint windows of block_size."""
+        """Return the log-likelihood of whole texts, each token once, over disjoint windows of block_size."""
         windows: list[Request] = []
         owner: list[int] = []
         for i, request in enumerate(requests):
@@ -146,12 +148,12 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     # ---- generation
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations up to the first of each request's stop strings.
+        """Return greedy continuations up to the first stop string of each request.
 
         Raises:
             ValueError: a task asks for sampling.
         """
-        rows = [continuation(self.tok_encode(r.args[0]), r.args[1], self.max_length) for r in requests]
+        rows = [start_continuation(self.tok_encode(r.args[0]), r.args[1], self.max_length) for r in requests]
         order = sorted(range(len(rows)), key=lambda i: (rows[i].n_new, len(rows[i].prompt)))
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
@@ -159,13 +161,13 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             texts = generate(self.model, [rows[i] for i in batch], self.between_batches)
             return dict(zip(batch, texts, strict=True))
 
-        texts = self._shared_out(batches, work)
+        texts = self._share_batches(batches, work)
         return [texts[i] for i in range(len(requests))]
 
     # ---- sharing
 
-    def _shared_out(self, batches: list[list[T]], work: Callable[[list[T]], dict[int, R]]) -> dict[int, R]:
-        """Results by index; every rank works on its share of the batches and all get everything."""
+    def _share_batches(self, batches: list[list[T]], work: Callable[[list[T]], dict[int, R]]) -> dict[int, R]:
+        """Return results by index; every rank works on its share of the batches and all ranks get all results."""
         shared = distributed.is_available() and distributed.is_initialized()
         rank, world = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
         done: dict[int, R] = {}

@@ -1,19 +1,19 @@
-"""Perplexity of a token stream x_0 .. x_n-1: which tokens are predicted, and after which others.
+"""Perplexity of a token stream x_0 .. x_n-1 under several protocols.
 
     ppl = exp(total cross-entropy / tokens predicted),  T = block_size
 
-windows  Inputs x[kT : kT+T], all their next tokens predicted; no context is carried over, and the tail that
-         does not fill a window is dropped. The benchmark's protocol. Source: MLS-Bench llm-pretrain tasks.
-sliding  Windows begin every `stride` tokens; each predicts what no window before it has, so every token
-         after the first counts once, after T - stride tokens at least (where so many precede it). Source:
-         Hugging Face, "Perplexity of fixed-length models".
-rolling  End of text, then the stream: every token counts once, in disjoint windows; the last window is moved
-         to the left until it is full. What word and byte level rest on. Source: lm-evaluation-harness 0.4.13,
+windows  Inputs x[kT : kT+T], all their next tokens are predicted; no context is carried over, and a tail that does
+         not fill a window is dropped. The benchmark's protocol. Source: MLS-Bench llm-pretrain tasks.
+sliding  A window starts every `stride` tokens and predicts the tokens that no earlier window has predicted, so every
+         token after the first counts once, with at least T - stride tokens of context if so many precede it.
+         Source: Hugging Face, "Perplexity of fixed-length models".
+rolling  End of text, then the stream: every token counts once, in disjoint windows; the last window is moved to the
+         left until it is full. Used for word and byte level. Source: lm-evaluation-harness 0.4.13,
          get_rolling_token_windows with make_disjoint_window.
 
-A stream's preparation is part of the metric, so its hash is part of the result.
+The preparation of a stream is part of the metric, so the result contains its hash.
 
-Shape letters: B windows of a forward, T tokens of a window.
+Shape letters: B windows of a forward pass, T tokens of a window.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Tokens = NDArray[np.uint16]
 
 
 class Window(NamedTuple):
-    """Inputs x[start : start + length]; the targets after the first `seen` are predicted."""
+    """Inputs x[start : start + length], of which the targets after the first `seen` are predicted."""
 
     start: int
     length: int
@@ -40,7 +40,7 @@ class Window(NamedTuple):
 
 
 def disjoint_windows(n_tokens: int, size: int, limit_tokens: int | None) -> list[Window]:
-    """Of protocol `windows`; a limit is rounded down to whole windows."""
+    """Return the windows of protocol `windows`; a limit is rounded down to whole windows."""
     n_windows = (n_tokens - 1) // size
     if limit_tokens is not None:
         n_windows = min(n_windows, limit_tokens // size)
@@ -50,10 +50,10 @@ def disjoint_windows(n_tokens: int, size: int, limit_tokens: int | None) -> list
 
 
 def sliding_windows(n_tokens: int, size: int, stride: int) -> list[Window]:
-    """Of protocol `sliding`.
+    """Return the windows of protocol `sliding`.
 
     Raises:
-        ValueError: a stride that would leave tokens out, or nothing to predict.
+        ValueError: a stride that leaves tokens out, or a stream without a token to predict.
     """
     if not 1 <= stride <= size:
         raise ValueError(f"stride must be between 1 and model.block_size, {size}, got {stride}")
@@ -67,7 +67,7 @@ def sliding_windows(n_tokens: int, size: int, stride: int) -> list[Window]:
 
 
 def rolling_windows(n_tokens: int, size: int) -> list[Window]:
-    """Of protocol `rolling`, over a stream that begins with its prefix."""
+    """Return the windows of protocol `rolling` over a stream that begins with end of text."""
     windows = sliding_windows(n_tokens, size, size)
     start, length, _ = windows[-1]
     shift = min(start, size - length)
@@ -84,25 +84,24 @@ def total_loss(
     batch_size: int,
     between_batches: Callable[[], None],
 ) -> float:
-    """Cross-entropy in nats over all predicted tokens; ranks share the windows and all get the sum.
+    """Return the cross-entropy in nats, summed over all predicted tokens; ranks share the windows.
 
     Args:
-        model: in evaluation mode, under whatever autocast is active.
+        model: a model in evaluation mode; runs under the active autocast.
         tokens: the stream.
-        windows: what to predict.
-        batch_size: windows of a forward.
-        between_batches: called after each forward.
+        windows: windows whose targets are predicted.
+        batch_size: windows of a forward pass.
+        between_batches: called after each forward pass.
     """
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _shared() else (0, 1)
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64)
     mine = windows[rank::world]
     for at in range(0, len(mine), batch_size):
         batch = mine[at : at + batch_size]
         T = max(window.length for window in batch)
-        rows_BT = np.zeros(
-            (len(batch), T + 1), dtype=np.int64
-        )  # padded on the right: a causal model is blind to it
+        # Padded on the right, which a causal model does not see; the padding does not count.
+        rows_BT = np.zeros((len(batch), T + 1), dtype=np.int64)
         counts_BT = np.zeros((len(batch), T), dtype=bool)
         for b, (start, length, seen) in enumerate(batch):
             rows_BT[b, : length + 1] = tokens[start : start + length + 1]
@@ -112,14 +111,16 @@ def total_loss(
         total += losses_BT.double().cpu().where(torch.from_numpy(counts_BT), 0.0).sum()
         between_batches()
     if world > 1:
-        everyone = total.to(device)
-        distributed.all_reduce(everyone)
-        total = everyone.cpu()
+        reduced = total.to(device)
+        distributed.all_reduce(reduced)
+        total = reduced.cpu()
     return float(total)
 
 
-def entry(loss: float, tokens: Tokens, windows: Sequence[Window], size: int, protocol: str) -> dict[str, Any]:
-    """What every stream protocol states; `loss` is the total."""
+def make_entry(
+    loss: float, tokens: Tokens, windows: Sequence[Window], size: int, protocol: str
+) -> dict[str, Any]:
+    """Return the result of a protocol from the total loss over its windows."""
     predicted = sum(window.length - window.seen for window in windows)
     return {
         "ppl": bounded_exp(loss / predicted),
@@ -133,9 +134,9 @@ def entry(loss: float, tokens: Tokens, windows: Sequence[Window], size: int, pro
 
 
 def bounded_exp(loss: float) -> float:
-    """exp, infinite where a float ends."""
+    """Return exp(loss), or infinity if it exceeds the range of a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _shared() -> bool:
+def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()

@@ -1,16 +1,16 @@
-"""The perplexity protocols by name, as `evaluation.perplexity.<set>.protocol` gives them.
+"""Perplexity protocols by name, as in `evaluation.perplexity.<set>.protocol`.
 
-windows    Token level, non-overlapping windows, tail dropped: the benchmark's. For LAMBADA this is the
+windows    Token level, non-overlapping windows, tail dropped: the benchmark's protocol. For LAMBADA this is the
            perplexity of whole passages.
-sliding    Token level, overlapping windows of `stride`; every token with much context.
-words      exp(total / words): the rows joined into one text, each token predicted once after end of text
-           (rolling windows). A word is what whitespace separates; one that a limit cuts counts.
-bytes      The same per UTF-8 byte, with bits per byte = total / bytes / ln 2. Compares across tokenizers.
-last_word  Each row: the last word, with the space before it, given the rest: exp(mean loss of a word) and the
-           share of rows where each of its tokens is the likeliest. LAMBADA's own metric.
+sliding    Token level, overlapping windows every `stride` tokens, so that every token has much context.
+words      exp(total / words): the rows joined into one text, each token predicted once after end of text (rolling
+           windows). Words are separated by whitespace; a word that a limit cuts counts.
+bytes      The same per UTF-8 byte, with bits per byte = total / bytes / ln 2. Comparable across tokenizers.
+last_word  Last word of each row, with the space before it, given the rest: exp(mean loss of a word), and the share of
+           rows in which each of its tokens is the most likely one. LAMBADA's own metric.
 
-A limit counts predicted tokens: rounded down to windows (`windows`), exact (`sliding`, `words`, `bytes`), or
-rounded up to rows (`last_word`).
+A limit counts predicted tokens: rounded down to windows (`windows`), exact (`sliding`, `words`, `bytes`), or rounded
+up to rows (`last_word`).
 
 Source: MLS-Bench; Hugging Face; lm-evaluation-harness 0.4.13, tasks wikitext and lambada_openai.
 """
@@ -35,12 +35,12 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model and how it is run.
+    """Model with the settings of its forward passes.
 
     Args:
-        model: in evaluation mode, under whatever autocast is active.
-        batch_size: sequences of a forward.
-        between_batches: called after each forward.
+        model: a model in evaluation mode; runs under the active autocast.
+        batch_size: sequences of a forward pass.
+        between_batches: called after each forward pass.
     """
 
     model: GPT
@@ -48,57 +48,62 @@ class Scorer:
     between_batches: Callable[[], None]
 
     def total(self, tokens: Tokens, windows: Sequence[perplexity.Window]) -> float:
-        """Cross-entropy in nats over what `windows` predict."""
-        how = {"batch_size": self.batch_size, "between_batches": self.between_batches}
-        return total_loss(self.model, tokens, windows, **how)  # type: ignore[arg-type]  # a mapping of two types
+        """Return the cross-entropy in nats, summed over the targets of `windows`."""
+        return total_loss(
+            self.model,
+            tokens,
+            windows,
+            batch_size=self.batch_size,
+            between_batches=self.between_batches,
+        )
 
 
-def windows(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
-    """Protocol `windows`."""
-    return token_windows(scorer, stream(rows, text), text.limit_tokens)
+def score_windows(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
+    """Score with protocol `windows`."""
+    return score_token_windows(scorer, encode_rows(rows, text), text.limit_tokens)
 
 
-def token_windows(scorer: Scorer, tokens: Tokens, limit_tokens: int | None) -> Entry:
-    """Protocol `windows` on a stream of tokens."""
+def score_token_windows(scorer: Scorer, tokens: Tokens, limit_tokens: int | None) -> Entry:
+    """Score a stream of tokens with protocol `windows`."""
     T = scorer.model.config.block_size
     plan = perplexity.disjoint_windows(len(tokens), T, limit_tokens)
     whole = (len(tokens) - 1) // T
     limited = None if len(plan) == whole else f"first {len(plan) * T} of {whole * T} tokens"
     name = "non-overlapping windows of block_size, token level"
-    return {**perplexity.entry(scorer.total(tokens, plan), tokens, plan, T, name), "limited": limited}
+    return {**perplexity.make_entry(scorer.total(tokens, plan), tokens, plan, T, name), "limited": limited}
 
 
-def sliding(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
-    """Protocol `sliding`."""
-    assert text.stride is not None  # TextSet refuses it
-    return token_sliding(scorer, stream(rows, text), text.limit_tokens, text.stride)
+def score_sliding(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
+    """Score with protocol `sliding`."""
+    assert text.stride is not None  # TextSet.check raises an error
+    return score_token_sliding(scorer, encode_rows(rows, text), text.limit_tokens, text.stride)
 
 
-def token_sliding(scorer: Scorer, tokens: Tokens, limit_tokens: int | None, stride: int) -> Entry:
-    """Protocol `sliding` on a stream of tokens."""
+def score_token_sliding(scorer: Scorer, tokens: Tokens, limit_tokens: int | None, stride: int) -> Entry:
+    """Score a stream of tokens with protocol `sliding`."""
     T = scorer.model.config.block_size
     n = len(tokens) if limit_tokens is None else min(len(tokens), limit_tokens + 1)
     plan = perplexity.sliding_windows(n, T, stride)
     name = "sliding windows of block_size, token level"
-    found = perplexity.entry(scorer.total(tokens, plan), tokens, plan, T, name)
-    return {**found, "stride": stride, "limited": _limited(n - 1, len(tokens) - 1)}
+    entry = perplexity.make_entry(scorer.total(tokens, plan), tokens, plan, T, name)
+    return {**entry, "stride": stride, "limited": _describe_limit(n - 1, len(tokens) - 1)}
 
 
-def words(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
-    """Protocol `words`."""
-    found = _rolling(scorer, rows, text, "rolling windows, word level")
-    return {**found, "ppl": found["word_ppl"]}
+def score_words(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
+    """Score with protocol `words`."""
+    entry = _score_rolling(scorer, rows, text, "rolling windows, word level")
+    return {**entry, "ppl": entry["word_ppl"]}
 
 
-def bytes_(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
-    """Protocol `bytes`."""
-    found = _rolling(scorer, rows, text, "rolling windows, byte level")
-    return {**found, "ppl": found["byte_ppl"]}
+def score_bytes(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
+    """Score with protocol `bytes`."""
+    entry = _score_rolling(scorer, rows, text, "rolling windows, byte level")
+    return {**entry, "ppl": entry["byte_ppl"]}
 
 
-def _rolling(scorer: Scorer, rows: list[str], text: TextSet, name: str) -> Entry:
+def _score_rolling(scorer: Scorer, rows: list[str], text: TextSet, name: str) -> Entry:
     T = scorer.model.config.block_size
-    whole = stream(rows, text)
+    whole = encode_rows(rows, text)
     tokens = whole if text.limit_tokens is None else whole[: text.limit_tokens]
     prefixed = np.concatenate((np.array([END_OF_TEXT], dtype=np.uint16), tokens))
     plan = perplexity.rolling_windows(len(prefixed), T)
@@ -106,25 +111,25 @@ def _rolling(scorer: Scorer, rows: list[str], text: TextSet, name: str) -> Entry
     raw = gpt2_encoding().decode_bytes(tokens.tolist())
     n_words = len(raw.decode("utf-8", errors="replace").split())  # a limit may cut a character
     return {
-        **perplexity.entry(total, whole, plan, T, name),
+        **perplexity.make_entry(total, whole, plan, T, name),
         "word_ppl": bounded_exp(total / max(1, n_words)),
         "byte_ppl": bounded_exp(total / len(raw)),
         "bits_per_byte": total / len(raw) / math.log(2),
         "words": n_words,
         "bytes": len(raw),
-        "limited": _limited(len(tokens), len(whole)),
+        "limited": _describe_limit(len(tokens), len(whole)),
     }
 
 
-def last_word(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
-    """Protocol `last_word`.
+def score_last_word(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
+    """Score with protocol `last_word`.
 
     Raises:
-        ValueError: a row of fewer than two words.
+        ValueError: a row with fewer than two words.
     """
     from src.evaluation.lm_adapter import GPTAdapter  # imports lm-eval, which takes seconds
 
-    pairs = [_last_word(i, row) for i, row in enumerate(rows, 1)]
+    pairs = [_split_last_word(i, row) for i, row in enumerate(rows, 1)]
     encode = gpt2_encoding().encode_ordinary
     coded = [(pair, encode(pair[0]), encode(pair[1])) for pair in pairs]
     kept, n_tokens = 0, 0
@@ -147,26 +152,26 @@ def last_word(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
     }
 
 
-def _last_word(number: int, row: str) -> tuple[str, str]:
+def _split_last_word(number: int, row: str) -> tuple[str, str]:
     context, space, word = row.strip().rpartition(" ")
     if not (context and space):
         raise ValueError(f"row {number} has fewer than two words, so protocol last_word has nothing to predict")
     return context, space + word
 
 
-def _limited(n: int, whole: int) -> str | None:
+def _describe_limit(n: int, whole: int) -> str | None:
     return None if n == whole else f"first {n} of {whole} tokens"
 
 
-def stream(rows: list[str], text: TextSet) -> Tokens:
-    """The rows as one stream of tokens."""
+def encode_rows(rows: list[str], text: TextSet) -> Tokens:
+    """Return the rows as one stream of tokens."""
     return np.array(gpt2_encoding().encode_ordinary(text.join.join(rows)), dtype=np.uint16)
 
 
 PROTOCOLS: dict[str, Callable[[Scorer, list[str], TextSet], Entry]] = {
-    "windows": windows,
-    "sliding": sliding,
-    "words": words,
-    "bytes": bytes_,
-    "last_word": last_word,
+    "windows": score_windows,
+    "sliding": score_sliding,
+    "words": score_words,
+    "bytes": score_bytes,
+    "last_word": score_last_word,
 }

@@ -1,4 +1,4 @@
-"""Where evaluation texts and items come from: files in the project, files of the user, the hub."""
+"""Sources of evaluation texts and items: files in the repository, files of the user, the hub."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ PROTOCOL_NAMES = ("windows", "sliding", "words", "bytes", "last_word")
 
 
 def resolve_path(key: str, path: str) -> Path:
-    """A path as written in a configuration; `embedded:<name>` is a file that the project carries.
+    """Return the path that a configuration names; `embedded:<name>` is a file in the repository.
 
     Raises:
         ValueError: there is no such file.
@@ -25,13 +25,13 @@ def resolve_path(key: str, path: str) -> Path:
 
 
 def read_texts(path: Path, field: str) -> list[str]:
-    """The documents of a file: rows of a .jsonl(.xz|.gz), or a whole text file as one.
+    """Return the documents of a file: the rows of a .jsonl(.xz|.gz), or a text file as one document.
 
     Raises:
-        ValueError: rows that are not JSON objects with a text in `field`.
+        ValueError: a row that is not a JSON object with a text in `field`.
     """
     stem = path.name.removesuffix(path.suffix) if path.suffix in (".xz", ".gz") else path.name
-    with _opened(path) as file:
+    with _open_text(path) as file:
         if not stem.endswith((".jsonl", ".json")):
             return [file.read()]
         texts = []
@@ -42,19 +42,16 @@ def read_texts(path: Path, field: str) -> list[str]:
                 raise ValueError(f"{path}, row {number}: not a line of JSON") from None
             text = row.get(field) if isinstance(row, dict) else None
             if not isinstance(text, str):
-                there = (
-                    [key for key, value in row.items() if isinstance(value, str)]
-                    if isinstance(row, dict)
-                    else []
-                )
+                items = row.items() if isinstance(row, dict) else ()
+                names = ", ".join(key for key, value in items if isinstance(value, str))
                 raise ValueError(
-                    f"{path}, row {number}: no text in field {field!r}; texts there: {', '.join(there) or 'none'}"
+                    f"{path}, row {number}: no text in field {field!r}; fields with text: {names or 'none'}"
                 )
             texts.append(text)
     return texts
 
 
-def _opened(path: Path) -> IO[str]:
+def _open_text(path: Path) -> IO[str]:
     if path.suffix == ".xz":
         return lzma.open(path, "rt", encoding="utf-8")
     if path.suffix == ".gz":
@@ -64,15 +61,15 @@ def _opened(path: Path) -> IO[str]:
 
 @dataclass(frozen=True)
 class TextSet:
-    """A text to score: one file, or a hub data set, as one stream of documents.
+    """Text to score: the documents of one file or of a data set on the hub.
 
     Args:
         path: a file, or null.
-        hub: data set, configuration and split on the hub, read where `path` is null; or null.
+        hub: data set, configuration and split on the hub, used if `path` is null; or null.
         field: the rows' field that holds the text.
-        join: what stands between two rows in the stream.
-        limit_tokens: score only the first so many tokens, and say so; null scores all.
-        protocol: one of `PROTOCOL_NAMES`; src/evaluation/protocols.py says what they are.
+        join: the text between two rows.
+        limit_tokens: the most tokens to score, stated in the result; null scores all.
+        protocol: one of `PROTOCOL_NAMES`, described in src/evaluation/protocols.py.
         stride: tokens between the windows of protocol sliding; null for the others.
     """
 
@@ -85,10 +82,10 @@ class TextSet:
     stride: int | None
 
     def check(self, key: str, block_size: int) -> None:
-        """Refuse, naming `key`, a protocol or a stride that cannot be.
+        """Raise an error that names `key` if a value is out of bounds.
 
         Raises:
-            ValueError: likewise.
+            ValueError: an unknown protocol, or a stride, limit or hub entry out of bounds.
         """
         if self.limit_tokens is not None and self.limit_tokens < 1:
             raise ValueError(f"{key}.limit_tokens must be null or at least 1, got {self.limit_tokens}")
@@ -102,11 +99,11 @@ class TextSet:
         if self.stride is not None and not 1 <= self.stride <= block_size:
             raise ValueError(
                 f"{key}.stride must be between 1 and model.block_size, {block_size}, got {self.stride}; "
-                "a larger one would leave tokens out"
+                "a larger stride leaves tokens out"
             )
 
-    def rows(self, key: str) -> list[str] | None:
-        """The documents, or None where neither file nor hub was named."""
+    def read_rows(self, key: str) -> list[str] | None:
+        """Return the documents, or None if neither a file nor a data set is named."""
         if self.path is not None:
             return read_texts(resolve_path(f"{key}.path", self.path), self.field)
         if self.hub is None:

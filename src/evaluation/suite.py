@@ -1,4 +1,4 @@
-"""What a run is scored on at its end: perplexities of texts, and lm-eval tasks."""
+"""Evaluation suite: perplexities of texts, and lm-eval tasks, at the end of a run or of stored weights."""
 
 import dataclasses
 import logging
@@ -19,7 +19,14 @@ Scores = dict[str, dict[str, dict[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class TaskSet:
-    """lm-eval tasks by name, local files for them (`embedded:` ones are in the project), items, shots (null: its own)."""
+    """lm-eval tasks.
+
+    Args:
+        tasks: lm-eval's names.
+        files: local files by task; `embedded:` names one in the repository.
+        limit: items of each task; null scores all.
+        num_fewshot: solved examples before each item; null leaves each task its own number.
+    """
 
     tasks: list[str]
     files: dict[str, str]
@@ -49,17 +56,17 @@ class EvaluationSuite:
         if batch_size < 1:
             raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}")
         self.texts = {
-            name: _made(TextSet, f"evaluation.perplexity.{name}", keys) for name, keys in perplexity.items()
+            name: _build(TextSet, f"evaluation.perplexity.{name}", keys) for name, keys in perplexity.items()
         }
-        self.tasks = _made(TaskSet, "evaluation.lm_eval", lm_eval)
+        self.tasks = _build(TaskSet, "evaluation.lm_eval", lm_eval)
         self.batch_size = batch_size
 
     def check(self, vocab_size: int, block_size: int) -> None:
-        """Refuse, before anything is trained, what could only fail afterwards; fetch what is on the hub.
+        """Find, before anything is trained, the errors of `run`; fetch the data on the hub.
 
         Raises:
-            ValueError: a file or hub set that cannot be read, an unknown protocol, a task that lm-eval does
-                not have, or a vocabulary too small for GPT-2's tokenizer.
+            ValueError: a file or data set that cannot be read, an unknown protocol, a task that lm-eval does not
+                have, or a vocabulary too small for GPT-2's tokenizer.
         """
         if (self.texts or self.tasks.tasks) and vocab_size < N_VOCAB:
             raise ValueError(
@@ -68,7 +75,7 @@ class EvaluationSuite:
             )
         for name, text in self.texts.items():
             text.check(f"evaluation.perplexity.{name}", block_size)
-            text.rows(f"evaluation.perplexity.{name}")
+            text.read_rows(f"evaluation.perplexity.{name}")
         files = self._files()
         remote = [name for name in self.tasks.tasks if name not in files]
         if remote:
@@ -77,7 +84,7 @@ class EvaluationSuite:
             fetch(remote)
 
     def run(self, model: GPT, between_batches: Callable[[], None]) -> Scores:
-        """Score `model`; what was limited or left out says so in its entry."""
+        """Return the scores of `model`; an entry states what was limited or left out."""
         scores: Scores = {"perplexity": {}, "lm_eval": {}}
         for name, text in self.texts.items():
             log.info("evaluation: perplexity on %s", name)
@@ -91,7 +98,7 @@ class EvaluationSuite:
         self, name: str, text: TextSet, model: GPT, between_batches: Callable[[], None]
     ) -> dict[str, Any]:
         key = f"evaluation.perplexity.{name}"
-        rows = text.rows(key)
+        rows = text.read_rows(key)
         if rows is None:
             reason = f"not in the repository; give {key}.path=<file> or evaluation=full"
             log.warning("evaluation: %s left out: %s", name, reason)
@@ -106,17 +113,17 @@ class EvaluationSuite:
         }
 
     def _lm_eval(self, model: GPT, between_batches: Callable[[], None]) -> dict[str, dict[str, Any]]:
-        from src.evaluation.harness import run_tasks, scores  # imports lm-eval, which takes seconds
+        from src.evaluation.harness import run_tasks, summarize  # imports lm-eval, which takes seconds
         from src.evaluation.lm_adapter import GPTAdapter
 
         adapter = GPTAdapter(model, batch_size=self.batch_size, between_batches=between_batches)
         files = self._files()
         names, limit, shots = self.tasks.tasks, self.tasks.limit, self.tasks.num_fewshot
         found = run_tasks(adapter, names, files, limit=limit, num_fewshot=shots)
-        return scores(found, names, files)
+        return summarize(found, names, files)
 
 
-def _made(kind: type[Any], where: str, keys: Any) -> Any:  # a mapping, if the user wrote one
+def _build(kind: type[Any], where: str, keys: Any) -> Any:  # any value that a configuration may hold
     names = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(keys, dict) or set(keys) != set(names):
         got = ", ".join(map(str, keys)) if isinstance(keys, dict) else repr(keys)

@@ -73,7 +73,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def scored(tasks: list[str], num_fewshot: int | None = 0) -> dict[str, dict[str, Any]]:
     gpt = tiny_gpt(vocab_size=50304, block_size=32).eval()
     adapter = GPTAdapter(gpt, batch_size=4, between_batches=lambda: None)
-    return harness.scores(harness.run_tasks(adapter, tasks, {}, limit=4, num_fewshot=num_fewshot), tasks, {})
+    return harness.summarize(harness.run_tasks(adapter, tasks, {}, limit=4, num_fewshot=num_fewshot), tasks, {})
 
 
 def test_a_group_is_stated_by_lm_evals_mean_over_its_tasks(catalogue: Path) -> None:
@@ -134,5 +134,5 @@ def test_of_a_metric_under_several_filters_the_first_counts() -> None:
         "n-shot": {"gsm8k": 5},
         "versions": {"gsm8k": 3.0},
     }
-    entry = harness.scores(found, ["gsm8k"], {})["gsm8k"]
+    entry = harness.summarize(found, ["gsm8k"], {})["gsm8k"]
     assert (entry["score"], entry["num_fewshot"], entry["limited"]) == (20.0, 5, None)

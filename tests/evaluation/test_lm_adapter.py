@@ -10,7 +10,7 @@ from lm_eval.api.model import TemplateLM
 from torch import distributed, multiprocessing
 
 from src.datamodules.tokenizer import gpt2_encoding
-from src.evaluation.harness import run_tasks, scores, task_file
+from src.evaluation.harness import find_task_file, run_tasks, summarize
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
 from src.models.formats.huggingface import export_gpt2
@@ -91,7 +91,7 @@ def test_every_item_scores_as_one_at_a_time(task: str, other: str, results: dict
 
 
 def test_scores_say_what_they_rest_on(results: dict[str, Any]) -> None:
-    found = scores(results["ours"], TASKS, FILES)
+    found = summarize(results["ours"], TASKS, FILES)
     assert [found[name]["metric"] for name in TASKS] == ["acc_norm", "acc_norm", "acc_norm", "acc"]
     assert found["hellaswag"]["limited"] == "first 12 of 10042 items"
     assert found["piqa"]["limited"] == "first 12 of 1838 items"
@@ -108,15 +108,15 @@ def test_a_whole_file_that_is_a_part_of_the_published_set_is_marked() -> None:
         "n-shot": {"hellaswag": 0},
         "versions": {"hellaswag": 1.0},
     }
-    entry = scores(fake, ["hellaswag"], {})["hellaswag"]
+    entry = summarize(fake, ["hellaswag"], {})["hellaswag"]
     assert entry["limited"] == "first 2000 of 10042 items"
     assert entry["score"] == 30.0
 
 
 def test_lm_evals_own_definitions_are_found() -> None:
     for name in [*TASKS, "lambada_openai", "wikitext"]:
-        assert task_file(name) is not None, name
-    assert task_file("no_such_task") is None
+        assert find_task_file(name) is not None, name
+    assert find_task_file("no_such_task") is None
 
 
 def logp_of(gpt: GPT, inputs: list[int], targets: list[int]) -> float:
@@ -173,7 +173,7 @@ def test_generation_is_greedy_and_ends_at_its_stop() -> None:
     stop = encoding.decode(new[3:4])
     (cut,) = adapter(gpt).generate_until([instance("A whale is", {"until": [stop], "max_gen_toks": 8})])
     assert cut == expected.split(stop)[0]
-    with pytest.raises(ValueError, match="generates greedily"):
+    with pytest.raises(ValueError, match="decodes greedily"):
         adapter(gpt).generate_until([instance("x", {"do_sample": True, "temperature": 0.7})])
 
 
@@ -202,7 +202,7 @@ def test_two_ranks_share_the_requests_and_both_have_all_results() -> None:
     ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
     for process in ranks:
         process.start()
-    first, second = (queue.get(timeout=60) for _ in ranks)
+    first, second = (queue.get(timeout=240) for _ in ranks)
     for process in ranks:
         process.join(60)
     scored, generated, rolled = everything()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from src.evaluation.protocols import Scorer, token_windows
+from src.evaluation.protocols import Scorer, score_token_windows
 from src.evaluation.sources import TextSet, read_texts, resolve_path
 from src.evaluation.suite import EvaluationSuite
 from src.models.formats.huggingface import export_gpt2
@@ -25,7 +25,7 @@ STREAM = np.random.default_rng(0).integers(0, 64, 12 * 20 + 7).astype(np.uint16)
 def score(gpt: GPT, **keys: Any) -> dict[str, Any]:
     values = {"batch_size": 4, "between_batches": lambda: None, **keys}
     limit_tokens = values.pop("limit_tokens", None)
-    return token_windows(Scorer(gpt.eval(), **values), STREAM, limit_tokens)
+    return score_token_windows(Scorer(gpt.eval(), **values), STREAM, limit_tokens)
 
 
 def test_it_equals_a_plain_computation_on_transformers(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_two_ranks_share_the_windows_and_agree() -> None:
     ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
     for process in ranks:
         process.start()
-    losses = [queue.get(timeout=60) for _ in ranks]
+    losses = [queue.get(timeout=240) for _ in ranks]
     for process in ranks:
         process.join(60)
     assert losses[0] == losses[1] == pytest.approx(score(jitter(tiny_gpt()))["loss"], rel=1e-7)
@@ -101,13 +101,13 @@ def texts(tmp_path: Path) -> Path:
 def test_rows_and_plain_text_make_the_same_stream(texts: Path) -> None:
     keys: dict[str, Any] = {"hub": None, "field": "text", "join": "\n\n", "limit_tokens": None}
     keys |= {"protocol": "windows", "stride": None}
-    rows = [TextSet(path=str(texts / name), **keys).rows("k") for name in ("t.jsonl.xz", "t.txt")]
+    rows = [TextSet(path=str(texts / name), **keys).read_rows("k") for name in ("t.jsonl.xz", "t.txt")]
     assert ["\n\n".join(found or []) for found in rows] == ["one\n\ntwo\nlines"] * 2
-    assert TextSet(path=None, **keys).rows("k") is None
+    assert TextSet(path=None, **keys).read_rows("k") is None
 
 
 def test_a_row_without_text_and_a_missing_file_are_named(texts: Path) -> None:
-    with pytest.raises(ValueError, match="row 1: no text in field 'body'; texts there: text"):
+    with pytest.raises(ValueError, match="row 1: no text in field 'body'; fields with text: text"):
         read_texts(texts / "t.jsonl.xz", "body")
     with pytest.raises(ValueError, match=r"evaluation\.x\.path=gone\.txt: no such file"):
         resolve_path("evaluation.x.path", "gone.txt")
@@ -122,7 +122,7 @@ def test_the_hub_is_asked_where_no_file_is_given(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     suite = component("evaluation", "full")
-    assert suite.texts["wikitext2"].rows("k") == ["a", "b"]
+    assert suite.texts["wikitext2"].read_rows("k") == ["a", "b"]
     assert asked == [(("Salesforce/wikitext", "wikitext-2-raw-v1"), {"split": "test"})]
 
 

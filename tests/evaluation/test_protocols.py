@@ -12,7 +12,7 @@ import torch
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.perplexity import Window, rolling_windows, sliding_windows
-from src.evaluation.protocols import PROTOCOLS, Scorer, token_sliding
+from src.evaluation.protocols import PROTOCOLS, Scorer, score_token_sliding
 from src.evaluation.sources import PROTOCOL_NAMES, TextSet
 from src.models.formats.huggingface import export_gpt2
 from src.models.gpt import GPT
@@ -80,7 +80,7 @@ def test_sliding_equals_a_plain_computation(pair: tuple[GPT, Any], stride: int) 
         start = max(0, math.ceil((i - T) / stride)) * stride  # the first window that reaches token i
         total += log_probability(theirs, tokens[start:i], tokens[i])[0]
     scorer = Scorer(gpt, batch_size=7, between_batches=lambda: None)
-    found = token_sliding(scorer, STREAM, None, stride)
+    found = score_token_sliding(scorer, STREAM, None, stride)
     assert found["ppl"] == pytest.approx(math.exp(-total / (len(tokens) - 1)), rel=1e-5)
     assert (found["tokens"], found["limited"], found["stride"]) == (len(tokens) - 1, None, stride)
 
@@ -212,7 +212,7 @@ def test_real_texts_are_scored_under_every_protocol() -> None:
     for protocol in PROTOCOLS:
         stride = 6 if protocol == "sliding" else None
         text = text_set(path=str(path), field="page", limit_tokens=240, protocol=protocol, stride=stride)
-        rows = text.rows("k")
+        rows = text.read_rows("k")
         assert rows is not None
         found = PROTOCOLS[protocol](Scorer(gpt, 16, lambda: None), rows, text)
         assert found["loss"] * found.get("items", found["tokens"]) / found["tokens"] == pytest.approx(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.evaluation.lm_adapter import GPTAdapter
-from src.evaluation.shared_forwards import Row, forwards, scored_positions
+from src.evaluation.shared_forwards import Row, list_positions, plan_forwards
 from tests.evaluation.adapter_speed import compare
 from tests.support import tiny_gpt
 
@@ -20,7 +20,7 @@ ROWS = st.lists(
 
 @given(ROWS)
 def test_every_request_is_scored_once_by_a_sequence_that_begins_with_it(rows: list[Row]) -> None:
-    plan = forwards(rows)
+    plan = plan_forwards(rows)
     assert sorted(r for forward in plan for r in forward.rows) == list(range(len(rows)))
     for forward in plan:
         assert all(forward.inputs[: len(rows[r][0])] == rows[r][0] for r in forward.rows)
@@ -32,8 +32,8 @@ def test_every_request_is_scored_once_by_a_sequence_that_begins_with_it(rows: li
 
 @given(ROWS)
 def test_every_target_is_looked_up_where_its_request_has_it(rows: list[Row]) -> None:
-    plan = forwards(rows)
-    asked = scored_positions(plan, rows)
+    plan = plan_forwards(rows)
+    asked = list_positions(plan, rows)
     positions = list(zip(asked.sequence_P, asked.position_P, strict=True))
     assert len(set(positions)) == len(positions)  # each passes the head once
     at = 0
