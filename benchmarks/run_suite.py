@@ -85,7 +85,7 @@ class SuiteRun:
         if self.suite.first_step and time.monotonic() < self.deadline:
             try:
                 self.measured.single["first step s"] = self._time_first_step()
-            except Exception as error:  # reported in the target's row; the other targets stand
+            except Exception as error:  # reported in the target's row; the other targets are still measured
                 self.failed["first step s"] = one_line(error)
         rows = self._write()
         met = sum(row["verdict"] == "met" for row in rows)

@@ -18,7 +18,7 @@ from benchmarks.targets import (
 class Comparison:
     """Candidates that alternate with each other: rows as in `bench.configurations`, the baseline first, then peers.
 
-    All are built `builds` times, each time for as many rounds as asked for: where a model lies in memory alone changes
+    All are built `builds` times, each time for as many rounds as asked for: the place of a model in memory alone changes
     its time by 1 to 2 %, so a target of 2 % needs more builds than one of 20 %. A peer is (`name` or
     `name: overrides`, its function in `benchmarks.peers`). Peers run right after the baseline; with a budget the last
     rows are dropped first.

@@ -41,7 +41,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class StepSpec:
-    """Sizes and hyperparameters of a step; any object with these attributes is accepted in its place."""
+    """Sizes and hyperparameters of a step; any object with these attributes is accepted."""
 
     n_layer: int
     n_head: int
