@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written beside their place, forced to disk, renamed into it.
+"""Files: atomic writes and folders, hashes, JSON objects and rows.
 
-And the reading of those that grow: rows of JSON, of which the last may be torn where a process was killed.
-A leaf: any room may import it.
+A file is written beside its target, forced to disk and renamed, so it is whole or absent. Files that grow contain one
+JSON object a line, of which the last may be cut where a process was killed. Any room may import this module.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ CONF = ROOT / "conf"
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data`; readers see the old bytes or the new ones, never a mixture."""
+    """Replace `path` by `data`; readers see the old bytes or the new ones."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     raw = data.encode() if isinstance(data, str) else data
     try:
@@ -46,10 +46,10 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` when the block ends well.
+    """Yield a temporary folder beside `target`, renamed to `target` when the block ends without an error.
 
     Raises:
-        FileExistsError: `target` came to exist and is not empty.
+        FileExistsError: `target` exists at the end and is not empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
@@ -67,35 +67,35 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def sha256_file(path: Path) -> str:
-    """The hash of a whole file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds.
+    """Return the JSON object in a file.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: the file contains no JSON object.
     """
-    found = _parsed(path.read_bytes())
+    found = _parse(path.read_bytes())
     if found is None:
         raise ValueError(f"{path} is no JSON object; restore it or leave the folder out")
     return found
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file, each with its `step`; none where there is no file, and not a torn last one.
+    """Return the rows of a JSON lines file without a cut last one; an empty list where there is no file.
 
     Raises:
-        ValueError: another row is no row.
+        ValueError: a row other than the last is no JSON object with a `step`.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     if lines and not lines[-1]:
         lines.pop()
     rows = []
     for number, line in enumerate(lines, 1):
-        row = _parsed(line)
+        row = _parse(line)
         if row is not None and type(row.get("step")) is int:
             rows.append(row)
         elif number < len(lines):
@@ -119,7 +119,7 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes / 2**20:.1f} MiB"
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | None:
+def _parse(raw: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError):  # no JSON, no UTF-8, or a number of thousands of digits

@@ -1,35 +1,31 @@
-"""A configuration section against a schema: every key known, there, and of its type.
+"""Components: sections that name a class with `_target_`, built with their keys as arguments.
 
-The schema of a section is the signature of what it configures: a dataclass's fields, or a constructor's
-keyword-only arguments.
+A configuration file may only name components of this project, of torch and of Lightning, and classes of packages that
+the command line trusts; nothing else is imported or called.
 """
 
-import dataclasses
 import functools
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig
 from torch import nn
 
-from src.bounds import validate
 from src.errors import one_line
-from src.launch.suggestions import nearest, unknown_key
-
-T = TypeVar("T")
+from src.launch.suggestions import nearest
+from src.settings.sections import check_keys, to_plain
 
 log = logging.getLogger(__name__)
 
-#: What a section may say to Hydra.
+#: Keys of Hydra that a section may contain.
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 ROOMS = tuple(
     f"src.{room}"
@@ -60,60 +56,26 @@ LIBRARY_PARTS: dict[str, type] = {
 }
 
 
-def read_section(name: str, section: DictConfig, schema: type[T], beside: Sequence[str] = ()) -> T:
-    """A section as an instance of a dataclass, every key checked for name and type but those `beside` it.
-
-    A field with a default may be missing: runs of before there was such a key have none.
-    """
-    known = dataclasses.fields(schema)  # type: ignore[arg-type]  # schema is a dataclass
-    younger = [f.name for f in known if f.default is not dataclasses.MISSING]
-    return schema(**_checked(name, section, {f.name: f.type for f in known}, beside, younger))
-
-
-def _checked(
-    name: str,
-    section: DictConfig,
-    fields: Mapping[str, Any],
-    beside: Sequence[str] = (),
-    younger: Sequence[str] = (),
-) -> dict[str, Any]:
-    if not isinstance(section, DictConfig):
-        raise ValueError(f"{name} must be a section of keys, got {section!r}")
-    values: dict[str, Any] = {}
-    for key in map(str, section):
-        if key.startswith("_") or key in beside:
-            continue
-        if key not in fields:
-            raise ValueError(unknown_key(f"{name}.{key}"))
-        value = section[key]
-        if dataclasses.is_dataclass(fields[key]):
-            values[key] = read_section(f"{name}.{key}", value, fields[key])
-            continue
-        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        values[key] = validate(f"{name}.{key}", plain, fields[key])
-    missing = [key for key in fields if key not in values and key not in younger]
-    if missing:
-        raise ValueError(f"{name}.{missing[0]} is missing; give {name}.{missing[0]}=<value>")
-    return values
-
-
 def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> Any:  # whatever the section names
-    """What a section with a `_target_` makes, its keys checked against the constructor's.
+    """Return what a section with a `_target_` builds, its keys validated against the constructor.
+
+    With `_partial_: true` that is a factory, else the instance. Callbacks, profilers and optimizers of a library are
+    always factories.
 
     Raises:
-        ValueError: it names what is not this project's, torch's, Lightning's or of a `trusted` package.
+        ValueError: keys are invalid, or `_target_` is not of this project, torch, Lightning or a `trusted` package.
     """
     if not isinstance(section, DictConfig) or "_target_" not in section:
         raise ValueError(
             f"{name} must name an option (see --help) or a class with {name}._target_, got {section}"
         )
-    refuse_strangers(name, section, trusted)
-    target = _imported(name, str(section._target_))
+    reject_untrusted(name, section, trusted)
+    target = _import_target(name, str(section._target_))
     if name.partition(".")[0] in LIBRARY_PARTS and not target.__module__.startswith("src.models."):
         return _read_library_part(name, section, target)
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-    values = {key: _made(value) for key, value in _checked(name, section, schema).items()}
+    values = {key: _build_nested(value) for key, value in check_keys(name, section, schema).items()}
     _check_hydra_keys(name, section)
     return functools.partial(target, **values) if section.get("_partial_") else target(**values)
 
@@ -137,53 +99,52 @@ def _read_library_part(name: str, section: DictConfig, target: Any) -> Callable[
                 f"{name}.{key} is no argument of {section._target_}{nearest(key, list(named))}; "
                 "optimizer=torch has the keys of every optimizer and no other"
             )
-    checked = _checked(name, section, dict.fromkeys([*named, *optional], Any), younger=optional)
-    return functools.partial(target, **{key: _made(value) for key, value in checked.items()})
+    checked = check_keys(name, section, dict.fromkeys([*named, *optional], Any), optional=optional)
+    return functools.partial(target, **{key: _build_nested(value) for key, value in checked.items()})
 
 
-def _made(value: Any) -> Any:  # of whatever type the constructor asks for
-    """A value, and what it names with a `_target_` of its own; Hydra would take a text with `${` for a reference."""
+def _build_nested(value: Any) -> Any:  # of whatever type the constructor asks for
+    """Return a value with every nested `_target_` built; Hydra would take a text with `${` for a reference."""
     if isinstance(value, dict):
-        made = {key: _made(item) for key, item in value.items()}
-        return instantiate(made) if "_target_" in made else made
-    return [_made(item) for item in value] if isinstance(value, list) else value
+        items = {key: _build_nested(item) for key, item in value.items()}
+        return instantiate(items) if "_target_" in items else items
+    return [_build_nested(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_hydra_keys(name: str, section: DictConfig) -> None:
-    said = {key: section[key] for key in HYDRA_KEYS if key in section}
+    found = {key: section[key] for key in HYDRA_KEYS if key in section}
     partial = name != "evaluation"
-    if said.get("_partial_", False) is not partial:
+    if found.get("_partial_", False) is not partial:
         wanted = "true, since the task supplies an argument" if partial else "false"
-        raise ValueError(f"{name}._partial_ must be {wanted}, got {said.get('_partial_')!r}")
-    if said.get("_convert_", "none") not in ("none", "partial", "object", "all"):
-        raise ValueError(f"{name}._convert_ must be none, partial, object or all, got {said['_convert_']!r}")
-    if not isinstance(said.get("_recursive_", True), bool):
-        raise ValueError(f"{name}._recursive_ must be true or false, got {said['_recursive_']!r}")
+        raise ValueError(f"{name}._partial_ must be {wanted}, got {found.get('_partial_')!r}")
+    if found.get("_convert_", "none") not in ("none", "partial", "object", "all"):
+        raise ValueError(f"{name}._convert_ must be none, partial, object or all, got {found['_convert_']!r}")
+    if not isinstance(found.get("_recursive_", True), bool):
+        raise ValueError(f"{name}._recursive_ must be true or false, got {found['_recursive_']!r}")
 
 
-def refuse_strangers(name: str, section: object, trusted: Sequence[str]) -> None:
-    """Look through a section for every `_target_`, before anything of it is imported.
+def reject_untrusted(name: str, section: object, trusted: Sequence[str]) -> None:
+    """Check every `_target_` in a section, before anything of it is imported.
 
     Raises:
-        ValueError: one that a configuration file may not name.
+        ValueError: a `_target_` that a configuration file may not name.
     """
-    if OmegaConf.is_config(section):
-        section = OmegaConf.to_container(section, resolve=True)
+    section = to_plain(section)
     if isinstance(section, list):
         for number, item in enumerate(section):
-            refuse_strangers(f"{name}.{number}", item, trusted)
+            reject_untrusted(f"{name}.{number}", item, trusted)
     if not isinstance(section, dict):
         return
     for key, value in section.items():
         if str(key).startswith("_") and key not in HYDRA_KEYS:
             raise ValueError(f"{name}.{key} is not used here; name the arguments")
         if key == "_target_":
-            _refuse_stranger(name, str(value), trusted)
+            _reject_target(name, str(value), trusted)
         else:
-            refuse_strangers(f"{name}.{key}", value, trusted)
+            reject_untrusted(f"{name}.{key}", value, trusted)
 
 
-def _refuse_stranger(name: str, path: str, trusted: Sequence[str]) -> None:
+def _reject_target(name: str, path: str, trusted: Sequence[str]) -> None:
     if any(path.startswith(f"{package}.") for package in (*trusted, *OWN, *MOVED)):
         return
     package = path.partition(".")[0]
@@ -192,14 +153,14 @@ def _refuse_stranger(name: str, path: str, trusted: Sequence[str]) -> None:
             f"{name}._target_={path} is no component of this project, of torch or of lightning; "
             f"if you trust it, say so on the command line: trusted_targets=[{package}]"
         )
-    found = _imported(name, path)
+    found = _import_target(name, path)
     if not inspect.isclass(found) or (package in OTHERS and not issubclass(found, OTHERS_CLASSES)):
         raise ValueError(
             f"{name}._target_={path} is no class of a component; a configuration may name no other code"
         )
 
 
-def _imported(name: str, path: str) -> Any:  # whatever the path names
+def _import_target(name: str, path: str) -> Any:  # whatever the path names
     module, _, attribute = path.rpartition(".")
     if module in MOVED:
         log.warning("%s._target_=%s moved; give %s.%s", name, path, MOVED[module], attribute)
@@ -211,24 +172,3 @@ def _imported(name: str, path: str) -> Any:  # whatever the path names
             f"{name}._target_={path} cannot be imported ({one_line(error)}); "
             "is the name right, and its folder on PYTHONPATH?"
         ) from error
-
-
-def without_value(config: DictConfig | ListConfig, prefix: str = "") -> list[str]:
-    """One sentence for each key that a reader would trip over: no value yet (`???`), or a reference to nothing."""
-    found = []
-    node: Any = config  # indexed by what it iterates over
-    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
-        name = f"{prefix}{key}"
-        if isinstance(node, DictConfig) and not isinstance(key, str):
-            found.append(f"{name}: a key must be text, got {key!r} ({type(key).__name__})")
-            continue
-        try:
-            value = node[key]
-        except MissingMandatoryValue:
-            found.append(f"{name} has no value; give {name}=<value>")
-        except OmegaConfBaseException as error:
-            found.append(f"{name} refers to nothing: {one_line(error).split(' full_key:')[0]}")
-        else:
-            if isinstance(value, DictConfig | ListConfig):
-                found += without_value(value, f"{name}.")
-    return found

@@ -25,7 +25,8 @@ from src.models.optim.groups import GroupRule, ParameterGroups
 from src.models.optim.muon import Muon
 from src.models.optim.schedule import Schedule
 from src.models.optim.schedules.cosine import Cosine
-from src.settings.components import read_component, read_section
+from src.settings.components import read_component
+from src.settings.sections import read_section
 
 
 @dataclasses.dataclass(frozen=True)

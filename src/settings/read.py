@@ -1,10 +1,9 @@
-"""From a composed configuration to checked, plain settings: every key known, typed and in range.
+"""Settings of a run, read from a composed configuration: every key is known, of its type and within its bounds.
 
-Errors are collected over all sections and told together.
+Errors are collected over all sections and raised together.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast
 
@@ -20,17 +19,20 @@ from src.launch.suggestions import explain, unknown_key
 from src.models.config import GPTConfig
 from src.models.optim.base import OptimizerConfig
 from src.models.optim.schedule import Schedule
-from src.settings.components import read_component, read_section, without_value
+from src.settings.components import read_component
 from src.settings.optimizer import read_optimizer, read_schedule, stored_optimizer, stored_schedule
 from src.settings.safety import SafetyKeys
+from src.settings.sections import find_missing_values, read_section, rename_keys, to_plain
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
 
 T = TypeVar("T")
 Factory = Callable[..., Any]  # Hydra's partials are untyped
 
-#: Sections that name a class (`_target_`), and the keys that stand alone.
+#: Sections that name a class, sections of one class per entry, sections with fixed keys, and keys without a section.
 COMPONENTS = ("residual", "norm", "embedding", "recurrence", "data", "evaluation")
-LOOSE = {
+COLLECTIONS = ("logger", "callbacks")
+SECTIONS = ("task", "model", "optimizer", "schedule", "trainer", "samples", "safety", "guard", "profiler")
+SINGLE_KEYS = {
     "trusted_targets": list[str] | None,
     "name": str | int | float | bool,
     "seed": NonNegativeInt,
@@ -43,7 +45,13 @@ LOOSE = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything a run is made of."""
+    """Settings of a run; a `Factory` takes the arguments that the configuration does not state.
+
+    Args:
+        callbacks: factories of Lightning callbacks, each called as `make()`.
+        profiler: factory of a Lightning profiler, called as `make(folder of its files)`.
+        config: the configuration with every value resolved, as config.yaml stores it.
+    """
 
     name: str
     seed: int
@@ -58,97 +66,98 @@ class Settings:
     data: Factory
     evaluation: Any
     loggers: list[Factory]
-    callbacks: list[Factory]  # each builds a Lightning callback: `make()`
-    profiler: Factory | None  # builds a Lightning profiler: `make(folder of its files)`
+    callbacks: list[Factory]
+    profiler: Factory | None
     samples: SampleKeys
     safety: SafetyKeys
     guard: GuardKeys
     config: dict[str, Any]
 
 
-def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Settings:
-    """Check a composed configuration and settle what it left open.
+class SettingsReader:
+    """Reader of the sections of one configuration, which collects the errors of all of them."""
 
-    Args:
-        config: the composed configuration.
-        own_keys: top-level keys of the task itself, which it checks.
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.errors: list[str] = []
+        trusted = to_plain(config.get("trusted_targets"))
+        self.trusted = trusted if isinstance(trusted, list) else []
 
-    Raises:
-        UserError: all mistakes of the configuration, one sentence each.
-    """
-    mistakes = without_value(config)
-    if mistakes:
-        raise UserError("; ".join(mistakes))
-
-    def attempt(read: Callable[[], T]) -> T | None:
+    def attempt(self, read: Callable[[], T]) -> T:
+        """Return what `read` returns, or collect its error; the result must not be used once there are errors."""
         try:
             return read()
         except (ValueError, HydraException, OmegaConfBaseException) as error:
-            mistakes.append(explain(root_cause(error)))
-        return None
+            self.errors.append(explain(root_cause(error)))
+            return cast(T, None)
 
-    known = {
-        *COMPONENTS,
-        *LOOSE,
-        *own_keys,
-        "task",
-        "model",
-        "optimizer",
-        "schedule",
-        "trainer",
-        "samples",
-        "safety",
-        "guard",
-        "logger",
-        "callbacks",
-        "profiler",
-    }
-    mistakes.extend(unknown_key(str(key)) for key in config if key not in known)
-    for key, kind in LOOSE.items():
-        attempt(lambda key=key, kind=kind: _loose(config, key, kind))  # type: ignore[misc]  # lambda defaults
-    model = attempt(lambda: read_section("model", config.get("model"), GPTConfig))
-    keys = attempt(lambda: read_section("trainer", config.get("trainer"), TrainerKeys))
-    listed = _plain(config.get("trusted_targets"))
-    trusted = listed if isinstance(listed, list) else []
-    component = functools.partial(read_component, trusted=trusted)
-    parts = {name: attempt(functools.partial(component, name, config.get(name))) for name in COMPONENTS}
-    samples = attempt(lambda: read_section("samples", config.get("samples"), SampleKeys))
-    safety = attempt(lambda: read_section("safety", config.get("safety"), SafetyKeys))
-    guard = attempt(lambda: read_section("guard", config.get("guard"), GuardKeys))
-    named = attempt(lambda: validate("logger", _plain(config.get("logger")), dict[str, dict[str, Any]]))
-    loggers = [attempt(functools.partial(component, f"logger.{n}", config.logger[n])) for n in named or {}]
-    entries = attempt(
-        lambda: validate("callbacks", _plain(config.get("callbacks", {})), dict[str, dict[str, Any]])
-    )
-    callbacks = [
-        attempt(functools.partial(component, f"callbacks.{n}", config.callbacks[n])) for n in entries or {}
-    ]
-    profiler = None
-    if config.get("profiler") is not None:
-        profiler = attempt(functools.partial(component, "profiler", config.profiler))
-    trainer = None if keys is None else attempt(lambda: settle_trainer(keys))
-    n_steps = keys.max_steps if keys else 1
-    optimizer = attempt(lambda: read_optimizer(config.get("optimizer"), n_steps, trusted))
-    schedule = None
-    if keys is not None and optimizer is not None:
-        rates = optimizer
-        schedule = attempt(lambda: read_schedule(config.get("schedule"), rates, n_steps, trusted))
-    if mistakes:
-        raise UserError("; ".join(mistakes))
-    assert model is not None  # each is None only with a mistake noted
-    assert optimizer is not None
-    assert schedule is not None
-    assert trainer is not None
-    assert samples is not None
-    assert safety is not None
-    assert guard is not None
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a mapping in, a mapping out
-    resolved["optimizer"] = stored_optimizer(resolved["optimizer"], optimizer)
-    resolved.update(stored_schedule(resolved.pop("schedule", None)))
-    resolved["trainer"] = dataclasses.asdict(trainer)
-    for key in ("callbacks", "profiler"):  # absent where empty, so that hashes are those of version 0.1.0
-        if not resolved.get(key):
-            resolved.pop(key, None)
+    def read_section(self, name: str, schema: type[T]) -> T:
+        """Return a section with fixed keys."""
+        return self.attempt(lambda: read_section(name, self.config.get(name), schema))
+
+    def read_component(self, name: str) -> Any:  # whatever the section names
+        """Return what a section with a `_target_` builds."""
+        return self.attempt(lambda: read_component(name, OmegaConf.select(self.config, name), self.trusted))
+
+    def read_collection(self, name: str) -> list[Factory]:
+        """Return a factory for each entry of a section such as `logger`."""
+        plain = to_plain(self.config.get(name, {}))
+        entries = self.attempt(lambda: validate(name, plain, dict[str, dict[str, Any]]))
+        return [
+            self.attempt(lambda key=key: read_component(f"{name}.{key}", self.config[name][key], self.trusted))  # type: ignore[misc]  # lambda defaults
+            for key in entries or {}
+        ]
+
+    def check_names(self, own_keys: tuple[str, ...]) -> None:
+        """Collect an error for each top-level key that does not exist."""
+        known = {*COMPONENTS, *COLLECTIONS, *SECTIONS, *SINGLE_KEYS, *own_keys}
+        self.errors += [unknown_key(str(key)) for key in self.config if key not in known]
+
+    def check_single_keys(self) -> None:
+        """Collect an error for each key without a section that is invalid."""
+        for key, kind in SINGLE_KEYS.items():
+            value = to_plain(self.config.get(key))
+            self.attempt(lambda key=key, value=value, kind=kind: validate(key, value, kind))  # type: ignore[misc]  # lambda defaults
+        name = str(self.config.get("name"))
+        if not name.strip() or not name.isprintable():
+            self.errors.append(f"name must be one line of text, got {name!r}")
+
+
+def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Settings:
+    """Return the settings of a composed configuration, with every `auto` and `null` of the trainer resolved.
+
+    Args:
+        config: composed configuration.
+        own_keys: top-level keys of the task, which validates them itself.
+
+    Raises:
+        UserError: all errors of the configuration, one sentence each.
+    """
+    rename_keys(config)
+    if missing := find_missing_values(config):
+        raise UserError("; ".join(missing))
+    reader = SettingsReader(config)
+    reader.check_names(own_keys)
+    reader.check_single_keys()
+    model = reader.read_section("model", GPTConfig)
+    keys = reader.read_section("trainer", TrainerKeys)
+    samples = reader.read_section("samples", SampleKeys)
+    safety = reader.read_section("safety", SafetyKeys)
+    guard = reader.read_section("guard", GuardKeys)
+    parts = {name: reader.read_component(name) for name in COMPONENTS}
+    loggers, callbacks = (reader.read_collection(name) for name in COLLECTIONS)
+    profiler = None if config.get("profiler") is None else reader.read_component("profiler")
+    # The optimizer and its schedule depend on the length of the run; `keys` is None where the trainer has errors.
+    max_steps = keys.max_steps if keys else 1
+    optimizer = reader.attempt(lambda: read_optimizer(config.get("optimizer"), max_steps, reader.trusted))
+    trainer, schedule = cast(TrainerSettings, None), cast(Schedule, None)
+    if keys:
+        trainer = reader.attempt(lambda: settle_trainer(keys))
+    if keys and optimizer:
+        section = config.get("schedule")
+        schedule = reader.attempt(lambda: read_schedule(section, optimizer, max_steps, reader.trusted))
+    if reader.errors:
+        raise UserError("; ".join(reader.errors))
     return Settings(
         name=str(config.name),
         seed=config.seed,
@@ -156,34 +165,31 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         optimizer=optimizer,
         schedule=schedule,
         trainer=trainer,
-        residual=cast(Factory, parts["residual"]),
-        norm=cast(Factory, parts["norm"]),
-        embedding=cast(Factory, parts["embedding"]),
-        recurrence=cast(Factory, parts["recurrence"]),
-        data=cast(Factory, parts["data"]),
-        evaluation=parts["evaluation"],
-        loggers=cast(list[Factory], loggers),
-        callbacks=cast(list[Factory], callbacks),
+        **parts,
+        loggers=loggers,
+        callbacks=callbacks,
         profiler=profiler,
         samples=samples,
         safety=safety,
         guard=guard,
-        config=resolved,
+        config=_store(config, optimizer, trainer),
     )
 
 
-def _loose(config: DictConfig, key: str, kind: Any) -> None:  # an annotation
-    value = validate(key, _plain(config.get(key)), kind)
-    if key == "name" and (not str(value).strip() or not str(value).isprintable()):
-        raise ValueError(f"name must be one line of text, got {value!r}")
-
-
-def _plain(value: object) -> object:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def _store(config: DictConfig, optimizer: OptimizerConfig, trainer: TrainerSettings) -> dict[str, Any]:
+    """Return the configuration with the resolved values of optimizer, schedule and trainer."""
+    stored = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    stored["optimizer"] = stored_optimizer(stored["optimizer"], optimizer)
+    stored.update(stored_schedule(stored.pop("schedule", None)))
+    stored["trainer"] = dataclasses.asdict(trainer)
+    for key in ("callbacks", "profiler"):  # absent where empty, so that hashes are those of version 0.1.0
+        if not stored.get(key):
+            stored.pop(key, None)
+    return stored
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What a constructor said, out of Hydra's wrapping."""
+    """Return the error of a constructor that Hydra has wrapped in its own."""
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -46,8 +46,8 @@ from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
 from src.launch.suggestions import nearest, options
 from src.models.config import GPTConfig
 from src.reporting.bench_figure import draw_bench
-from src.settings.components import read_section
 from src.settings.read import Settings, read_settings
+from src.settings.sections import read_section
 from src.training.process import prepare_process
 from src.training.run import build_gpt
 

@@ -31,8 +31,8 @@ from src.errors import UserError, one_line
 from src.files import write_atomic
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.launch.ranks import other_ranks
-from src.settings.components import read_section
 from src.settings.read import Settings
+from src.settings.sections import read_section
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
 from src.training import run_folder as run_files
 from src.training.process import prepare_process

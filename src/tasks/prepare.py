@@ -16,7 +16,7 @@ from src.callbacks.stop import StopRequest
 from src.datamodules.prepare.prepare import PrepareKeys, prepare
 from src.errors import UserError, one_line
 from src.launch.job import COMPLETED, Job, TaskEnd
-from src.settings.components import read_section
+from src.settings.sections import read_section
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from src.callbacks.guard import HORIZON, DivergedError, Guard, GuardKeys, checksum
 from src.models.optim.base import apply_gradients, build_optimizer
-from src.settings.components import read_section
+from src.settings.sections import read_section
 from tests.support import composed_settings, tiny_gpt
 
 KEYS = GuardKeys(rollbacks=0, above_uniform_nats=3.0, spike_nats=2.0, patience_steps=3)

@@ -15,8 +15,7 @@ def test_no_callbacks_and_no_profiler_are_the_default() -> None:
     settings = composed_settings()
     assert settings.callbacks == []
     assert settings.profiler is None
-    assert settings.config["callbacks"] == {}
-    assert settings.config["profiler"] is None
+    assert not {"callbacks", "profiler"} & set(settings.config)
 
 
 def test_every_shipped_callback_is_built() -> None:
