@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it is, how it loads, how it was trained, what it scored.
+"""Model card of an exported run: what it is, how to load it, how it was trained, and its scores.
 
 All of it is taken from the run's record and configuration. What only means something on the machine of the
 run (its folders) stays out.

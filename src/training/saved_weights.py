@@ -41,7 +41,7 @@ MAY_CHANGE = (*provenance.NOT_COMPUTED, "guard", "trainer", "evaluation", "data"
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A model with loaded weights, the identity of the weights, and the run and configuration they come from."""
+    """Model with loaded weights, the identity of the weights, and the run and configuration they come from."""
 
     gpt: GPT
     settings: Settings
