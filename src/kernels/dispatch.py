@@ -17,7 +17,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-#: Return why a kernel cannot run a case, given its device, dtype and sizes; None if it can. It may raise any error.
+#: Return why a kernel cannot run a case, from its device, dtype and sizes; None if it can. It may raise any error.
 WhyNot = Callable[..., str | None]
 Function = Callable[..., Tensor | Sequence[Tensor]]
 
@@ -180,8 +180,8 @@ def _differentiate(
     pairs = [(x, c.to(x.dtype)) for x, c in zip(outputs, cotangents, strict=True) if c is not None]
     if pairs:
         leaves = [x for x in inputs if x.requires_grad]
-        ends, given = [x for x, _ in pairs], [c for _, c in pairs]
-        grads = torch.autograd.grad(ends, leaves, given, materialize_grads=True)
+        ends, weights = [x for x, _ in pairs], [c for _, c in pairs]
+        grads = torch.autograd.grad(ends, leaves, weights, materialize_grads=True)
         results += [(f"gradient {k}", grad) for k, grad in enumerate(grads)]
     return results, cotangents
 

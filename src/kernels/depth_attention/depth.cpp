@@ -113,14 +113,14 @@ extern "C" void depth_mixtures(
             F earlier[W];
             // Softmax of W tokens at a time: weights of every source and query, and the share of `before`.
             for (long k = 0; k < n; k++) {
-                V given = before ? column(lse_before + t0, 1, rows) : all(0), sum = {};
-                V top = before ? given : column(score[0] + t0 * stride[0] + k, stride[0], rows);
+                V weight_before = before ? column(lse_before + t0, 1, rows) : all(0), sum = {};
+                V top = before ? weight_before : column(score[0] + t0 * stride[0] + k, stride[0], rows);
                 for (long j = 0; j < J; j++) {
                     const V s = column(score[j] + t0 * stride[j] + k, stride[j], rows);
                     top = s > top ? s : top;
                     store(weight + (j * TOGETHER + k) * W, s);
                 }
-                if (before) sum = given = exp(given - top);
+                if (before) sum = weight_before = exp(weight_before - top);
                 for (long j = 0; j < J; j++) {
                     F* own = weight + (j * TOGETHER + k) * W;
                     const V a = exp(load(own) - top);
@@ -132,7 +132,7 @@ extern "C" void depth_mixtures(
                     F* own = weight + (j * TOGETHER + k) * W;
                     store(own, load(own) * share);
                 }
-                store(earlier, given * share);
+                store(earlier, weight_before * share);
                 for (long i = 0; i < rows; i++) lse[k * tokens + t0 + i] = top[i] + std::log(sum[i]);
             }
             // One pass over the sources of each token.

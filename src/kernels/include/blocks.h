@@ -1,4 +1,4 @@
-// Blocks of rows as matrix products want them: bfloat16 beside F, rows that become columns, and torch's own products.
+// Tiles for matrix products: bfloat16 beside F, transposition, and torch's products of small blocks.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -10,8 +10,8 @@
 typedef uint16_t Half;  // bfloat16
 typedef Half Halves __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
-// torch's c (+)= a b of small blocks, by oneDNN; of bfloat16, two rows of b lie next to each other. A thread that has
-// called it lets go of what it has set up.
+// torch's c (+)= a b of small blocks, by oneDNN; for bfloat16, two rows of b are interleaved. A thread that has called
+// it must call Release afterwards.
 template <class X>
 using Product = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, const X*, const X*, F*, bool);
 typedef void (*Release)(bool);
@@ -43,7 +43,7 @@ static inline F get_one(Half x) {
 static inline void put_one(F* p, F x) { *p = x; }
 static inline void put_one(Half* p, F x) { *p = to_half(all(x))[0]; }
 
-// Rows become columns: of two halves of the rows, elements go in turns, until each has met all others.
+// Transpose W x W in registers: interleave the two halves of the rows log2(W) times.
 static inline void transpose(V (&row)[W]) {
 #if defined(__clang__)
     F square[W][W];
@@ -64,7 +64,7 @@ static inline void transpose(V (&row)[W]) {
 #endif
 }
 
-// Stands in for torch's product where that is not given: it is slow, and for tests in float64.
+// Product in place of torch's, which has none for float64: slow, for tests.
 static void plain_product(
     int64_t m, int64_t n, int64_t k, int64_t a_row, int64_t b_row, int64_t c_row, bool add, const F* a, const F* b,
     F* c, bool
@@ -77,7 +77,7 @@ static void plain_product(
 }
 static void nothing(bool) {}
 
-// Whether a product can be had on this processor: the sum of two ones, and nothing where it throws.
+// Test that a product runs on this processor: it writes 1 + 1 to out, or nothing if it throws.
 template <class X>
 static void attempt(Product<X> product, Release release, X one, F* out) {
     const bool half = !std::is_same<X, F>::value;

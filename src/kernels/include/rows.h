@@ -1,16 +1,16 @@
-// Thin products and sums of rows that are D long, a multiple of the lanes, and their backward.
+// Thin products and sums of rows of D elements, a multiple of the lanes, and their backward.
 #pragma once
 #include <cstdlib>
 
 #include "vector.h"
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int ROWS = 4;  // of a block in registers, by 6 columns: 32 registers
+constexpr int ROWS = 4;  // of a tile of 6 columns: 32 registers
 #else
 constexpr int ROWS = 2;
 #endif
 
-constexpr int STEP = 8;  // vectors of a row at a time
+constexpr int STEP = 8;  // vectors of a row in one iteration
 
 static inline long whole(long n) { return (n + W - 1) / W * W; }
 
@@ -30,12 +30,12 @@ static inline void product_block(const F* h, const F* w, long len, F* out, long 
         for (int c = 0; c < K; c++) out[r * to + c] = sum(acc[r][c]);
 }
 
-// The gradient of a row along itself, less its mean: along * (h - mean).
+// Gradient of a row along itself, less its mean: along * (h - mean).
 struct Along {
     F along, mean;
 };
 
-// dh_r += sum_c dz_rc w_c, for K columns, and what is along the rows where that is given.
+// dh_r += sum_c dz_rc w_c, for K columns, plus the gradient along the rows (or null).
 template <int K>
 static void spread_block(
     const F* h, F* dh, long rows, const F* w, long len, const F* dz, long from, const Along* along

@@ -1,4 +1,4 @@
-// Vectors of REAL (float; double in tests) in the extension that GCC and Clang share, and functions over them.
+// Vectors of REAL (float; double in tests) by the vector extension of GCC and Clang, and functions of them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -35,7 +35,7 @@ static inline F sum(V v) {
     return lanes[0];
 }
 
-// The sum of one vector in a few instructions; `sum` is the faster one over many.
+// Sum of one vector in few instructions; `sum` is faster for many.
 template <int BYTES> struct Part { typedef F type __attribute__((vector_size(BYTES))); };
 template <int BYTES> static inline F folded(typename Part<BYTES>::type v) {
     if constexpr (BYTES == 2 * sizeof(F)) {
@@ -48,7 +48,7 @@ template <int BYTES> static inline F folded(typename Part<BYTES>::type v) {
     }
 }
 
-// A column of the first n rows, `stride` apart; the other lanes are the last one's.
+// Column of the first n rows, `stride` apart; the other lanes repeat the last row.
 static inline V column(const F* p, long stride, long n) {
     F lanes[W];
     if (n == W) UNROLLED for (int i = 0; i < W; i++) lanes[i] = p[i * stride];
@@ -56,7 +56,7 @@ static inline V column(const F* p, long stride, long n) {
     return load(lanes);
 }
 
-// x = k ln 2 + r; e^x = 2^k (1 + series): NaN stays NaN, and what is beyond +-80 counts as +-80.
+// x = k ln 2 + r; e^x = 2^k (1 + series): NaN stays NaN, and x is clamped to +-80.
 struct Exponential {
     V power, series;
 

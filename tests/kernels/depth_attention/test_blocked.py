@@ -68,7 +68,7 @@ def by_reference(gpt: GPT, call: Callable[[Hidden], Any]) -> Any:
 def test_inductor_compiles_the_operators_once_and_they_equal_the_reference() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 19, D), (8, D), (D, D), (D, D)]
-    given = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+    leaves = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
 
     def mixed(x0: Tensor, key: Tensor, *weights: Tensor) -> Tensor:  # with nearly nothing for a C++ compiler
         state = depth_attention.open(x0, key, 1e-6)
@@ -77,8 +77,8 @@ def test_inductor_compiles_the_operators_once_and_they_equal_the_reference() -> 
         return attend(state, 2)
 
     def value_and_gradients(mix: Callable[..., Tensor]) -> list[Tensor]:
-        x = mix(*given)
-        return [x, *torch.autograd.grad(x.square().sum(), given)]
+        x = mix(*leaves)
+        return [x, *torch.autograd.grad(x.square().sum(), leaves)]
 
     results = []
     for _ in range(2):

@@ -88,8 +88,8 @@ def test_the_gradients_pass_gradcheck(name: str) -> None:
             _Flow(strategy, spec), {f"of.{k}": p for k, p in named.items()}, (x0,)
         )
 
-    given = [p.detach().requires_grad_() for p in strategy.parameters()]
-    assert torch.autograd.gradcheck(out, [random(1, 2, 8, seed=1).requires_grad_(), *given])
+    leaves = [p.detach().requires_grad_() for p in strategy.parameters()]
+    assert torch.autograd.gradcheck(out, [random(1, 2, 8, seed=1).requires_grad_(), *leaves])
 
 
 class _Flow(torch.nn.Module):

@@ -61,10 +61,10 @@ def round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     interpreter = importlib.import_module("triton.runtime.interpreter")
     convert = interpreter._convert_float
 
-    def rounded(given: Any, source: Any, target: Any, mode: Any) -> Any:
+    def rounded(x: Any, source: Any, target: Any, mode: Any) -> Any:
         if (str(source), str(target)) != ("fp32", "bf16"):
-            return convert(given, source, target, mode)
-        return torch.tensor(given).bfloat16().view(torch.int16).numpy().view("uint16")
+            return convert(x, source, target, mode)
+        return torch.tensor(x).bfloat16().view(torch.int16).numpy().view("uint16")
 
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
@@ -166,18 +166,20 @@ def test_gradients_of_sources_and_keys_equal_the_references(
     n_source: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     values = [random(1, 2, 12, seed=j, dtype=dtype).requires_grad_() for j in range(n_source)]
-    given = [random(n_source, 12, seed=99, dtype=dtype).requires_grad_(), *values]
-    found = torch.autograd.grad(mixed(*given), given)
-    assert_close(found, by_reference(lambda: torch.autograd.grad(mixed(*given), given)), tolerance)
+    leaves = [random(n_source, 12, seed=99, dtype=dtype).requires_grad_(), *values]
+    found = torch.autograd.grad(mixed(*leaves), leaves)
+    assert_close(found, by_reference(lambda: torch.autograd.grad(mixed(*leaves), leaves)), tolerance)
 
 
 @pytest.mark.parametrize("halves", [(1, 2, 4, 5, 6), (1, 2, 3, 7)])
 def test_sources_may_have_two_dtypes(halves: tuple[int, ...]) -> None:
     kinds = [torch.bfloat16 if j in halves else torch.float32 for j in range(8)]
     values = [random(1, 2, 12, seed=j, dtype=kind).requires_grad_() for j, kind in enumerate(kinds)]
-    given = [random(8, 12, seed=99, dtype=torch.float32).requires_grad_(), *values]
-    found = torch.autograd.grad(mixed(*given), given)
-    for one, other in zip(found, by_reference(lambda: torch.autograd.grad(mixed(*given), given)), strict=True):
+    leaves = [random(8, 12, seed=99, dtype=torch.float32).requires_grad_(), *values]
+    found = torch.autograd.grad(mixed(*leaves), leaves)
+    for one, other in zip(
+        found, by_reference(lambda: torch.autograd.grad(mixed(*leaves), leaves)), strict=True
+    ):
         assert one.dtype == other.dtype
         assert (one - other).float().norm() <= 0.01 * other.float().norm()
 
@@ -185,9 +187,9 @@ def test_sources_may_have_two_dtypes(halves: tuple[int, ...]) -> None:
 def test_the_gradients_pass_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "CHUNK", 2)
     n_source = 5
-    given = [random(n_source, 4).requires_grad_()]
-    given += [random(1, 1, 4, seed=j + 1).requires_grad_() for j in range(n_source)]
-    assert torch.autograd.gradcheck(mixed, given, fast_mode=True, atol=1e-7)
+    leaves = [random(n_source, 4).requires_grad_()]
+    leaves += [random(1, 1, 4, seed=j + 1).requires_grad_() for j in range(n_source)]
+    assert torch.autograd.gradcheck(mixed, leaves, fast_mode=True, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "dtype", "tolerance"), [("attnres", *TYPES[1]), ("delta_attnres", *TYPES[0])])
