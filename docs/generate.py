@@ -1,7 +1,7 @@
 """Generate docs/strategies.md and docs/configuration.md from the configuration files and the code.
 
-    python -m docs.generate            write both pages
-    python -m docs.generate --check    exit with 1 if one of them is out of date
+python -m docs.generate            write both pages
+python -m docs.generate --check    exit with 1 if one of them is out of date
 """
 
 import importlib
@@ -135,7 +135,14 @@ def render_configuration() -> str:
     for group, sentence in GROUPS.items():
         lines += ["", f"## {group}", "", sentence]
         for path in list_options(group) if group not in AXES or group != "residual" else []:
-            lines += ["", f"### {group}={path.stem}", "", "```yaml", path.read_text(encoding="utf-8").rstrip(), "```"]
+            lines += [
+                "",
+                f"### {group}={path.stem}",
+                "",
+                "```yaml",
+                path.read_text(encoding="utf-8").rstrip(),
+                "```",
+            ]
     return "\n".join(lines) + "\n"
 
 
