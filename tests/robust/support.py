@@ -1,4 +1,4 @@
-"""Runs long enough to be struck in the middle, and what is compared afterwards."""
+"""Runs that are long enough to be interrupted, and helpers to inspect them."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.runs import ROOT, SMALL
@@ -20,18 +21,15 @@ LONGER = [*SMALL, "trainer.max_steps=60", "trainer.stream_pictures=false", "samp
 
 @contextmanager
 def environ(**values: str) -> Iterator[None]:
-    """Processes started inside the block have these variables."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
+    """Set environment variables for processes that start inside the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def saved_step(path: Path) -> int:
-    """The step that a checkpoint is of."""
+    """Return the step of a checkpoint."""
     step: int = torch.load(path, weights_only=True)["reslab"]["step"]
     return step
 
