@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from src.checks.backends import list_backends
+from src.checks.graph import check_one_graph
 from src.kernels.dispatch import REGISTRY
 from tests.checks.test_checks import subject_of
 
@@ -42,3 +43,7 @@ def test_a_model_that_raises_has_no_table() -> None:
         list_backends(subject_of(broken), device="cpu", bf16=False)
         == "backends: unknown, the model raises RuntimeError"
     )
+
+
+def test_verification_of_kernels_does_not_count_as_host_reads() -> None:
+    assert check_one_graph(subject_of("vanilla")) == []
