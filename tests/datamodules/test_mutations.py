@@ -1,4 +1,4 @@
-"""Property: a mutated shard is read as what it says, or refused in one sentence; nothing in between."""
+"""Property: a mutated shard is read as its bytes state, or rejected in one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ TOKENS = np.random.default_rng(0).integers(0, VOCAB, N)
 
 
 def raw(kind: str) -> bytes:
-    """A good file of each format, written independently of the product."""
+    """Return a valid file of a format, written independently of src."""
     header = np.zeros(256, dtype="<i4")
     if kind == "nanogpt":
         return TOKENS.astype("<u2").tobytes()
@@ -29,7 +29,7 @@ def raw(kind: str) -> bytes:
 
 
 def reference(data: bytes, *, headerless: bool) -> list[int] | None:
-    """What a file says, by the letter of the formats; None where it is no good file."""
+    """Return the tokens of a file by the definition of the formats, or None if it is invalid."""
     if headerless:
         ok = len(data) > 0 and len(data) % 2 == 0
         marked = len(data) >= 4 and int.from_bytes(data[:4], "little") in (20240520, 20240801)
@@ -85,7 +85,7 @@ QUIET = settings(
 
 
 @pytest.mark.parametrize("kind", ["llm.c", "llama", "nanogpt"])
-def test_a_mutated_shard_is_read_right_or_refused(kind: str, tmp_path: Path) -> None:
+def test_a_mutated_shard_is_read_as_stated_or_rejected(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "train.bin"
     outcomes = {True: 0, False: 0}
 
@@ -109,9 +109,9 @@ def test_a_mutated_shard_is_read_right_or_refused(kind: str, tmp_path: Path) -> 
     assert min(outcomes.values()) > 50
 
 
-def test_a_mutated_folder_gives_its_windows_or_is_refused(tmp_path: Path) -> None:
-    """The whole way to batches: also ids above the vocabulary, shards too short, and a replaced split."""
-    outcomes = {"read": 0, "refused": 0}
+def test_a_mutated_folder_yields_its_windows_or_is_rejected(tmp_path: Path) -> None:
+    """All the way to batches: also ids above the vocabulary, shards that are too short, and a replaced split."""
+    outcomes = {"read": 0, "rejected": 0}
     (tmp_path / "val.bin").write_bytes(raw("llm.c"))
 
     @settings(QUIET, max_examples=500)
@@ -136,7 +136,7 @@ def test_a_mutated_folder_gives_its_windows_or_is_refused(tmp_path: Path) -> Non
             val = next(data.val_batches(0, 1)).tolist()
             data.identity()
         except ShardError:
-            outcomes["refused"] += 1
+            outcomes["rejected"] += 1
         assert good == (got is not None)
         if got is not None:
             outcomes["read"] += 1
@@ -148,8 +148,8 @@ def test_a_mutated_folder_gives_its_windows_or_is_refused(tmp_path: Path) -> Non
     assert min(outcomes.values()) > 20
 
 
-def test_a_mutated_prepared_folder_is_refused(tmp_path: Path) -> None:
-    """With a manifest nothing but the very bytes is read: files this small are hashed whole."""
+def test_a_mutated_prepared_folder_is_rejected(tmp_path: Path) -> None:
+    """A manifest admits exactly the original bytes, since files of this size are hashed as a whole."""
     (tmp_path / "a.txt").write_text("one two three four " * 300)
     prepare(PrepareKeys(str(tmp_path / "a.txt"), str(tmp_path / "out"), 1, 500, 200))
     path = tmp_path / "out" / "fineweb_train_000001.bin"
@@ -172,7 +172,7 @@ def test_a_mutated_prepared_folder_is_refused(tmp_path: Path) -> None:
     judge()
 
 
-def test_a_mutated_manifest_is_refused_or_says_something_true(tmp_path: Path) -> None:
+def test_a_mutated_manifest_is_rejected_or_lists_the_same_shards(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two three four " * 300)
     prepare(PrepareKeys(str(tmp_path / "a.txt"), str(tmp_path / "out"), 1, 500, 200))
     path = tmp_path / "out" / "manifest.json"

@@ -55,9 +55,9 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tasks / f"{name}.yaml").write_text(text)
     how = "generation_kwargs: {until: ['\\n'], max_gen_toks: 3}"
     text = TASK.format(
-        name="told", file=file, kind="generate_until", choices=how, metric="exact_match", shots=0
+        name="third", file=file, kind="generate_until", choices=how, metric="exact_match", shots=0
     )
-    (tasks / "told.yaml").write_text(text)
+    (tasks / "third.yaml").write_text(text)
     mean = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]"
     (tasks / "pair.yaml").write_text(GROUP.format(name="pair", mean=mean))
     (tasks / "loose.yaml").write_text(GROUP.format(name="loose", mean=""))
@@ -90,7 +90,7 @@ def test_a_group_is_stated_by_lm_evals_mean_over_its_tasks(catalogue: Path) -> N
 
 def test_a_group_without_a_mean_and_a_tag_are_stated_task_by_task(catalogue: Path) -> None:
     assert list(scored(["loose"])) == ["first", "second"]
-    assert sorted(scored(["sums"])) == ["first", "second", "told"]
+    assert sorted(scored(["sums"])) == ["first", "second", "third"]
 
 
 def test_shots_are_a_key_and_null_is_each_tasks_own(catalogue: Path) -> None:
@@ -107,13 +107,13 @@ def test_shots_are_a_key_and_null_is_each_tasks_own(catalogue: Path) -> None:
 
 
 def test_a_task_of_generated_answers_is_scored(catalogue: Path) -> None:
-    entry = scored(["told"])["told"]
+    entry = scored(["third"])["third"]
     assert (entry["metric"], entry["unit"], entry["items"]) == ("exact_match", "%", 4)
     assert 0 <= entry["score"] <= 100
 
 
 def test_an_unknown_task_is_named_before_anything_runs(catalogue: Path) -> None:
-    for known in (["pair"], ["sums"], ["loose", "told"]):
+    for known in (["pair"], ["sums"], ["loose", "third"]):
         harness.fetch(known)
     with pytest.raises(ValueError, match=r"tasks=pair,first could not be fetched \(ValueError: Duplicate task"):
         harness.fetch(["pair", "first"])

@@ -81,7 +81,7 @@ def items(found: dict[str, Any], task: str) -> list[Any]:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("other", ["plain", "one"])
-def test_every_item_scores_as_one_at_a_time(task: str, other: str, results: dict[str, Any]) -> None:
+def test_every_item_scores_as_in_a_batch_of_one(task: str, other: str, results: dict[str, Any]) -> None:
     ours, theirs = (items(results[name], task) for name in ("ours", other))
     assert len(ours) == len(theirs) == 12
     for a, b in zip(ours, theirs, strict=True):
@@ -90,7 +90,7 @@ def test_every_item_scores_as_one_at_a_time(task: str, other: str, results: dict
             assert greedy == expected_greedy
 
 
-def test_scores_say_what_they_rest_on(results: dict[str, Any]) -> None:
+def test_scores_state_their_items_and_metric(results: dict[str, Any]) -> None:
     found = summarize(results["ours"], TASKS, FILES)
     assert [found[name]["metric"] for name in TASKS] == ["acc_norm", "acc_norm", "acc_norm", "acc"]
     assert found["hellaswag"]["limited"] == "first 12 of 10042 items"

@@ -28,7 +28,7 @@ def score(gpt: GPT, **keys: Any) -> dict[str, Any]:
     return score_token_windows(Scorer(gpt.eval(), **values), STREAM, limit_tokens)
 
 
-def test_it_equals_a_plain_computation_on_transformers(tmp_path: Path) -> None:
+def test_perplexity_equals_a_direct_computation_on_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="a development dependency")
     gpt = jitter(tiny_gpt(bias=True))
     export_gpt2(gpt, tmp_path / "hub")
@@ -60,7 +60,7 @@ def test_the_batch_size_changes_nothing_and_the_poll_is_called() -> None:
     assert len(polls) == 20
 
 
-def test_a_stream_shorter_than_a_window_is_refused() -> None:
+def test_a_stream_shorter_than_a_window_is_rejected() -> None:
     with pytest.raises(ValueError, match="fills no window of 12"):
         score(tiny_gpt(), limit_tokens=11)
 
@@ -113,7 +113,7 @@ def test_a_row_without_text_and_a_missing_file_are_named(texts: Path) -> None:
         resolve_path("evaluation.x.path", "gone.txt")
 
 
-def test_the_hub_is_asked_where_no_file_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_file_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def load_dataset(*args: Any, **keys: Any) -> dict[str, list[str]]:
@@ -134,7 +134,7 @@ def test_the_shipped_suites_check_their_files_and_none_is_empty() -> None:
         component("evaluation", "limited").check(512, 128)
 
 
-def test_what_the_hub_does_not_give_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_missing_on_the_hub_is_an_error_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from src.evaluation import harness
 
     def offline(*args: Any, **keys: Any) -> None:
@@ -150,7 +150,7 @@ def test_what_the_hub_does_not_give_is_refused_before_the_run(monkeypatch: pytes
         harness.fetch(["arc_easy"])
 
 
-def test_wikitext_is_left_out_loudly_where_it_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_wikitext_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     config = option("evaluation", "limited")
     config.perplexity.pop("lambada")
     config.lm_eval.tasks = []
@@ -171,7 +171,7 @@ def test_a_wrong_key_in_the_suite_is_named() -> None:
         EvaluationSuite(perplexity={}, lm_eval={"task": []}, batch_size=1)
 
 
-def test_real_wikitext_is_scored_where_it_is_at_hand() -> None:
+def test_real_wikitext_is_scored_if_available() -> None:
     path = ROOT.parent / "shared/data/local/eval/wikitext2_test.jsonl.xz"
     if not path.exists():
         pytest.skip("WikiText-2 is not beside the project")

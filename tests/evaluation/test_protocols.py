@@ -38,7 +38,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT, Any]:
 
 
 def log_probability(theirs: Any, context: list[int], token: int) -> tuple[float, bool]:
-    """Of one token after a context of at most T tokens, and whether it is the likeliest."""
+    """Return the log-probability of a token after at most T tokens, and true if it is the most likely."""
     assert 1 <= len(context) <= T
     with torch.no_grad():
         logits_V = theirs(torch.tensor([context])).logits[0, -1].double()
@@ -138,7 +138,7 @@ def test_last_word_equals_a_plain_computation(pair: tuple[GPT, Any]) -> None:
     assert (found["items"], found["limited"]) == (3, None)
 
 
-def test_last_word_knows_the_likeliest_word(pair: tuple[GPT, Any]) -> None:
+def test_last_word_detects_the_most_likely_word(pair: tuple[GPT, Any]) -> None:
     gpt, _ = pair
     encoding = gpt2_encoding()
     right = []
@@ -183,7 +183,7 @@ def test_the_tail_of_a_rolling_stream_has_a_full_window() -> None:
     assert sliding_windows(16, 12, 12) == [Window(0, 12, 0), Window(12, 3, 0)]
 
 
-def test_a_protocol_or_stride_that_cannot_be_is_refused_before_the_run() -> None:
+def test_an_invalid_protocol_or_stride_is_rejected_before_the_run() -> None:
     assert tuple(PROTOCOLS) == PROTOCOL_NAMES
     with pytest.raises(ValueError, match=r"k\.protocol must be one of windows, .*, got window"):
         text_set(protocol="window").check("k", T)

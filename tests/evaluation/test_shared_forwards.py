@@ -1,4 +1,4 @@
-"""Which forwards score which requests."""
+"""Plan of shared forward passes: every request once, every position once."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Remote shards: fetched once, right or refused, whatever the connection does; no more on disk than allowed."""
+"""Remote shards: fetched once, right or rejected on any connection, within the limit of the cache."""
 
 import multiprocessing
 import os
@@ -102,13 +102,15 @@ def test_a_broken_transfer_continues_where_it_broke(server: BadServer, tmp_path:
         ("cut", r"broke off at byte 0 of 4024 \(OSError: 500 bytes came for 1000\)"),
     ],
 )
-def test_what_stays_broken_is_named(fault: str, words: str, server: BadServer, tmp_path: Path) -> None:
+def test_a_transfer_that_stays_broken_is_named(
+    fault: str, words: str, server: BadServer, tmp_path: Path
+) -> None:
     server.always = fault
     with pytest.raises(ShardError, match=words):
         module(server.address, tmp_path)
 
 
-def test_content_that_stays_wrong_is_refused_with_both_hashes(server: BadServer, tmp_path: Path) -> None:
+def test_content_that_stays_wrong_is_rejected_with_both_hashes(server: BadServer, tmp_path: Path) -> None:
     server.always = "corrupt"
     words = r"4024 bytes came with sha256 \w{12}, expected \w{12}, 3 times in a row"
     with pytest.raises(ShardError, match=words):
@@ -185,14 +187,14 @@ def test_the_next_shard_is_fetched_in_the_background(server: BadServer, tmp_path
         ({"cache_gib": 4 * SHARD / 2**30, "order": "shuffled"}, r"all of which data\.order reads at once"),
     ],
 )
-def test_a_cache_that_cannot_hold_what_is_needed_is_refused(
+def test_a_cache_that_is_too_small_is_rejected(
     keys: dict[str, Any], words: str, server: BadServer, tmp_path: Path
 ) -> None:
     with pytest.raises(ShardError, match=words):
         module(server.address, tmp_path, **keys)
 
 
-def test_what_is_held_is_not_removed(server: BadServer, tmp_path: Path) -> None:
+def test_a_leased_shard_is_not_removed(server: BadServer, tmp_path: Path) -> None:
     store = RemoteFolder(server.address)
     manifest = store.read_manifest()
     assert manifest is not None
@@ -265,7 +267,7 @@ def test_other_stores_are_read_through_fsspec(protocol: str, tmp_path: Path) -> 
     assert only.identity()["train_tokens"] == 3000
 
 
-def test_an_address_that_nothing_can_open_is_one_sentence(tmp_path: Path, server: BadServer) -> None:
+def test_an_address_that_cannot_be_opened_is_one_sentence(tmp_path: Path, server: BadServer) -> None:
     for address, words in (
         ("nope://x/y", "nope://x/y: Protocol not known: nope; give an address that fsspec can open"),
         (f"{server.address}/nowhere", "cannot be read .FileNotFoundError"),
@@ -275,7 +277,7 @@ def test_an_address_that_nothing_can_open_is_one_sentence(tmp_path: Path, server
             module(address, tmp_path)
 
 
-def test_the_hubs_own_hashes_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_stated_by_the_hub_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hub:
         def ls(self, path: str, detail: bool) -> list[dict[str, Any]]:
             return [

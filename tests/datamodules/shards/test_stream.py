@@ -18,7 +18,7 @@ from tests.runs import make_shards, write_bin
 
 
 def shards(folder: Path, sizes: tuple[int, ...] = (103, 40, 7, 66)) -> list[TokenShard]:
-    """Shards whose tokens count on from 0, so that a window tells where it lies."""
+    """Write shards whose tokens count upwards from 0, so that a window shows its position."""
     found, first = [], 0
     for i, n in enumerate(sizes):
         write_bin(folder / f"train_{i}.bin", np.arange(first, first + n))
@@ -35,7 +35,7 @@ def stream(folder: Path, order: str, seed: int = 1) -> WindowStream:
 
 
 @pytest.mark.parametrize("order", list(ORDERS))
-def test_an_epoch_has_every_window_once_and_a_position_stands_alone(order: str, tmp_path: Path) -> None:
+def test_an_epoch_has_every_window_once_and_positions_are_independent(order: str, tmp_path: Path) -> None:
     it = stream(tmp_path, order)
     n = len(it.windows)
     assert n == 12 + 5 + 0 + 8
@@ -48,7 +48,7 @@ def test_an_epoch_has_every_window_once_and_a_position_stands_alone(order: str, 
     assert it.epochs(n) == {"it": 1}
 
 
-def test_sequential_reads_as_the_data_lie(tmp_path: Path) -> None:
+def test_sequential_reads_in_the_order_of_the_files(tmp_path: Path) -> None:
     it = stream(tmp_path, "sequential")
     starts = it.read(np.arange(26))[:, 0].tolist()
     assert starts == [*range(0, 96, 8), *range(103, 143, 8), *range(150, 214, 8), 0]
@@ -164,7 +164,7 @@ def test_the_identity_follows_order_and_weights(folders: tuple[str, str]) -> Non
     assert len({it.identity()["hash"] for it in found}) == len(found)
 
 
-def test_more_epochs_than_allowed_are_refused_before_the_run(folders: tuple[str, str]) -> None:
+def test_more_epochs_than_allowed_are_rejected_before_the_run(folders: tuple[str, str]) -> None:
     n = len(module(folders[0]).train_windows[0])
     assert n // 8 == 66
     module(folders[0], steps=66, epochs=1)
@@ -178,7 +178,7 @@ def test_more_epochs_than_allowed_are_refused_before_the_run(folders: tuple[str,
         module(path, steps=70, epochs=1)
 
 
-def test_keys_out_of_range_are_named(folders: tuple[str, str]) -> None:
+def test_keys_out_of_bounds_are_named(folders: tuple[str, str]) -> None:
     for keys, words in (
         ({"order": "random"}, "data.order must be one of shuffled, .* got random"),
         ({"epochs": 0}, "data.epochs must be null or at least 1, got 0"),
