@@ -5,6 +5,7 @@ from datetime import timedelta
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from src.callbacks.background import BackgroundCheckpointIO
@@ -96,9 +97,9 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
 
 
 def _build_loggers(run: Run) -> list[Logger]:
-    """Return TensorBoard's logger and the configured ones; none on further ranks."""
+    """Return TensorBoard's logger and the configured ones; one without effect on ranks other than 0."""
     if run.job.rank:
-        return []
+        return [DummyLogger()]  # callbacks such as LearningRateMonitor raise an error without a logger
     board = TensorBoardLogger(
         run.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=run.first_step + 1
     )
