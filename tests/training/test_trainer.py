@@ -41,6 +41,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
+def open_run(folder: Path, shards: Path, *overrides: str, rank: int = 0) -> Run:
+    settings = composed_settings(*KEYS, f"data.path={shards}", *overrides)
+    sizes = settings.model.block_size, settings.model.vocab_size, settings.seed, settings.trainer.max_steps
+    data = build_data(settings.data, BatchSpec(*sizes))
+    data.prepare_data()
+    data.setup()
+    folder.mkdir(exist_ok=True)
+    job = Job(folder, OmegaConf.create(), resumes=False, rank=rank)
+    record = RunRecord(folder, writes=rank == 0)
+    return Run(job, settings, StopRequest(grace_s=60.0), data, record, BestEffort())
+
+
 def fit(
     folder: Path,
     shards: Path,
@@ -49,26 +61,14 @@ def fit(
     resume: str | None = None,
 ) -> L.Trainer:
     """Train in process as `task=train` does; returns the trainer."""
-    settings = composed_settings(*KEYS, f"data.path={shards}", *overrides)
+    run = open_run(folder, shards, *overrides)
+    settings = run.settings
     settings.callbacks.extend((lambda callback=callback: callback) for callback in callbacks)
-    sizes = settings.model.block_size, settings.model.vocab_size, settings.seed, settings.trainer.max_steps
-    data = build_data(settings.data, BatchSpec(*sizes))
-    data.prepare_data()
-    data.setup()
-    folder.mkdir(exist_ok=True)
-    run = Run(
-        Job(folder, OmegaConf.create(), resumes=False),
-        settings,
-        StopRequest(grace_s=60.0),
-        data,
-        RunRecord(folder, writes=True),
-        BestEffort(),
-    )
     module = LanguageModel(
         build_gpt(settings), settings.optimizer, settings.schedule, compile_trunk=False, seed=settings.seed
     )
     trainer = build_trainer(run)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=run.data, ckpt_path=resume, weights_only=True)
     return trainer
 
 
@@ -206,6 +206,13 @@ def test_learning_rate_monitor_logs_the_schedule(shards: Path, tmp_path: Path) -
     assert len(rates) == 12
     for values in monitor.lrs.values():
         assert values == rates
+
+
+def test_a_further_rank_has_a_logger_without_effect(shards: Path, tmp_path: Path) -> None:
+    trainer = build_trainer(open_run(tmp_path / "r", shards, rank=1))
+    (logger,) = trainer.loggers  # LearningRateMonitor and DeviceStatsMonitor raise an error without one
+    logger.log_metrics({"x": 1.0}, step=1)
+    assert list((tmp_path / "r").iterdir()) == []
 
 
 def test_device_stats_monitor_logs_statistics(
