@@ -1,4 +1,4 @@
-"""Runs that are forked are what runs that are started are; runs that are started leave through the front door."""
+"""Forked runs equal started runs in output, files and exit code."""
 
 import signal
 import subprocess

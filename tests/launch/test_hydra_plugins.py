@@ -1,4 +1,4 @@
-"""Sweeps through launchers and sweepers that Hydra does not bring: no job is lost, and what failed says so."""
+"""Sweeps through launchers and sweepers from plugins: no job is lost, and failed jobs are reported."""
 
 import importlib.util
 import os
@@ -55,7 +55,7 @@ def test_a_failing_job_leaves_its_record_and_the_others_run(
 
 @pytest.mark.slow
 @needs("hydra_optuna_sweeper")
-def test_a_diverging_trial_is_a_failed_one_and_the_search_goes_on(shards: Path, tmp_path: Path) -> None:
+def test_a_diverging_trial_fails_and_the_search_continues(shards: Path, tmp_path: Path) -> None:
     fault = [a for a in faulty("none", 2, tmp_path, times=9) if not a.startswith("+residual.fault=")]
     keys = [*QUICK, *fault, f"data.path={shards}", "name=x", "hydra.sweep.dir=s"]
     search = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "+residual.fault=choice(none,poison)"]
@@ -101,7 +101,7 @@ def working_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("argument", ["hydra/launcher=ray", "hydra/sweeper=ax"])
-def test_what_is_not_supported_is_told_in_one_line(argument: str, tmp_path: Path) -> None:
+def test_an_unsupported_plugin_is_reported_in_one_line(argument: str, tmp_path: Path) -> None:
     done = run("-m", argument, "seed=1,2", cwd=tmp_path)
     assert done.returncode == 2
     assert error_lines(done) == [
@@ -109,7 +109,7 @@ def test_what_is_not_supported_is_told_in_one_line(argument: str, tmp_path: Path
     ]
 
 
-def test_a_missing_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from src.launch import hydra_plugins as launchers
 
     monkeypatch.setitem(SUPPORTED["hydra/launcher"], "joblib", ("hydra-joblib-launcher", "hydra_plugins.gone"))

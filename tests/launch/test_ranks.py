@@ -51,7 +51,7 @@ def test_rank_0_stopped_ends_the_job_soon(shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.stress), 1])
-def test_the_rank_that_failed_first_is_the_one_told_of(rank: int, shards: Path, tmp_path: Path) -> None:
+def test_the_rank_that_failed_first_is_reported(rank: int, shards: Path, tmp_path: Path) -> None:
     broken = faulty("raise", 9, tmp_path, rank=rank)
     done = run(*LONGER, *TWO, *broken, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert done.returncode == 1
@@ -61,7 +61,7 @@ def test_the_rank_that_failed_first_is_the_one_told_of(rank: int, shards: Path, 
     assert no_process_of(tmp_path)
 
 
-def test_ranks_that_drift_apart_are_stopped_and_nothing_of_it_is_saved(shards: Path, tmp_path: Path) -> None:
+def test_ranks_that_drift_apart_stop_and_save_nothing_of_it(shards: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     drift = faulty("drift", 9, tmp_path, rank=1)
     done = run(*LONGER, *TWO, *drift, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Signals and time limits, from outside: exit codes, checkpoints, and going on bit for bit."""
+"""Signals and time limits, from outside: exit codes, checkpoints, and bitwise resume."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(
     assert no_process_of(tmp_path)
 
 
-def test_a_second_signal_and_the_end_of_the_grace_leave_at_once(shards: Path, tmp_path: Path) -> None:
+def test_a_second_signal_and_the_end_of_the_grace_period_exit_at_once(shards: Path, tmp_path: Path) -> None:
     stuck = [*LONGER, *faulty("hang", 9, tmp_path, times=9), f"data.path={shards}"]
     process = start(*stuck, "hydra.run.dir=a", cwd=tmp_path)
     wait_for_row(9, tmp_path / "a", process)
@@ -78,7 +78,7 @@ def test_a_second_signal_and_the_end_of_the_grace_leave_at_once(shards: Path, tm
     assert saved_step(tmp_path / "b/checkpoints/last.ckpt") == 8
 
 
-def test_a_time_limit_saves_and_leaves_like_a_signal(shards: Path, tmp_path: Path) -> None:
+def test_a_time_limit_saves_and_exits_like_a_signal(shards: Path, tmp_path: Path) -> None:
     keys = [*LONGER, f"data.path={shards}", "trainer.max_steps=100000", "hydra.run.dir=r"]
     done = run(*keys, "trainer.max_time=00:00:00:04", cwd=tmp_path)
     assert done.returncode == 143, done.stderr
@@ -100,7 +100,7 @@ def test_a_time_limit_saves_and_leaves_like_a_signal(shards: Path, tmp_path: Pat
         (signal.SIGTERM, "torch.nn.modules.rnn"),
     ],
 )
-def test_a_signal_while_modules_are_imported_leaves_with_its_code(
+def test_a_signal_while_modules_are_imported_exits_with_its_code(
     signum: signal.Signals, module: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAULTS))
@@ -112,7 +112,7 @@ def test_a_signal_while_modules_are_imported_leaves_with_its_code(
     assert not (tmp_path / "r/result.json").exists() or result(tmp_path / "r")["status"] == "interrupted"
 
 
-def test_a_signal_before_the_first_step_leaves_a_record_to_go_on_from(
+def test_a_signal_before_the_first_step_leaves_a_record_to_resume_from(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = [*LONGER, "trainer.max_steps=4", f"data.path={shards}", "hydra.run.dir=r"]

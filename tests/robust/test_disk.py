@@ -1,4 +1,4 @@
-"""Full disks, folders that cannot be written to or vanish, pictures that fail: from outside."""
+"""Full disks, folders that cannot be written to or vanish, figures that fail."""
 
 import shutil
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_result_that_cannot_be_written_fails_loudly(
     assert result(tmp_path / "r")["status"] == "running"  # the last that could be written
 
 
-def test_pictures_and_dashboards_fail_softly_with_one_warning_each(
+def test_figures_and_dashboards_fail_with_one_warning_each(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAULTS))
@@ -67,7 +67,7 @@ def test_pictures_and_dashboards_fail_softly_with_one_warning_each(
         assert f"{what} failed and may be incomplete" in done.stderr
 
 
-def test_too_little_free_space_is_refused_before_the_run(
+def test_too_little_free_space_is_an_error_before_the_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAULTS))
@@ -78,7 +78,7 @@ def test_too_little_free_space_is_refused_before_the_run(
     assert not (tmp_path / "r/result.json").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(
+def test_a_folder_that_cannot_be_written_to_is_an_error(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAULTS))

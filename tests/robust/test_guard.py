@@ -1,4 +1,4 @@
-"""Runs that diverge, from outside: where they stop, what they leave, where they go back to."""
+"""Runs that diverge: where they stop, what they leave, and where a rollback returns to."""
 
 import shutil
 import signal
@@ -16,7 +16,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_told_or_saved(
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_logged_or_saved(
     shards: Path, tmp_path: Path
 ) -> None:
     done = run(*LONGER, *faulty("poison", 17, tmp_path), f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
@@ -43,7 +43,7 @@ def test_a_spike_that_lasts_stops_the_run_and_one_that_passes_does_not(shards: P
     assert done.returncode == 0, done.stderr
 
 
-def test_a_rollback_goes_back_past_the_data_and_survives_a_kill_bitwise(shards: Path, tmp_path: Path) -> None:
+def test_a_rollback_skips_the_data_and_survives_a_kill_bitwise(shards: Path, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     keys = [*LONGER, f"data.path={shards}", "guard=rollback"]
@@ -82,7 +82,7 @@ def test_a_run_that_always_diverges_stops_after_its_rollbacks(shards: Path, tmp_
 
 
 @pytest.mark.stress
-def test_two_ranks_go_back_together(shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_roll_back_together(shards: Path, tmp_path: Path) -> None:
     done = run(
         *LONGER,
         *faulty("poison", 21, tmp_path, rank=1),

@@ -1,4 +1,4 @@
-"""Records come back as they were written, and a process killed in the middle of a row costs that row alone."""
+"""Records are read as they were written; a process killed within a row costs that row alone."""
 
 import json
 import math
@@ -82,7 +82,7 @@ def test_a_result_comes_back_as_it_was_stated(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"3", b"\xff", b"\0\0\0", b"[" * 100_000])
-def test_a_damaged_result_is_named_by_whoever_reads_it(raw: bytes, tmp_path: Path) -> None:
+def test_a_damaged_result_is_named_by_every_reader(raw: bytes, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes(raw)
     (tmp_path / "config.yaml").write_text("name: x\n")
     for read in (read_result, read_run, lambda folder: RunRecord(folder, writes=True)):
@@ -90,7 +90,7 @@ def test_a_damaged_result_is_named_by_whoever_reads_it(raw: bytes, tmp_path: Pat
             read(tmp_path)
 
 
-def test_a_row_that_is_none_in_the_middle_is_named(tmp_path: Path) -> None:
+def test_an_invalid_row_in_the_middle_is_named(tmp_path: Path) -> None:
     for row in ("[]", '{"loss": 1}', '{"step": "2"}', '{"step": true}'):
         (tmp_path / "metrics.jsonl").write_text(
             f"{json.dumps({'step': 1})}\n{row}\n{json.dumps({'step': 3})}\n"

@@ -1,4 +1,4 @@
-"""What a configuration file may name, and running a stored configuration again: from outside."""
+"""Classes that a configuration file may name, and stored configurations that run again."""
 
 from pathlib import Path
 
@@ -37,11 +37,11 @@ def refused(tmp_path: Path, *overrides: str) -> str:
         (["task._target_=os.system"], "is no task of this project"),
     ],
 )
-def test_a_target_that_is_no_component_is_refused(overrides: list[str], words: str, tmp_path: Path) -> None:
+def test_a_target_that_is_no_component_is_rejected(overrides: list[str], words: str, tmp_path: Path) -> None:
     assert words in refused(tmp_path, *overrides)
 
 
-def test_a_stored_configuration_cannot_say_whom_to_trust(whole: Path, tmp_path: Path) -> None:
+def test_a_stored_configuration_cannot_declare_trust(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("open('ran', 'w')")
     stored = (whole / "config.yaml").read_text()
     assert "trusted_targets: []" in stored
@@ -69,7 +69,7 @@ def test_a_stored_configuration_runs_again_with_the_same_numbers(whole: Path, tm
     assert result(again)["config_hash"] == result(whole)["config_hash"]
 
 
-def test_resume_auto_starts_goes_on_and_leaves_what_is_done(whole: Path, tmp_path: Path) -> None:
+def test_resume_auto_starts_continues_and_recognizes_a_completed_run(whole: Path, tmp_path: Path) -> None:
     keys = [*LONGER, f"data.path={whole.parent}/shards", "name=auto", "resume=auto"]
     stopped = run(*keys, "trainer.max_time=00:00:00:00", cwd=tmp_path)
     assert stopped.returncode == 143, stopped.stderr

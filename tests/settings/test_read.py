@@ -1,4 +1,4 @@
-"""Configuration mistakes: named with key, value, bound and way out, all at once, before anything is built."""
+"""Errors of a configuration: key, value, bound and way out, all at once, before anything is built."""
 
 import math
 from pathlib import Path
@@ -25,7 +25,7 @@ def settled(*overrides: str) -> Settings:
     return read_settings(composed(*overrides))
 
 
-def test_the_defaults_are_settled() -> None:
+def test_the_defaults_are_resolved() -> None:
     settings = settled("trainer=cpu", "trainer.max_steps=100")
     assert settings.optimizer.min_lr == pytest.approx(1e-4)
     assert settings.optimizer.warmup_steps == 4
@@ -51,7 +51,7 @@ def test_a_limit_is_switched_off_as_messages_say(written: str) -> None:
 
 
 @pytest.mark.parametrize(("asked", "ranks", "threads"), [("3", 2, 3), ("", 2, 4), ("no", 1, 8), ("0", 1, 8)])
-def test_threads_are_those_of_the_environment_or_the_cores_shared_out(
+def test_threads_come_from_the_environment_or_the_cores_per_rank(
     asked: str, ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
@@ -133,18 +133,18 @@ def test_the_reference_protocol_is_the_published_one() -> None:
         (["model.vocab_size=null"], "model.vocab_size must be int, got None"),
     ],
 )
-def test_a_mistake_is_named(overrides: list[str], words: str) -> None:
-    with pytest.raises(UserError) as mistake:
+def test_an_error_names_key_value_and_bound(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError) as error:
         settled(*overrides)
-    assert words in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    with pytest.raises(UserError) as mistake:
+def test_all_errors_are_raised_at_once() -> None:
+    with pytest.raises(UserError) as error:
         settled("optimizer.lr=-1", "model.n_head=0", "trainer.max_steps=0", "+modle.x=1")
     for words in ("optimizer.lr", "model.n_head", "trainer.max_steps", "modle is no key"):
-        assert words in str(mistake.value)
+        assert words in str(error.value)
 
 
 @pytest.mark.parametrize("group", ["model", "residual", "norm", "embedding", "data"])
@@ -237,12 +237,12 @@ def test_a_resumed_run_composes_its_own_configuration_in_its_own_folder(tmp_path
         (["+experiment=residual_reference"], "keeps the experiment"),
     ],
 )
-def test_what_would_make_another_run_is_refused(rest: list[str], words: str, tmp_path: Path) -> None:
+def test_an_override_that_changes_the_run_is_rejected(rest: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         use_stored_config([f"resume={run_folder(tmp_path)}", *rest])
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no run folder \(it has no config\.yaml\)"):
         use_stored_config([f"resume={tmp_path}"])
 
@@ -251,7 +251,7 @@ def keys_of(node: Any) -> set[str]:
     return set(node) if isinstance(node, DictConfig) else set()
 
 
-def test_the_fixed_public_keys_are_there() -> None:
+def test_the_public_keys_exist() -> None:
     config = composed()
     for section, keys in {
         "model": {"n_layer", "n_head", "n_embd", "block_size", "vocab_size"},

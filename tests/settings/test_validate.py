@@ -1,4 +1,4 @@
-"""Whatever a key of the configuration is given, it is refused in one sentence that names it, or taken and kept."""
+"""Any value of any key is rejected in one sentence that names the key, or accepted and stored."""
 
 import copy
 import functools
@@ -81,7 +81,7 @@ KEYS = [key for key in keys_of(base(), "") if not key.startswith("task")]
 
 
 def changed(key: str, value: object, room: str = "", name: str = "") -> DictConfig | None:
-    """The default configuration with one value changed; None where YAML could not have said that."""
+    """Return the default configuration with one value changed; None where YAML cannot express it."""
     config = copy.deepcopy(base())
     if room:
         config[room] = option(room, name)
@@ -93,7 +93,7 @@ def changed(key: str, value: object, room: str = "", name: str = "") -> DictConf
 
 
 def build(found: Settings) -> None:
-    """What is built of the settings, on tensors without memory and a small trunk."""
+    """Build the components of the settings on a small trunk of tensors without memory."""
     with FakeTensorMode():
         GPT(
             GPTConfig(**{**SIZES, "n_layer": 6, "n_head": 4}),
@@ -107,7 +107,7 @@ def build(found: Settings) -> None:
 
 
 def judge(key: str, config: DictConfig, built: bool) -> None:
-    """Refused in a sentence that names the key, or taken, and the same after a trip through config.yaml."""
+    """Check that a sentence names the key, or that config.yaml stores the same settings."""
     try:
         found = read_settings(config)
         if built:
@@ -139,13 +139,13 @@ def check_components(data: st.DataObject) -> None:
 
 @given(st.data())
 @quickly
-def test_any_value_of_any_key_is_refused_by_name_or_kept(data: Any) -> None:
+def test_any_value_of_any_key_is_rejected_by_name_or_stored(data: Any) -> None:
     check_keys(data)
 
 
 @given(st.data())
 @quickly
-def test_any_value_of_any_component_is_refused_by_name_or_builds(data: Any) -> None:
+def test_any_value_of_any_component_is_rejected_by_name_or_builds(data: Any) -> None:
     check_components(data)
 
 
@@ -172,7 +172,7 @@ FLOATS = [
 ]
 
 
-def test_an_integer_does_where_a_float_is_meant() -> None:
+def test_an_integer_becomes_a_float() -> None:
     for room, name, key in FLOATS:
         config = changed(f"{room}.{key}", 1, room, name)
         assert config is not None
@@ -180,6 +180,6 @@ def test_an_integer_does_where_a_float_is_meant() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\x85b", "\udcff"])
-def test_text_that_no_file_gives_back_is_refused(text: str) -> None:
+def test_text_that_no_file_can_store_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"data\.path must be text of valid characters"):
         validate("data.path", text, str | None)
