@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.kernels.dispatch import REGISTRY, Operation, WhyNot, verify
+from tests.support import ROOT
 
 X = torch.ones(2, 16)
 
@@ -189,3 +190,24 @@ def test_verify_leaves_the_case_and_the_random_state_as_they_are() -> None:
     assert verify(kernel, lambda x: 2 * x, [[x]], 1e-6) is None
     assert torch.equal(x, torch.ones(3))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- who selects a backend
+
+
+@pytest.mark.parametrize("room", ["residual", "norm", "embedding", "recurrence"])
+def test_no_strategy_names_a_device_a_compiler_or_a_backend(room: str) -> None:
+    words = (
+        "is_compiling",
+        "device.type",
+        "cuda",
+        "triton",
+        "cpp",
+        "backend",
+        "dispatch",
+        ".blocked",
+        "ctypes",
+    )
+    for path in (ROOT / "src" / room).rglob("*.py"):
+        text = path.read_text()
+        assert [word for word in words if word in text] == [], path
