@@ -1,6 +1,5 @@
 """Batches: the same global batch for every world size, every window once, a fixed validation set."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ import pytest
 import torch
 
 from src.datamodules.base import BatchSpec
-from src.datamodules.embedded_text import EmbeddedTextDataModule
 from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards.format import ShardError
-from src.datamodules.tokenizer import RANKS, gpt2_encoding
 from tests.datamodules.support import DATA_KEYS
 from tests.runs import make_shards, write_bin
 
@@ -119,75 +116,3 @@ def test_the_identity_depends_on_the_content_not_the_folder(shards: Path, tmp_pa
     assert here == again
     assert here["hash"] != other["hash"]
     assert here["train_tokens"] == 9000
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedTextDataModule:
-    keys = {**DATA_KEYS, "path": None, "cache": str(tmp_path_factory.mktemp("cache")), "val_tokens": 16384}
-    module = EmbeddedTextDataModule(BatchSpec(128, 50304, 1, 5), **keys)
-    module.prepare_data()
-    module.setup()
-    return module
-
-
-def test_the_embedded_text_is_real_and_whole(embedded: EmbeddedTextDataModule) -> None:
-    place = embedded.shards["the data"]
-    shards = [slot.load() for slot in (*place.val, *place.train)]
-    ends = sum(int((s.tokens == 50256).sum()) for s in shards)
-    assert ends == 233
-    assert sum(len(s.tokens) for s in shards) == 2_073_924 + 233
-    assert all(s.tokens[0] == 50256 for s in shards)
-    text = gpt2_encoding().decode(shards[1].tokens[1:40].tolist())
-    assert "Senate" in text
-    assert "House of Representatives" in text
-
-
-def test_the_embedded_shards_are_built_once(embedded: EmbeddedTextDataModule) -> None:
-    before = {p: p.stat().st_mtime_ns for p in embedded.folder.iterdir()}
-    embedded.prepare_data()
-    assert {p: p.stat().st_mtime_ns for p in embedded.folder.iterdir()} == before
-
-
-@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "no sums"])
-def test_damaged_embedded_shards_are_built_again(damage: str, embedded: EmbeddedTextDataModule) -> None:
-    before = {p.name: p.read_bytes() for p in embedded.folder.iterdir()}
-    path = embedded.folder / "fineweb_train_000001.bin"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:5000])
-    elif damage == "flip":
-        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    elif damage == "gone":
-        path.unlink()
-    else:
-        (embedded.folder / "sha256.json").unlink()
-    embedded.prepare_data()
-    assert {p.name: p.read_bytes() for p in embedded.folder.iterdir()} == before
-    assert len(list(embedded.folder.parent.iterdir())) == 1
-
-
-def test_a_path_replaces_the_embedded_text(shards: Path, tmp_path: Path) -> None:
-    keys = {**DATA_KEYS, "path": str(shards), "cache": str(tmp_path)}
-    module = EmbeddedTextDataModule(BatchSpec(16, 512, 1, 5), **keys)
-    module.prepare_data()
-    module.setup()
-    assert module.identity()["hash"] == data(shards).identity()["hash"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_tokenizer_is_that_of_gpt2(embedded: EmbeddedTextDataModule) -> None:
-    encoding = gpt2_encoding()
-    assert encoding.encode("Hello world") == [15496, 995]
-    assert encoding.n_vocab == 50257
-    assert encoding.encode("<|endoftext|>", allowed_special="all") == [50256]
-    text = "It's  27 o'clock\n\n\tin naïve Zürich; we'll\u3000see 🎉 "
-    assert encoding.decode(encoding.encode(text)) == text
-
-
-def test_the_tokenizer_does_not_trust_the_machines_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    (tmp_path / hashlib.sha1(str(RANKS).encode()).hexdigest()).write_bytes(b"IQ== 0\n")
-    gpt2_encoding.cache_clear()
-    assert gpt2_encoding().encode("Hello world") == [15496, 995]
-    assert len(list(tmp_path.iterdir())) == 1
