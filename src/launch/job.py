@@ -36,7 +36,7 @@ from src.launch.outcomes import (
     COMPLETED,
     DIVERGED,
     FAILED,
-    MISTAKE,
+    USER_ERROR,
     JobFailedError,
     Outcome,
     Outcomes,
@@ -45,7 +45,7 @@ from src.launch.outcomes import (
 from src.launch.run_log import open_log
 from src.launch.suggestions import explain
 
-__all__ = ["COMPLETED", "DIVERGED", "FAILED", "MISTAKE", "Job", "TaskEnd", "enter", "run_job", "run_task"]
+__all__ = ["COMPLETED", "DIVERGED", "FAILED", "USER_ERROR", "Job", "TaskEnd", "enter", "run_job", "run_task"]
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
             main()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
-        return MISTAKE
+        return USER_ERROR
     except (JobFailedError, ValueError) as error:
         if not outcomes.explains(error):
             raise
@@ -143,11 +143,11 @@ def run_task(job: Job) -> tuple[int, str, float | None]:
             return _run_logged(job, note)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return MISTAKE, str(error), None
+        return USER_ERROR, str(error), None
     except OSError as error:
         line = f"{job.folder} cannot be written to ({one_line(error)}); choose another hydra.run.dir"
         print(f"error: {line}", file=sys.stderr)
-        return MISTAKE, line, None
+        return USER_ERROR, line, None
 
 
 def _run_logged(job: Job, note: str = "") -> tuple[int, str, float | None]:
@@ -161,7 +161,7 @@ def _run_logged(job: Job, note: str = "") -> tuple[int, str, float | None]:
         except (UserError, HydraException, OmegaConfBaseException) as error:
             log.debug("error of the user:\n%s", traceback.format_exc())
             log.error("error: %s", explain(error))
-            return MISTAKE, explain(error), None
+            return USER_ERROR, explain(error), None
         except (Interrupted, KeyboardInterrupt) as stop:
             signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
             reason = str(stop) or "stopped by SIGINT"

@@ -17,7 +17,7 @@ from src.launch.arguments import stored_yaml
 
 log = logging.getLogger(__name__)
 
-COMPLETED, FAILED, MISTAKE, DIVERGED = 0, 1, 2, 3
+COMPLETED, FAILED, USER_ERROR, DIVERGED = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
