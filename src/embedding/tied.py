@@ -13,11 +13,7 @@ from src.embedding.base import EmbeddingSpec, TokenEmbedding
 
 
 class TiedEmbedding(TokenEmbedding):
-    """Token table shared with the head, and learned positions; V * D + block_size * D parameters.
-
-    Args:
-        spec: the model.
-    """
+    """Token table shared with the head, and learned positions; V * D + block_size * D parameters."""
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__()

@@ -12,11 +12,7 @@ from src.embedding.tied import TiedEmbedding
 
 
 class UntiedEmbedding(TiedEmbedding):
-    """Tied embedding with a separate head; V * D parameters more.
-
-    Args:
-        spec: the model.
-    """
+    """Tied embedding with a separate head; V * D parameters more."""
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__(spec)

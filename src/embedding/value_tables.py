@@ -18,7 +18,6 @@ class ValueTables(TiedEmbedding):
     """Tied embedding with J tables, J * V * D + J parameters more; subclasses define where rows are added.
 
     Args:
-        spec: the model.
         layers: indices of the layers with a table; negative ones count from the last, duplicates count once
             ([1, 2, -3, -2, -1] in the source).
         table_std: standard deviation of the initial tables (0.01 in the source).

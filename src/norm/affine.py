@@ -16,7 +16,6 @@ class AffineNorm(nn.Module, ABC):
     """Norm with weight 1 and bias 0 at init; width (or 2 * width) parameters.
 
     Args:
-        spec: width, and whether there is a bias.
         eps: added to the mean square.
 
     Raises:

@@ -19,7 +19,6 @@ class CenteredGatedRMS(AffineNorm):
     """RMSNorm with one gate per channel; 2 * width parameters (3 * width with biases).
 
     Args:
-        spec: width, and whether there is a bias.
         eps: added to the mean square (1e-5 in the benchmark).
         gate_init: initial gate of every channel (0.5 in the source).
     """

@@ -15,7 +15,6 @@ class LayerNorm(nn.Module):
     """PyTorch's layer norm, with a bias if the model has biases; width (or 2 * width) parameters.
 
     Args:
-        spec: width, and whether there is a bias.
         eps: added to the variance (1e-5 in GPT-2).
 
     Raises:

@@ -18,7 +18,6 @@ class PartialRMS(AffineNorm):
     """Mean-preserving norm by a partial RMS; width parameters (2 * width with biases).
 
     Args:
-        spec: width, and whether there is a bias.
         eps: added to the mean square (1e-5 in the benchmark).
         fraction: share of channels in the root mean square, in (0, 1] (0.25 in the source).
 

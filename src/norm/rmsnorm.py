@@ -16,7 +16,6 @@ class RMSNorm(nn.Module):
     """PyTorch's RMS norm with float32 statistics, never a bias; width parameters.
 
     Args:
-        spec: width.
         eps: added to the mean square (1e-5 in the benchmark).
 
     Raises:

@@ -31,11 +31,7 @@ class Visit:
 
 
 class Recurrence:
-    """Base class; visits every layer once, in order.
-
-    Args:
-        spec: the trunk.
-    """
+    """Base class; visits every layer once, in order."""
 
     def __init__(self, spec: RecurrenceSpec) -> None:
         self.spec = spec

@@ -20,7 +20,6 @@ class MiniRecurrence(Recurrence):
     """Repeated layers; 8 * D^2 parameters per repeated visit with mlp=untied, none with mlp=shared.
 
     Args:
-        spec: the trunk.
         layers: consecutive layer indices ([4, 5] of 11 in the source); None selects two in the middle.
         repeats: number of visits to each after its first (1 in the source).
         mlp: untied or shared (untied in the source).

@@ -10,7 +10,6 @@ class SkipAttention(Recurrence):
     """Plain order without some attention sublayers; 4 * D^2 parameters fewer per layer.
 
     Args:
-        spec: the trunk.
         layers: indices of the layers without attention ([0] in the source).
 
     Raises:

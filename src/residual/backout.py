@@ -27,7 +27,6 @@ class Backout(ResidualStrategy[BackoutState]):
     """One parameter, lr x 1, no weight decay.
 
     Args:
-        spec: the trunk.
         backout_init: initial lambda (0.2 and 0.5 in the sources).
         layer: index of the layer after which the stream is kept; None selects n_layer // 2 (the source).
 

@@ -28,7 +28,6 @@ class CachedAttentionRead(ResidualStrategy[CachedState]):
     """No parameters.
 
     Args:
-        spec: the trunk.
         late_layers: number of layers whose attention reads c (3 of 11 in the source); None selects the same share of
             the depth, at least 2.
 

@@ -17,11 +17,7 @@ from src.residual.postln import PostLN
 
 
 class DeepNorm(PostLN):
-    """Post-LN with constant weights; no parameters except one norm per sublayer, instead of the trunk's.
-
-    Args:
-        spec: the trunk.
-    """
+    """Post-LN with constant weights; no parameters except one norm per sublayer, instead of the trunk's."""
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__(spec)

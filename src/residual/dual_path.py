@@ -16,11 +16,7 @@ from src.residual.families.shared_norm import NormedState, SharedNorm
 
 
 class DualPath(SharedNorm):
-    """Three visits per layer; no parameters except two norms per layer, instead of the trunk's.
-
-    Args:
-        spec: the trunk.
-    """
+    """Three visits per layer; no parameters except two norms per layer, instead of the trunk's."""
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__(spec)

@@ -23,7 +23,6 @@ class FracConnections(ResidualStrategy[Streams]):
     """Frac-connections: N * (2 * N + 1) + F * (2 * N + 3) + 2 parameters a site; only W has weight decay.
 
     Args:
-        spec: the trunk.
         n_frac: N, at least 2 and a divisor of n_embd (4 in the source).
         scale_init: initial factor of the dynamic part (0.01 in the source).
 

@@ -21,7 +21,6 @@ class GPAS(SingleStream):
     By design the gradient differs from a finite difference.
 
     Args:
-        spec: the trunk.
         gate_init: initial gate (0 in the source).
     """
 

@@ -22,7 +22,6 @@ class Highway(SingleStream):
     """Gated stream; (2 * R + 1) * D parameters per site, weight decay on the matrices only.
 
     Args:
-        spec: the trunk.
         rank: rank R of the gate's matrix, in [1, n_embd].
         bias_init: initial bias of the gate (-2 in the source, between -1 and -4).
 

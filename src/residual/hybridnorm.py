@@ -23,7 +23,6 @@ class HybridNorm(SingleStream):
     """Norms inside attention; 3 * K parameters per attention site, no weight decay; one norm per MLP, not the trunk's.
 
     Args:
-        spec: the trunk.
         eps: epsilon of the norms inside attention.
     """
 

@@ -24,7 +24,6 @@ class HyperConnections(WeightedStreams):
     """DHC: N * (N + 2) + D * (N + 4) + 2 parameters a site; only W has weight decay, as in the paper.
 
     Args:
-        spec: the trunk.
         n_stream: N, at least 2 (4 in the paper).
         scale_init: initial factor of the dynamic part (0.01 in the paper).
         output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;

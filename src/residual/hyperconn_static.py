@@ -19,7 +19,6 @@ class StaticHyperConnections(WeightedStreams):
     """SHC: N * (N + 2) parameters a site, lr x 1, no weight decay.
 
     Args:
-        spec: the trunk.
         n_stream: N, at least 2 (4 in the paper).
         output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
             the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).

@@ -28,7 +28,6 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
     """iHC: 2 * N * (V + 1) + 2 parameters a site and N * (V + 1) + 1 at the end; only phi has weight decay.
 
     Args:
-        spec: the trunk.
         n_stream: N, at least 2 (4 in the source).
         scale_init: initial factor of the dynamic part (0.01 in the source).
         phi_std: standard deviation of the initial phi (0.02 in the source).

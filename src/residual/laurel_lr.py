@@ -16,7 +16,6 @@ class LaurelLR(LowRankStream):
     """Stream with a low-rank map per site; 2 * rank * D parameters per site, lr x 1, with weight decay.
 
     Args:
-        spec: the trunk.
         rank: rank of the map (4 in the source's 1B model, 64 in its 4B model).
     """
 

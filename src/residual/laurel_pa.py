@@ -25,7 +25,6 @@ class LaurelPA(ResidualStrategy[RecentStreams]):
     """Weights on recent streams; `n_previous` parameters per site (fewer at the first), lr x 1, no weight decay.
 
     Args:
-        spec: the trunk.
         n_previous: number of streams in the sum, the current one included.
 
     Raises:

@@ -16,11 +16,7 @@ from src.residual.families.single_stream import SingleStream
 
 
 class LaurelRW(SingleStream):
-    """Weighted sums; 2 parameters per site, lr x 1, no weight decay.
-
-    Args:
-        spec: the trunk.
-    """
+    """Weighted sums; 2 parameters per site, lr x 1, no weight decay."""
 
     init_equivalent = "vanilla"
 

@@ -19,7 +19,6 @@ class LaurelRWLR(LowRankStream):
     """Weighted sums with a low-rank map; 2 * rank * D + 2 parameters per site, lr x 1, decay on the matrices only.
 
     Args:
-        spec: the trunk.
         rank: rank of the map (4 in the source's 1B model).
     """
 

@@ -17,7 +17,6 @@ class LayerScale(SingleStream):
     """Branches with a gate per channel; D parameters per site, lr x 1, no weight decay.
 
     Args:
-        spec: the trunk.
         gate_init: initial gate; None selects the source's by depth: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6
             for more.
     """

@@ -29,7 +29,6 @@ class LearnedScaling(ResidualStrategy[ScaledState]):
     """Two scalars a block: 2 * n_layer parameters, lr x 1, no weight decay.
 
     Args:
-        spec: the trunk.
         carry_init: initial weight of the stream (1.0 in the source).
         blend_init: initial weight of x0 (0.0 in the source).
     """

@@ -20,7 +20,6 @@ class LayerNormScaling(SingleStream):
     """LNS: no parameters but one norm a site, which replaces the trunk's.
 
     Args:
-        spec: the trunk.
         output_init_scale: factor on the sublayers' initial output projections; None undoes the trunk's
             1/sqrt(2 n_layer), as the source has it; 1 keeps it.
     """

@@ -27,7 +27,6 @@ class ManifoldHyperConnections(WeightedStreams):
     """mHC: (V + 1) * C + 3 parameters a site, lr x 1; only phi has weight decay.
 
     Args:
-        spec: the trunk.
         n_stream: N, at least 2 (4 in the paper).
         n_iteration: rounds of Sinkhorn-Knopp (20 in the paper).
         scale_init: initial factor of the dynamic part (0.01 in the paper).

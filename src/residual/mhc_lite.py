@@ -29,7 +29,6 @@ class ManifoldHyperConnectionsLite(WeightedStreams):
     """mHC-lite: (C + 1) * V + C + 3 parameters a site, lr x 1; only phi has weight decay.
 
     Args:
-        spec: the trunk.
         n_stream: N, 2 to 5 (4 in the source).
         scale_init: initial factor of the dynamic part (0.01 in the source).
         gate_logit: initial logit of site k's own stream in read and write, its negative for the others (1).

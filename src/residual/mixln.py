@@ -17,7 +17,6 @@ class MixLN(SingleStream):
     """Post-LN and Pre-LN layers; no parameters except norms, as many as the trunk would have.
 
     Args:
-        spec: the trunk.
         post_fraction: share of layers that are Post-LN, in (0, 1], rounded down, at least one layer (0.25 in the
             source).
 

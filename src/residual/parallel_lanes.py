@@ -32,7 +32,6 @@ class ParallelLanes(ResidualStrategy[Lanes]):
     """Parallel lanes: 3 parameters for each site from `start_layer` on, no weight decay.
 
     Args:
-        spec: the trunk.
         start_layer: first layer with two lanes (7 of 11 in the sources); None takes the same share of the depth.
         carry_init: initial weight of a lane in its own update (sqrt(1.1) in the sources).
         write_init: initial weight of an output in a lane (1 in the sources).

@@ -16,11 +16,7 @@ from src.residual.families.single_stream import SingleStream
 
 
 class PostLN(SingleStream):
-    """Normed stream; no parameters except one norm per sublayer, instead of the trunk's.
-
-    Args:
-        spec: the trunk.
-    """
+    """Normed stream; no parameters except one norm per sublayer, instead of the trunk's."""
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()

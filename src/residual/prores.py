@@ -20,7 +20,6 @@ class ProRes(WarmupStrategy[Tensor]):
     """Scheduled branch weights; no parameters.
 
     Args:
-        spec: the trunk.
         schedule: key of `warmup_schedules.SCHEDULES` (linear in the source).
         warmup_fraction: share of the run until every weight is 1 (24,000 of 100,000 steps in the source).
         warmup_steps: the same in optimizer steps; exactly one of the two must be None.

@@ -29,7 +29,6 @@ class ProResBlock(WarmupStrategy[ProResBlockState]):
     """Scheduled layer weights; no parameters.
 
     Args:
-        spec: the trunk.
         schedule: key of `warmup_schedules.SCHEDULES` (linear in the source).
         warmup_fraction: share of the run until every weight is 1.
         warmup_steps: the same in optimizer steps (3,000 of 13,535 in the source); exactly one of the two must be

@@ -23,7 +23,6 @@ class ReZero(SingleStream):
     """Gated branches; one parameter per site, no weight decay.
 
     Args:
-        spec: the trunk.
         gate_init: initial gate (0 in the source).
         lr_scale: factor on the schedule's learning rate (0.1 to 1; the first gradients of gates are large).
     """

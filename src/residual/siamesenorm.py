@@ -24,11 +24,7 @@ class Siamese(NamedTuple):
 
 
 class SiameseNorm(ResidualStrategy[Siamese]):
-    """Two streams; no parameters except norms: two per sublayer and two at the end, besides the trunk's.
-
-    Args:
-        spec: the trunk.
-    """
+    """Two streams; no parameters except norms: two per sublayer and two at the end, besides the trunk's."""
 
     may_skip: ClassVar[bool] = True
 

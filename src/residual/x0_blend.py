@@ -30,7 +30,6 @@ class X0Blend(ResidualStrategy[X0State]):
     """Learned (keep, blend) pair for each block: 2 * n_layer parameters, no weight decay.
 
     Args:
-        spec: the trunk.
         keep_init: initial weight of the running stream (1.0 in the sources).
         blend_init: initial weight of x0 (0.0 in the sources).
         keep_lr_scale: multiplies the learning rate of keep.

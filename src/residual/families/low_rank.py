@@ -19,7 +19,6 @@ class LowRankStream(SingleStream):
     """Stream with a low-rank map per site; 2 * R * D parameters per site with weight decay.
 
     Args:
-        spec: the trunk.
         rank: rank R of the map.
 
     Raises:

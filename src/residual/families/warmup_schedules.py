@@ -91,7 +91,6 @@ class WarmupStrategy(ResidualStrategy[StateT]):
     """Strategy with a buffer of one weight per visit to a layer, set in every optimizer step; no parameters.
 
     Args:
-        spec: the trunk.
         schedule: key of `SCHEDULES`.
         warmup_fraction: share of the run until every weight is 1.
         warmup_steps: the same in optimizer steps; exactly one of the two must be None.
