@@ -8,7 +8,7 @@ At init (B = 0): vanilla.
 
 from torch import Tensor
 
-from src.residual.base import Site, StreamSpec
+from src.residual.base import Site
 from src.residual.families.low_rank import LowRankStream
 
 
@@ -20,9 +20,6 @@ class LaurelLR(LowRankStream):
     """
 
     init_equivalent = "vanilla"
-
-    def __init__(self, spec: StreamSpec, *, rank: int) -> None:
-        super().__init__(spec, rank)
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return self.augment(state, site) + y_BTD

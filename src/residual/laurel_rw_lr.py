@@ -25,7 +25,7 @@ class LaurelRWLR(LowRankStream):
     init_equivalent = "vanilla"
 
     def __init__(self, spec: StreamSpec, *, rank: int) -> None:
-        super().__init__(spec, rank)
+        super().__init__(spec, rank=rank)
         self.w_S2 = nn.Parameter(torch.zeros(spec.n_site, 2))
 
     def param_groups(self) -> Iterator[ParamGroup]:

@@ -12,11 +12,12 @@ step; vanilla after the warm-up.
 import torch
 from torch import Tensor
 
-from src.residual.base import Site, StreamSpec
+from src.residual.base import Site
+from src.residual.families.single_stream import SingleStream
 from src.residual.families.warmup_schedules import WarmupStrategy
 
 
-class ProRes(WarmupStrategy[Tensor]):
+class ProRes(WarmupStrategy[Tensor], SingleStream):
     """Scheduled branch weights; no parameters.
 
     Args:
@@ -27,19 +28,5 @@ class ProRes(WarmupStrategy[Tensor]):
 
     init_equivalent = "identity"
 
-    def __init__(
-        self, spec: StreamSpec, *, schedule: str, warmup_fraction: float | None, warmup_steps: int | None
-    ) -> None:
-        super().__init__(spec, schedule, warmup_fraction, warmup_steps)
-
-    def begin(self, x0_BTD: Tensor) -> Tensor:
-        return x0_BTD
-
-    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        return state, state
-
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return torch.addcmul(state, self.alpha_L[site.block], y_BTD)
-
-    def end(self, state: Tensor) -> Tensor:
-        return state

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.residual.base import Site, StreamSpec
+from src.residual.base import Site
 from src.residual.families.warmup_schedules import WarmupStrategy
 
 
@@ -36,11 +36,6 @@ class ProResBlock(WarmupStrategy[ProResBlockState]):
     """
 
     init_equivalent = "identity"
-
-    def __init__(
-        self, spec: StreamSpec, *, schedule: str, warmup_fraction: float | None, warmup_steps: int | None
-    ) -> None:
-        super().__init__(spec, schedule, warmup_fraction, warmup_steps)
 
     def begin(self, x0_BTD: Tensor) -> ProResBlockState:
         return ProResBlockState(x0_BTD, x0_BTD)

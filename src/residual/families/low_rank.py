@@ -25,7 +25,7 @@ class LowRankStream(SingleStream):
         ValueError: `rank` is not in [1, n_embd].
     """
 
-    def __init__(self, spec: StreamSpec, rank: int) -> None:
+    def __init__(self, spec: StreamSpec, *, rank: int) -> None:
         super().__init__()
         if not 1 <= rank <= spec.n_embd:
             raise ValueError(f"residual.rank must be between 1 and n_embd={spec.n_embd}, got {rank}")

@@ -24,66 +24,35 @@ from src.residual.base import ResidualStrategy, StateT, StreamSpec
 
 #: Maps (t, layer numbers 1..L as floats) to alpha.
 Schedule = Callable[[float, Tensor], Tensor]
+#: Maps layer numbers to m.
+Floor = Callable[[Tensor], Tensor]
 
 
 def _linear(t: float, layer_L: Tensor) -> Tensor:
     return (t * len(layer_L) / layer_L).clamp(max=1.0)
 
 
-def _linear_equal(t: float, layer_L: Tensor) -> Tensor:
-    return torch.full_like(layer_L, min(t, 1.0))
-
-
-def _linear_reverse(t: float, layer_L: Tensor) -> Tensor:
-    return _linear(t, layer_L).flip(0)
-
-
-def _sqrt(t: float, layer_L: Tensor) -> Tensor:
-    return _linear(t, layer_L).sqrt()
-
-
-def _square(t: float, layer_L: Tensor) -> Tensor:
-    return _linear(t, layer_L).square()
-
-
-def _floor_0(layer_L: Tensor) -> Tensor:
-    return torch.zeros_like(layer_L)
-
-
-def _floor_L(layer_L: Tensor) -> Tensor:
-    return torch.full_like(layer_L, 1 / len(layer_L))
-
-
-def _floor_sqrt_L(layer_L: Tensor) -> Tensor:
-    return torch.full_like(layer_L, len(layer_L) ** -0.5)
-
-
-def _floor_sqrt_l(layer_L: Tensor) -> Tensor:
-    return layer_L.rsqrt()
-
-
-def _stagewise(floor: Callable[[Tensor], Tensor], t: float, layer_L: Tensor) -> Tensor:
+def _stagewise(floor: Floor, t: float, layer_L: Tensor) -> Tensor:
     m_L = floor(layer_L)
     return m_L + (1 - m_L) * (t * len(layer_L) - (layer_L - 1)).clamp(0.0, 1.0)
 
 
-def _fix(floor: Callable[[Tensor], Tensor], t: float, layer_L: Tensor) -> Tensor:
-    return floor(layer_L)
-
-
+FLOORS: dict[str, Floor] = {
+    "0": torch.zeros_like,
+    "L": lambda layer_L: torch.full_like(layer_L, 1 / len(layer_L)),
+    "sqrt_L": lambda layer_L: torch.full_like(layer_L, len(layer_L) ** -0.5),
+    "sqrt_l": torch.rsqrt,
+}
 SCHEDULES: dict[str, Schedule] = {
     "linear": _linear,
-    "linear_equal": _linear_equal,
-    "linear_reverse": _linear_reverse,
-    "sqrt": _sqrt,
-    "square": _square,
-    "stagewise_0": partial(_stagewise, _floor_0),
-    "stagewise_L": partial(_stagewise, _floor_L),
-    "stagewise_sqrt_L": partial(_stagewise, _floor_sqrt_L),
-    "stagewise_sqrt_l": partial(_stagewise, _floor_sqrt_l),
-    "fix_L": partial(_fix, _floor_L),
-    "fix_sqrt_L": partial(_fix, _floor_sqrt_L),
-    "fix_sqrt_l": partial(_fix, _floor_sqrt_l),
+    "linear_equal": lambda t, layer_L: torch.full_like(layer_L, min(t, 1.0)),
+    "linear_reverse": lambda t, layer_L: _linear(t, layer_L).flip(0),
+    "sqrt": lambda t, layer_L: _linear(t, layer_L).sqrt(),
+    "square": lambda t, layer_L: _linear(t, layer_L).square(),
+    **{f"stagewise_{name}": partial(_stagewise, floor) for name, floor in FLOORS.items()},
+    "fix_L": lambda t, layer_L: FLOORS["L"](layer_L),
+    "fix_sqrt_L": lambda t, layer_L: FLOORS["sqrt_L"](layer_L),
+    "fix_sqrt_l": lambda t, layer_L: FLOORS["sqrt_l"](layer_L),
 }
 
 
@@ -104,7 +73,7 @@ class WarmupStrategy(ResidualStrategy[StateT]):
     alpha_L: Tensor
 
     def __init__(
-        self, spec: StreamSpec, schedule: str, warmup_fraction: float | None, warmup_steps: int | None
+        self, spec: StreamSpec, *, schedule: str, warmup_fraction: float | None, warmup_steps: int | None
     ) -> None:
         super().__init__()
         if schedule not in SCHEDULES:
