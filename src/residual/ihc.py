@@ -12,7 +12,6 @@ Shape letters: N streams, V = N * D.
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 from src.bounds import NonNegativeFloat, PositiveFloat, StreamCount
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import SiteWeights, Streams
-from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.families.hyper_connections import check_stream_count, stream_mixing
+from src.residual.base import ParamGroup, Site, StreamSpec
+from src.residual.families.hyper_connections import WeightedStreams
 
 
-class IdentityHyperConnections(ResidualStrategy[Streams]):
+class IdentityHyperConnections(WeightedStreams):
     """iHC: 2 * N * (V + 1) + 2 parameters a site and N * (V + 1) + 1 at the end; only phi has weight decay.
 
     Args:
@@ -34,7 +33,6 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
         eps: added to the mean square of vec(H), and to the weights of every read (1e-6 in the source).
     """
 
-    may_skip: ClassVar[bool] = True
     init_equivalent = "near vanilla"
 
     def __init__(
@@ -46,9 +44,8 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
         phi_std: NonNegativeFloat,
         eps: PositiveFloat,
     ) -> None:
-        super().__init__()
-        check_stream_count(n_stream)
-        self.n_stream, self.phi_std, self.eps = n_stream, phi_std, eps
+        super().__init__(n_stream)
+        self.phi_std, self.eps = phi_std, eps
         width = n_stream * spec.n_embd
         mean_logit = -math.log(n_stream - 1)  # sigmoid gives 1 / n_stream
         self.phi_SCV = nn.Parameter(torch.zeros(spec.n_site, 2 * n_stream, width))
@@ -68,37 +65,25 @@ class IdentityHyperConnections(ResidualStrategy[Streams]):
         yield ParamGroup((self.phi_SCV, self.head_phi_NV), decay=True)
         yield ParamGroup((self.scale_S2, self.head_scale, self.bias_SC, self.head_bias_N))
 
-    def begin(self, x0_BTD: Tensor) -> Streams:
-        return hyper_streams.widen(x0_BTD, self.n_stream)
-
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
         h_BTND = hyper_streams.settle(state)
         pre_BTN, post_BTN = self._weights(site.index, h_BTND)
         u_BTD = hyper_streams.blend(pre_BTN.unsqueeze(-1), h_BTND).squeeze(2)
         return u_BTD, Streams(h_BTND, post_BTN)
 
-    def write(self, state: Streams, site: Site, y_BTD: Tensor) -> Streams:
-        return hyper_streams.write(state, y_BTD)
-
     def end(self, state: Streams) -> Tensor:
         h_BTND = hyper_streams.settle(state)
-        return hyper_streams.blend(self._head(h_BTND).unsqueeze(-1), h_BTND).squeeze(2)
+        return hyper_streams.blend(self.end_weights(h_BTND).unsqueeze(-1), h_BTND).squeeze(2)
 
-    def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
-        same_NN = torch.eye(self.n_stream, dtype=x0_BTD.dtype, device=x0_BTD.device)
-
-        def weights(k: int, h_BTND: Tensor) -> SiteWeights:
-            pre_BTN, post_BTN = self._weights(k, h_BTND)
-            return SiteWeights(
-                hyper_streams.mixing_weights(pre_BTN, same_NN.expand(*pre_BTN.shape, -1)), post_BTN
-            )
-
-        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, weights, self._head)
+    def site_weights(self, k: int, h_BTND: Tensor) -> SiteWeights:
+        pre_BTN, post_BTN = self._weights(k, h_BTND)
+        same_NN = torch.eye(self.n_stream, dtype=pre_BTN.dtype, device=pre_BTN.device)
+        return SiteWeights(hyper_streams.mixing_weights(pre_BTN, same_NN.expand(*pre_BTN.shape, -1)), post_BTN)
 
     def _weights(self, k: int, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
         weights = hyper_streams.project(h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.eps)
         return weights.pre_BTN + self.eps, weights.post_BTN
 
-    def _head(self, h_BTND: Tensor) -> Tensor:
+    def end_weights(self, h_BTND: Tensor) -> Tensor:
         read = hyper_streams.project_read(h_BTND, self.head_phi_NV, self.head_scale, self.head_bias_N, self.eps)
         return read + self.eps

@@ -10,7 +10,6 @@ Shape letters: N streams, M = N + 1 columns of A, J sources (the embedding, then
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
@@ -40,7 +39,10 @@ class WeightedStreams(ResidualStrategy[Streams]):
 
     def __init__(self, n_stream: int, stream_dtype: str = "float32") -> None:
         super().__init__()
-        check_stream_count(n_stream)
+        if n_stream < 2:
+            raise ValueError(
+                f"residual.n_stream must be >= 2, got {n_stream}; use residual=vanilla for a single stream"
+            )
         if stream_dtype not in DTYPES:
             raise ValueError(
                 f"residual.stream_dtype must be float32 or bfloat16, got {stream_dtype}; float32 rounds nothing"
@@ -68,15 +70,19 @@ class WeightedStreams(ResidualStrategy[Streams]):
         return h_BTND.new_full((self.n_stream,), 1 / self.n_stream)
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
-        return stream_mixing(sites, x0_BTD, y_BTD, self.n_stream, self.site_weights, self.end_weights)
-
-
-def check_stream_count(n_stream: int) -> None:
-    """Raise `ValueError` for fewer than two streams, which would be a worse vanilla."""
-    if n_stream < 2:
-        raise ValueError(
-            f"residual.n_stream must be >= 2, got {n_stream}; use residual=vanilla for a single stream"
-        )
+        h_BTND = x0_BTD.unsqueeze(2).expand(-1, -1, self.n_stream, -1)
+        # Every stream as a sum of sources, token by token: its shares are mixed and written as the stream is.
+        share_BTNJ = x0_BTD.new_zeros(*h_BTND.shape[:3], len(y_BTD) + 1)
+        share_BTNJ[..., 0] = 1.0
+        rows = []
+        for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
+            a, b = self.site_weights(site.index, h_BTND)
+            read_BTJ, share_BTNJ = mix(a, share_BTNJ)
+            rows.append(read_BTJ.mean((0, 1)))
+            share_BTNJ[..., k + 1] += b
+            h_BTND = write(mix(a, h_BTND)[1], b, output_BTD.to(h_BTND.dtype))
+        out_BTJ = blend(self.end_weights(h_BTND).unsqueeze(-1), share_BTNJ).squeeze(2)
+        return torch.stack([*rows, out_BTJ.mean((0, 1))])
 
 
 def static_weights(spec: StreamSpec, n_stream: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -86,36 +92,3 @@ def static_weights(spec: StreamSpec, n_stream: int) -> tuple[nn.Parameter, nn.Pa
         a_SNM[site.index, site.index % n_stream, 0] = 1.0
     a_SNM[:, :, 1:] = torch.eye(n_stream)
     return nn.Parameter(a_SNM), nn.Parameter(torch.ones(spec.n_site, n_stream))
-
-
-def stream_mixing(
-    sites: tuple[Site, ...],
-    x0_BTD: Tensor,
-    y_BTD: tuple[Tensor, ...],
-    n_stream: int,
-    site_weights: Callable[[int, Tensor], SiteWeights],
-    end_weights: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Return `ResidualStrategy.mixing` of streams: the shares of all sources in what each site reads.
-
-    Args:
-        sites: visited, in order.
-        x0_BTD: the embedding output.
-        y_BTD: the sites' outputs.
-        n_stream: streams.
-        site_weights: a site's weights for H.
-        end_weights: weights [N] or [B, T, N] of the strategy's `end` for H.
-    """
-    h_BTND = x0_BTD.unsqueeze(2).expand(-1, -1, n_stream, -1)
-    # Every stream as a sum of sources, token by token: its shares are mixed and written as the stream is.
-    share_BTNJ = x0_BTD.new_zeros(*h_BTND.shape[:3], len(y_BTD) + 1)
-    share_BTNJ[..., 0] = 1.0
-    rows = []
-    for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
-        a, b = site_weights(site.index, h_BTND)
-        read_BTJ, share_BTNJ = mix(a, share_BTNJ)
-        rows.append(read_BTJ.mean((0, 1)))
-        share_BTNJ[..., k + 1] += b
-        h_BTND = write(mix(a, h_BTND)[1], b, output_BTD.to(h_BTND.dtype))
-    out_BTJ = blend(end_weights(h_BTND).unsqueeze(-1), share_BTNJ).squeeze(2)
-    return torch.stack([*rows, out_BTJ.mean((0, 1))])
