@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.shared_norm import NormedState, SharedNorm
+from src.residual.families.shared_norm import LayerStart, SharedNorm
 
 
 class DualPath(SharedNorm):
@@ -35,11 +35,11 @@ class DualPath(SharedNorm):
                     visited.append(replace(half_site, opens_block=opens, closes_block=last))
         return tuple(visited)
 
-    def read(self, state: NormedState, site: Site) -> tuple[Tensor, NormedState]:
+    def read(self, state: LayerStart, site: Site) -> tuple[Tensor, LayerStart]:
         if site.closes_block:
             state = state._replace(h_BTD=self.after_norms[site.layer](state.x_BTD))
         return super().read(state, site)
 
-    def write(self, state: NormedState, site: Site, y_BTD: Tensor) -> NormedState:
+    def write(self, state: LayerStart, site: Site, y_BTD: Tensor) -> LayerStart:
         share = 1.0 if site.kind == "attn" else 0.5
         return state._replace(x_BTD=torch.add(state.x_BTD, y_BTD, alpha=share))

@@ -9,23 +9,15 @@ At init: not vanilla (the MLP's outputs are scaled).
 import torch
 from torch import Tensor
 
-from src.residual.base import ResidualStrategy, Site
+from src.residual.base import Site
+from src.residual.families.single_stream import SingleStream
 
 
-class SerialParallel(ResidualStrategy[Tensor]):
+class SerialParallel(SingleStream):
     """Stream with constant weights; no parameters."""
 
     def __init__(self, spec: object) -> None:
         super().__init__()
 
-    def begin(self, x0_BTD: Tensor) -> Tensor:
-        return x0_BTD
-
-    def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        return state, state
-
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return torch.add(state, y_BTD, alpha=0.5**0.5 if site.kind == "mlp" else 1.0)
-
-    def end(self, state: Tensor) -> Tensor:
-        return state

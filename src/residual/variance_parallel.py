@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from src.residual.base import Site
-from src.residual.families.shared_norm import NormedState, SharedNorm
+from src.residual.families.shared_norm import LayerStart, SharedNorm
 
 
 class VarianceParallel(SharedNorm):
     """Scaled parallel sublayers; no parameters except n_layer norms, instead of the trunk's two per layer."""
 
-    def write(self, state: NormedState, site: Site, y_BTD: Tensor) -> NormedState:
+    def write(self, state: LayerStart, site: Site, y_BTD: Tensor) -> LayerStart:
         return state._replace(x_BTD=torch.add(state.x_BTD, y_BTD, alpha=0.5**0.5))

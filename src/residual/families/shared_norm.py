@@ -1,6 +1,6 @@
-"""Base class of parallel strategies with one norm per layer: both sublayers read the layer's normed input.
+"""Base classes of parallel strategies: both sublayers of a layer read the same h, from the start of the layer.
 
-    h = N_l(x) at the start of layer l; attention and MLP both read h
+    h = x or, with a shared norm, N_l(x) at the start of layer l;   x <- x + y
 
 Source: GPT-J (Wang and Komatsuzaki 2021); PaLM (Chowdhery et al. 2022), section 2.
 """
@@ -12,17 +12,42 @@ from torch import Tensor, nn
 from src.residual.base import ResidualStrategy, Site, StreamSpec
 
 
-class NormedState(NamedTuple):
-    """Stream, and the normed stream at the start of the current layer."""
+class LayerStart(NamedTuple):
+    """Stream, and what the sublayers of the current layer read."""
 
     x_BTD: Tensor
     h_BTD: Tensor
 
 
-class SharedNorm(ResidualStrategy[NormedState]):
-    """Strategy that builds n_layer norms itself; subclasses define `write`."""
+class ParallelSublayers(ResidualStrategy[LayerStart]):
+    """Strategy whose sublayers read the stream at the start of their layer; the norms are the trunk's."""
 
     may_skip: ClassVar[bool] = True
+
+    def begin(self, x0_BTD: Tensor) -> LayerStart:
+        return LayerStart(x0_BTD, x0_BTD)
+
+    def inject(self, state: LayerStart, site: Site, e_BTD: Tensor) -> tuple[LayerStart, None]:
+        return state._replace(x_BTD=state.x_BTD + e_BTD), None
+
+    def read(self, state: LayerStart, site: Site) -> tuple[Tensor, LayerStart]:
+        if site.opens_block:
+            state = state._replace(h_BTD=self.start_layer(state.x_BTD, site.layer))
+        return state.h_BTD, state
+
+    def start_layer(self, x_BTD: Tensor, layer: int) -> Tensor:
+        """Return h [B, T, D] for the stream at the start of `layer`."""
+        return x_BTD
+
+    def write(self, state: LayerStart, site: Site, y_BTD: Tensor) -> LayerStart:
+        return state._replace(x_BTD=state.x_BTD + y_BTD)
+
+    def end(self, state: LayerStart) -> Tensor:
+        return state.x_BTD
+
+
+class SharedNorm(ParallelSublayers):
+    """Parallel sublayers with one norm per layer, which the strategy builds."""
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()
@@ -31,16 +56,6 @@ class SharedNorm(ResidualStrategy[NormedState]):
     def owns_norm(self, site: Site | None) -> bool:
         return site is not None
 
-    def begin(self, x0_BTD: Tensor) -> NormedState:
-        return NormedState(x0_BTD, x0_BTD)
-
-    def inject(self, state: NormedState, site: Site, e_BTD: Tensor) -> tuple[NormedState, None]:
-        return state._replace(x_BTD=state.x_BTD + e_BTD), None
-
-    def read(self, state: NormedState, site: Site) -> tuple[Tensor, NormedState]:
-        if site.opens_block:
-            state = state._replace(h_BTD=self.norms[site.layer](state.x_BTD))
-        return state.h_BTD, state
-
-    def end(self, state: NormedState) -> Tensor:
-        return state.x_BTD
+    def start_layer(self, x_BTD: Tensor, layer: int) -> Tensor:
+        h_BTD: Tensor = self.norms[layer](x_BTD)
+        return h_BTD
