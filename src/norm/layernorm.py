@@ -3,31 +3,14 @@
 Source: Ba, Kiros, Hinton, "Layer Normalization" (arXiv 1607.06450), section 3; GPT-2 uses eps = 1e-5.
 """
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from src.bounds import PositiveFloat
-from src.norm.base import NormSpec
+from src.norm.affine import AffineNorm
 
 
-class LayerNorm(nn.Module):
-    """PyTorch's layer norm, with a bias if the model has biases; width (or 2 * width) parameters.
-
-    Args:
-        eps: added to the variance (1e-5 in GPT-2).
-
-    Raises:
-        ValueError: `eps` <= 0.
-    """
-
-    def __init__(self, spec: NormSpec, *, eps: PositiveFloat) -> None:
-        super().__init__()
-        if eps <= 0:
-            raise ValueError(f"norm.eps must be > 0, got {eps}; GPT-2 uses 1e-5")
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(spec.width))
-        self.bias = nn.Parameter(torch.zeros(spec.width)) if spec.bias else None
+class LayerNorm(AffineNorm):
+    """PyTorch's layer norm; width parameters (2 * width with biases), keys of `AffineNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [..., width] -> [..., width]; autocast runs it in float32."""

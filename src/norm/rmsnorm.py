@@ -4,30 +4,22 @@ Source: Zhang, Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.0746
 benchmark's `rmsnorm` uses eps = 1e-5 and float32 statistics.
 """
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from src.bounds import PositiveFloat
+from src.norm.affine import AffineNorm
 from src.norm.base import NormSpec
 
 
-class RMSNorm(nn.Module):
-    """PyTorch's RMS norm with float32 statistics, never a bias; width parameters.
-
-    Args:
-        eps: added to the mean square (1e-5 in the benchmark).
-
-    Raises:
-        ValueError: `eps` <= 0.
-    """
+class RMSNorm(AffineNorm):
+    """PyTorch's RMS norm with float32 statistics, never a bias; width parameters, keys of `AffineNorm`."""
 
     def __init__(self, spec: NormSpec, *, eps: PositiveFloat) -> None:
-        super().__init__()
-        if eps <= 0:
-            raise ValueError(f"norm.eps must be > 0, got {eps}; the benchmark uses 1e-5")
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(spec.width))
+        super().__init__(replace(spec, bias=False), eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [..., width] -> [..., width] in the dtype of `x`."""
