@@ -25,11 +25,8 @@ class BigramHash(TiedEmbedding):
     """Tied embedding with a bigram table; R * D + n_layer parameters more.
 
     Args:
-        table_factor: R / vocab_size (5 in the source: 257 M parameters at GPT-2 Medium).
+        table_factor: R / vocab_size, with R >= 2 (5 in the source: 257 M parameters at GPT-2 Medium).
         scale_init: initial weight of the table in each layer (0.1 in the source).
-
-    Raises:
-        ValueError: the table has fewer than 2 rows.
     """
 
     def __init__(

@@ -21,9 +21,6 @@ class GPTConfig:
         gelu_approximate: none (exact) or tanh (OpenAI's GPT-2).
         norm_placement: pre, sandwich or output (see `block.py`).
         positions: learned, rope or none.
-
-    Raises:
-        ValueError: a value is out of its bounds.
     """
 
     n_layer: int

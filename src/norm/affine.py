@@ -16,10 +16,7 @@ class AffineNorm(nn.Module):
     """Norm with weight 1 and bias 0 at init; width (or 2 * width) parameters.
 
     Args:
-        eps: added to the mean square, or to the variance (1e-5 in GPT-2 and in the benchmark).
-
-    Raises:
-        ValueError: `eps` <= 0.
+        eps: positive, added to the mean square, or to the variance (1e-5 in GPT-2 and in the benchmark).
     """
 
     def __init__(self, spec: NormSpec, *, eps: PositiveFloat) -> None:

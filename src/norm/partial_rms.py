@@ -20,9 +20,6 @@ class PartialRMS(AffineNorm):
     Args:
         eps: added to the mean square (1e-5 in the benchmark).
         fraction: share of channels in the root mean square, in (0, 1] (0.25 in the source).
-
-    Raises:
-        ValueError: `fraction` is not in (0, 1].
     """
 
     def __init__(self, spec: NormSpec, *, eps: PositiveFloat, fraction: float) -> None:

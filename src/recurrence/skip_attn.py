@@ -10,10 +10,7 @@ class SkipAttention(Recurrence):
     """Plain order without some attention sublayers; 4 * D^2 parameters fewer per layer.
 
     Args:
-        layers: indices of the layers without attention ([0] in the source).
-
-    Raises:
-        ValueError: an index is not in [0, n_layer), or no layer would have attention.
+        layers: indices in [0, n_layer) of the layers without attention, not of all ([0] in the source).
     """
 
     def __init__(self, spec: RecurrenceSpec, *, layers: list[int]) -> None:

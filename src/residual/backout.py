@@ -28,10 +28,7 @@ class Backout(ResidualStrategy[BackoutState]):
 
     Args:
         backout_init: initial lambda (0.2 and 0.5 in the sources).
-        layer: index of the layer after which the stream is kept; None selects n_layer // 2 (the source).
-
-    Raises:
-        ValueError: `layer` is not in [0, n_layer).
+        layer: index in [0, n_layer) of the layer after which the stream is kept; None selects n_layer // 2 (the source).
     """
 
     may_skip: ClassVar[bool] = True

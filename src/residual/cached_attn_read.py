@@ -28,11 +28,8 @@ class CachedAttentionRead(ResidualStrategy[CachedState]):
     """No parameters.
 
     Args:
-        late_layers: number of layers whose attention reads c (3 of 11 in the source); None selects the same share of
-            the depth, at least 2.
-
-    Raises:
-        ValueError: `late_layers` is not in [1, n_layer].
+        late_layers: number of layers whose attention reads c, in [1, n_layer] (3 of 11 in the source); None selects
+            the same share of the depth, at least 2.
     """
 
     may_skip: ClassVar[bool] = True

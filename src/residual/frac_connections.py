@@ -25,9 +25,6 @@ class FracConnections(ResidualStrategy[Streams]):
     Args:
         n_frac: N, at least 2 and a divisor of n_embd (4 in the source).
         scale_init: initial factor of the dynamic part (0.01 in the source).
-
-    Raises:
-        ValueError: `n_frac` is 1 or does not divide the width.
     """
 
     may_skip: ClassVar[bool] = True

@@ -24,9 +24,6 @@ class Highway(SingleStream):
     Args:
         rank: rank R of the gate's matrix, in [1, n_embd].
         bias_init: initial bias of the gate (-2 in the source, between -1 and -4).
-
-    Raises:
-        ValueError: `rank` is not in [1, n_embd].
     """
 
     def __init__(self, spec: StreamSpec, *, rank: int, bias_init: float) -> None:

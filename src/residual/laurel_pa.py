@@ -25,10 +25,7 @@ class LaurelPA(ResidualStrategy[RecentStreams]):
     """Weights on recent streams; `n_previous` parameters per site (fewer at the first), lr x 1, no weight decay.
 
     Args:
-        n_previous: number of streams in the sum, the current one included.
-
-    Raises:
-        ValueError: `n_previous` < 1.
+        n_previous: number of streams in the sum, the current one included, at least 1.
     """
 
     init_equivalent = "vanilla"

@@ -34,9 +34,6 @@ class LIMe(ResidualStrategy[Memory]):
     Args:
         spec: the trunk, with at least two layers.
         lr_scale: factor on the schedule's learning rate (33: the source uses 0.01 with lr 3e-4).
-
-    Raises:
-        ValueError: the model has one layer.
     """
 
     taps_qkv: ClassVar[bool] = True

@@ -19,9 +19,6 @@ class MixLN(SingleStream):
     Args:
         post_fraction: share of layers that are Post-LN, in (0, 1], rounded down, at least one layer (0.25 in the
             source).
-
-    Raises:
-        ValueError: `post_fraction` is not in (0, 1].
     """
 
     def __init__(self, spec: StreamSpec, *, post_fraction: float) -> None:

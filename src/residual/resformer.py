@@ -29,9 +29,6 @@ class ResFormer(ResidualStrategy[ValueState]):
         spec: the trunk, with at least two layers.
         first_init: initial weight of the first layer's values (0.5 in the source).
         own_init: initial weight of a layer's own values (0.5 in the source).
-
-    Raises:
-        ValueError: the model has one layer.
     """
 
     may_skip: ClassVar[bool] = True

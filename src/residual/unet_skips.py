@@ -30,9 +30,6 @@ class UNetSkips(ResidualStrategy[UNetState]):
     Args:
         spec: the trunk, with at least two layers.
         skip_init: initial weight (1 in the source).
-
-    Raises:
-        ValueError: the model has one layer.
     """
 
     def __init__(self, spec: StreamSpec, *, skip_init: float) -> None:

@@ -21,9 +21,6 @@ class AdamW(torch.optim.AdamW):
         lr: the learning rate until a schedule sets one.
         betas: b1 and b2 (0.9 and 0.95 in the reference protocol).
         eps: eps (1e-8 in the reference protocol).
-
-    Raises:
-        ValueError: a value is out of its bounds.
     """
 
     def __init__(self, groups: ParameterGroups, lr: float, *, betas: tuple[float, float], eps: float) -> None:

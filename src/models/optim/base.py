@@ -40,9 +40,6 @@ class OptimizerConfig:
         grad_clip: the largest global norm of the gradients; infinity clips nothing.
         method: builds the optimizer from `(groups, lr)`.
         groups: options by pattern.
-
-    Raises:
-        ValueError: a value is out of its bounds.
     """
 
     lr: float

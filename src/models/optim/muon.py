@@ -37,9 +37,6 @@ class MuonKeys:
         momentum: m (0.95 in the source).
         ns_steps: Newton-Schulz iterations (5 in the source).
         lr_scale: learning rate of the matrices over `optimizer.lr` (1 in the source).
-
-    Raises:
-        ValueError: a value is out of its bounds.
     """
 
     momentum: float
@@ -67,12 +64,8 @@ class Muon(torch.optim.Optimizer):
     Args:
         groups: the parameter groups; `groups.matrices` are Muon's.
         lr: the learning rate until a schedule sets one.
-        betas: AdamW's.
-        eps: AdamW's.
+        betas, eps: AdamW's.
         muon: Muon's momentum, iterations and share of the rate.
-
-    Raises:
-        ValueError: a value is out of its bounds.
     """
 
     def __init__(

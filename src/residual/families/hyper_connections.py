@@ -28,11 +28,8 @@ class WeightedStreams(ResidualStrategy[Streams]):
     """N streams; subclasses return each site's weights.
 
     Args:
-        n_stream: streams.
+        n_stream: number of streams, at least 2.
         stream_dtype: of the streams in memory, `float32` or `bfloat16` (arithmetic is float32).
-
-    Raises:
-        ValueError: fewer than two streams, or another dtype.
     """
 
     may_skip: ClassVar[bool] = True

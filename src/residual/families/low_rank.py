@@ -19,10 +19,7 @@ class LowRankStream(SingleStream):
     """Stream with a low-rank map per site; 2 * R * D parameters per site with weight decay.
 
     Args:
-        rank: rank R of the map.
-
-    Raises:
-        ValueError: `rank` is not in [1, n_embd].
+        rank: rank R of the map, in [1, n_embd].
     """
 
     def __init__(self, spec: StreamSpec, *, rank: int) -> None:
