@@ -117,13 +117,14 @@ class GPT(nn.Module):
 
     def reset(self, seed: int) -> None:
         """Draw all initial weights: of the trunk, then of the embedding, then of the strategy."""
+        # The stream sums 2 * n_layer branches (GPT-2, section 2.3).
+        proj_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name, module in [*self.h.named_modules(), *self.embedding.named_modules()]:
                 if isinstance(module, nn.Linear | nn.Embedding | CopiedLinear):
-                    adds_to_stream = name.endswith("c_proj")
                     weight = module.weight[:1] if isinstance(module, CopiedLinear) else module.weight
-                    nn.init.normal_(weight, std=self._proj_std if adds_to_stream else INIT_STD)
+                    nn.init.normal_(weight, std=proj_std if name.endswith("c_proj") else INIT_STD)
                     if not isinstance(module, nn.Embedding) and module.bias is not None:
                         nn.init.zeros_(module.bias)
             self.embedding.reset()
@@ -229,12 +230,6 @@ class GPT(nn.Module):
         with torch.autocast(x_BTD.device.type, enabled=False):
             normed_BTD: Tensor = self.ln_f(x_BTD)
         return normed_BTD
-
-    @property
-    def _proj_std(self) -> float:
-        return INIT_STD / math.sqrt(
-            2 * self.config.n_layer
-        )  # 2 * n_layer branches are summed (GPT-2, section 2.3)
 
     def _block(self, site: Site) -> Block:
         return cast(Block, self.h[site.layer])

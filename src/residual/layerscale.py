@@ -25,14 +25,9 @@ class LayerScale(SingleStream):
 
     def __init__(self, spec: StreamSpec, *, gate_init: float | None) -> None:
         super().__init__()
-        value = _gate_by_depth(spec.n_layer) if gate_init is None else gate_init
+        by_depth = 0.1 if spec.n_layer <= 18 else 1e-5 if spec.n_layer <= 24 else 1e-6
+        value = by_depth if gate_init is None else gate_init
         self.gate_SD = nn.Parameter(torch.full((spec.n_site, spec.n_embd), value))
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return torch.addcmul(state, self.gate_SD[site.index], y_BTD)
-
-
-def _gate_by_depth(n_layer: int) -> float:
-    if n_layer <= 18:
-        return 0.1
-    return 1e-5 if n_layer <= 24 else 1e-6

@@ -61,8 +61,9 @@ class ParallelLanes(ResidualStrategy[Lanes]):
                 f"residual.start_layer must be >= 0 and <= {last}, got {start_layer}; "
                 "use null for 7/11 of the depth"
             )
-        active = [site for site in spec.sites if site.index >= _first_site(spec, start)]
-        self.n_single = spec.n_site - len(active)
+        first = next(site.index for site in spec.sites if site.layer >= start)
+        active = spec.sites[first:]
+        self.n_single = first
         self.carry_A = nn.Parameter(torch.full((len(active),), carry_init))
         self.write_A2 = nn.Parameter(torch.full((len(active), 2), write_init))
         with torch.no_grad():
@@ -92,7 +93,3 @@ class ParallelLanes(ResidualStrategy[Lanes]):
 
     def end(self, state: Lanes) -> Tensor:
         return (state.attn_BTD + state.mlp_BTD) / 2
-
-
-def _first_site(spec: StreamSpec, layer: int) -> int:
-    return next(site.index for site in spec.sites if site.layer >= layer)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from src.errors import UserError
 from src.files import sha256_file
 from src.launch.job import Job
-from src.models.formats.pretrained import from_pretrained, read_recipe
+from src.models.formats.pretrained import from_pretrained, read_pretrained
 from src.models.gpt import GPT
 from src.settings.read import read_settings
 from src.tasks import evaluate, export
@@ -80,7 +80,7 @@ def test_an_exported_strategy_loads_with_its_schedule(trained: Path, tmp_path: P
     found = from_pretrained(tmp_path / "hub")
     assert torch.equal(found(ids()), expected(ids()))
     assert not torch.equal(found(ids()), of_checkpoint(last, step=0, max_steps=12)(ids()))
-    recipe = read_recipe(tmp_path / "hub")
+    recipe = read_pretrained(tmp_path / "hub")[0]
     assert (recipe.step, recipe.max_steps) == (12, 12)
     assert recipe.run["config_hash"] == result(trained)["config_hash"]
     assert recipe.run["data_hash"] == result(trained)["data"]["hash"]

@@ -95,15 +95,6 @@ def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path) -> str:
     return MODEL_TYPE
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """Return the description of the model in an exported folder or a Hugging Face GPT-2 folder.
-
-    Raises:
-        ValueError: the folder is missing, or its config.json is incomplete or of another type.
-    """
-    return _read(folder)[0]
-
-
 def from_pretrained(folder: Path | str) -> GPT:
     """Build the model of an exported folder or a Hugging Face GPT-2 folder, in evaluation mode.
 

@@ -17,7 +17,7 @@ from src.models.formats.pretrained import (
     Recipe,
     from_pretrained,
     load_weights,
-    read_recipe,
+    read_pretrained,
     write_pretrained,
 )
 from src.models.gpt import GPT
@@ -118,7 +118,7 @@ def test_the_folder_holds_plain_values_and_the_identity_of_its_run(tmp_path: Pat
     rooms = {"residual": "hyperconn"}
     sent = recipe(rooms)
     write_pretrained(trained(rooms), sent, tmp_path)
-    assert read_recipe(tmp_path) == sent
+    assert read_pretrained(tmp_path)[0] == sent
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["rooms"]["residual"]["_target_"] == "src.residual.hyperconn.HyperConnections"
     assert (config["step"], config["max_steps"], config["run"]) == (STEP, MAX_STEPS, {"name": "tiny"})
