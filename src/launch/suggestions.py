@@ -54,11 +54,10 @@ def all_keys() -> list[str]:
     known: set[str] = set()
     for path in CONF.rglob("*.yaml"):
         group = path.parent.relative_to(CONF).as_posix()
-        prefix = "" if group in (".", "task", "experiment", "scale") else f"{group}."
-        known.update(prefix + key for key in _dotted_keys(_load(path)))
-        if group != ".":
-            known.add(group)
-    return sorted(known)
+        if not group.startswith("hydra"):
+            prefix = "" if group in (".", "task", "experiment", "scale") else f"{group}."
+            known.update({group, *(prefix + key for key in _dotted_keys(_load(path)))})
+    return sorted(known - {"."})
 
 
 def _load(path: Path) -> object:

@@ -1,0 +1,61 @@
+"""Messages for names that do not exist: the nearest name, or the option that has the key."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from src.launch.suggestions import all_keys, explain, nearest, options, unknown_key
+from tests.support import ROOT
+
+
+def test_the_most_similar_name_is_suggested_and_no_other() -> None:
+    assert nearest("hyperconnn", ["vanilla", "hyperconn"]) == ", did you mean hyperconn?"
+    assert nearest("zzz", ["vanilla", "hyperconn"]) == ""
+
+
+def test_the_options_of_a_group_are_its_files() -> None:
+    assert options("residual") == sorted(path.stem for path in (ROOT / "conf/residual").glob("*.yaml"))
+
+
+def test_known_keys_are_dotted_and_leave_out_what_hydra_reads() -> None:
+    keys = all_keys()
+    assert {"residual", "optimizer.lr", "residual.n_stream", "trainer.max_steps"} <= set(keys)
+    assert not [key for key in keys if "_target_" in key or key.startswith(("defaults", "hydra"))]
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        (
+            "trainer.max_step",
+            "trainer.max_step is no key, did you mean trainer.max_steps?; "
+            "`python run.py --cfg job` shows them all",
+        ),
+        (
+            "recurrence.repeats",
+            "recurrence.repeats is no key of this configuration but of recurrence=mini; choose that first",
+        ),
+    ],
+)
+def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
+    assert unknown_key(key) == sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "start"),
+    [
+        ("residual=hypercon", "residual=hypercon is no option, did you mean hyperconn?; options: attnres, "),
+        ("trainer.max_step=5", "trainer.max_step is no key, did you mean trainer.max_steps?"),
+        ("trainer.max_steps=[", "no viable alternative at input '['"),
+    ],
+)
+def test_an_error_of_hydra_is_one_line(override: str, start: str) -> None:
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        pytest.raises(HydraException) as error,
+    ):
+        compose("config", overrides=[override])
+    line = explain(error.value)
+    assert line.startswith(start)
+    assert "\n" not in line
+    assert "See https://" not in line
