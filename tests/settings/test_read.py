@@ -1,7 +1,6 @@
 """Errors of a configuration: key, value, bound and way out, all at once, before anything is built."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from omegaconf import DictConfig
 
 from src.datamodules.base import BatchSpec
 from src.errors import UserError
-from src.launch.arguments import use_stored_config
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
 from tests.support import ROOT, option, options, tokens
@@ -48,16 +46,6 @@ def test_a_limit_is_switched_off_as_messages_say(written: str) -> None:
     )
     with pytest.raises(UserError, match=r"optimizer\.lr must be"):
         settled(f"optimizer.lr={written}")
-
-
-@pytest.mark.parametrize(("asked", "ranks", "threads"), [("3", 2, 3), ("", 2, 4), ("no", 1, 8), ("0", 1, 8)])
-def test_threads_come_from_the_environment_or_the_cores_per_rank(
-    asked: str, ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    settings = settled("trainer=cpu", f"trainer.devices={ranks}")
-    assert settings.trainer.threads == threads
 
 
 def test_the_reference_protocol_is_the_published_one() -> None:
@@ -205,46 +193,6 @@ def test_a_row_scaled_down_keeps_its_parts_and_trains_on_a_cpu(row: str) -> None
     )
     gpt.loss(tokens(), tokens(seed=1)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in gpt.parameters())
-
-
-# ---- resume on the command line
-
-
-def run_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "it's a run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("name: x\n")
-    return folder
-
-
-def test_arguments_without_resume_are_left_alone() -> None:
-    for arguments in (["residual=vanilla"], ["resume=null"], ["--help"]):
-        assert use_stored_config(arguments) == arguments
-
-
-def test_a_resumed_run_composes_its_own_configuration_in_its_own_folder(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path)
-    arguments = use_stored_config([f"resume={folder}", "trainer.max_steps=9"])
-    assert arguments[:4] == ["--config-path", str(folder), "--config-name", "config"]
-    assert arguments[-1] == "trainer.max_steps=9"
-
-
-@pytest.mark.parametrize(
-    ("rest", "words"),
-    [
-        (["-m"], "cannot be part of a sweep"),
-        (["residual=vanilla"], "keeps the residual"),
-        (["+experiment=residual_reference"], "keeps the experiment"),
-    ],
-)
-def test_an_override_that_changes_the_run_is_rejected(rest: list[str], words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=words):
-        use_stored_config([f"resume={run_folder(tmp_path)}", *rest])
-
-
-def test_a_folder_that_is_no_run_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no run folder \(it has no config\.yaml\)"):
-        use_stored_config([f"resume={tmp_path}"])
 
 
 def keys_of(node: Any) -> set[str]:

@@ -1,0 +1,103 @@
+"""Tasks of jobs: their exit codes, their lines, and the files that they leave, in process."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import Interrupted, UserError
+from src.launch import job as jobs
+from src.launch.job import COMPLETED, DIVERGED, FAILED, USER_ERROR, Job, TaskEnd, run_task
+
+Run = Callable[[object], tuple[int, str, float | None]]
+
+
+def job_in(folder: Path, target: str = "src.tasks.train.run", *, resumes: bool = True) -> Job:
+    config = {"task": {"_target_": target}, "name": "x", "seed": 1, "trainer": {"max_steps": 9}}
+    return Job(folder, OmegaConf.create(config), resumes=resumes)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a job whose task returns or raises the argument."""
+
+    def run_with(outcome: object) -> tuple[int, str, float | None]:
+        def task(job: Job) -> TaskEnd:
+            assert (job.folder / ".lock").exists()
+            if isinstance(outcome, TaskEnd):
+                return outcome
+            assert isinstance(outcome, BaseException)
+            raise outcome
+
+        def load(config: DictConfig) -> Callable[[Job], TaskEnd]:
+            return task
+
+        monkeypatch.setattr(jobs, "_load_task", load)
+        return run_task(job_in(tmp_path / "r"))
+
+    return run_with
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (TaskEnd(COMPLETED, "done", 2.5), (COMPLETED, "done", 2.5)),
+        (TaskEnd(DIVERGED, "loss nan"), (DIVERGED, "loss nan", None)),
+        (UserError("seed must be\nint"), (USER_ERROR, "seed must be int", None)),
+        (RuntimeError("boom"), (FAILED, "failed: boom", None)),
+        (Interrupted(signal.SIGUSR1), (143, "stopped by SIGUSR1", None)),
+        (KeyboardInterrupt(), (130, "stopped by SIGINT", None)),
+    ],
+)
+def test_the_end_of_a_task_has_its_code_and_line(
+    outcome: object, expected: tuple[int, str, float | None], run: Run, tmp_path: Path
+) -> None:
+    assert run(outcome) == expected
+    assert not (tmp_path / "r/.lock").exists()
+
+
+def test_an_interrupted_training_is_recorded(run: Run, tmp_path: Path) -> None:
+    run(Interrupted(signal.SIGTERM))
+    assert json.loads((tmp_path / "r/result.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("error", [UserError("u"), RuntimeError("r")])
+def test_the_traceback_of_an_error_is_in_run_log_only(
+    error: Exception, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(error)
+    assert "Traceback" in (tmp_path / "r/run.log").read_text()
+    assert ("Traceback" in capsys.readouterr().err) == isinstance(error, RuntimeError)
+
+
+def test_a_new_run_in_the_folder_of_another_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    code, line, _ = run_task(job_in(tmp_path, resumes=False))
+    assert (code, line) == (
+        USER_ERROR,
+        f"{tmp_path} holds a run already; continue it with resume={tmp_path}",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, line, _ = run_task(job_in(tmp_path / "file" / "r"))
+    assert code == USER_ERROR
+    assert "cannot be written to" in line
+
+
+@pytest.mark.parametrize("target", ["os.system", "src.tasks.train.other", "src.models.gpt.run"])
+def test_only_the_tasks_of_this_project_run(target: str, tmp_path: Path) -> None:
+    code, line, _ = run_task(job_in(tmp_path, target))
+    assert (code, line) == (USER_ERROR, f"task._target_={target} is no task of this project; see --help")
+
+
+def test_the_rank_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert jobs.outer_rank() == 0
+    monkeypatch.setenv("RANK", "3")
+    assert jobs.outer_rank() == 3

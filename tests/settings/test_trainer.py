@@ -1,0 +1,35 @@
+"""Section `trainer`: threads, time limits and devices of this machine."""
+
+import pytest
+import torch
+
+from src.settings.trainer import max_seconds
+from tests.settings.test_read import settled
+
+
+@pytest.mark.parametrize(("asked", "ranks", "threads"), [("3", 2, 3), ("", 2, 4), ("no", 1, 8), ("0", 1, 8)])
+def test_threads_come_from_the_environment_or_the_cores_per_rank(
+    asked: str, ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    settings = settled("trainer=cpu", f"trainer.devices={ranks}")
+    assert settings.trainer.threads == threads
+
+
+def test_max_time_is_days_hours_minutes_and_seconds() -> None:
+    assert max_seconds(None) is None
+    assert max_seconds("01:02:03:04") == 86_400 + 2 * 3600 + 3 * 60 + 4
+    for wrong in ("11:55:00", "00:11:55", "1d"):
+        with pytest.raises(ValueError, match=r"trainer\.max_time must be days:hours:minutes:seconds"):
+            max_seconds(wrong)
+
+
+def test_auto_takes_the_gpus_and_bf16_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    found = settled().trainer
+    assert (found.accelerator, found.devices, found.strategy) == ("gpu", 2, "ddp")
+    assert (found.precision, found.compile, found.onednn) == ("bf16-mixed", True, False)
+    with pytest.raises(ValueError, match=r"trainer\.devices must be at most 2, the GPUs here, got 3"):
+        settled("trainer.devices=3")
