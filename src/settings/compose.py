@@ -9,7 +9,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
 from src.launch.suggestions import explain
-from src.settings.read import root_cause
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -21,4 +20,4 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     try:
         return compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(root_cause(error))) from error
+        raise UserError(explain(error)) from error
