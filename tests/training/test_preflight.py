@@ -1,0 +1,38 @@
+"""Checks before a training: its numbers are counted and its disk has space for the checkpoints."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from src.errors import UserError
+from src.training.preflight import check_disk, count_numbers
+from tests.runs import SMALL
+from tests.support import composed_settings
+
+
+def test_a_checkpoint_has_the_parameters_and_two_moments_of_each() -> None:
+    # 2 layers of 12 D^2 and 2 D of norms, tables of 512 + 32 rows, and the last norm
+    n_params = 2 * (12 * 32**2 + 2 * 32) + (512 + 32) * 32 + 32
+    counted = count_numbers(composed_settings(*SMALL))
+    assert 3 * n_params <= counted < 3 * n_params + 100  # and a step count for each parameter
+
+
+def test_free_space_and_present_checkpoints_must_hold_what_the_run_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = 4 * 2**18 + 2**20
+    needed = (3 + 2) * one + 16 * 2**20
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(UserError, match=r"\(3 \+ 2 checkpoints of 2\.0 MiB\); make room"):
+        check_disk(tmp_path, n_numbers=2**18, keep=3)
+    (tmp_path / "checkpoints/last.ckpt").write_bytes(b"x")
+    check_disk(tmp_path, n_numbers=2**18, keep=3)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written to"):
+        check_disk(tmp_path / "file", n_numbers=1, keep=1)
