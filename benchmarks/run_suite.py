@@ -49,7 +49,7 @@ def run_suite(job: Job, name: str, rounds: int, budget_s: float | None) -> TaskE
     """
     if name not in SUITES:
         raise UserError(
-            f"bench.suite={name} is no suite{nearest(name, list(SUITES))}; one of {', '.join(SUITES)}"
+            f"bench.suite={name} is not a suite{nearest(name, list(SUITES))}; one of {', '.join(SUITES)}"
         )
     deadline = math.inf if budget_s is None else time.monotonic() + budget_s
     return SuiteRun(job, name, rounds, deadline).run()

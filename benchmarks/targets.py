@@ -19,7 +19,7 @@ N_RESAMPLES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A measured value and the ends of its 95 % interval; all three are equal where there is no interval."""
+    """Measured value and the ends of its 95 % interval; all three are equal where there is no interval."""
 
     value: float
     low: float
@@ -39,7 +39,7 @@ Measure = Callable[[Measured], Figure]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A figure and its upper bound, or its lower bound if `at_most` is false."""
+    """Figure and its upper bound, or its lower bound if `at_most` is false."""
 
     name: str
     measure: Measure  # raises KeyError if a measurement that it needs is missing

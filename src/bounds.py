@@ -103,7 +103,7 @@ def _describe_wayout(annotation: Any) -> str:
 
 
 def check_representable(key: str, value: object, is_item: bool = False) -> None:
-    """Check a value and its items, whatever their types; only a value that is no item may be infinite.
+    """Check a value and its items, whatever their types; only a value that is not an item may be infinite.
 
     Raises:
         ValueError: a number that is NaN or too large to compute with, or text that no file can hold.

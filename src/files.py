@@ -80,7 +80,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     found = _parse(path.read_bytes())
     if found is None:
-        raise ValueError(f"{path} is no JSON object; restore it or leave the folder out")
+        raise ValueError(f"{path} is not a JSON object; restore it or leave the folder out")
     return found
 
 
@@ -88,7 +88,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON lines file without a cut last one; an empty list where there is no file.
 
     Raises:
-        ValueError: a row other than the last is no JSON object with a `step`.
+        ValueError: a row other than the last is not a JSON object with a `step`.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     if lines and not lines[-1]:

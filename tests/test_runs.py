@@ -292,7 +292,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(shards: Path, tmp_path: Path) -> 
         ("trainer.max_step=5", "did you mean trainer.max_steps"),
         ("+trainer.max_step=5", "did you mean trainer.max_steps"),
         ("residaul=vanilla", "did you mean residual"),
-        ("resume=nowhere", "is no run folder"),
+        ("resume=nowhere", "is not a run folder"),
     ],
 )
 def test_a_misspelt_override_is_answered_with_the_nearest_name(
@@ -383,7 +383,7 @@ def test_a_bad_shard_is_one_line_with_its_place(tmp_path: Path) -> None:
     )
     done = run(*SMALL, "data.path=nowhere", "hydra.run.dir=q", cwd=tmp_path)
     assert done.returncode == 2
-    assert "data.path=nowhere is no folder" in done.stderr
+    assert "data.path=nowhere is neither a folder" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ FIXED = ("task", "bench", "trusted_targets", "resume", "from_run", "hydra")
 
 @dataclasses.dataclass(frozen=True)
 class BuiltCandidate:
-    """A candidate in memory: its step on token ids and targets [B, T], its sizes and counts."""
+    """Candidate in memory: its step on token ids and targets [B, T], its sizes and counts."""
 
     step: Step
     micro_batch_size: int

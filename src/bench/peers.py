@@ -31,7 +31,7 @@ LOSS_TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer's name, its function(spec) -> (model, step[, optimizer]) and the settings whose sizes it takes."""
+    """Name of a peer, its function(spec) -> (model, step[, optimizer]) and the settings whose sizes it takes."""
 
     name: str
     function: Callable[[Any], Any]
@@ -108,7 +108,7 @@ def read_peers(texts: Sequence[str], settings: Settings, trusted: Sequence[str])
     """Read `module:function` or `name: module:function` for each peer.
 
     Raises:
-        UserError: a module is not trusted, a name is no function, or our own optimizer is not AdamW.
+        UserError: a module is not trusted, a name is not a function, or our own optimizer is not AdamW.
     """
     if texts and getattr(settings.optimizer.method, "func", None) is not AdamW:
         raise UserError(f"bench.peer={texts[0]} steps under AdamW; give optimizer=adamw, or leave out the peer")
@@ -144,6 +144,6 @@ def load_function(key: str, text: str, trusted: Sequence[str]) -> Callable[..., 
             f"{key}={text} cannot be imported ({one_line(error)}); is its folder on PYTHONPATH?"
         ) from error
     if not callable(function) or (isinstance(function, type) and issubclass(function, nn.Module)):
-        raise UserError(f"{key}={text} is no function; give module:function")
+        raise UserError(f"{key}={text} is not a function; give module:function")
     loaded: Callable[..., Any] = function
     return loaded

@@ -67,12 +67,12 @@ class Timing:
 
     @property
     def step_seconds(self) -> float:
-        """The median time of a step."""
+        """Median time of a step."""
         return statistics.median(self.seconds)
 
     @property
     def tokens_per_s(self) -> float:
-        """The throughput at the median step."""
+        """Throughput at the median step."""
         return self.tokens / self.step_seconds
 
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the earlier ones are intact."""
+    """Failure to write a checkpoint; the earlier ones are intact."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

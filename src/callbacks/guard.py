@@ -37,7 +37,7 @@ class DivergedError(RuntimeError):
 
 
 class RanksDisagreeError(RuntimeError):
-    """The ranks of a run hold different weights."""
+    """Error that the ranks of a run hold different weights."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ WIDTH, HEADS, CONTEXT, VOCABULARY = 32, 2, 16, 64
 
 @dataclass(frozen=True)
 class Subject:
-    """A configured model that can be built at any size.
+    """Configured model that can be built at any size.
 
     Args:
         make: builds a GPT of the given sizes and seed from the configured parts.
@@ -61,7 +61,7 @@ class Subject:
 
 @dataclass
 class Finding:
-    """The result of one check: faults, figures for the table, and its duration."""
+    """Result of one check: faults, figures for the table, and its duration."""
 
     name: str
     faults: list[str]

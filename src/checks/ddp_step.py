@@ -20,7 +20,7 @@ EXCHANGE_TIMEOUT_S = 60
 
 
 class _Loss(nn.Module):
-    """The loss as a forward, which is what DDP wraps."""
+    """Loss of the model as a forward, the call that DDP wraps."""
 
     def __init__(self, gpt: GPT) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ Argument: TypeAlias = "Tensor | array[int] | int | float | None"
 
 
 class Kernels:
-    """The functions of one compiled source.
+    """Functions of one compiled source.
 
     Arguments are contiguous tensors and tables (None: a null pointer), then numbers.
     """
@@ -52,7 +52,7 @@ class Kernels:
 
 
 class Source:
-    """A C++ file, compiled once for each element type and set of sizes.
+    """C++ file, compiled once for each element type and set of sizes.
 
     Args:
         path: the file below `src`, without its suffix: `kernels/depth_attention/depth`.

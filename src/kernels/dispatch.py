@@ -75,7 +75,7 @@ REGISTRY = Registry()
 
 
 class Operation:
-    """An operation with a reference and kernels, of which it selects one for each case.
+    """Operation with a reference and kernels, of which it selects one for each case.
 
     Args:
         name: the operation's name in the log and in the table.

@@ -36,7 +36,7 @@ def use_stored_config(arguments: list[str]) -> list[str]:
     folder = Path(value).resolve()
     if not (folder / "config.yaml").is_file():
         raise UserError(
-            f"{key}={value} is no run folder (it has no config.yaml); "
+            f"{key}={value} is not a run folder (it has no config.yaml); "
             "give one that holds config.yaml and checkpoints/, as under multirun/"
         )
     _reject_hydra_keys(folder / "config.yaml")

@@ -179,7 +179,7 @@ def _run_logged(job: Job, note: str = "") -> tuple[int, str, float | None]:
 def _load_task(config: DictConfig) -> Callable[[Job], TaskEnd]:
     target = OmegaConf.select(config, "task._target_")
     if not re.fullmatch(r"src\.tasks\.\w+\.run", str(target)):
-        raise UserError(f"task._target_={target} is no task of this project; see --help")
+        raise UserError(f"task._target_={target} is not a task of this project; see --help")
     return cast(Callable[[Job], TaskEnd], get_method(target))
 
 

@@ -18,7 +18,7 @@ def explain(error: BaseException) -> str:
         group, option = found.groups()
         if (CONF / group).is_dir():
             known = options(group)
-            return f"{group}={option} is no option{nearest(option, known)}; options: {', '.join(known)}"
+            return f"{group}={option} is not an option{nearest(option, known)}; options: {', '.join(known)}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found.group(1))
     if found := re.search(r"full_key: (\S+)", text):
@@ -33,8 +33,10 @@ def unknown_key(key: str) -> str:
         name for name in options(group) if rest and rest in _dotted_keys(_load(CONF / group / f"{name}.yaml"))
     ]
     if having:
-        return f"{key} is no key of this configuration but of {group}={' or '.join(having)}; choose that first"
-    return f"{key} is no key{nearest(key, all_keys())}; `python run.py --cfg job` shows them all"
+        return (
+            f"{key} is not a key of this configuration but of {group}={' or '.join(having)}; choose that first"
+        )
+    return f"{key} is not a key{nearest(key, all_keys())}; `python run.py --cfg job` shows them all"
 
 
 def nearest(name: str, known: list[str]) -> str:

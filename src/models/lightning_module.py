@@ -32,7 +32,7 @@ class StepOutput(TypedDict):
 
 
 class LanguageModel(L.LightningModule):
-    """A GPT with its optimizer and its learning-rate schedule.
+    """GPT with its optimizer and its learning-rate schedule.
 
     Logs `train/loss` at every step and `val/loss` at every validation, for callbacks that monitor a metric.
 

@@ -1,4 +1,4 @@
-"""The trunk's forward in training: compiled if asked for, with attention for shapes that do not vary."""
+"""Forward of the trunk in training: compiled if configured, with attention for shapes that do not vary."""
 
 from collections.abc import Callable
 

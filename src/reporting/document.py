@@ -1,4 +1,4 @@
-"""The page of a report: its sections, and the files report.md, report.html, leaderboard.csv and comparison.csv."""
+"""Page of a report: its sections, and the files report.md, report.html, leaderboard.csv and comparison.csv."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A document of sections, written as Markdown and as one self-contained HTML file.
+"""Document of sections, written as Markdown and as one self-contained HTML file.
 
 The HTML file needs no network and no script: it contains styles, vector figures and pictures.
 """
@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: an SVG element, or a picture file that the page embeds."""
+    """Figure: an SVG element, or a picture file that the page embeds."""
 
     caption: str
     svg: str | None = None
@@ -60,7 +60,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its content, in the order of the fields."""
+    """Heading and its content, in the order of the fields."""
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -72,7 +72,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """The title, the sections and the footer of a page."""
+    """Title, sections and footer of a page."""
 
     title: str
     sections: Sequence[Section]

@@ -22,7 +22,7 @@ REQUIRED = ("name", "seed", "steps", "tokens", "val_loss", "tokens_per_s", "flop
 
 @dataclass(frozen=True)
 class Score:
-    """A score, and what identifies its measurement (hash of the token file, protocol, number of items)."""
+    """Score, and what identifies its measurement (hash of the token file, protocol, number of items)."""
 
     value: float
     identity: tuple[tuple[str, str], ...]
@@ -30,7 +30,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Omitted:
-    """A score that is limited or skipped, and the reason."""
+    """Score that is limited or skipped, and the reason."""
 
     metric: str
     reason: str
@@ -38,7 +38,7 @@ class Omitted:
 
 @dataclass(frozen=True)
 class Run:
-    """The record of one run folder: flattened configuration, result, curve and later evaluations."""
+    """Record of one run folder: flattened configuration, result, curve and later evaluations."""
 
     folder: Path
     config: dict[str, Any]
@@ -48,12 +48,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name, or its folder's if the record has none."""
+        """Name of the run, or of its folder if the record has none."""
         return str(self.result.get("name", self.folder.name))
 
     @property
     def seed(self) -> int:
-        """The run's seed."""
+        """Seed of the run."""
         return int(self.result["seed"])
 
     def failure(self) -> str | None:
@@ -98,7 +98,7 @@ def read_run(folder: Path) -> Run:
     result = read_object(folder / "result.json")
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.yaml'} is no mapping; restore it or leave the folder out")
+        raise ValueError(f"{folder / 'config.yaml'} is not a mapping; restore it or leave the folder out")
     evaluations = tuple(read_object(path) for path in sorted((folder / "evaluations").glob("*.json")))
     rows = _read_rows(folder / "metrics.jsonl")
     return Run(

@@ -33,7 +33,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """A system minus the baseline on one metric; what needs more than one seed is None.
+    """System minus the baseline on one metric; what needs more than one seed is None.
 
     `n` counts pairs, or the seeds of the side that has fewer; `sd` is that of the paired differences, or the root mean
     square of the two sides' standard deviations.

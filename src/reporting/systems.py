@@ -47,7 +47,7 @@ class System:
 
     @property
     def name(self) -> str:
-        """The name that the runs share."""
+        """Name that the runs share."""
         return self.runs[0].name
 
 
@@ -61,7 +61,7 @@ class GroupedRuns:
 
 @dataclass(frozen=True)
 class UnfairKey:
-    """A key outside the compared axis in which a system differs from what it is compared with."""
+    """Key outside the compared axis in which a system differs from what it is compared with."""
 
     system: str
     what: str  # what the difference affects: loss, speed, software or a metric

@@ -22,7 +22,7 @@ from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 
 
 class Lanes(NamedTuple):
-    """The lanes that attention and the MLP read: the same tensor below `start_layer`."""
+    """Lanes that attention and the MLP read: the same tensor below `start_layer`."""
 
     attn_BTD: Tensor
     mlp_BTD: Tensor

@@ -96,7 +96,7 @@ def _read_library_part(name: str, section: DictConfig, target: Any) -> Callable[
     for key in map(str, section):
         if root == "optimizer" and key not in (*named, *optional, *HYDRA_KEYS):
             raise ValueError(
-                f"{name}.{key} is no argument of {section._target_}{nearest(key, list(named))}; "
+                f"{name}.{key} is not an argument of {section._target_}{nearest(key, list(named))}; "
                 "optimizer=torch has the keys of every optimizer and no other"
             )
     checked = check_keys(name, section, dict.fromkeys([*named, *optional], Any), optional=optional)
@@ -150,13 +150,13 @@ def _reject_target(name: str, path: str, trusted: Sequence[str]) -> None:
     package = path.partition(".")[0]
     if not any(path.startswith(f"{known}.") for known in (*ROOMS, *OTHERS)):
         raise ValueError(
-            f"{name}._target_={path} is no component of this project, of torch or of lightning; "
+            f"{name}._target_={path} is not a component of this project, of torch or of lightning; "
             f"if you trust it, say so on the command line: trusted_targets=[{package}]"
         )
     found = _import_target(name, path)
     if not inspect.isclass(found) or (package in OTHERS and not issubclass(found, OTHERS_CLASSES)):
         raise ValueError(
-            f"{name}._target_={path} is no class of a component; a configuration may name no other code"
+            f"{name}._target_={path} is not a class of a component; a configuration may name no other code"
         )
 
 

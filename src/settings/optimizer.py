@@ -1,4 +1,4 @@
-"""The sections `optimizer` and `schedule`: from their keys to an `OptimizerConfig` and a `Schedule`, and back.
+"""Sections `optimizer` and `schedule`: from their keys to an `OptimizerConfig` and a `Schedule`, and back.
 
 The stored form of a configuration leaves out what was implied before these sections had a `_target_`: AdamW, Muon
 where there is a section `optimizer.muon`, and a cosine schedule. So the same command gives the same `config_hash` in
@@ -31,7 +31,7 @@ from src.settings.sections import read_section
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerKeys:
-    """The keys that every optimizer has; null asks for the protocol's value."""
+    """Keys that every optimizer has; null asks for the protocol's value."""
 
     lr: float
     min_lr: float | None
@@ -95,7 +95,7 @@ def _try_out(config: OptimizerConfig, target: str) -> None:
             if key not in ("lr_scale", *optimizer.defaults) or key == "lr":
                 known = ["lr_scale", *(name for name in optimizer.defaults if name != "lr")]
                 raise ValueError(
-                    f"optimizer.groups.{number}.{key} is no option of a group of {target}{nearest(key, known)}; "
+                    f"optimizer.groups.{number}.{key} is not an option of a group of {target}{nearest(key, known)}; "
                     f"options are {', '.join(known)}"
                 )
         changed = {key: value for key, value in rule.options.items() if key in arguments}

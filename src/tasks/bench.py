@@ -1,7 +1,7 @@
 """task=bench: measure what configurations cost over a baseline in parameters, FLOPs, memory and time per step.
 
-Whole optimizer steps are timed in one process, in turns with the baseline (`src.bench.timing`), at each configuration's
-own size, device, precision and `trainer.compile`. For the strategies named by `bench.residual`, parameters, FLOPs and
+Whole optimizer steps are timed in one process, alternating with the baseline (`src.bench.timing`), at the size, device,
+precision and `trainer.compile` of each configuration. For the strategies named by `bench.residual`, parameters, FLOPs and
 the memory kept for the backward are also counted at GPT-2 Medium, on fake tensors.
 
 Writes bench.json, table.md and bench.png into the run folder.
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class BenchKeys:
-    """The section `bench`: strategies by the names of their options, configurations by their overrides."""
+    """Section `bench`: strategies by the names of their options, configurations by their overrides."""
 
     residual: str | list[str] | None
     configurations: list[str]
@@ -79,7 +79,7 @@ class BenchKeys:
         """Return the names of the selected strategies without the baseline.
 
         Raises:
-            ValueError: a name is no shipped strategy.
+            ValueError: a name is not a shipped strategy.
         """
         shipped = options("residual")
         asked = "all" if self.residual is None and not self.configurations else self.residual
@@ -88,7 +88,7 @@ class BenchKeys:
         for name in [*asked, *([] if "=" in self.baseline else [self.baseline])]:
             if name not in shipped:
                 raise ValueError(
-                    f"bench.residual={name} is no strategy{nearest(name, shipped)}; all, or {', '.join(shipped)}"
+                    f"bench.residual={name} is not a strategy{nearest(name, shipped)}; all, or {', '.join(shipped)}"
                 )
         return [name for name in asked if name != self.baseline]
 

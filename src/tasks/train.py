@@ -1,4 +1,4 @@
-"""task=train: pretrain, validate, evaluate, record. Five phases, in `src/training/session.py`."""
+"""task=train: pretrain, validate, evaluate and record, in the five phases of `src/training/session.py`."""
 
 from src.callbacks.guard import DivergedError
 from src.callbacks.stop import StopRequest

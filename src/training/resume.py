@@ -1,4 +1,4 @@
-"""Where a job continues: in a sweep that ran before, in its own folder, from which checkpoint.
+"""Starting point of a job: skipped or resumed in a sweep, resumed in its own folder, and from which checkpoint.
 
 A job of a sweep is known by the hash of its configuration. Below the sweep's folder, a completed record with that hash
 stands for the job; a stopped run with that hash in the job's own folder is resumed; a diverged one would diverge again.

@@ -1,4 +1,4 @@
-"""The state of one training run in one process, and the model that its settings describe.
+"""State of one training run in one process, and the model that its settings describe.
 
 `session.py` passes a `Run` through the phases of a training; callbacks and the trainer are built from it.
 """
@@ -21,7 +21,7 @@ from src.settings.read import Settings
 
 
 class Resume(NamedTuple):
-    """A verified checkpoint that a run continues from.
+    """Verified checkpoint that a run continues from.
 
     Args:
         path: the checkpoint file.

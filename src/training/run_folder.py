@@ -1,4 +1,4 @@
-"""The run folder: config.yaml, result.json, the loss curve and the table of scores."""
+"""Run folder: config.yaml, result.json, the loss curve and the table of scores."""
 
 import logging
 import resource

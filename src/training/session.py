@@ -1,4 +1,4 @@
-"""The phases of a training run, in their order.
+"""Phases of a training run, in their order.
 
     read        validate the configuration
     open_run    open data, record, loggers and the checkpoint to resume from

@@ -119,7 +119,7 @@ def test_the_hyper_connections_package_is_a_peer(settings: Settings) -> None:
         ("testsx.tasks:plain", "trusted_targets=[testsx]"),
         ("mine: benchmarks.peers:plane", "cannot be imported"),
         ("src.tasks.peers:plane", "cannot be imported"),
-        ("benchmarks.peers:PlainGPT", "is no function"),
+        ("benchmarks.peers:PlainGPT", "is not a function"),
     ],
 )
 def test_only_a_trusted_function_is_a_peer(settings: Settings, text: str, words: str) -> None:

@@ -87,5 +87,5 @@ def test_an_installed_logger_writes_metrics(name: str, tmp_path: Path) -> None:
 def test_several_loggers_are_built_and_a_wrong_key_is_named() -> None:
     assert len(settled("logger=[csv,wandb]", "trainer=cpu").loggers) == 2
     assert settled("trainer=cpu").loggers == []
-    with pytest.raises(UserError, match=r"logger\.csv\.flush is no key"):
+    with pytest.raises(UserError, match=r"logger\.csv\.flush is not a key"):
         settled("logger=csv", "+logger.csv.flush=1", "trainer=cpu")

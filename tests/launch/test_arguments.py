@@ -42,7 +42,7 @@ def test_an_override_that_changes_the_run_is_rejected(rest: list[str], words: st
 
 
 def test_a_folder_that_is_no_run_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no run folder \(it has no config\.yaml\)"):
+    with pytest.raises(UserError, match=r"is not a run folder \(it has no config\.yaml\)"):
         use_stored_config([f"resume={tmp_path}"])
 
 

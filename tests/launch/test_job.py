@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["os.system", "src.tasks.train.other", "src.models.gpt.run"])
 def test_only_the_tasks_of_this_project_run(target: str, tmp_path: Path) -> None:
     code, line, _ = run_task(job_in(tmp_path, target))
-    assert (code, line) == (USER_ERROR, f"task._target_={target} is no task of this project; see --help")
+    assert (code, line) == (USER_ERROR, f"task._target_={target} is not a task of this project; see --help")
 
 
 def test_the_rank_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

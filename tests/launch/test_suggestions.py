@@ -28,12 +28,12 @@ def test_known_keys_are_dotted_and_leave_out_what_hydra_reads() -> None:
     [
         (
             "trainer.max_step",
-            "trainer.max_step is no key, did you mean trainer.max_steps?; "
+            "trainer.max_step is not a key, did you mean trainer.max_steps?; "
             "`python run.py --cfg job` shows them all",
         ),
         (
             "recurrence.repeats",
-            "recurrence.repeats is no key of this configuration but of recurrence=mini; choose that first",
+            "recurrence.repeats is not a key of this configuration but of recurrence=mini; choose that first",
         ),
     ],
 )
@@ -44,8 +44,11 @@ def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("override", "start"),
     [
-        ("residual=hypercon", "residual=hypercon is no option, did you mean hyperconn?; options: attnres, "),
-        ("trainer.max_step=5", "trainer.max_step is no key, did you mean trainer.max_steps?"),
+        (
+            "residual=hypercon",
+            "residual=hypercon is not an option, did you mean hyperconn?; options: attnres, ",
+        ),
+        ("trainer.max_step=5", "trainer.max_step is not a key, did you mean trainer.max_steps?"),
         ("trainer.max_steps=[", "no viable alternative at input '['"),
     ],
 )

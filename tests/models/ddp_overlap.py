@@ -117,7 +117,7 @@ def main() -> None:
     given = {a.split("=")[0]: int(a.split("=")[1]) for a in sys.argv[1:] if "=" in a}
     unknown = sorted(set(given) - set(SIZES))
     if unknown:
-        sys.exit(f"{unknown[0]} is no size; sizes are {', '.join(SIZES)}")
+        sys.exit(f"{unknown[0]} is not a size; sizes are {', '.join(SIZES)}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -284,7 +284,7 @@ def test_errors_are_one_sentence(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         build_report([tmp_path / "empty"], "vanilla", ["residual"])
     (sweep / "0-vanilla/result.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON object; restore it or leave the folder out"):
+    with pytest.raises(ValueError, match="is not a JSON object; restore it or leave the folder out"):
         build_report([sweep], "vanilla", ["residual"])
 
 

@@ -88,7 +88,7 @@ def main() -> None:
         known = all_rows(stress)
         unknown = sorted(set(sys.argv[2:]) - set(known))
         if unknown:
-            sys.exit(f"{unknown[0]} is no row; rows are {', '.join(known)}")
+            sys.exit(f"{unknown[0]} is not a row; rows are {', '.join(known)}")
         print(
             "| fault | times injected | lost steps | wrong results | exit code |\n|---|---|---|---|---|",
             flush=True,

@@ -86,7 +86,7 @@ def test_a_damaged_result_is_named_by_every_reader(raw: bytes, tmp_path: Path) -
     (tmp_path / "result.json").write_bytes(raw)
     (tmp_path / "config.yaml").write_text("name: x\n")
     for read in (read_result, read_run, lambda folder: RunRecord(folder, writes=True)):
-        with pytest.raises(ValueError, match=r"result\.json is no JSON object"):
+        with pytest.raises(ValueError, match=r"result\.json is not a JSON object"):
             read(tmp_path)
 
 

@@ -52,7 +52,7 @@ def test_a_profiler_is_built_with_its_folder(name: str, kind: type, tmp_path: Pa
         (["+callbacks.a._target_=torch.nn.Linear"], "must be a lightning.pytorch.callbacks.callback.Callback"),
         (
             ["callbacks=early_stopping", "+callbacks.early_stopping.patiense=1"],
-            "patiense is no key, did you mean",
+            "patiense is not a key, did you mean",
         ),
         (
             ["callbacks=early_stopping", "~callbacks.early_stopping.monitor"],

@@ -28,13 +28,13 @@ def refused(tmp_path: Path, *overrides: str) -> str:
     ("overrides", "words"),
     [
         (["residual._target_=subprocess.Popen", "+residual.args=[touch,ran]"], "trusted_targets=[subprocess]"),
-        (["norm._target_=torch.hub.load", "+norm.source=local"], "no class of a component"),
-        (["residual._target_=src.files.write_atomic"], "is no component of this project"),
+        (["norm._target_=torch.hub.load", "+norm.source=local"], "not a class of a component"),
+        (["residual._target_=src.files.write_atomic"], "is not a component of this project"),
         (["+residual._args_=[ran,x]"], "_args_ is not used here"),
         (["+data.path={_target_:subprocess.Popen,args:[touch,ran]}"], "trusted_targets=[subprocess]"),
         (["task=evaluate", "checkpoint=http://127.0.0.1:9/x.ckpt"], "no checkpoint there"),
-        (["resume=http://127.0.0.1:9/run"], "is no run folder"),
-        (["task._target_=os.system"], "is no task of this project"),
+        (["resume=http://127.0.0.1:9/run"], "is not a run folder"),
+        (["task._target_=os.system"], "is not a task of this project"),
     ],
 )
 def test_a_target_that_is_no_component_is_rejected(overrides: list[str], words: str, tmp_path: Path) -> None:

@@ -13,5 +13,5 @@ def test_the_last_override_counts_and_an_unknown_name_is_an_error_of_the_user() 
         assert compose_config(["seed=1", "seed=2"]).seed == 2
         with pytest.raises(UserError, match="did you mean hyperconn"):
             compose_config(["residual=hypercon"])
-        with pytest.raises(UserError, match=r"trainer\.max_step is no key"):
+        with pytest.raises(UserError, match=r"trainer\.max_step is not a key"):
             compose_config(["trainer.max_step=5"])

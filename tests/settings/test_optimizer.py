@@ -149,20 +149,20 @@ def test_group_rules_reach_the_optimizer() -> None:
         (["optimizer=muon", "optimizer.muon=null"], r"optimizer\.muon must be a section of keys"),
         (
             ["optimizer=muon", "+optimizer.muon.momentun=0"],
-            r"momentun is no key, did you mean optimizer\.muon\.momentum\?",
+            r"momentun is not a key, did you mean optimizer\.muon\.momentum\?",
         ),
         (["optimizer=muon", "optimizer.lr=-1"], r"optimizer\.lr must be positive"),
         (["optimizer=muon", "~optimizer.muon.ns_steps"], r"optimizer\.muon\.ns_steps is missing"),
-        (["+optimizer.beta=0"], r"optimizer\.beta is no key, did you mean optimizer\.betas\?"),
+        (["+optimizer.beta=0"], r"optimizer\.beta is not a key, did you mean optimizer\.betas\?"),
         (["optimizer.betas=[0.9,1.0]"], r"optimizer\.betas must each be in \[0, 1\)"),
         (["optimizer=torch"], r"optimizer\._target_ has no value"),
         (
             ["optimizer._target_=torch.optim.SGD"],
-            r"optimizer\.betas is no argument of torch\.optim\.SGD; optimizer=torch",
+            r"optimizer\.betas is not an argument of torch\.optim\.SGD; optimizer=torch",
         ),
         (
             [*SGD, "+optimizer.momentun=0.9"],
-            r"momentun is no argument of torch\.optim\.SGD, did you mean momentum\?",
+            r"momentun is not an argument of torch\.optim\.SGD, did you mean momentum\?",
         ),
         ([*SGD, "+optimizer.momentum=-1"], r"optimizer: torch\.optim\.SGD: Invalid momentum value: -1"),
         (
@@ -179,7 +179,7 @@ def test_group_rules_reach_the_optimizer() -> None:
         ),
         (
             ["optimizer.groups=[{pattern: h.*, betta: 1}]"],
-            r"groups\.0\.betta is no option .*AdamW, did you mean betas\?",
+            r"groups\.0\.betta is not an option .*AdamW, did you mean betas\?",
         ),
         (
             ["optimizer.groups=[{pattern: h.*, betas: [0.9, 2.0]}]"],
@@ -199,7 +199,7 @@ def test_group_rules_reach_the_optimizer() -> None:
         (["schedule=wsd", "~schedule.decay_share"], r"schedule\.decay_share is missing"),
         (
             ["+schedule.decay_share=0.5"],
-            r"schedule\.decay_share is no key of this configuration but of schedule=wsd",
+            r"schedule\.decay_share is not a key of this configuration but of schedule=wsd",
         ),
         (["schedule._target_=torch.nn.Linear", "+schedule.in_features=1"], r"schedule\."),
     ],

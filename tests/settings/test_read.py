@@ -91,15 +91,15 @@ def test_the_reference_protocol_is_the_published_one() -> None:
         (["trainer.strategy=fsdp"], "trainer.strategy must be auto or ddp, got 'fsdp'"),
         (["trainer.devices=two"], "trainer.devices must be auto or int >= 1 and <= 1024, got 'two'"),
         (["trainer.compile=maybe"], "trainer.compile must be auto, true or false, got 'maybe'"),
-        (["+trainer.max_step=5"], "trainer.max_step is no key, did you mean trainer.max_steps?"),
+        (["+trainer.max_step=5"], "trainer.max_step is not a key, did you mean trainer.max_steps?"),
         (
             ["+recurrence.repeats=2"],
-            "recurrence.repeats is no key of this configuration but of recurrence=mini;",
+            "recurrence.repeats is not a key of this configuration but of recurrence=mini;",
         ),
-        (["+optimiser=1"], "optimiser is no key, did you mean optimizer?"),
+        (["+optimiser=1"], "optimiser is not a key, did you mean optimizer?"),
         (
             ["+residual.n_streams=2", "residual=hyperconn"],
-            "residual.n_streams is no key, did you mean residual.n_stream?",
+            "residual.n_streams is not a key, did you mean residual.n_stream?",
         ),
         (
             ["residual=hyperconn", "residual.n_stream=four"],
@@ -131,7 +131,7 @@ def test_an_error_names_key_value_and_bound(overrides: list[str], words: str) ->
 def test_all_errors_are_raised_at_once() -> None:
     with pytest.raises(UserError) as error:
         settled("optimizer.lr=-1", "model.n_head=0", "trainer.max_steps=0", "+modle.x=1")
-    for words in ("optimizer.lr", "model.n_head", "trainer.max_steps", "modle is no key"):
+    for words in ("optimizer.lr", "model.n_head", "trainer.max_steps", "modle is not a key"):
         assert words in str(error.value)
 
 

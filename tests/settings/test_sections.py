@@ -24,9 +24,9 @@ def test_a_field_with_a_default_may_be_missing() -> None:
 
 def test_all_errors_of_a_section_are_raised_at_once() -> None:
     section = OmegaConf.create({"count": 0, "shares": 1})
-    with pytest.raises(ValueError, match="no key") as error:
+    with pytest.raises(ValueError, match="not a key") as error:
         read_section("s", section, Keys)
-    unknown = "s.shares is no key; `python run.py --cfg job` shows them all"
+    unknown = "s.shares is not a key; `python run.py --cfg job` shows them all"
     sentences = {unknown, "s.count must be int >= 1, got 0", "s.share is missing; give s.share=<value>"}
     assert set(str(error.value).split("; s.")) <= {x.removeprefix("s.") for x in sentences} | sentences
 

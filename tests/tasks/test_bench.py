@@ -96,7 +96,7 @@ def test_all_are_the_shipped_strategies_without_the_baseline() -> None:
 
 
 def test_an_unknown_strategy_is_an_error_that_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"bench\.residual=atnres is no strategy, did you mean attnres\?"):
+    with pytest.raises(ValueError, match=r"bench\.residual=atnres is not a strategy, did you mean attnres\?"):
         keys(residual=["atnres"]).strategies()
 
 
@@ -104,14 +104,14 @@ def test_an_invalid_configuration_is_an_error_of_one_line(tmp_path: Path) -> Non
     done = run("task=bench", *SMALL, 'bench.configurations=["residual=atnres"]', cwd=tmp_path)
     assert done.returncode == 2
     assert len(error_lines(done)) == 1
-    assert "'residual=atnres': residual=atnres is no option, did you mean attnres?" in done.stderr
+    assert "'residual=atnres': residual=atnres is not an option, did you mean attnres?" in done.stderr
 
 
 def test_an_unknown_suite_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
     done = run("task=bench", *SMALL, "bench.suite=cpus", cwd=tmp_path)
     assert done.returncode == 2
     assert error_lines(done) == [
-        "error: bench.suite=cpus is no suite, did you mean cpu?; one of cpu, gpu, scaling"
+        "error: bench.suite=cpus is not a suite, did you mean cpu?; one of cpu, gpu, scaling"
     ]
 
 

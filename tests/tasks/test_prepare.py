@@ -73,7 +73,7 @@ def test_after_kill_9_running_again_writes_the_same_bytes(texts: Path, tmp_path:
     ("overrides", "words"),
     [
         (["prepare.source=nowhere"], "prepare.output is missing; give prepare.output=<folder>"),
-        (["prepare.output=out", "+prepare.shards=3"], "prepare.shards is no key"),
+        (["prepare.output=out", "+prepare.shards=3"], "prepare.shards is not a key"),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_2(overrides: list[str], words: str, tmp_path: Path) -> None:

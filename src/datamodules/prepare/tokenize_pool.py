@@ -93,7 +93,7 @@ def _read_text(row: bytes | str | None, is_json: bool) -> tuple[str | None, str 
     if text is None:
         return name, None, "null"
     if not isinstance(text, str):
-        return name, None, "text is no string"
+        return name, None, "text is not a string"
     if not text:
         return name, None, "empty"
     return name, text, ""

@@ -50,7 +50,7 @@ class TrainLoader:
 
 
 class ValLoader:
-    """Validation batches, read anew for each validation.
+    """Validation batches, read again for each validation.
 
     Args:
         batches: returns an iterator over all of them.

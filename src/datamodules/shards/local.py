@@ -112,7 +112,7 @@ def _list_pattern(path: Path, address: str) -> list[Path]:
     files = sorted((p for p in matches if p.is_file()), key=lambda p: number_key(p.name))
     if not files:
         raise ShardError(
-            f"data.path={address} is no folder and no file; give a folder, a file or a pattern of "
+            f"data.path={address} is neither a folder nor a file; give a folder, a file or a pattern of "
             "*val*.bin and *train*.bin shards"
         )
     return files

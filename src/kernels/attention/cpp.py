@@ -36,7 +36,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 def is_applicable(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, dropout: float) -> bool:
     """Return whether `attention` computes the same as torch's `scaled_dot_product_attention`, and is as fast or faster.
 
-    It is where torch would call its CPU kernel and either gradients are wanted or oneDNN computes other products.
+    It is where torch would call its CPU kernel and either gradients are required or oneDNN computes other products.
     """
     return (
         q_BHTK.device.type == "cpu"
@@ -64,7 +64,7 @@ def why_not(device: torch.device, dtype: torch.dtype, *, head_size: int) -> str 
 
 
 class AttentionKernel:
-    """The kernel for one dtype.
+    """Kernel for one dtype.
 
     Args:
         kernels: the compiled functions.

@@ -1,4 +1,7 @@
-"""Triton kernel of the cross-entropy of logits (`triton_launch.py`). Shape letters: C rows, V vocabulary."""
+"""Triton kernel of the cross-entropy of logits (`triton_launch.py`).
+
+Shape letters: C rows, V vocabulary.
+"""
 
 import torch
 import triton

@@ -214,7 +214,7 @@ def _mixture(
 
 
 class _Source(torch.autograd.Function):
-    """A source as its queries read it, its scores and 1 / rms; its backward computes its whole gradient."""
+    """Source as its queries read it, its scores and 1 / rms; the backward computes its whole gradient."""
 
     @staticmethod
     def forward(

@@ -96,7 +96,7 @@ STATIC_SUM = Operation("static sums over depth", cpp=_why_not, compiled=(), resi
 
 
 class _Source(torch.autograd.Function):
-    """A source as its queries read it; its backward computes its whole gradient and those of its weights."""
+    """Source as its queries read it; the backward computes its whole gradient and those of its weights."""
 
     @staticmethod
     def forward(

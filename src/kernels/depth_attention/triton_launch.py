@@ -1,4 +1,6 @@
-"""Launches of `triton_kernels.py`: tables of addresses, sizes and grids. It needs Triton.
+"""Launches of `triton_kernels.py`: tables of addresses, sizes and grids.
+
+It needs Triton.
 
 All tensors are contiguous and on one device; outputs are allocated by the caller. Sources are bfloat16 or of the keys'
 dtype, in which everything else is. A query's number counts from the last (-1), where all sources' scores agree.

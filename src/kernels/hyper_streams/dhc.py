@@ -168,7 +168,7 @@ class _Read(torch.autograd.Function):
 
 
 class _CppRead(torch.autograd.Function):
-    """The read of streams to which the kernel also writes the last output, in the same pass."""
+    """Read of streams to which the kernel also writes the last output, in the same pass."""
 
     @staticmethod
     def forward(

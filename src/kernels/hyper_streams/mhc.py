@@ -95,7 +95,7 @@ def mhc_weights(h_BTND: Tensor, parameters: MHCParameters, n_iteration: int, eps
 
 
 class _CppRead(torch.autograd.Function):
-    """The read of streams to which the kernel also writes the last output, in the same pass."""
+    """Read of streams to which the kernel also writes the last output, in the same pass."""
 
     @staticmethod
     def forward(

@@ -60,7 +60,7 @@ class ReadKernels(NamedTuple):
 
 
 class RecomputingRead:
-    """A read whose backward recomputes the streams.
+    """Read whose backward recomputes the streams.
 
     Args:
         name: finds the kernels from within a compiled graph, which can hold a string but no function.

@@ -22,14 +22,14 @@ EPS = 1e-5  # of DHC's LayerNorm
 
 
 class SiteWeights(NamedTuple):
-    """A site's weights: A [N, N + 1] and B [N], or by token with [B, T] in front."""
+    """Weights of a site: A [N, N + 1] and B [N], or by token with [B, T] in front."""
 
     a: Tensor
     b: Tensor
 
 
 class DHCParameters(NamedTuple):
-    """A site's parameters: projection, gain and bias of the norm, scales of A and B, static A and B."""
+    """Parameters of a site: projection, gain and bias of the norm, scales of A and B, static A and B."""
 
     w_DC: Tensor
     gain_D: Tensor
@@ -40,7 +40,7 @@ class DHCParameters(NamedTuple):
 
 
 class MHCParameters(NamedTuple):
-    """A site's parameters: projection, scales of pre, post and res, biases."""
+    """Parameters of a site: projection, scales of pre, post and res, biases."""
 
     phi_CV: Tensor
     scale_3: Tensor

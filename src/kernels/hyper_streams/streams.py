@@ -22,7 +22,7 @@ from src.kernels.hyper_streams.reference import SiteWeights
 
 
 class Streams(NamedTuple):
-    """The streams [B, T, N, D], B of the site that is visited, and its output [B, T, D] if it is still to be written."""
+    """Streams [B, T, N, D], B of the site that is visited, and its output [B, T, D] if it is still to be written."""
 
     h_BTND: Tensor
     b: Tensor

@@ -40,7 +40,7 @@ def plan_by_token(kernel: Any, h: Tensor, tokens: int, n_stream: int, direction:
 
 
 class Launch:
-    """A kernel, its grid of programs and its options, for streams like `h`."""
+    """Kernel, its grid of programs and its options, for streams like `h`."""
 
     def __init__(
         self,

@@ -168,7 +168,7 @@ def _component(where: str, room: str, keys: dict[str, Any]) -> Any:  # a factory
             kind = None
     if not (isinstance(kind, type) and issubclass(kind, (nn.Module, Recurrence))):
         raise ValueError(
-            f"{where} names {target} for {room}, which is no class of this project's src/{room}/; "
+            f"{where} names {target} for {room}, which is not a class of this project's src/{room}/; "
             "put it there to export and load it"
         )
     return partial(kind, **{key: value for key, value in keys.items() if not key.startswith("_")})

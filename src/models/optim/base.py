@@ -1,4 +1,4 @@
-"""The contract of optimizers, and what training does the same way for each of them.
+"""Contract of optimizers, and what training does the same way for each of them.
 
 An optimizer is a subclass of `torch.optim.Optimizer` with the constructor `(groups, lr, *, <the keys of its YAML>)`.
 A method is one file in this folder and one in `conf/optimizer`; no other file names it. Any class of `torch.optim`
@@ -30,7 +30,7 @@ from src.models.optim.groups import GroupRule, ParameterGroups, parameter_groups
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The keys of `optimizer`, with nothing left open.
+    """Keys of `optimizer`, with nothing left open.
 
     Args:
         lr: the peak learning rate.

@@ -31,7 +31,7 @@ from src.models.optim.groups import ParameterGroups
 
 @dataclass(frozen=True)
 class MuonKeys:
-    """The keys of `optimizer.muon`.
+    """Keys of `optimizer.muon`.
 
     Args:
         momentum: m (0.95 in the source).

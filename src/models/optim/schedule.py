@@ -1,4 +1,4 @@
-"""The contract of learning-rate schedules, and the torch scheduler that applies one to an optimizer.
+"""Contract of learning-rate schedules, and the torch scheduler that applies one to an optimizer.
 
 A schedule is a pure function of the optimizer step s = 0 .. max_steps - 1:
 
@@ -20,7 +20,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """Learning rate by optimizer step. Subclasses add their YAML's keys as keyword-only fields.
+    """Learning rate by optimizer step.
+
+    Subclasses add the keys of their YAML as keyword-only fields.
 
     Args:
         peak: the largest rate, reached at the end of the warm-up.
@@ -63,7 +65,7 @@ class Schedule(ABC):
 
 
 class ScheduledLR(torch.optim.lr_scheduler.LRScheduler):
-    """A torch scheduler whose rates are `schedule.lr(step)` times each group's `lr_scale`.
+    """Torch scheduler whose rates are `schedule.lr(step)` times each group's `lr_scale`.
 
     Rates follow from the step alone, so a resumed run calls `follow(global_step)` and needs no stored state.
     `step()` counts as in torch, for loops that call it after every optimizer step.

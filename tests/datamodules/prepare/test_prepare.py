@@ -155,7 +155,7 @@ def test_documents_without_text_are_counted_named_and_left_out(tmp_path: Path) -
         9: (b'{"text": null, "id": "n"}', "null"),
         10: (b'{"text": "cut', "not JSON"),
         30: (b'{"texts": "x"}', "no field text"),
-        31: (b'{"text": 5}', "text is no string"),
+        31: (b'{"text": 5}', "text is not a string"),
         32: (rb'{"text": "\ud800"}', "not UTF-8"),
         len(good) + 7: (b"", "empty"),
     }
@@ -172,7 +172,7 @@ def test_documents_without_text_are_counted_named_and_left_out(tmp_path: Path) -
         "not JSON": 1,
         "not UTF-8": 2,
         "null": 1,
-        "text is no string": 1,
+        "text is not a string": 1,
     }
     listed = [json.loads(line) for line in (tmp_path / "out" / "bad_documents.jsonl").read_text().splitlines()]
     names = [f"t.jsonl:{at + 1}" if at != 9 else "n" for at in sorted(bad)]

@@ -76,7 +76,7 @@ def test_a_declared_folder_of_nanogpt_is_read(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="nowhere is no folder and no file"):
+    with pytest.raises(ShardError, match="nowhere is neither a folder nor a file"):
         open_local(str(tmp_path / "nowhere"))
     (tmp_path / "test.bin").touch()
     with pytest.raises(ShardError, match=r"holds no \*val\*\.bin and \*train\*\.bin \(1 \.bin files"):

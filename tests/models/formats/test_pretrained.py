@@ -149,10 +149,13 @@ def cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (edit(residual__={"_target_": "os.system"}), "names os.system for residual, which is no class of"),
-        (edit(residual__={"_target_": "src.norm.layernorm.LayerNorm"}), "for residual, which is no class of"),
-        (edit(residual__={"_target_": "src.residual.base.importlib"}), "which is no class of"),
-        (edit(residual__={"_target_": "src.residual.no_such.Thing"}), "which is no class of"),
+        (edit(residual__={"_target_": "os.system"}), "names os.system for residual, which is not a class of"),
+        (
+            edit(residual__={"_target_": "src.norm.layernorm.LayerNorm"}),
+            "for residual, which is not a class of",
+        ),
+        (edit(residual__={"_target_": "src.residual.base.importlib"}), "which is not a class of"),
+        (edit(residual__={"_target_": "src.residual.no_such.Thing"}), "which is not a class of"),
         (
             edit(residual__={"_target_": "src.residual.x0_blend.X0Blend"}),
             "describes a model that cannot be built",

@@ -1,4 +1,4 @@
-"""A constant rate after the warm-up: lr(s) = peak. `optimizer.min_lr` has no effect."""
+"""Constant rate after the warm-up: lr(s) = peak; `optimizer.min_lr` has no effect."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from src.models.optim.schedule import Schedule
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The peak at every step after the warm-up."""
+    """Peak at every step after the warm-up."""
 
     def after_warmup(self, step: int) -> float:
         return self.peak

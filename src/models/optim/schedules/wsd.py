@@ -20,7 +20,7 @@ SHAPES = ("linear", "1-sqrt")
 
 @dataclass(frozen=True)
 class WSD(Schedule):
-    """A constant rate, then a decay to `floor` at the last step.
+    """Constant rate, then a decay to `floor` at the last step.
 
     Args:
         decay_share: steps of the decay over `trainer.max_steps`, in (0, 1] (0.2 in the source).
@@ -50,7 +50,7 @@ class WSD(Schedule):
 
     @property
     def decay_steps(self) -> int:
-        """The number of steps below the peak rate at the end of the run, at least 1."""
+        """Number of steps below the peak rate at the end of the run, at least 1."""
         return max(1, round(self.decay_share * self.max_steps))
 
     def after_warmup(self, step: int) -> float:
