@@ -9,9 +9,9 @@ llm-pretrain-normalization, baseline `rmsnorm_post` (sandwich); OLMo 2 (arXiv 25
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from src.kernels.autocast import suspend_autocast
 from src.models.attention import CausalSelfAttention, TapQKV
 from src.models.config import NORM_PLACEMENTS, GPTConfig
 from src.models.mlp import MLP, CopiedMLP
@@ -27,7 +27,7 @@ class Tap:
         self.residual, self.site, self.state = residual, site, state
 
     def __call__(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(q_BHTK.device.type, enabled=False):
+        with suspend_autocast(q_BHTK):
             *qkv, self.state = self.residual.tap_qkv(self.state, self.site, q_BHTK, k_BHTK, v_BHTK)
         q_BHTK, k_BHTK, v_BHTK = qkv
         return q_BHTK, k_BHTK, v_BHTK

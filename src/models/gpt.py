@@ -20,13 +20,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from src.embedding.base import EmbeddingSpec, Lookup, adapt_embedding
+from src.kernels.autocast import capture_autocast, suspend_autocast
 from src.kernels.cross_entropy import linear_cross_entropy, token_losses
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
@@ -167,14 +167,8 @@ class GPT(nn.Module):
 
         The stream is computed outside autocast, in float32; sublayers run under the caller's autocast.
         """
-        device = idx_BT.device.type
-        autocast = partial(
-            torch.autocast,
-            device,
-            dtype=torch.get_autocast_dtype(device),
-            enabled=torch.is_autocast_enabled(device),
-        )
-        with torch.autocast(device, enabled=False):
+        autocast = capture_autocast(idx_BT)
+        with suspend_autocast(idx_BT):
             x0_BTD = self.embedding(idx_BT)
             lookup = self.embedding.lookup(idx_BT)
             recorder.record_start(x0_BTD)
@@ -227,7 +221,7 @@ class GPT(nn.Module):
     def _apply_final_norm(self, x_BTD: Tensor) -> Tensor:
         if self.ln_f is None:
             return x_BTD
-        with torch.autocast(x_BTD.device.type, enabled=False):
+        with suspend_autocast(x_BTD):
             normed_BTD: Tensor = self.ln_f(x_BTD)
         return normed_BTD
 

@@ -34,19 +34,12 @@ class TrainerKeys:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainerSettings:
+class TrainerSettings(TrainerKeys):
     """Keys of `trainer` with every auto resolved."""
 
-    max_steps: int
-    max_time: str | None
-    log_every_steps: int
-    val_every_steps: int
-    checkpoint_every_steps: int
-    stream_pictures: bool
-    accelerator: str
+    accelerator: Literal["cpu", "gpu"]
     devices: int
-    strategy: str
-    precision: str
+    precision: Literal["32-true", "bf16-mixed"]
     compile: bool
     threads: int
     onednn: bool
@@ -75,21 +68,16 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     precision = keys.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    return TrainerSettings(
-        keys.max_steps,
-        keys.max_time,
-        keys.log_every_steps,
-        keys.val_every_steps,
-        keys.checkpoint_every_steps,
-        keys.stream_pictures,
-        accelerator,
-        devices,
-        "ddp" if devices > 1 or keys.strategy == "ddp" else "auto",
-        precision,
-        on_gpu if keys.compile == "auto" else bool(keys.compile),
-        default_threads(devices) if keys.threads == "auto" else int(keys.threads),
-        not on_gpu and resolve_onednn(keys.onednn),
-    )
+    resolved = {
+        "accelerator": accelerator,
+        "devices": devices,
+        "strategy": "ddp" if devices > 1 else keys.strategy,
+        "precision": precision,
+        "compile": on_gpu if keys.compile == "auto" else keys.compile,
+        "threads": default_threads(devices) if keys.threads == "auto" else keys.threads,
+        "onednn": not on_gpu and resolve_onednn(keys.onednn),
+    }
+    return TrainerSettings(**{**dataclasses.asdict(keys), **resolved})
 
 
 def default_threads(ranks: int) -> int:

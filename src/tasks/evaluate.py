@@ -105,7 +105,7 @@ def _launch_fabric(trainer: TrainerSettings) -> L.Fabric:
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         strategy="ddp" if trainer.devices > 1 else "auto",
-        precision=trainer.precision,  # type: ignore[arg-type]  # settings allow Lightning's names only
+        precision=trainer.precision,
     )
     prepare_process(trainer)
     fabric.launch()

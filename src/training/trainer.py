@@ -35,7 +35,7 @@ def build_trainer(run: Run) -> L.Trainer:
         accelerator=keys.accelerator,
         devices=keys.devices,
         strategy=_build_strategy(keys.strategy, settings.safety.rank_timeout_s),
-        precision=keys.precision,  # type: ignore[arg-type]  # one of Lightning's names, checked by the settings
+        precision=keys.precision,
         max_steps=keys.max_steps,
         max_epochs=1,
         val_check_interval=keys.val_every_steps,
