@@ -1,4 +1,8 @@
-"""The main job from outside: what a run leaves, stopping and going on, ranks, sweeps, exit codes."""
+"""The main job from outside: what a run leaves, stopping and going on, ranks, sweeps, exit codes.
+
+Covers `src/callbacks/stream_log.py`, `src/reporting/stream_figures.py`, `src/tasks/train.py` and
+`src/training/session.py` too.
+"""
 
 import hashlib
 import json

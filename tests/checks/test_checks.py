@@ -1,4 +1,7 @@
-"""Checks: every planted fault is caught by its check, and correct strategies pass."""
+"""Checks: every planted fault is caught by its check, and correct strategies pass.
+
+Covers `ddp_step.py` too.
+"""
 
 import dataclasses
 import functools

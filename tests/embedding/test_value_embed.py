@@ -1,4 +1,7 @@
-"""Value embeddings, in the stream and in attention, against their definition."""
+"""Value embeddings, in the stream and in attention, against their definition.
+
+Covers `value_embed_attention.py` and `value_tables.py` too.
+"""
 
 from typing import Any
 

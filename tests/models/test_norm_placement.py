@@ -1,4 +1,7 @@
-"""Norm placement: on the input of a sublayer, on its output, on both."""
+"""Norm placement: on the input of a sublayer, on its output, on both.
+
+Covers `block.py` too.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""Reports: numbers equal to independent computations, and warnings about runs that are not comparable."""
+"""Reports: numbers equal to independent computations, and warnings about runs that are not comparable.
+
+Covers `curves.py`, `figures.py`, `leaderboard.py`, `page.py`, `runs.py`, `systems.py` and `tables.py` too.
+"""
 
 import csv
 import json

@@ -1,4 +1,7 @@
-"""Attention over streams equals the benchmark's loop written out."""
+"""Attention over streams equals the benchmark's loop written out.
+
+Covers `src/residual/families/stream_attention.py` too.
+"""
 
 import pytest
 import torch

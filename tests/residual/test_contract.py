@@ -1,4 +1,7 @@
-"""Contract of a residual strategy, tested for every shipped option."""
+"""Contract of a residual strategy, tested for every shipped option.
+
+Covers `src/residual/families/single_stream.py` too.
+"""
 
 import inspect
 import re

@@ -1,4 +1,7 @@
-"""Dynamic hyper-connections equal equations 10-13 of the paper, written out, and the published package."""
+"""Dynamic hyper-connections equal equations 10-13 of the paper, written out, and the published package.
+
+Covers `src/residual/families/hyper_connections.py` too.
+"""
 
 import pytest
 import torch

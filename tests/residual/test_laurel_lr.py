@@ -1,4 +1,7 @@
-"""LAuReL-LR against its equation."""
+"""LAuReL-LR against its equation.
+
+Covers `src/residual/families/low_rank.py` too.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""MUDDFormer equals its layer written out, and has the published count."""
+"""MUDDFormer equals its layer written out, and has the published count.
+
+Covers `src/residual/families/mudd_weights.py` too.
+"""
 
 from typing import Any
 

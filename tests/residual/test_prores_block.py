@@ -1,4 +1,7 @@
-"""ProRes per layer against the benchmark's equation."""
+"""ProRes per layer against the benchmark's equation.
+
+Covers `src/residual/families/shared_norm.py` too.
+"""
 
 import torch
 

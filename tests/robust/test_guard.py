@@ -1,4 +1,7 @@
-"""Runs that diverge: where they stop, what they leave, and where a rollback returns to."""
+"""Runs that diverge: where they stop, what they leave, and where a rollback returns to.
+
+Covers `src/training/rollback.py` too.
+"""
 
 import shutil
 import signal

@@ -1,4 +1,7 @@
-"""Any value of any key is rejected in one sentence that names the key, or accepted and stored."""
+"""Any value of any key is rejected in one sentence that names the key, or accepted and stored.
+
+Covers `safety.py` too.
+"""
 
 import copy
 import functools

@@ -1,4 +1,7 @@
-"""task=bench through the front door: what is counted, timed and written."""
+"""task=bench through the front door: what is counted, timed and written.
+
+Covers `src/bench/host_overhead.py` and `src/reporting/bench_figure.py` too.
+"""
 
 import json
 from pathlib import Path

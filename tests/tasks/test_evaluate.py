@@ -1,4 +1,7 @@
-"""task=evaluate: equal scores to the run's, identified by the checkpoint."""
+"""task=evaluate: equal scores to the run's, identified by the checkpoint.
+
+Covers `src/training/saved_weights.py` too.
+"""
 
 import json
 import shutil

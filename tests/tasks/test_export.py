@@ -1,4 +1,7 @@
-"""task=export: folders that load by themselves, with the run's record."""
+"""task=export: folders that load by themselves, with the run's record.
+
+Covers `model_card.py` too.
+"""
 
 import json
 import shutil

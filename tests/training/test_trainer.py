@@ -1,4 +1,7 @@
-"""A run's trainer: Lightning's own callbacks and profilers work in it, and its order of validation and checkpoint."""
+"""A run's trainer: Lightning's own callbacks and profilers work in it, and its order of validation and checkpoint.
+
+Covers `src/callbacks/validation.py` too.
+"""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""Preparation: the bytes follow from documents and keys alone, despite bad documents, kills and a full disk."""
+"""Preparation: the bytes follow from documents and keys alone, despite bad documents, kills and a full disk.
+
+Covers `progress.py` too.
+"""
 
 import errno
 import gzip

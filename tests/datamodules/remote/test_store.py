@@ -1,4 +1,7 @@
-"""Remote shards: fetched once, right or rejected on any connection, within the limit of the cache."""
+"""Remote shards: fetched once, right or rejected on any connection, within the limit of the cache.
+
+Covers `prefetch.py` too.
+"""
 
 import multiprocessing
 import os

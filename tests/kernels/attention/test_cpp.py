@@ -1,4 +1,7 @@
-"""Attention on a CPU: the C++ kernel equals the reference; torch's kernel runs where it cannot."""
+"""Attention on a CPU: the C++ kernel equals the reference; torch's kernel runs where it cannot.
+
+Covers `src/kernels/brgemm.py` too.
+"""
 
 import logging
 

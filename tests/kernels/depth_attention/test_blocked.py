@@ -1,4 +1,7 @@
-"""Compiled depth attention by the C++ kernels equals the reference, whichever forwards and backwards there are."""
+"""Compiled depth attention by the C++ kernels equals the reference, whichever forwards and backwards there are.
+
+Covers `eager.py` and `reference.py` too.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,7 @@
-"""Depth attention by the C++ kernels in eager mode equals the reference, in each strategy that uses it."""
+"""Depth attention by the C++ kernels in eager mode equals the reference, in each strategy that uses it.
+
+Covers `running_sum.py` and `static_sum.py` too.
+"""
 
 from collections.abc import Callable
 from typing import Any

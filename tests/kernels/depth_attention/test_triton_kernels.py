@@ -1,4 +1,7 @@
-"""Depth attention by the Triton kernels equals the reference: on a GPU, or through Triton's interpreter."""
+"""Depth attention by the Triton kernels equals the reference: on a GPU, or through Triton's interpreter.
+
+Covers `triton_launch.py` too.
+"""
 
 import importlib
 import importlib.util

@@ -1,4 +1,7 @@
-"""The read of mHC: every backend equals the reference in value and gradient."""
+"""The read of mHC: every backend equals the reference in value and gradient.
+
+Covers `projection.py` too.
+"""
 
 import contextlib
 from functools import partial

@@ -1,4 +1,7 @@
-"""The Triton kernels, in the interpreter on a CPU, equal the reference; their backward recomputes the streams."""
+"""The Triton kernels, in the interpreter on a CPU, equal the reference; their backward recomputes the streams.
+
+Covers `dhc_triton.py`, `mhc_triton.py` and `triton_common.py` too.
+"""
 
 import gc
 import importlib.util

@@ -1,4 +1,7 @@
-"""Weights to and from Hugging Face's GPT-2, against transformers itself."""
+"""Weights to and from Hugging Face's GPT-2, against transformers itself.
+
+Covers `folder.py` too.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Contract of an embedding for every shipped option, and tied and untied embeddings."""
+"""Contract of an embedding for every shipped option."""
 
 import inspect
 
@@ -150,12 +150,6 @@ def test_trunk_and_token_table_start_the_same_under_every_embedding(name: str, p
 def test_the_plain_model_agrees_under_every_kind_of_positions(positions: str) -> None:
     gpt = jitter(tiny_gpt(positions=positions)).double()
     assert torch.allclose(gpt(tokens()), plain_logits(gpt, tokens()), rtol=0, atol=1e-10)
-
-
-def test_the_tied_head_is_the_token_table_and_the_untied_one_is_not() -> None:
-    tied, untied = (tiny_gpt(embedding=name) for name in ("tied", "untied"))
-    assert tied.embedding.get_lm_head_weight() is tied.embedding.wte.weight
-    assert untied.n_params(positions=True) - tied.n_params(positions=True) == 64 * 16
 
 
 class AlwaysLearned(nn.Module):

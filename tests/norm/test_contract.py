@@ -1,4 +1,7 @@
-"""Contract of a norm for every shipped option, and LayerNorm and RMSNorm against their equations."""
+"""Contract of a norm for every shipped option.
+
+Covers `affine.py` too.
+"""
 
 import inspect
 import re
@@ -112,14 +115,3 @@ def test_every_parameter_of_a_model_is_trained(name: str) -> None:
 def test_an_eps_that_is_not_positive_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"norm\.eps must be > 0, got 0"):
         component("norm", name, eps=0.0)(NormSpec(8, bias=False))
-
-
-def test_layernorm_equals_its_equation() -> None:
-    norm, x = built("layernorm").double(), inputs()
-    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-    assert torch.allclose(norm(x), expected * norm.weight + norm.bias)
-
-
-def test_rmsnorm_equals_its_equation() -> None:
-    norm, x = built("rmsnorm").double(), inputs()
-    assert torch.allclose(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight)
