@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 
+from src.errors import UserError
 from tests.robust.support import LONGER
 from tests.runs import SMALL, computed, make_shards, result, run, same_weights
+from tests.support import composed_settings, options
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +86,52 @@ def test_resume_auto_starts_continues_and_recognizes_a_completed_run(whole: Path
     done = run(*LONGER, "resume=auto", cwd=tmp_path)
     assert done.returncode == 2
     assert "needs name=" in done.stderr
+
+
+# ---- sections `callbacks` and `profiler`
+
+
+def test_no_callbacks_and_no_profiler_are_the_default() -> None:
+    settings = composed_settings()
+    assert settings.callbacks == []
+    assert settings.profiler is None
+    assert not {"callbacks", "profiler"} & set(settings.config)
+
+
+def test_every_shipped_callback_is_built() -> None:
+    for name in options("callbacks"):
+        (make,) = composed_settings(f"callbacks={name}").callbacks
+        assert type(make()).__module__.startswith("lightning.pytorch.callbacks")
+
+
+def test_several_callbacks_and_one_by_target() -> None:
+    by_target = "+callbacks.mine._target_=lightning.pytorch.callbacks.LearningRateMonitor"
+    settings = composed_settings(
+        "callbacks=[early_stopping,ema]", by_target, "callbacks.early_stopping.patience=7"
+    )
+    stopping, _, monitor = (make() for make in settings.callbacks)
+    assert isinstance(stopping, EarlyStopping)
+    assert stopping.patience == 7
+    assert isinstance(monitor, LearningRateMonitor)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+callbacks.a._target_=os.system"], "trusted_targets=[os]"),
+        (["+callbacks.a._target_=torch.nn.Linear"], "must be a lightning.pytorch.callbacks.callback.Callback"),
+        (
+            ["callbacks=early_stopping", "+callbacks.early_stopping.patiense=1"],
+            "patiense is no key, did you mean",
+        ),
+        (
+            ["callbacks=early_stopping", "~callbacks.early_stopping.monitor"],
+            "early_stopping.monitor is missing",
+        ),
+        (["+callbacks.a=3"], "callbacks.a must be"),
+    ],
+)
+def test_a_wrong_callback_is_named(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        composed_settings(*overrides)
+    assert words in str(error.value)
