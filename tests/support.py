@@ -11,7 +11,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from src.files import atomic_folder
 from src.models.config import GPTConfig
+from src.models.formats.folder import require_empty
+from src.models.formats.huggingface import write_gpt2
 from src.models.gpt import GPT
 from src.models.optim.adamw import AdamW
 from src.models.optim.base import OptimizerConfig
@@ -106,3 +109,10 @@ def module_of(config: DictConfig) -> Any:
 def class_of(config: DictConfig) -> Any:
     """Return the class that an option names."""
     return get_object(str(config._target_))
+
+
+def export_gpt2(gpt: GPT, folder: Path) -> None:
+    """Write a model that is GPT-2 as a new folder in Hugging Face's format, as task=export does."""
+    require_empty(folder)
+    with atomic_folder(folder) as part:
+        write_gpt2(gpt, part)

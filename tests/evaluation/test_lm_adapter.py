@@ -13,9 +13,8 @@ from src.datamodules.tokenizer import gpt2_encoding
 from src.evaluation.harness import find_task_file, run_tasks, summarize
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
-from src.models.formats.huggingface import export_gpt2
 from src.models.gpt import GPT
-from tests.support import jitter, tiny_gpt
+from tests.support import export_gpt2, jitter, tiny_gpt
 
 TASKS = ["arc_easy", "hellaswag", "piqa", "winogrande"]
 FILES = {name: next(EMBEDDED.glob(f"{name}_*.jsonl.xz")) for name in TASKS}

@@ -15,9 +15,8 @@ from torch import distributed, multiprocessing
 from src.evaluation.protocols import Scorer, score_token_windows
 from src.evaluation.sources import TextSet, read_texts, resolve_path
 from src.evaluation.suite import EvaluationSuite
-from src.models.formats.huggingface import export_gpt2
 from src.models.gpt import GPT
-from tests.support import ROOT, component, jitter, option, tiny_gpt
+from tests.support import ROOT, component, export_gpt2, jitter, option, tiny_gpt
 
 STREAM = np.random.default_rng(0).integers(0, 64, 12 * 20 + 7).astype(np.uint16)
 

@@ -14,9 +14,8 @@ from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.perplexity import Window, rolling_windows, sliding_windows
 from src.evaluation.protocols import PROTOCOLS, Scorer, score_token_sliding
 from src.evaluation.sources import PROTOCOL_NAMES, TextSet
-from src.models.formats.huggingface import export_gpt2
 from src.models.gpt import GPT
-from tests.support import component, jitter, tiny_gpt
+from tests.support import component, export_gpt2, jitter, tiny_gpt
 
 T = 12
 ROWS = [

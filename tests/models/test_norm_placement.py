@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from src.models.config import GPTConfig
-from src.models.formats.huggingface import export_gpt2
 from src.models.gpt import GPT
 from tests.plain_gpt import plain_logits
-from tests.support import SIZES, component, jitter, options, tiny_gpt, tokens
+from tests.support import SIZES, component, export_gpt2, jitter, options, tiny_gpt, tokens
 
 PLACEMENTS = {
     "pre": ["ln_1", "ln_2"],

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.files import atomic_folder
 from src.models.config import GPTConfig
-from src.models.formats.folder import read_config, read_tensors, require_empty, write_folder
+from src.models.formats.folder import read_config, read_tensors, write_folder
 from src.models.formats.gpt2 import GPT2_KEYS, find_difference_from_gpt2, gpt2_shapes
 from src.models.gpt import GPT
 
@@ -41,19 +40,8 @@ FIXED = {
 MASKS = (".attn.bias", ".attn.masked_bias")
 
 
-def export_gpt2(gpt: GPT, folder: Path) -> None:
-    """Write `gpt` as a new folder that `GPT2LMHeadModel.from_pretrained` loads with the same logits.
-
-    Raises:
-        ValueError: the model is not GPT-2, or the folder is not empty.
-    """
-    require_empty(folder)
-    with atomic_folder(folder) as part:
-        write_gpt2(gpt, part)
-
-
 def write_gpt2(gpt: GPT, folder: Path) -> None:
-    """Write `gpt` into an existing folder.
+    """Write `gpt` into an existing folder; `GPT2LMHeadModel.from_pretrained` loads it with the same logits.
 
     Raises:
         ValueError: the model is not GPT-2.

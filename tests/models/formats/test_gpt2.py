@@ -12,12 +12,12 @@ from src.embedding.base import Lookup
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.formats.gpt2 import find_difference_from_gpt2, gpt2_shapes
-from src.models.formats.huggingface import export_gpt2, load_gpt2
+from src.models.formats.huggingface import load_gpt2
 from src.models.gpt import GPT
 from src.norm.layernorm import LayerNorm
 from src.residual.base import Site
 from src.residual.vanilla import Vanilla
-from tests.support import SIZES, jitter, tiny_gpt
+from tests.support import SIZES, export_gpt2, jitter, tiny_gpt
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
-from src.models.formats.huggingface import export_gpt2, load_gpt2, read_gpt2
+from src.models.formats.huggingface import load_gpt2, read_gpt2
 from src.models.gpt import GPT
 from src.norm.layernorm import LayerNorm
 from src.residual.vanilla import Vanilla
-from tests.support import SIZES, component, jitter, tiny_gpt, tokens
+from tests.support import SIZES, component, export_gpt2, jitter, tiny_gpt, tokens
 
 transformers = pytest.importorskip("transformers", reason="a development dependency")
 
