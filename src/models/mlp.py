@@ -3,6 +3,9 @@
 Source: GPT-2 (Radford et al. 2019); names as in nanoGPT.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -12,11 +15,11 @@ from src.models.config import GPTConfig
 class MLP(nn.Module):
     """MLP shared by all visits; 8 * D^2 parameters (and 5 * D biases if the model has biases)."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, linear: Callable[..., nn.Module] = nn.Linear) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_fc = linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.gelu = nn.GELU(approximate=config.gelu_approximate)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, visit: int = 0) -> Tensor:
@@ -41,16 +44,12 @@ class CopiedLinear(nn.Module):
         return nn.functional.linear(x, self.weight[copy], None if self.bias is None else self.bias[copy])
 
 
-class CopiedMLP(nn.Module):
+class CopiedMLP(MLP):
     """MLP with its own weights for each visit; `n_copy` times the parameters of `MLP`."""
 
     def __init__(self, config: GPTConfig, n_copy: int) -> None:
-        super().__init__()
+        super().__init__(config, partial(CopiedLinear, n_copy))
         self.n_copy = n_copy
-        self.c_fc = CopiedLinear(n_copy, config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU(approximate=config.gelu_approximate)
-        self.c_proj = CopiedLinear(n_copy, 4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, visit: int = 0) -> Tensor:
         """Map [B, T, D] -> [B, T, D] with the weights of `visit`."""
