@@ -17,7 +17,7 @@ from src.bounds import StreamCount
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import DHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.families.hyper_connections import WeightedStreams, static_weights
+from src.residual.families.hyper_connections import StreamDtype, WeightedStreams, static_weights
 
 
 class HyperConnections(WeightedStreams):
@@ -40,7 +40,7 @@ class HyperConnections(WeightedStreams):
         n_stream: StreamCount,
         scale_init: float,
         output_init_scale: float,
-        stream_dtype: str,
+        stream_dtype: StreamDtype,
     ) -> None:
         super().__init__(n_stream, stream_dtype)
         self.output_init_scale = output_init_scale

@@ -20,7 +20,7 @@ from src.bounds import Count, PositiveFloat, StreamCount
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import MHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.families.hyper_connections import WeightedStreams
+from src.residual.families.hyper_connections import StreamDtype, WeightedStreams
 
 
 class ManifoldHyperConnections(WeightedStreams):
@@ -48,7 +48,7 @@ class ManifoldHyperConnections(WeightedStreams):
         own_share: float,
         res_logit: float,
         eps: PositiveFloat,
-        stream_dtype: str,
+        stream_dtype: StreamDtype,
     ) -> None:
         super().__init__(n_stream, stream_dtype)
         if not 0 < own_share < 1:

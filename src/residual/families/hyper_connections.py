@@ -11,7 +11,7 @@ Shape letters: N streams, M = N + 1 columns of A, J sources (the embedding, then
 
 from abc import abstractmethod
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,11 @@ from src.kernels.hyper_streams import SiteWeights, Streams
 from src.kernels.hyper_streams.reference import blend, mix, write
 from src.residual.base import ResidualStrategy, Site, StreamSpec
 
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # None: that of the embedding output
+StreamDtype = Literal["float32", "bfloat16"]
+DTYPES: dict[StreamDtype, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+}  # None: that of the embedding output
 
 
 class WeightedStreams(ResidualStrategy[Streams]):
@@ -34,15 +38,11 @@ class WeightedStreams(ResidualStrategy[Streams]):
 
     may_skip: ClassVar[bool] = True
 
-    def __init__(self, n_stream: int, stream_dtype: str = "float32") -> None:
+    def __init__(self, n_stream: int, stream_dtype: StreamDtype = "float32") -> None:
         super().__init__()
         if n_stream < 2:
             raise ValueError(
                 f"residual.n_stream must be >= 2, got {n_stream}; use residual=vanilla for a single stream"
-            )
-        if stream_dtype not in DTYPES:
-            raise ValueError(
-                f"residual.stream_dtype must be float32 or bfloat16, got {stream_dtype}; float32 rounds nothing"
             )
         self.n_stream, self.stored_dtype = n_stream, DTYPES[stream_dtype]
 
