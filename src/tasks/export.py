@@ -16,13 +16,14 @@ from omegaconf import OmegaConf
 from src.callbacks.run_record import read_result
 from src.datamodules.hub_tokenizer import write_tokenizer
 from src.datamodules.tokenizer import N_VOCAB
-from src.errors import UserError, one_line
+from src.errors import UserError
 from src.files import atomic_folder
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.models.formats.folder import require_empty
 from src.models.formats.pretrained import write_pretrained
 from src.tasks.model_card import build_model_card
 from src.training.saved_weights import SavedWeights, load_saved_weights
+from src.training.session import raise_user_errors
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +37,12 @@ def run(job: Job) -> TaskEnd:
     if OmegaConf.is_missing(job.config, "output"):
         raise UserError("output is missing; give output=<folder>")
     output = Path(job.config.output)
-    try:
+    with raise_user_errors():
         require_empty(output)
         first, *others = load_saved_weights(job.config)
         if others:
             raise UserError("export takes one checkpoint; give checkpoint=last, best or a file")
         model_format = _write(first, output)
-    except UserError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UserError(one_line(error)) from error
     line = f"step {first.identity['step']} of {first.settings.name} exported to {output} ({model_format})"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
