@@ -73,13 +73,15 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-
-        def make_norm(width: int) -> nn.Module:
-            return norm(NormSpec(width, config.bias))
-
         self.recurrence = (recurrence or Recurrence)(RecurrenceSpec(config.n_layer))
         sites = build_sites((visit.layer, visit.kinds) for visit in self.recurrence.visits())
-        spec = StreamSpec(config.n_layer, config.n_head, config.n_embd, sites, make_norm)
+        spec = StreamSpec(
+            config.n_layer,
+            config.n_head,
+            config.n_embd,
+            sites,
+            lambda width: norm(NormSpec(width, config.bias)),
+        )
         with torch.random.fork_rng(devices=[]):
             # reset() draws the initial weights again, except those of an embedding written for the benchmark.
             torch.manual_seed(seed)

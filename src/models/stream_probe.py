@@ -109,9 +109,8 @@ def _fit(
     unit_J = torch.where(silent_J, 0.0, 1 / scale_J).cpu()
     mixing_KJ = torch.zeros(len(reads), len(sources), dtype=torch.float64)
     for k in range(len(reads)):
-        n = sum(
-            source.first_reader <= k for source, _ in sources
-        )  # the leading block of R belongs to the first n sources
+        # The leading block of R belongs to the first n sources.
+        n = sum(source.first_reader <= k for source, _ in sources)
         mixing_KJ[k, :n] = _nearest_to_one(r_JJ[:n, :n], target_JK[:n, k], unit_J[:n])
     if own_KJ is not None:
         mixing_KJ = own_KJ.double().cpu()

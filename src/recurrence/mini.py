@@ -86,8 +86,7 @@ class MiniRecurrence(Recurrence):
 
     @property
     def delayed(self) -> bool:
-        fraction, step = self.start
-        return bool(fraction or step)
+        return any(self.start)
 
     def start_step(self, max_steps: int) -> int:
         fraction, step = self.start

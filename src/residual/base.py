@@ -255,9 +255,5 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
 
         Row k is the input of the k-th site, the last row the result of `end`; column 0 is x0, column j + 1 the output
         of the j-th site. None if the strategy has no such weights; they are then fitted (`models/stream_probe.py`).
-
-        Args:
-            sites: visited sites.
-            x0_BTD, y_BTD: embedding output and site outputs of one forward.
         """
         return None

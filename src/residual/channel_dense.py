@@ -31,8 +31,7 @@ class ChannelDense(ResidualStrategy[DenseState]):
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()
-        n_visit = sum(site.opens_block for site in spec.sites)
-        self.n_streams = [visit + 1 for visit in range(n_visit)]
+        self.n_streams = list(range(1, spec.n_block + 1))
         self.w_in_PD = nn.Parameter(torch.zeros(sum(self.n_streams), spec.n_embd))
         self.w_out_PD = nn.Parameter(torch.zeros(sum(self.n_streams), spec.n_embd))
 

@@ -32,7 +32,6 @@ class ResFormer(ResidualStrategy[ValueState]):
     """
 
     may_skip: ClassVar[bool] = True
-
     taps_qkv: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, first_init: float, own_init: float) -> None:

@@ -54,7 +54,9 @@ def check_memory(settings: Settings) -> None:
     """
     memory = _read_memory(settings)
     model = settings.model
-    _reject_params(settings, memory, least_params(model))
+    _reject_params(
+        settings, memory, 8 * model.n_layer * model.n_embd**2
+    )  # all MLPs: a bound for every strategy
     micro = getattr(settings.data, "keywords", {}).get("micro_batch_size", 1)
     stream = 2 * micro * model.block_size * model.n_embd
     if stream * memory.ranks > memory.total:
@@ -87,11 +89,6 @@ def check_memory(settings: Settings) -> None:
         )
 
 
-def least_params(model: GPTConfig) -> int:
-    """Return the parameters of all MLPs: a lower bound for every model of this size."""
-    return 8 * model.n_layer * model.n_embd**2
-
-
 def _reject_params(settings: Settings, memory: Memory, n_params: int) -> None:
     need = BYTES_PER_PARAM * n_params * memory.ranks
     if need <= memory.total:
@@ -112,7 +109,7 @@ def _count_params(subject: Subject, model: GPTConfig) -> int | None:
             return sum(p.numel() for p in subject.make(model, 0).parameters() if p.requires_grad)
     except (
         Exception
-    ) as error:  # a user's strategy may read values, which fake tensors lack; building the model shows it
+    ) as error:  # a strategy may read values, which fake tensors lack; building the model shows it
         log.debug("parameters were not counted: %s", one_line(error))
         return None
 

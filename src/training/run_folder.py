@@ -129,11 +129,12 @@ def _draw_summary(run: Run, rows: list[Row], loss: float) -> None:
 def table(result: dict[str, Any]) -> str:
     """Format a completed run's scores as lines of text; limited or skipped evaluations say so."""
     lines = [
+        f"{result['name']} completed",
         f"  {'validation loss':28}{result['val_loss']:10.4f} nats   after {result['tokens']:,} tokens",
+        *score_lines(result),
+        f"  {'speed':28}{result['tokens_per_s']:10,.0f} tokens/s, {result['seconds']:.0f} s in all",
     ]
-    lines += score_lines(result)
-    lines.append(f"  {'speed':28}{result['tokens_per_s']:10,.0f} tokens/s, {result['seconds']:.0f} s in all")
-    return "\n".join([f"{result['name']} completed", *lines])
+    return "\n".join(lines)
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:

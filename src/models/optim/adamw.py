@@ -10,15 +10,11 @@ import torch
 
 from src.models.optim.groups import ParameterGroups
 
-FUSED_DEVICES = ("cpu", "cuda")
-
 
 class AdamW(torch.optim.AdamW):
     """torch's AdamW over all parameters; two moments for each.
 
     Args:
-        groups: the parameter groups, each with its `weight_decay`.
-        lr: the learning rate until a schedule sets one.
         betas: b1 and b2 (0.9 and 0.95 in the reference protocol).
         eps: eps (1e-8 in the reference protocol).
     """
@@ -29,7 +25,7 @@ class AdamW(torch.optim.AdamW):
         if eps <= 0:
             raise ValueError(f"optimizer.eps must be positive, got {eps}")
         device = groups[0]["params"][0].device
-        is_fused = device.type in FUSED_DEVICES
+        is_fused = device.type in ("cpu", "cuda")
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=is_fused)
         if is_fused:  # torch's kernel reads `found_inf` and changes nothing while it is 1
             self.found_inf = self.non_finite = torch.zeros((), device=device)

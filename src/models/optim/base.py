@@ -119,9 +119,6 @@ def count_state(gpt: GPT, config: OptimizerConfig) -> int:
 
     They are counted after a step on tensors without memory; for an optimizer that needs values for its step they are
     taken to be two for each parameter, as for AdamW.
-
-    Raises:
-        ValueError: as `build_optimizer`.
     """
     groups = parameter_groups(gpt, config.weight_decay, config.groups)
     first = groups[0]["params"][0]

@@ -77,11 +77,7 @@ def parameter_groups(gpt: GPT, weight_decay: float, rules: Sequence[GroupRule] =
 
 
 def base_groups(gpt: GPT) -> Iterator[ParamGroup]:
-    """Yield the trunk's tensors of two and more dimensions (decayed), the rest of the trunk, the strategy's groups.
-
-    Raises:
-        ValueError: the strategy's groups leave out a parameter.
-    """
+    """Yield the trunk's tensors of two and more dimensions (decayed), the rest of the trunk, the strategy's groups."""
     own = {id(p) for p in gpt.residual.parameters()}
     trunk = [p for p in gpt.parameters() if id(p) not in own]
     copied = {id(p) for p in gpt.copied_params()}  # their first axis counts copies

@@ -63,7 +63,6 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         groups: the parameter groups; `groups.matrices` are Muon's.
-        lr: the learning rate until a schedule sets one.
         betas, eps: AdamW's.
         muon: Muon's momentum, iterations and share of the rate.
     """

@@ -69,10 +69,6 @@ class ScheduledLR(torch.optim.lr_scheduler.LRScheduler):
 
     Rates follow from the step alone, so a resumed run calls `follow(global_step)` and needs no stored state.
     `step()` counts as in torch, for loops that call it after every optimizer step.
-
-    Args:
-        optimizer: an optimizer whose groups have an `lr_scale`.
-        schedule: the rate by step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
