@@ -16,7 +16,7 @@ from src.datamodules.base import BatchSpec, TokenDataModule
 from src.datamodules.open import CacheFolder, open_shards, read_sources
 from src.datamodules.shards.format import ShardError, Tokens, TokenShard
 from src.datamodules.shards.local import Shards
-from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, Stream, WindowStream
+from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, WindowStream
 from src.datamodules.shards.windows import read_validation_windows
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class TokenShardDataModule(TokenDataModule):
         if hasattr(self, "stream"):
             return
         sources = self.sources()
-        total_weight = sum(weight for _, weight in sources.values())
+        weights = [weight for _, weight in sources.values()]
         streams: list[WindowStream] = []
         val: list[Any] = []  # Tokens, whose union of dtypes numpy's stubs cannot concatenate
         self.shards: dict[str, Shards] = {}
@@ -103,7 +103,7 @@ class TokenShardDataModule(TokenDataModule):
             shards = open_shards(addresses, self.cache, streamed=self.order in STREAMED)
             self.shards[name] = shards
             streams.append(self._stream(name, shards))
-            n_tokens = max(self.spec.block_size, int(self.val_tokens * weight / total_weight))
+            n_tokens = max(self.spec.block_size, int(self.val_tokens * weight / sum(weights)))
             val.append(
                 read_validation_windows(
                     shards.val, n_tokens, self.spec.block_size, self.spec.vocab_size, shards.name
@@ -111,8 +111,7 @@ class TokenShardDataModule(TokenDataModule):
             )
         self.val_windows = np.concatenate(val)
         self.train_windows = [stream.windows for stream in streams]
-        weights = [weight for _, weight in sources.values()]
-        stream: Stream = streams[0] if len(streams) == 1 else Mixture(streams, weights)
+        stream = Mixture(streams, weights)
         self._check_epochs(stream)
         self.stream = stream
 
@@ -141,7 +140,7 @@ class TokenShardDataModule(TokenDataModule):
             )
         return WindowStream(name, windows, order, self.spec.seed)
 
-    def _check_epochs(self, stream: Stream) -> None:
+    def _check_epochs(self, stream: Mixture) -> None:
         """Raise an error if the run needs more epochs than `data.epochs` allows."""
         needed = self.spec.max_steps * self.global_batch_size
         for name, completed in stream.epochs(needed - 1).items():

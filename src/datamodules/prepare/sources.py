@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from src.datamodules.prepare.documents import Chunk, Cursor, file_chunks, kind_of, table_chunk
+from src.datamodules.shards.format import hash_blocks
 from src.errors import UserError, one_line
 
 HUB = "hf://datasets/"
 ROWS_AT_ONCE = 256
-BLOCK_BYTES, N_BLOCKS = 4096, 16
+N_BLOCKS = 16
 
 
 class Source(Protocol):
@@ -70,12 +71,8 @@ class FileSource:
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for path, name in zip(self.paths, self.names, strict=True):
-            size = path.stat().st_size
-            digest.update(f"{name} {size}\n".encode())
-            with path.open("rb") as file:
-                for i in range(N_BLOCKS + 1):
-                    file.seek(i * max(0, size - BLOCK_BYTES) // N_BLOCKS)
-                    digest.update(file.read(BLOCK_BYTES))
+            digest.update(f"{name} {path.stat().st_size}\n".encode())
+            hash_blocks(digest, path, N_BLOCKS)
         return {"address": self.address, "files": len(self.paths), "revision": digest.hexdigest()}
 
     def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
@@ -119,8 +116,9 @@ class DiskSource:
 
     def identity(self) -> dict[str, Any]:
         files = [(Path(f["filename"]).name, Path(f["filename"]).stat().st_size) for f in self.rows.cache_files]
-        state = json_hash([files, len(self.rows), self.rows._fingerprint])
-        return {"address": self.address, "rows": len(self.rows), "revision": state}
+        state = json.dumps([files, len(self.rows), self.rows._fingerprint], sort_keys=True)
+        revision = hashlib.sha256(state.encode()).hexdigest()
+        return {"address": self.address, "rows": len(self.rows), "revision": revision}
 
     def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
         for at in range(int(cursor.get("row", 0)), len(self.rows), ROWS_AT_ONCE):
@@ -181,8 +179,3 @@ class HubSource:
                 f"prepare.source={self.address} broke off after row {row} ({type(error).__name__}: "
                 f"{one_line(error)[:200]}); complete shards are kept, run again to continue"
             ) from error
-
-
-def json_hash(value: object) -> str:
-    """Return the hash of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from src.datamodules.shards.format import ShardError, Tokens, TokenShard
+from src.datamodules.shards.format import ShardError, ShardSlot, Tokens, TokenShard
 from src.datamodules.shards.local import Shards
-from src.datamodules.shards.windows import ShardSlot
 from src.files import sha256_file
 
 log = logging.getLogger(__name__)

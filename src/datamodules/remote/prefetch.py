@@ -14,13 +14,14 @@ from src.datamodules.remote.cache import CacheFolder, CacheFullError, Lease, Sha
 from src.datamodules.remote.store import RemoteFile, RemoteFolder
 from src.datamodules.shards.format import (
     BLOCK_BYTES,
-    FORMATS,
     HEADER_BYTES,
     LLM_C,
     NANOGPT,
     Format,
     ShardError,
+    ShardSlot,
     TokenShard,
+    check_header,
 )
 from src.datamodules.shards.local import (
     HEADERLESS,
@@ -69,7 +70,12 @@ def open_remote(address: str, cache: CacheFolder, *, streamed: bool) -> Shards:
     _check_cache_size(address, files, cache, streamed=streamed)
     prefetcher = Prefetcher(ShardCache(cache, remote), headerless, N_OPEN if streamed else len(files))
     format_ = NANOGPT if headerless else LLM_C if manifest else _read_format(remote, files[0])
-    slots = [RemoteShard(prefetcher, file, format_) for file in files]
+    # Opening a shard compares the tokens by its size with its header.
+    n_bytes = np.dtype(format_.dtype).itemsize
+    slots = [
+        RemoteShard(file.name, (file.size - format_.header_bytes) // n_bytes, prefetcher, file)
+        for file in files
+    ]
     whole_manifest = manifest if pattern is None else None
     return split_by_name(
         remote.address.rpartition("/")[2], slots, whole_manifest.hash() if whole_manifest else None
@@ -90,16 +96,9 @@ def _check_cache_size(address: str, files: list[RemoteFile], cache: CacheFolder,
 
 def _read_format(remote: RemoteFolder, file: RemoteFile) -> Format:
     """Return the format that a file's header states; the other files must have the same when they are opened."""
-    where = f"{remote.address}/{file.name}"
-    if file.size < HEADER_BYTES:
-        raise ShardError(f"{where}: {file.size} bytes, less than a header of {HEADER_BYTES}; make it again")
-    magic = int(np.frombuffer(remote.read(file, 0, HEADER_BYTES), dtype="<i4")[0])
-    if magic not in FORMATS:
-        raise ShardError(
-            f"{where}: byte 0 holds {magic}, no magic number of a .bin shard; if it is a headerless file of "
-            "nanoGPT, declare it by nanogpt: before its address"
-        )
-    return FORMATS[magic]
+    n_bytes = min(file.size, HEADER_BYTES) // 4 * 4
+    header = np.frombuffer(remote.read(file, 0, n_bytes), dtype="<i4")
+    return check_header(f"{remote.address}/{file.name}", file.size, header)[0]
 
 
 class Prefetcher:
@@ -191,41 +190,26 @@ class Prefetcher:
 
 
 @dataclass(frozen=True)
-class RemoteShard:
+class RemoteShard(ShardSlot):
     """Shard of a remote folder."""
 
     prefetcher: Prefetcher
     file: RemoteFile
-    format: Format
-
-    @property
-    def name(self) -> str:
-        """Return the file's name."""
-        return self.file.name
-
-    @property
-    def n_tokens(self) -> int:
-        """Return the tokens by the file's size; opening the shard compares them with the header."""
-        return (self.file.size - self.format.header_bytes) // np.dtype(self.format.dtype).itemsize
 
     def load(self) -> TokenShard:
-        """Return the open shard, fetched if needed."""
         return self.prefetcher.open(self.file, self.n_tokens)
 
     def expect(self, order: int) -> None:
-        """Fetch the shard ahead of time."""
         self.prefetcher.expect(self.file, order)
 
-    def close(self) -> None:
-        """Release the shard, and all others of its remote folder."""
+    def close(self) -> None:  # all shards of the remote folder
         self.prefetcher.close()
 
     def stamp(self) -> dict[str, str | int]:
-        """Return name, tokens and hash; without a stated hash, one of blocks that are read from the remote file."""
         file, digest = self.file, hashlib.sha256()
         if file.sha256 is not None:
             return {"name": file.name, "tokens": self.n_tokens, "sha256": file.sha256}
+        # Without a stated hash, one of blocks that are read from the remote file.
         for start in sorted({0, file.size // 2, max(0, file.size - BLOCK_BYTES)}):
-            block = self.prefetcher.cache.remote.read(file, start, min(file.size, start + BLOCK_BYTES))
-            digest.update(block)
+            digest.update(self.prefetcher.cache.remote.read(file, start, min(file.size, start + BLOCK_BYTES)))
         return {"name": file.name, "tokens": self.n_tokens, "sha256_sampled": digest.hexdigest()}

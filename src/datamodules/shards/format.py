@@ -13,6 +13,7 @@ Source: karpathy/llm.c, dev/data; KellerJordan/modded-nanogpt, data/; karpathy/n
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,15 +68,36 @@ class _Descriptor:
 
 
 @dataclass(frozen=True)
-class TokenShard:
-    """Open shard of `n_tokens`; `sha256` is the file's hash according to a manifest.
+class ShardSlot(ABC):
+    """Shard that is local, or remote and fetched when it is loaded."""
+
+    name: str
+    n_tokens: int
+
+    @abstractmethod
+    def load(self) -> "TokenShard":
+        """Return the open shard."""
+
+    @abstractmethod
+    def stamp(self) -> dict[str, str | int]:
+        """Return what identifies the content, independent of the place."""
+
+    def expect(self, order: int) -> None:  # noqa: B027  # a local shard is ready
+        """Prepare for a `load` after `order` other shards."""
+
+    def close(self) -> None:  # noqa: B027
+        """Release what can be loaded again."""
+
+
+@dataclass(frozen=True)
+class TokenShard(ShardSlot):
+    """Open shard of a local file; `sha256` is the file's hash according to a manifest.
 
     `tokens` maps the whole file. Training reads with `read`: a process that touches a mapped page of a truncated
     file is killed (SIGBUS), whereas a read returns fewer bytes.
     """
 
     path: Path
-    n_tokens: int
     format: Format
     file: _Descriptor
     sha256: str | None = None
@@ -99,9 +121,9 @@ class TokenShard:
             )
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-        check = _check_headerless if headerless else _check_header
+        check = _check_headerless if headerless else check_header
         format_, n_tokens = check(path, size, header)
-        return cls(path, n_tokens, format_, file)
+        return cls(path.name, n_tokens, path, format_, file)
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -130,20 +152,8 @@ class TokenShard:
             rest, position = rest[n:], position + n
         return out
 
-    @property
-    def name(self) -> str:
-        """Return the file's name."""
-        return self.path.name
-
     def load(self) -> "TokenShard":
-        """Return the shard itself, which is local."""
         return self
-
-    def expect(self, order: int) -> None:
-        """Do nothing; the shard is local."""
-
-    def close(self) -> None:
-        """Do nothing; the shard is local."""
 
     def byte_of(self, token: int) -> int:
         """Return the position of a token in the file, in bytes."""
@@ -167,26 +177,34 @@ class TokenShard:
         return np.concatenate([[0], marks[marks + 1 < len(self.tokens)] + 1])
 
     def stamp(self) -> dict[str, str | int]:
-        """Return name, tokens and hash: the manifest's hash of the file, or else the fingerprint."""
         content = {"sha256": self.sha256} if self.sha256 else {"sha256_sampled": self.fingerprint()}
         return {"name": self.name, "tokens": self.n_tokens, **content}
 
     def fingerprint(self) -> str:
         """Return a hash of name, size and content; of a large file's content, of 65 blocks at equal distances."""
-        digest = hashlib.sha256(f"{self.path.name} {self.n_tokens}\n".encode())
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
-            if size <= FULL_HASH_BYTES:
-                digest.update(file.read())
-            else:
-                for i in range(N_BLOCKS + 1):
-                    file.seek(i * (size - BLOCK_BYTES) // N_BLOCKS)
-                    digest.update(file.read(BLOCK_BYTES))
+        digest = hashlib.sha256(f"{self.name} {self.n_tokens}\n".encode())
+        if self.path.stat().st_size <= FULL_HASH_BYTES:
+            digest.update(self.path.read_bytes())
+        else:
+            hash_blocks(digest, self.path, N_BLOCKS)
         return digest.hexdigest()
 
 
-def _check_header(path: Path, size: int, header: NDArray[np.int32]) -> tuple[Format, int]:
-    """Return format and number of tokens of a file with a header."""
+def hash_blocks(digest: "hashlib._Hash", path: Path, n_blocks: int) -> None:
+    """Update `digest` with `n_blocks + 1` blocks of a file at equal distances."""
+    last = max(0, path.stat().st_size - BLOCK_BYTES)
+    with path.open("rb") as file:
+        for i in range(n_blocks + 1):
+            file.seek(i * last // n_blocks)
+            digest.update(file.read(BLOCK_BYTES))
+
+
+def check_header(path: Path | str, size: int, header: NDArray[np.int32]) -> tuple[Format, int]:
+    """Return format and number of tokens of a file of `size` bytes by its header.
+
+    Raises:
+        ShardError: another format, or a size that the header contradicts.
+    """
     if size < HEADER_BYTES:
         raise ShardError(f"{path}: {size} bytes, less than the header of {HEADER_BYTES}; make it again")
     format_ = FORMATS.get(int(header[0]))

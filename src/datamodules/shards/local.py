@@ -14,9 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from src.datamodules.shards import manifest
-from src.datamodules.shards.format import ShardError, TokenShard
+from src.datamodules.shards.format import ShardError, ShardSlot, TokenShard
 from src.datamodules.shards.manifest import Manifest
-from src.datamodules.shards.windows import ShardSlot
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ A mixture gives each source its share of every thousand positions, spread evenly
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +36,6 @@ ORDERS: dict[str, tuple[type[Windows], Order]] = {
 STREAMED = ("shard_shuffled", "sequential")
 
 
-class Stream(Protocol):
-    """Sequences by position."""
-
-    def read(self, positions: Positions) -> Tokens:
-        """Return the sequences at consecutive positions, [n] -> tokens [n, T + 1]."""
-
-    def epochs(self, position: int) -> dict[str, int]:
-        """Return the completed epochs before a position, by source."""
-
-
 class WindowStream:
     """Windows of one source in a visiting order, epoch after epoch.
 
@@ -62,10 +51,8 @@ class WindowStream:
         self._block: tuple[int, Positions] = (0, np.empty(0, dtype=np.int64))
 
     def read(self, positions: Positions) -> Tokens:
+        """Return the sequences at consecutive positions, [n] -> tokens [n, T + 1]."""
         return self.windows.read(self._windows_at(int(positions[0]), int(positions[-1]) + 1))
-
-    def epochs(self, position: int) -> dict[str, int]:
-        return {self.name: position // len(self.windows)}
 
     def _windows_at(self, first: int, last: int) -> Positions:
         """Return the windows at positions first to last - 1, computed a block of positions at a time."""
@@ -87,7 +74,7 @@ class WindowStream:
 
 
 class Mixture:
-    """Several streams by weight.
+    """One stream, or several by weight.
 
     Args:
         streams: the sources.
@@ -106,6 +93,7 @@ class Mixture:
         self._source, self._turn = np.array([(i, k) for _, i, k in sorted(slots)], dtype=np.int64).T
 
     def read(self, positions: Positions) -> Tokens:
+        """Return the sequences at consecutive positions, [n] -> tokens [n, T + 1]."""
         block, slot = positions // SLOTS, positions % SLOTS
         source = self._source[slot]
         own = block * self.quotas[source] + self._turn[slot]
@@ -117,9 +105,10 @@ class Mixture:
         return out
 
     def epochs(self, position: int) -> dict[str, int]:
+        """Return the completed epochs before a position, by source."""
         block, slot = divmod(position, SLOTS)
         epochs = {}
         for i, stream in enumerate(self.streams):
             seen = block * int(self.quotas[i]) + int((self._source[: slot + 1] == i).sum())
-            epochs.update(stream.epochs(max(0, seen - 1)))
+            epochs[stream.name] = max(0, seen - 1) // len(stream.windows)
         return epochs

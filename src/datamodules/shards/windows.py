@@ -4,36 +4,11 @@ A window never spans two shards, so that a shard can be fetched and released as 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from src.datamodules.shards.format import ShardError, Tokens, TokenShard
-
-
-class ShardSlot(Protocol):
-    """Shard that is local, or remote and fetched when it is loaded."""
-
-    @property
-    def name(self) -> str:
-        """Return the file's name."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Return the number of tokens."""
-
-    def load(self) -> TokenShard:
-        """Return the open shard."""
-
-    def stamp(self) -> dict[str, str | int]:
-        """Return what identifies the content, independent of the place."""
-
-    def expect(self, order: int) -> None:
-        """Prepare for a `load` after `order` other shards."""
-
-    def close(self) -> None:
-        """Release what can be loaded again."""
+from src.datamodules.shards.format import ShardError, ShardSlot, Tokens, TokenShard
 
 
 def read_validation_windows(
@@ -52,18 +27,17 @@ def read_validation_windows(
         ShardError: the shards hold fewer tokens.
     """
     T = block_size
-    n_needed = val_tokens // T * T + 1
+    n_missing = n_needed = val_tokens // T * T + 1
     parts: list[Tokens] = []
-    n_missing = n_needed
     for slot in slots:
-        if n_missing <= 0:
+        if not n_missing:
             break
         shard = slot.load()
         part = shard.read(0, min(n_missing, shard.n_tokens))
         shard.check_ids(0, part, vocab_size)
         parts.append(part)
         n_missing -= len(part)
-    if n_missing > 0:
+    if n_missing:
         raise ShardError(
             f"data.val_tokens={val_tokens} needs {n_needed} validation tokens, "
             f"data.path={path} has {n_needed - n_missing}; lower data.val_tokens"
@@ -82,9 +56,7 @@ class Windows:
     """
 
     def __init__(self, shards: Sequence[ShardSlot], length: int, vocab_size: int) -> None:
-        self.shards = shards
-        self.length = length
-        self.vocab_size = vocab_size
+        self.shards, self.length, self.vocab_size = shards, length, vocab_size
         #: Windows up to the end of each shard, [S].
         self.ends = np.cumsum(self._counts())
 
@@ -107,8 +79,8 @@ class Windows:
     def read(self, windows: NDArray[np.int64]) -> Tokens:
         """Return windows by number, [n] -> tokens [n, length]; uint16 if every id fits, else uint32."""
         shard_of = np.searchsorted(self.ends, windows, side="right")
-        shape = len(windows), self.length
-        out = np.empty(shape, dtype=np.uint32) if self.vocab_size > 2**16 else np.empty(shape, dtype=np.uint16)
+        dtype = np.uint32 if self.vocab_size > 2**16 else np.uint16
+        out: Tokens = np.empty((len(windows), self.length), dtype=dtype)  # type: ignore[assignment]
         for s in np.unique(shard_of).tolist():
             shard = self.shards[s].load()
             first = int(self.ends[s - 1]) if s else 0

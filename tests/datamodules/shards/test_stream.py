@@ -44,8 +44,8 @@ def test_an_epoch_has_every_window_once_and_positions_are_independent(order: str
         assert len(set(whole[epoch * n : (epoch + 1) * n].tolist())) == n
     for p in (0, 5, n - 1, n, 2 * n + 3):
         assert stream(tmp_path, order).read(np.array([p]))[0, 0] == whole[p]
-    assert it.epochs(n - 1) == {"it": 0}
-    assert it.epochs(n) == {"it": 1}
+    assert Mixture([it], [1]).epochs(n - 1) == {"it": 0}
+    assert Mixture([it], [1]).epochs(n) == {"it": 1}
 
 
 def test_sequential_reads_in_the_order_of_the_files(tmp_path: Path) -> None:
