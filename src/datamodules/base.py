@@ -23,11 +23,12 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from src.datamodules.shards.format import Tokens
@@ -35,8 +36,8 @@ from src.datamodules.shards.loader import TrainLoader, ValLoader
 
 log = logging.getLogger(__name__)
 
-#: Loader processes of a rank that no machine has.
-MAX_WORKERS = 1024
+#: Loader processes of a rank; no machine has more.
+WorkerCount = Annotated[int, Field(ge=0, le=1024)]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,6 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def __init__(self, spec: BatchSpec, *, micro_batch_size: int, global_batch_size: int, workers: int) -> None:
         super().__init__()
         count_micro_steps(micro_batch_size, global_batch_size, 1)
-        if not 0 <= workers <= MAX_WORKERS:
-            raise ValueError(f"data.workers must be between 0 and {MAX_WORKERS}, got {workers}")
         self.spec = spec
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
         self.workers = workers

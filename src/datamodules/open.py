@@ -7,8 +7,6 @@ from src.datamodules.remote.prefetch import open_remote
 from src.datamodules.remote.store import is_remote
 from src.datamodules.shards.local import Shards, merge, open_local
 
-__all__ = ["CacheFolder", "open_shards", "read_sources"]
-
 #: Name of the only source, in the log and in result.json.
 SINGLE_SOURCE = "the data"
 

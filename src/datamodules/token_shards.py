@@ -8,23 +8,24 @@ import json
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from src.datamodules.base import BatchSpec, TokenDataModule
-from src.datamodules.open import CacheFolder, open_shards, read_sources
+from src.bounds import PositiveInt
+from src.datamodules.base import BatchSpec, TokenDataModule, WorkerCount
+from src.datamodules.open import open_shards, read_sources
+from src.datamodules.remote.cache import CacheFolder
 from src.datamodules.shards.format import ShardError, Tokens, TokenShard
 from src.datamodules.shards.local import Shards
-from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, WindowStream
+from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, OrderName, WindowStream
 from src.datamodules.shards.windows import read_validation_windows
 
 log = logging.getLogger(__name__)
 
 #: Training tokens whose ids are checked before the run; the rest are checked as they are read.
 SCANNED_TOKENS = 100_000_000
-#: Size of a cache that no machine has.
-MAX_CACHE_GIB = 1e9
 
 
 class TokenShardDataModule(TokenDataModule):
@@ -45,7 +46,7 @@ class TokenShardDataModule(TokenDataModule):
         accept_changed: true lets a resumed run continue with other data.
 
     Raises:
-        ValueError: a key out of its bounds.
+        ValueError: sizes that do not fit one another.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class TokenShardDataModule(TokenDataModule):
         spec: BatchSpec,
         *,
         path: str | list[object] | None,
-        order: str,
-        epochs: int | None,
+        order: OrderName,
+        epochs: PositiveInt | None,
         val_tokens: int,
         micro_batch_size: int,
         global_batch_size: int,
-        workers: int,
+        workers: WorkerCount,
         cache: str,
-        cache_gib: float,
+        cache_gib: Annotated[float, Field(gt=0, le=1e9)],
         accept_changed: bool,
     ) -> None:
         super().__init__(
@@ -70,12 +71,6 @@ class TokenShardDataModule(TokenDataModule):
             raise ValueError(
                 f"data.val_tokens must be at least model.block_size={spec.block_size}, got {val_tokens}"
             )
-        if order not in ORDERS:
-            raise ValueError(f"data.order must be one of {', '.join(ORDERS)}, got {order}")
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"data.epochs must be null or at least 1, got {epochs}")
-        if not 0 < cache_gib <= MAX_CACHE_GIB:
-            raise ValueError(f"data.cache_gib must be positive and at most {MAX_CACHE_GIB:g}, got {cache_gib}")
         self.path, self.order, self.epochs, self.val_tokens = path, order, epochs, val_tokens
         self.cache = CacheFolder(Path(cache), int(cache_gib * 2**30))
         self.accept_changed = accept_changed

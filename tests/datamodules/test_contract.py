@@ -124,7 +124,6 @@ def test_the_identity_is_json_and_follows_from_the_content(build: Build) -> None
     [
         ({"global_batch_size": 7}, "data.global_batch_size must be a multiple"),
         ({"micro_batch_size": 0}, "data.micro_batch_size must be at least 1, got 0"),
-        ({"workers": -1}, "data.workers must be between 0 and 1024, got -1"),
     ],
 )
 def test_sizes_out_of_bounds_are_rejected(keys: dict[str, int], message: str, build: Build) -> None:

@@ -10,12 +10,15 @@ import json
 import logging
 import os
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from src.bounds import CONFIG, PositiveInt
 from src.datamodules.prepare.documents import Chunk
 from src.datamodules.prepare.progress import Progress
 from src.datamodules.prepare.sources import Source, open_source
@@ -37,10 +40,10 @@ log = logging.getLogger(__name__)
 
 TOKENIZER = {"name": "gpt2", "ranks_sha256": RANKS_SHA256, "n_vocab": N_VOCAB, "end_of_text": END_OF_TEXT}
 #: The header's count is an int32.
-MAX_SHARD_TOKENS = 2**31 - 1
+ShardTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class PrepareKeys:
     """Keys of `prepare`.
 
@@ -49,22 +52,16 @@ class PrepareKeys:
         output: the folder of shards.
         processes: tokenizer processes; auto uses every core.
         shard_tokens, val_tokens: tokens of a training shard and of the validation shard.
+
+    Raises:
+        ValueError: a key of another type or out of its bounds.
     """
 
     source: str
     output: str
-    processes: int | str
-    shard_tokens: int
-    val_tokens: int
-
-    def __post_init__(self) -> None:
-        if self.processes != "auto" and not (isinstance(self.processes, int) and self.processes >= 1):
-            raise ValueError(f"prepare.processes must be auto or at least 1, got {self.processes!r}")
-        for key in ("shard_tokens", "val_tokens"):
-            if not 1 <= getattr(self, key) <= MAX_SHARD_TOKENS:
-                raise ValueError(
-                    f"prepare.{key} must be from 1 to {MAX_SHARD_TOKENS}, got {getattr(self, key)}"
-                )
+    processes: PositiveInt | Literal["auto"]
+    shard_tokens: ShardTokens
+    val_tokens: ShardTokens
 
 
 def prepare(keys: PrepareKeys) -> Manifest:
@@ -132,7 +129,7 @@ class _Preparation:
         (self.folder / BAD_DOCUMENTS).touch()
         os.truncate(self.folder / BAD_DOCUMENTS, self.journal.bad_bytes)
         place, keys = self.journal.place, self.keys
-        processes = len(os.sched_getaffinity(0)) if keys.processes == "auto" else int(keys.processes)
+        processes = len(os.sched_getaffinity(0)) if keys.processes == "auto" else keys.processes
         progress = Progress(self._count_tokens())
         try:
             with (

@@ -7,6 +7,7 @@ A mixture gives each source its share of every thousand positions, spread evenly
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from src.datamodules.shards.order import shard_window_at, window_at
 from src.datamodules.shards.windows import DocumentWindows, Windows
 
 Positions = NDArray[np.int64]
+OrderName = Literal["shuffled", "shard_shuffled", "sequential", "document_aligned"]
 Order = Callable[[Positions, NDArray[np.int64], int], Positions]
 
 #: Positions of the visiting order computed at once; one step at a time would be dominated by numpy's overhead.
@@ -23,7 +25,7 @@ ORDER_BLOCK = 8192
 SLOTS = 1000
 
 #: Kind of window and visiting order by `data.order`.
-ORDERS: dict[str, tuple[type[Windows], Order]] = {
+ORDERS: dict[OrderName, tuple[type[Windows], Order]] = {
     "shuffled": (Windows, lambda positions, ends, seed: window_at(positions, int(ends[-1]), seed)),
     "shard_shuffled": (Windows, shard_window_at),
     "sequential": (Windows, lambda positions, ends, seed: positions % int(ends[-1])),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from omegaconf import OmegaConf
 from pyarrow import parquet
 
 from src.datamodules.prepare import documents
@@ -27,6 +28,7 @@ from src.datamodules.shards.local import open_local
 from src.datamodules.shards.manifest import Manifest
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.errors import UserError
+from src.settings.sections import read_section
 
 TEXTS = [
     f"Document {i} says:\n\n" + f"the {i * 7} cats' naïve 猫 <|endoftext|> walk. " * (i % 13 + 1)
@@ -354,7 +356,9 @@ def test_a_source_that_cannot_be_read_is_named(make: Any, words: str, tmp_path: 
 @pytest.mark.parametrize("key", ["processes", "shard_tokens", "val_tokens"])
 def test_keys_out_of_bounds_are_named(key: str) -> None:
     values = {"source": "a", "output": "b", "processes": 1, "shard_tokens": 9, "val_tokens": 9, key: 0}
-    with pytest.raises(ValueError, match=rf"prepare\.{key} must be .* 1"):
+    with pytest.raises(ValueError, match=rf"prepare\.{key} must be .*int >= 1"):
+        read_section("prepare", OmegaConf.create(values), PrepareKeys)
+    with pytest.raises(ValueError, match=key):
         PrepareKeys(**values)
 
 

@@ -1,5 +1,6 @@
 """Streams: every window once an epoch in every order, by position alone, and mixtures by weight."""
 
+import inspect
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from src.bounds import validate
 from src.datamodules.base import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards.format import TokenShard
@@ -178,14 +180,19 @@ def test_more_epochs_than_allowed_are_rejected_before_the_run(folders: tuple[str
         module(path, steps=70, epochs=1)
 
 
-def test_keys_out_of_bounds_are_named(folders: tuple[str, str]) -> None:
-    for keys, words in (
-        ({"order": "random"}, "data.order must be one of shuffled, .* got random"),
-        ({"epochs": 0}, "data.epochs must be null or at least 1, got 0"),
-        ({"cache_gib": 0.0}, "data.cache_gib must be positive"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            module(folders[0], **keys)
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("order", "random", "shuffled, shard_shuffled, sequential or document_aligned, got 'random'"),
+        ("epochs", 0, "int >= 1 or null, got 0"),
+        ("cache_gib", 0.0, "float > 0 and <= 1e[+]09, got 0.0"),
+        ("workers", -1, "int >= 0 and <= 1024, got -1"),
+    ],
+)
+def test_keys_out_of_bounds_are_named(key: str, value: object, words: str) -> None:
+    annotation = inspect.signature(FineWebDataModule, eval_str=True).parameters[key].annotation
+    with pytest.raises(ValueError, match=f"data.{key} must be {words}"):
+        validate(f"data.{key}", value, annotation)
 
 
 def test_identical_files_are_fingerprinted_once(
