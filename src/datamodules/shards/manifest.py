@@ -7,9 +7,12 @@ hash, over content and not over formatting, identifies the data.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from src.datamodules.shards.format import LLM_C, ShardError
+from src.errors import one_line
 
 NAME = "manifest.json"
 #: File of a folder whose preparation is not finished.
@@ -20,11 +23,11 @@ JOURNAL = ".prepare.json"
 class ShardEntry:
     """Shard of a manifest; `sampled` is `TokenShard.fingerprint`, which detects a replaced file quickly."""
 
-    name: str
+    name: Annotated[str, Field(pattern="^[^/]+$")]
     split: str
     tokens: int
     bytes: int
-    sha256: str
+    sha256: Annotated[str, Field(min_length=64, max_length=64)]
     sampled: str
     first_document: str
 
@@ -38,7 +41,7 @@ class Manifest:
     documents: int
     tokens: int
     bad_documents: dict[str, int]
-    shards: tuple[ShardEntry, ...]
+    shards: Annotated[tuple[ShardEntry, ...], Field(min_length=1)]
 
     def dump(self) -> str:
         """Return the content of the file."""
@@ -56,21 +59,8 @@ class Manifest:
             ShardError: it was not written by `task=prepare`.
         """
         try:
-            content = json.loads(raw)
-            shards = tuple(ShardEntry(**entry) for entry in content["shards"])
-            keys = ("source", "tokenizer", "documents", "tokens", "bad_documents")
-            manifest = cls(**{key: content[key] for key in keys}, shards=shards)
-            valid = all(
-                isinstance(s.name, str)
-                and "/" not in s.name
-                and isinstance(s.bytes, int)
-                and len(s.sha256) == 64
-                for s in shards
-            )
-        except (ValueError, TypeError, KeyError) as error:
+            return TypeAdapter(cls).validate_json(raw, strict=True)
+        except ValidationError as error:
             raise ShardError(
-                f"{where}: no manifest of task=prepare ({error!r}); restore or remove it"
+                f"{where}: no manifest of task=prepare ({one_line(error)}); restore or remove it"
             ) from error
-        if not valid or not shards:
-            raise ShardError(f"{where}: no manifest of task=prepare (its shards); restore or remove it")
-        return manifest
