@@ -129,10 +129,8 @@ def _line_chunks(path: Path, name: str, cursor: Cursor) -> Iterator[Chunk]:
                 rows.append(line if len(line) <= MAX_DOCUMENT_BYTES else TOO_LONG)
                 # Skip the rest of a line that is too long.
                 while len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
-                    rest = file.readline(MAX_DOCUMENT_BYTES + 1)
-                    offset += len(rest)
-                    if len(rest) <= MAX_DOCUMENT_BYTES or rest.endswith(b"\n"):
-                        break
+                    line = file.readline(MAX_DOCUMENT_BYTES + 1)
+                    offset += len(line)
             if rows:
                 position = {"row": first, "offset": start}
                 yield Chunk(position, name, first + 1, rows, None, True, False, min(1.0, raw.tell() / size))

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from datetime import timedelta
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,6 @@ class Progress:
         speed = (tokens - self._first_tokens) / seconds
         line = f"{tokens:,} tokens, {shards} complete shards, {speed:,.0f} tokens/s"
         if share is not None and first is not None and share > first:
-            remaining = seconds * (1 - share) / (share - first)
-            line += f", {100 * share:.1f} % of the source, {format_seconds(remaining)} left"
+            remaining = timedelta(seconds=round(seconds * (1 - share) / (share - first)))
+            line += f", {100 * share:.1f} % of the source, {remaining} left"
         log.info("%s", line)
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration in hours, minutes or seconds, such as `1.5 h`."""
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

@@ -53,20 +53,17 @@ def encode(chunk: Chunk) -> Encoded:
     for i, row in enumerate(chunk.rows):
         name, text, reason = _read_text(row, chunk.is_json)
         names.append(name or (chunk.ids[i] if chunk.ids else None) or f"{chunk.name}:{chunk.first_row + i}")
-        if text is None:
+        part = np.empty(0, dtype=np.uint16)
+        if text is not None:
+            start = 0 if chunk.continues and i == 0 else 1
+            try:
+                ids = encoding.encode_to_numpy(text, disallowed_special=())
+                part = np.concatenate([np.full(start, END_OF_TEXT, np.uint16), ids.astype(np.uint16)])
+            except UnicodeEncodeError:  # an unpaired surrogate, spelt out in JSON
+                reason = NOT_UTF8
+        if reason:
             bad[i] = reason
-            parts.append(np.empty(0, dtype=np.uint16))
-            continue
-        try:
-            ids = encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:  # an unpaired surrogate, spelt out in JSON
-            bad[i] = NOT_UTF8
-            parts.append(np.empty(0, dtype=np.uint16))
-            continue
-        start = 0 if chunk.continues and i == 0 else 1
-        out = np.empty(len(ids) + start, dtype=np.uint16)
-        out[:start], out[start:] = END_OF_TEXT, ids
-        parts.append(out)
+        parts.append(part)
     tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
     return Encoded(tokens, [len(part) for part in parts], names, bad)
 

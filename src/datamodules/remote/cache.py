@@ -45,11 +45,6 @@ class CacheFolder:
     folder: Path
     max_bytes: int
 
-    def folder_of(self, remote: RemoteFolder) -> Path:
-        """Return the folder of the shards of one remote folder."""
-        key = hashlib.sha256(remote.address.encode()).hexdigest()[:16]
-        return self.folder / "remote" / key
-
 
 class Lease:
     """Shared lock of a fetched shard, which is not removed until the lease is released."""
@@ -83,7 +78,7 @@ class ShardCache:
 
     def __init__(self, cache: CacheFolder, remote: RemoteFolder) -> None:
         self.cache, self.remote = cache, remote
-        self.folder = cache.folder_of(remote)
+        self.folder = cache.folder / "remote" / hashlib.sha256(remote.address.encode()).hexdigest()[:16]
 
     def acquire(self, file: RemoteFile) -> Lease:
         """Return a lease of the shard after fetching it if needed; other processes wait for the one that fetches.
