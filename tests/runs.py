@@ -1,4 +1,4 @@
-"""Runs through the front door, judged from outside: files and exit codes."""
+"""Runs of run.py from outside: their files and exit codes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.prepared import Prepared
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: A model and a run that take seconds.
+#: Model and run of a few seconds.
 SMALL = [
     "trainer=cpu",
     "model.n_layer=2",
@@ -39,7 +39,7 @@ DDP = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
 
 
 def make_shards(folder: Path, *, vocab_size: int = 500, tokens: int = 20_000) -> Path:
-    """A folder of published-format shards: one for validation, two for training, of learnable text."""
+    """Write shards of learnable tokens in the published format: one for validation, two for training."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for split, number, size in (("val", 0, 3000), ("train", 1, tokens), ("train", 2, tokens // 2)):
@@ -49,19 +49,19 @@ def make_shards(folder: Path, *, vocab_size: int = 500, tokens: int = 20_000) ->
 
 
 def write_bin(path: Path, tokens: np.ndarray[Any, Any]) -> None:
-    """One llm.c shard, written independently of the product."""
+    """Write a shard in the format of llm.c, independently of src."""
     header = np.zeros(256, dtype="<i4")
     header[:3] = 20240520, 1, len(tokens)
     path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
 
 
 def command(*overrides: str) -> list[str]:
-    """The command line of one invocation."""
+    """Return the command line of one invocation."""
     return [sys.executable, str(ROOT / "run.py"), *overrides]
 
 
-#: What libraries leave in the environment of the process that imports them, as this one does.
-LEFT = {
+#: Environment variables that libraries set in the process that imports them, as this one does.
+SET_BY_IMPORTS = {
     "HF_XET_HIGH_PERFORMANCE",
     "KMP_DUPLICATE_LIB_OK",
     "PYTORCH_NVML_BASED_CUDA_CHECK",
@@ -71,17 +71,17 @@ LEFT = {
 
 
 def environment() -> dict[str, str]:
-    """The environment of a run: no network, quiet libraries."""
-    ours = {name: value for name, value in os.environ.items() if name not in LEFT}
+    """Return the environment of a run: no network, quiet libraries."""
+    ours = {name: value for name, value in os.environ.items() if name not in SET_BY_IMPORTS}
     return {**ours, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-#: Forks runs that have the environment with which the tests began.
+#: Prepared process for runs with the environment in which the tests started.
 PREPARED = Prepared(environment())
 
 
 def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    """Begin an invocation in `cwd`: a real process, as a user starts it."""
+    """Start an invocation in `cwd` as a process of its own."""
     return subprocess.Popen(
         command(*overrides),
         cwd=cwd,
@@ -93,46 +93,46 @@ def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 def begin(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    """Begin an invocation in `cwd`, with its imports done where that makes no difference."""
+    """Start an invocation in `cwd`, as a fork with its imports done where that makes no difference."""
     if PREPARED.suits(environment()):
         return PREPARED.begin(*command(*overrides)[1:], cwd=cwd)
     return start(*overrides, cwd=cwd)
 
 
 def run(*overrides: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """One invocation in `cwd`, to its end."""
+    """Run one invocation in `cwd` to its end."""
     with begin(*overrides, cwd=cwd) as process:
         try:
-            said = process.communicate(timeout=timeout)
+            output = process.communicate(timeout=timeout)
         except BaseException:
             process.kill()
             raise
-    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """The folder's result.json."""
+    """Return the folder's result.json."""
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return found
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl."""
+    """Return the rows of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def computed(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what depends on the clock."""
+    """Return the rows without the speed, which depends on the clock."""
     return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in metrics(folder)]
 
 
 def error_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What was said on standard error, without empty lines."""
+    """Return the lines of standard error that are not empty."""
     return [line for line in done.stderr.splitlines() if line.strip()]
 
 
 def kill_after(step: int, folder: Path, process: subprocess.Popen[str], signum: int) -> int:
-    """Send `signum` once the run has written the row of `step`; returns the exit code."""
+    """Send `signum` once the run has written the row of `step`; return the exit code."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         path = folder / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""The main job from outside: what a run leaves, stopping and going on, ranks, sweeps, exit codes.
+"""Training runs from outside: files, interruption and resume, ranks, sweeps, exit codes.
 
 Covers `src/callbacks/stream_log.py`, `src/reporting/stream_figures.py`, `src/tasks/train.py` and
 `src/training/session.py` too.
@@ -43,7 +43,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never stopped."""
+    """Return a run that was never stopped."""
     cwd = tmp_path_factory.mktemp("whole")
     done = run(*SMALL, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_a_run_leaves_all_its_files(whole: Path) -> None:
     assert (whole / "figures/loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_result_states_how_it_went(whole: Path) -> None:
+def test_the_result_has_status_and_figures(whole: Path) -> None:
     stated = result(whole)
     assert stated["status"] == "completed"
     assert stated["steps"] == 12
@@ -82,7 +82,7 @@ def test_metrics_are_a_row_a_step_with_their_fields(whole: Path) -> None:
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
 
 
-def test_the_stream_is_looked_at_when_it_is_validated(whole: Path) -> None:
+def test_the_stream_is_measured_at_each_validation(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "stream.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [6, 12]
     for row in rows:
@@ -92,7 +92,7 @@ def test_the_stream_is_looked_at_when_it_is_validated(whole: Path) -> None:
         assert (whole / f"figures/stream_{name}.png").stat().st_size > 1000
 
 
-def test_looking_changes_no_number_of_the_run(whole: Path, shards: Path, tmp_path: Path) -> None:
+def test_the_stream_probe_changes_no_number_of_the_run(whole: Path, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "blind"
     done = run(
         *SMALL, f"data.path={shards}", "hydra.run.dir=blind", "trainer.stream_pictures=false", cwd=tmp_path
@@ -109,7 +109,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(whole: Path) -> None:
     assert checkpoint["reslab"]["step"] == 12
 
 
-def test_a_second_launch_into_a_run_is_refused_and_changes_nothing(whole: Path, shards: Path) -> None:
+def test_a_second_launch_into_a_run_is_rejected_and_changes_nothing(whole: Path, shards: Path) -> None:
     before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
     done = run(*SMALL, f"data.path={shards}", f"hydra.run.dir={whole}", cwd=whole.parent)
     assert done.returncode == 2
@@ -125,8 +125,8 @@ def test_resuming_a_completed_run_does_nothing(whole: Path) -> None:
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
-def written_by(folder: Path, code: dict[str, Any]) -> None:
-    """As if other code had trained the run so far."""
+def pretend_code(folder: Path, code: dict[str, Any]) -> None:
+    """Change the record as if other code had trained the run so far."""
     last = folder / "checkpoints/last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
     assert checkpoint["reslab"]["code"]["sources"] == result(folder)["code"][0]["sources"]
@@ -139,11 +139,11 @@ def written_by(folder: Path, code: dict[str, Any]) -> None:
     (folder / "result.json").write_text(json.dumps(stated))
 
 
-def test_a_completed_run_goes_on_to_a_later_end(whole: Path, tmp_path: Path) -> None:
+def test_a_completed_run_continues_to_a_later_end(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     shutil.copytree(whole, folder)
     own = result(folder)["code"][0]
-    written_by(folder, {**own, "sources": "b" * 64, "git": "a" * 40})
+    pretend_code(folder, {**own, "sources": "b" * 64, "git": "a" * 40})
     done = run(f"resume={folder}", "trainer.max_steps=15", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = (folder / "run.log").read_text()
@@ -160,7 +160,7 @@ SLOW = [*SMALL[:-6], "trainer.max_steps=60", *SMALL[-5:]]
 
 @pytest.fixture(scope="module")
 def long(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A longer run that was never stopped, to compare stopped ones with."""
+    """Return a longer run that was never stopped."""
     cwd = tmp_path_factory.mktemp("long")
     done = run(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -168,7 +168,7 @@ def long(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", [1, 17, 41])
-def test_a_run_killed_at_any_step_goes_on_bitwise(step: int, long: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_step_resumes_bitwise(step: int, long: Path, shards: Path, tmp_path: Path) -> None:
     process = begin(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert kill_after(step, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
     assert result(tmp_path / "r")["status"] == "running"
@@ -180,7 +180,7 @@ def test_a_run_killed_at_any_step_goes_on_bitwise(step: int, long: Path, shards:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_checkpoints_and_the_run_goes_on_bitwise(
+def test_a_signal_checkpoints_and_the_run_resumes_bitwise(
     signum: int, code: int, long: Path, shards: Path, tmp_path: Path
 ) -> None:
     process = start(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
@@ -196,7 +196,7 @@ def test_a_signal_checkpoints_and_the_run_goes_on_bitwise(
     assert same_weights(tmp_path / "r", long)
 
 
-def test_a_run_that_diverges_stops_there_and_says_so(shards: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_stops_there_with_code_3(shards: Path, tmp_path: Path) -> None:
     done = run(
         *SMALL,
         f"data.path={shards}",
@@ -231,7 +231,7 @@ def test_two_ranks_give_the_losses_of_one(two_ranks: Path, whole: Path) -> None:
             assert two["val/loss"] == pytest.approx(one["val/loss"], rel=2e-6)
 
 
-def test_two_ranks_killed_go_on_bitwise(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_killed_resume_bitwise(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
     process = begin(*SMALL, *DDP, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert kill_after(7, tmp_path / "r", process, signal.SIGKILL) == -signal.SIGKILL
     assert no_process_of(tmp_path)
@@ -242,7 +242,7 @@ def test_two_ranks_killed_go_on_bitwise(two_ranks: Path, shards: Path, tmp_path:
 
 
 def no_process_of(folder: Path) -> bool:
-    """Whether every rank that works in `folder` is gone, within a few seconds."""
+    """Return whether every rank that works in `folder` is gone, within a few seconds."""
     for _ in range(100):
         alive = []
         for entry in Path("/proc").iterdir():
@@ -281,7 +281,7 @@ def test_a_sweep_gives_a_folder_a_job_and_survives_a_failing_one(shards: Path, t
     assert not list(tmp_path.glob("multirun"))
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(shards: Path, tmp_path: Path) -> None:
+def test_a_user_error_is_one_line_and_exit_code_2(shards: Path, tmp_path: Path) -> None:
     done = run(*SMALL, f"data.path={shards}", "model.n_embd=33", "hydra.run.dir=r", cwd=tmp_path)
     assert done.returncode == 2
     assert len(error_lines(done)) == 1
@@ -299,7 +299,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(shards: Path, tmp_path: Path) -> 
         ("resume=nowhere", "is not a run folder"),
     ],
 )
-def test_a_misspelt_override_is_answered_with_the_nearest_name(
+def test_a_misspelt_override_is_rejected_with_the_nearest_name(
     override: str, words: str, tmp_path: Path
 ) -> None:
     done = run(*SMALL, override, "hydra.run.dir=r", cwd=tmp_path)
@@ -316,15 +316,15 @@ def test_the_help_page_lists_every_group_and_the_keys(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_who_leaves_early_is_no_traceback() -> None:
+def test_a_closed_pipe_gives_no_traceback() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), "--help"], stdout=theirs, stderr=subprocess.PIPE
     )
     os.close(theirs)
-    _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (128 + signal.SIGPIPE, b"")
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_a_run_exports_to_transformers_and_trains_on_from_there(
@@ -351,7 +351,7 @@ def test_a_run_exports_to_transformers_and_trains_on_from_there(
     assert "exists already" in again.stderr
 
 
-def test_a_strategy_of_ones_own_needs_no_edit_here(shards: Path, tmp_path: Path) -> None:
+def test_a_strategy_outside_the_project_needs_no_edit(shards: Path, tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     code = readme.split("```python\n# mystrategies/halved.py, anywhere on PYTHONPATH", 1)[1].split("```", 1)[0]
     (tmp_path / "mystrategies").mkdir()
@@ -435,7 +435,7 @@ def kept(path: Path) -> bool:
 
 
 @pytest.mark.parametrize(("what", "words"), [("truncated", "not a whole checkpoint"), ("flipped", "damaged")])
-def test_bad_checkpoints_only_are_refused_and_nothing_is_overwritten(
+def test_bad_checkpoints_only_are_rejected_and_nothing_is_overwritten(
     what: str, words: str, stopped: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "r"
@@ -450,7 +450,7 @@ def test_bad_checkpoints_only_are_refused_and_nothing_is_overwritten(
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and kept(p)} == before
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(stopped: Path, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_gone_is_not_started_again(stopped: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     shutil.copytree(stopped, folder)
     shutil.rmtree(folder / "checkpoints")
@@ -477,7 +477,7 @@ def test_a_hostile_checkpoint_runs_nothing_and_falls_back(stopped: Path, tmp_pat
     assert not (tmp_path / "ran").exists()
 
 
-def test_other_data_and_another_model_are_refused_on_resume(stopped: Path, tmp_path: Path) -> None:
+def test_other_data_and_another_model_are_rejected_on_resume(stopped: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     shutil.copytree(stopped, folder)
     other = make_shards(tmp_path / "shards", tokens=21_000)
@@ -493,7 +493,7 @@ def test_other_data_and_another_model_are_refused_on_resume(stopped: Path, tmp_p
     assert "did you mean trainer.max_steps" in done.stderr
 
 
-def test_a_run_on_one_rank_goes_on_on_two(stopped: Path, long: Path, tmp_path: Path) -> None:
+def test_a_run_on_one_rank_resumes_on_two(stopped: Path, long: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     shutil.copytree(stopped, folder)
     done = run(f"resume={folder}", "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Break runs in every way there is a test for, go on, and compare with a run that was left alone.
+"""Inject every fault there is a test for, resume, and compare with a run without a fault.
 
     python -m tests.robust.stress [times] [row ...]
 
@@ -20,7 +20,7 @@ from tests.support import options
 
 
 def all_rows(stress: Stress) -> dict[str, Callable[[], Row]]:
-    """Every fault, by a short name."""
+    """Return every fault by a short name."""
     kill, term, usr1, n = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, stress.times
     saving, validating, scoring, stepping = INSIDE
     two = "two ranks"

@@ -1,4 +1,4 @@
-"""Runs that are broken at a moment of the caller's or of chance, brought to their end, and compared."""
+"""Fault injection: runs with a fault at a given or random moment, resumed to their end and compared."""
 
 import os
 import random
@@ -46,7 +46,7 @@ Fault = Callable[[Path, int], Codes]
 
 @dataclass
 class Row:
-    """A line of the table."""
+    """Row of the table."""
 
     fault: str
     times: int = 0
@@ -60,7 +60,7 @@ class Row:
 
 
 class Stress:
-    """Reference runs, made when they are first asked for, and faults against copies of their command line.
+    """Reference runs, made when they are first used, and faults in runs with the same command line.
 
     Args:
         place: an empty folder.
@@ -76,7 +76,7 @@ class Stress:
         self.kills = 0
 
     def reference(self, kind: str) -> Path:
-        """A run of that kind that was left alone."""
+        """Return the run of a kind without a fault."""
         folder = self.place / kind.replace(" ", "-")
         if not folder.exists():
             done = run(*self.keys, *KINDS[kind], f"hydra.run.dir={folder}", cwd=self.place)
@@ -85,7 +85,7 @@ class Stress:
         return folder
 
     def strike(self, fault: str, times: int, inject: Fault, kind: str = "one rank") -> Row:
-        """Inject a fault into `times` new runs, bring each to its end, and compare."""
+        """Inject a fault into `times` new runs, resume each to its end, and compare."""
         row, whole = Row(fault), self.reference(kind)
         for _ in range(times):
             folder = self.place / "struck"
@@ -100,7 +100,7 @@ class Stress:
         return row
 
     def compare(self, row: Row, whole: Path, folder: Path, code: int) -> None:
-        """Add to the row what a run at its end lacks, or has otherwise than the one left alone."""
+        """Add to the row the steps that a run lacks, and whether it differs from the reference."""
         expected, found = computed(whole), computed(folder)
         row.lost += len({r["step"] for r in expected} - {r["step"] for r in found})
         same = found == expected and same_weights(folder, whole)
@@ -110,7 +110,7 @@ class Stress:
     # ---- faults: each returns the exit codes that it led to
 
     def signalled(self, signum: int, kind: str = "one rank", *, rank: int = 0) -> Fault:
-        """A signal to one rank after some step."""
+        """Return a fault: a signal to one rank after a step."""
 
         def inject(folder: Path, step: int) -> Codes:
             process = start(*self.keys, *KINDS[kind], f"hydra.run.dir={folder}", cwd=self.place)
@@ -123,7 +123,7 @@ class Stress:
         return inject
 
     def killed_often(self, kills: int) -> Fault:
-        """One run, killed at random moments of its whole course (start, training, saving) until one launch is done."""
+        """Return a fault: kills at random moments of start, training and saving, until a launch completes."""
 
         def inject(folder: Path, step: int) -> Codes:
             codes: list[int] = []
@@ -141,7 +141,7 @@ class Stress:
         return inject
 
     def killed_inside(self, function: str, calls: int, ms: float, kind: str = "one rank") -> Fault:
-        """Killed up to `ms` milliseconds into one of the first `calls` calls of a function."""
+        """Return a fault: a kill up to `ms` milliseconds into one of the first `calls` calls of a function."""
 
         def inject(folder: Path, step: int) -> Codes:
             moment = f"{function}:{self.random.randint(1, calls)}:{self.random.uniform(0, ms):.1f}"
@@ -151,7 +151,7 @@ class Stress:
         return inject
 
     def every_strategy(self, names: list[str]) -> Row:
-        """A sweep over strategies, killed once in each and each time run again; takes a launch for each."""
+        """Run a sweep over strategies, killed once in each strategy and started again each time."""
         row = Row("`kill -9` at a random step of each residual strategy")
         keys = [f"residual={','.join(names)}", f"trainer.max_steps={FEW}", "check=off", "model.n_layer=3"]
 
@@ -179,7 +179,7 @@ class Stress:
         return row
 
     def damaged(self, how: Callable[[Path], None]) -> Fault:
-        """A run that was killed, and whose newest checkpoint then went bad."""
+        """Return a fault: a kill, and damage to the newest checkpoint."""
 
         def inject(folder: Path, step: int) -> Codes:
             codes = self.signalled(signal.SIGKILL)(folder, max(step, 12))
@@ -192,13 +192,13 @@ class Stress:
         return inject
 
     def full_disk(self, folder: Path, step: int) -> Codes:
-        """No room for the checkpoints from some step on."""
+        """Fill the disk for checkpoints from some step on."""
         with environ(PYTHONPATH=str(FAULTS), FAULT_FILES=r"\.ckpt\.part", FAULT_AFTER=str(step // 4)):
             done = run(*self.keys, f"hydra.run.dir={folder}", cwd=self.place)
         return [done.returncode]
 
     def launched_twice(self, folder: Path, step: int) -> Codes:
-        """A second launch into the folder of a live run, and a resume of it."""
+        """Launch into the folder of a live run, and resume that run."""
         process = start(*self.keys, f"hydra.run.dir={folder}", cwd=self.place)
         wait_for_row(3, folder, process)
         process.send_signal(signal.SIGSTOP)

@@ -35,7 +35,7 @@ def saved_step(path: Path) -> int:
 
 
 def wait_for_row(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
-    """Return once the run has written the row of `step`, or has ended."""
+    """Wait until the run has written the row of `step`, or has ended."""
     path = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -45,7 +45,7 @@ def wait_for_row(step: int, folder: Path, process: subprocess.Popen[str]) -> Non
 
 
 def ranks_of(folder: Path) -> list[int]:
-    """The processes that are further ranks of runs below `folder`."""
+    """Return the processes that are further ranks of runs below `folder`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -59,12 +59,12 @@ def ranks_of(folder: Path) -> list[int]:
 
 
 def rank_pid(folder: Path) -> int:
-    """The process of rank 1 of the run in `folder`."""
+    """Return the process of rank 1 of the run in `folder`."""
     return ranks_of(folder)[0]
 
 
 def no_process_of(folder: Path) -> bool:
-    """Whether every rank that works in `folder` is gone, within a few seconds."""
+    """Return whether every rank that works in `folder` ends within 10 s."""
     for _ in range(100):
         if not ranks_of(folder):
             return True

@@ -1,4 +1,4 @@
-"""A file system with faults, for a process that has this folder on its PYTHONPATH.
+"""Faults for a process that has this folder on its PYTHONPATH: of the file system, signals and kills.
 
 FAULT_FILES: a regular expression; opening what it matches for writing fails with FAULT_ERRNO, from the
 FAULT_AFTER-th time on. FAULT_FREE: bytes that every file system seems to have free. FAULT_SIGNAL: `<number>:<module>`,
