@@ -6,13 +6,14 @@ planned for the budget.
 """
 
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from src.reporting.runs import Run, final_scores, list_entries, read_scores
-from src.reporting.statistics import compare, correct_holm, summarize
+from src.reporting.statistics import compare, correct_holm
 from src.reporting.systems import System
 
 #: Columns of the published tables in their order; other sets follow.
@@ -80,23 +81,18 @@ def compare_systems(frame: pd.DataFrame, systems: list[System], baseline: System
     rows: list[dict[str, Any]] = []  # cells of several kinds
     for metric in order_metrics(frame["metric"].unique()):
         reference = by_seed.get((metric, baseline.label)) if baseline else None
-        first = len(rows)
         for system in systems:
             values = by_seed.get((metric, system.label))
             if values is None:
                 continue
-            s = summarize(list(values.values()))
-            row = {"metric": metric, "system": system.label, "n": s.n, "mean": s.mean, "sd": s.sd}
-            if reference is not None and system is not baseline:
-                d = compare(values, reference)
-                row |= {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "test": d.test}
-                row |= {"pairs": d.n, "sd of difference": d.sd}
-            rows.append(row)
-        corrected = correct_holm([row.get("p") for row in rows[first:]])
-        for row, p in zip(rows[first:], corrected, strict=True):
-            row["p (Holm)"] = p
+            sd = stdev(values.values()) if len(values) > 1 else None
+            row = {"metric": metric, "system": system.label, "n": len(values), "mean": fmean(values.values())}
+            compared = compare(values, reference) if reference is not None and system is not baseline else {}
+            rows.append({**row, "sd": sd, **compared})
     columns = ["metric", "system", "n", "mean", "sd", "difference", "low", "high", "p", "p (Holm)", "test"]
-    return pd.DataFrame(rows, columns=[*columns, "pairs", "sd of difference"])
+    frame = pd.DataFrame(rows, columns=[*columns, "pairs", "sd of difference"])
+    frame["p (Holm)"] = frame.groupby("metric")["p"].transform(correct_holm)
+    return frame
 
 
 def order_metrics(metrics: Sequence[str]) -> list[str]:
@@ -119,15 +115,8 @@ def build_leaderboard(compared: pd.DataFrame, baseline: System | None) -> pd.Dat
     metrics = [m for m in order_metrics(list(means.columns)) if not m.startswith("val loss at")]
     board = pd.DataFrame({"n seeds": losses["n"], "val loss": means["val loss"], "sd": losses["sd"]})
     if baseline is not None:
-        for column, source in (
-            ("difference", "difference"),
-            ("95 % low", "low"),
-            ("95 % high", "high"),
-            ("p", "p"),
-            ("p (Holm)", "p (Holm)"),
-            ("test", "test"),
-        ):
-            board[column] = losses[source]
+        comparison = losses[["difference", "low", "high", "p", "p (Holm)", "test"]]
+        board = board.join(comparison.rename(columns={"low": "95 % low", "high": "95 % high"}))
         speeds = means["tokens/s"]
         board["cost %"] = 100 * (speeds[baseline.label] / speeds - 1)
     for metric in metrics[1:]:

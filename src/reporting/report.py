@@ -7,7 +7,7 @@ import pandas as pd
 
 from src.reporting.leaderboard import build_leaderboard, build_scores, compare_systems
 from src.reporting.runs import find_runs
-from src.reporting.statistics import Difference, state_difference, state_untested
+from src.reporting.statistics import state_difference, state_untested
 from src.reporting.step_times import StepTimes, read_step_times
 from src.reporting.systems import GroupedRuns, System, UnfairKey, find_unfair_keys, group_runs
 
@@ -31,22 +31,13 @@ class Report:
         losses = self.compared[self.compared["metric"] == "val loss"].set_index("system")
         sentences, untested = [], []
         for label in self.board["system"]:
-            row = losses.loc[label].astype(object).where(losses.loc[label].notna(), None)
+            row = losses.loc[label]
             if label == self.baseline.label:
                 continue
-            d = Difference(
-                row["difference"],
-                row["low"],
-                row["high"],
-                row["p"],
-                row["test"],
-                int(row["pairs"]),
-                row["sd of difference"],
-            )
-            if d.p is None:
-                untested.append((label, d.mean))
+            if pd.isna(row["p"]):
+                untested.append((label, row["difference"]))
             else:
-                sentences.append(state_difference(label, self.baseline.label, d, row["p (Holm)"]))
+                sentences.append(state_difference(label, self.baseline.label, row))
         return [*sentences, *state_untested(untested, self.baseline.label)]
 
 

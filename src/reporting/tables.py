@@ -1,6 +1,7 @@
 """Tables of a report: the digits, the unit and the placeholder of each cell."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 
@@ -11,14 +12,6 @@ from src.reporting.step_times import COLUMNS
 from src.reporting.systems import System, UnfairKey
 
 NOTHING = "-"
-
-
-def _digits(n: int, sign: str = "") -> Callable[[float], str]:
-    return lambda value: f"{value:{sign}.{n}f}"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
 
 
 def _p(value: float) -> str:
@@ -33,20 +26,14 @@ def _si(value: float) -> str:
 
 
 FORMATS: dict[str, Callable[[float], str]] = {
-    "n seeds": _count,
-    "val loss": _digits(4),
-    "sd": _digits(4),
-    "difference": _digits(4, "+"),
-    "95 % low": _digits(4, "+"),
-    "95 % high": _digits(4, "+"),
-    "p": _p,
-    "p (Holm)": _p,
-    "cost %": _digits(1, "+"),
-    "step": _digits(3),
-    "sec": _count,
-    "parameters": _si,
-    "FLOPs/token": _si,
-    "tokens/s": _count,
+    "n seeds": "{:,.0f}".format,
+    **dict.fromkeys(("val loss", "sd"), "{:.4f}".format),
+    **dict.fromkeys(("difference", "95 % low", "95 % high"), "{:+.4f}".format),
+    **dict.fromkeys(("p", "p (Holm)"), _p),
+    **dict.fromkeys(COLUMNS, "{:.3f}".format),
+    "cost %": "{:+.1f}".format,
+    **dict.fromkeys(("sec", "tokens/s"), "{:,.0f}".format),
+    **dict.fromkeys(("parameters", "FLOPs/token"), _si),
     "peak memory": format_bytes,
 }
 
@@ -56,7 +43,7 @@ def format_cell(column: str, value: object) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return NOTHING
     if isinstance(value, int | float):
-        return FORMATS.get(column, _digits(2))(value)
+        return FORMATS.get(column, "{:.2f}".format)(value)
     return str(value)
 
 
@@ -64,51 +51,28 @@ def build_board_table(board: pd.DataFrame, baseline: System | None) -> Table:
     """Build the leaderboard's table: a metric's sd in brackets after its mean, the bounds of an interval in one cell."""
     rows = []
     for record in board.to_dict("records"):
+        cells = {column: format_cell(column, value) for column, value in record.items()}
         row = {}
-        for column, value in record.items():
-            if column.endswith(" sd") or column in ("95 % high", *COLUMNS[1:]):
-                continue
+        for column, text in cells.items():
             if column == COLUMNS[0]:
-                low, high = (format_cell(column, record[bound]) for bound in COLUMNS[1:])
-                row["step time"] = (
-                    NOTHING if pd.isna(value) else f"{format_cell(column, value)} [{low}, {high}]"
-                )
-                continue
-            if column == "95 % low":
-                pair = (value, record["95 % high"])
-                known = not any(pd.isna(v) for v in pair)
-                row["95 % interval"] = " to ".join(format_cell(column, v) for v in pair) if known else NOTHING
-                continue
-            spread = record.get(f"{column} sd")
-            brackets = f" ({format_cell(column, spread)})" if spread is not None and not pd.isna(spread) else ""
-            row[column] = format_cell(column, value) + brackets
+                low, high = (cells[bound] for bound in COLUMNS[1:])
+                row["step time"] = text if text == NOTHING else f"{text} [{low}, {high}]"
+            elif column == "95 % low":
+                row["95 % interval"] = text if text == NOTHING else f"{text} to {cells['95 % high']}"
+            elif not column.endswith(" sd") and column not in ("95 % high", *COLUMNS[1:]):
+                spread = cells.get(f"{column} sd", NOTHING)
+                row[column] = text if spread == NOTHING else f"{text} ({spread})"
         rows.append(row)
-    columns = list(rows[0])
-    return Table(columns, [list(row.values()) for row in rows], marked=baseline.label if baseline else None)
+    marked = baseline.label if baseline else None
+    return Table(list(rows[0]), [list(row.values()) for row in rows], marked)
 
 
 def build_budget_table(part: pd.DataFrame, title: str, baseline: System | None) -> Table:
     """Build the table of one budget's comparison, best system first."""
-    rows = []
-    for record in part.sort_values("mean").to_dict("records"):
-        known = pd.notna(record["low"])
-        bounds = (
-            " to ".join(format_cell("difference", record[k]) for k in ("low", "high")) if known else NOTHING
-        )
-        rows.append(
-            [
-                record["system"],
-                format_cell("n seeds", record["n"]),
-                format_cell("val loss", record["mean"]),
-                format_cell("sd", record["sd"]),
-                format_cell("difference", record["difference"]),
-                bounds,
-                format_cell("p", record["p"]),
-                format_cell("p", record["p (Holm)"]),
-            ]
-        )
-    columns = ["system", "n seeds", title, "sd", "difference", "95 % interval", "p", "p (Holm)"]
-    return Table(columns, rows, marked=baseline.label if baseline else None)
+    names = {"n": "n seeds", "mean": "val loss", "low": "95 % low", "high": "95 % high"}
+    shown = ["system", "n", "mean", "sd", "difference", "low", "high", "p", "p (Holm)"]
+    table = build_board_table(part.sort_values("mean")[shown].rename(columns=names), baseline)
+    return replace(table, columns=[title if column == "val loss" else column for column in table.columns])
 
 
 def build_unfair_table(unfair: list[UnfairKey]) -> Table:
