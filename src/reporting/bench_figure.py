@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -49,10 +49,7 @@ def draw_bench(results: Mapping[str, Any], path: Path) -> Figure:
 
 def _draw_ratios(axes: Axes, timings: Mapping[str, Any]) -> None:
     for row, timing in enumerate(timings.values()):
-        middle = timing["ratio"]
-        low = high = middle
-        if len(timing["ratios"]) > 1:
-            low, _, high = quantiles(timing["ratios"], n=4, method="inclusive")
+        low, middle, high = np.percentile(timing["ratios"], [25, 50, 75])
         spread = [[middle - low], [high - middle]]
         axes.errorbar([middle], [row], xerr=spread, fmt="o", ms=5, color="C0", ecolor="C0", capsize=3)
     axes.axvline(1.0, color="0.4", lw=1)

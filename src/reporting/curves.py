@@ -1,6 +1,7 @@
 """Curves of a report: losses of systems, differences to the baseline, scores of evaluated checkpoints."""
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import matplotlib
@@ -19,6 +20,7 @@ MAX_POINTS = 300
 #: Maximum number of points with markers.
 MAX_MARKERS = 40
 COLORS = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+Color = tuple[float, float, float, float]
 AXES = {
     "step": "optimizer steps",
     "tokens": "tokens",
@@ -32,23 +34,25 @@ def draw_losses(systems: Sequence[System], axis: str) -> Figure:
 
     Validation is bold, as the mean over seeds if they validated at the same steps; seeds and training loss are thin.
     """
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for system, color in zip(systems, _colors(len(systems)), strict=True):
+    figure, axes = _open_axes(4.4, AXES[axis], "loss (nats/token)")
+    for system, color in zip(systems, itertools.cycle(COLORS), strict=False):
         _draw_system(axes, system, axis, color)
     _zoom(axes, systems)
-    axes.set_xlabel(AXES[axis])
-    axes.set_ylabel("loss (nats/token)")
-    axes.grid(alpha=0.25)
     axes.legend(fontsize=8, ncols=1 if len(systems) <= 8 else 2)
     return figure
 
 
-def _colors(n: int) -> list[tuple[float, float, float, float]]:
-    return [COLORS[i % len(COLORS)] for i in range(n)]
+def _open_axes(height: float, x: str, y: str) -> tuple[Figure, Axes]:
+    """Return a figure of the page's width and its axes with labels and a grid."""
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    return figure, axes
 
 
-def _draw_system(axes: Axes, system: System, axis: str, color: tuple[float, float, float, float]) -> None:
+def _draw_system(axes: Axes, system: System, axis: str, color: Color) -> None:
     curves = [select_validations(run) for run in system.runs]
     for run, curve in zip(system.runs, curves, strict=True):
         rows = run.rows[run.rows["train/loss"].notna()]
@@ -56,15 +60,12 @@ def _draw_system(axes: Axes, system: System, axis: str, color: tuple[float, floa
         axes.plot(rows[axis], rows["train/loss"], color=color, lw=0.6, alpha=0.25)
         axes.plot(curve[axis], curve["val/loss"], color=color, lw=0.8, alpha=0.5)
     same_steps = all(curve["step"].tolist() == curves[0]["step"].tolist() for curve in curves)
-    shown = [_mean(curves)] if same_steps else curves
+    mean = pd.concat([curve.reset_index(drop=True) for curve in curves]).groupby(level=0).mean()
+    shown = [mean] if same_steps else curves
     for i, curve in enumerate(shown):
         label = f"{system.label} ({len(curves)})" if i == 0 else None
         marker = "o" if len(curve) <= MAX_MARKERS else None
         axes.plot(curve[axis], curve["val/loss"], color=color, lw=1.6, marker=marker, ms=3, label=label)
-
-
-def _mean(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat([curve.reset_index(drop=True) for curve in curves]).groupby(level=0).mean()
 
 
 def _zoom(axes: Axes, systems: Sequence[System]) -> None:
@@ -78,10 +79,9 @@ def _zoom(axes: Axes, systems: Sequence[System]) -> None:
 
 def draw_differences(systems: Sequence[System], baseline: System) -> Figure:
     """Draw each system's validation loss minus the baseline's over the steps at which both validated."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _open_axes(4.4, "optimizer steps", f"validation loss minus {baseline.label}'s")
     reference = _mean_by_step(baseline)
-    for system, color in zip(systems, _colors(len(systems)), strict=True):
+    for system, color in zip(systems, itertools.cycle(COLORS), strict=False):
         if system is not baseline:
             difference = (_mean_by_step(system) - reference).dropna()
             difference = difference.iloc[len(difference) // 6 :]
@@ -90,9 +90,6 @@ def draw_differences(systems: Sequence[System], baseline: System) -> Figure:
                 difference.index, difference, color=color, lw=1.4, marker=marker, ms=3, label=system.label
             )
     axes.axhline(0, color="0.4", lw=1)
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel(f"validation loss minus {baseline.label}'s")
-    axes.grid(alpha=0.25)
     axes.legend(fontsize=8, ncols=1 if len(systems) <= 8 else 2)
     return figure
 
@@ -123,14 +120,10 @@ def draw_intervals(board: pd.DataFrame) -> Figure:
 
 def draw_evaluations(points: pd.DataFrame, metric: str) -> Figure:
     """Draw one metric of the evaluated checkpoints against their steps."""
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _open_axes(3.6, "optimizer steps", metric)
     shown = points[points["metric"] == metric]
     for (system, seed), part in shown.groupby(["system", "seed"], sort=False):
         axes.plot(part["step"], part["value"], marker="o", ms=3, label=f"{system} seed {seed}")
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel(metric)
-    axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     return figure
 

@@ -7,7 +7,6 @@ from src.reporting import curves
 from src.reporting.leaderboard import BUDGETS, budget_metric, collect_evaluations, find_common_budget
 from src.reporting.page import Document, Picture, Section, to_html, to_markdown
 from src.reporting.report import Report
-from src.reporting.runs import Run
 from src.reporting.statistics import pooled_sd, visible_difference
 from src.reporting.systems import System
 from src.reporting.tables import (
@@ -51,8 +50,8 @@ def build_document(report: Report) -> Document:
         ]
     sections += _list_exclusions(report)
     if systems:
-        sections.append(_list_runs(systems))
-    return Document(title, sections, ("Written by reslab, task=report.",))
+        sections.append(Section("Runs", [f"{n_runs} runs, one row each."], tables=[build_runs_table(systems)]))
+    return Document(title, sections)
 
 
 def _summarize(report: Report) -> Section:
@@ -74,20 +73,16 @@ def _summarize(report: Report) -> Section:
     n_failed = len(report.found.failures)
     if n_failed:
         warnings.append(f"{n_failed} of the runs found are in no mean; the table of failures says why.")
-    if not report.found.systems:
-        return Section("In words", ["No run is completed, so there is nothing to compare."], warnings=warnings)
     if report.baseline is None:
-        return Section("In words", ["There is no baseline, so nothing is compared."], warnings=warnings)
+        none = "There is no baseline, so nothing is compared."
+        text = none if report.found.systems else "No run is completed, so there is nothing to compare."
+        return Section("In words", [text], warnings=warnings)
     intro = (
         f"Final validation loss against {report.baseline.label}. Systems are called different if p, corrected "
         "for the number of systems (Holm), is below 5 %."
     )
-    return Section(
-        "In words",
-        [intro, *_state_seed_spread(report)],
-        report.sentences() or ["There is only the baseline."],
-        warnings,
-    )
+    sentences = report.sentences() or ["There is only the baseline."]
+    return Section("In words", [intro, _state_seed_spread(report)], sentences, warnings)
 
 
 def _warn_of_unsteady_speeds(systems: list[System]) -> list[str]:
@@ -97,26 +92,23 @@ def _warn_of_unsteady_speeds(systems: list[System]) -> list[str]:
         speeds = [run.result["tokens_per_s"] for run in system.runs]
         if max(speeds) > MAX_SPEED_RATIO * min(speeds):
             found.append(f"{system.label} ({min(speeds):,.0f} to {max(speeds):,.0f} tokens/s)")
-    if not found:
-        return []
-    return [
-        f"Seeds of one system ran at different speeds, so costs and times are not comparable: {', '.join(found)}."
-    ]
+    text = "Seeds of one system ran at different speeds, so costs and times are not comparable"
+    return [f"{text}: {', '.join(found)}."] if found else []
 
 
-def _state_seed_spread(report: Report) -> list[str]:
+def _state_seed_spread(report: Report) -> str:
     """State the spread between seeds, pooled over the systems of this report."""
     losses = [[run.result["val_loss"] for run in system.runs] for system in report.found.systems]
     spread = pooled_sd(losses)
     if spread is None:
-        return ["Each system has one seed, so no difference can be distinguished from noise."]
+        return "Each system has one seed, so no difference can be distinguished from noise."
     sd, freedom = spread
     n = max(len(values) for values in losses)
-    return [
+    return (
         f"Between seeds of one system the validation loss has an sd of {sd:.4f} nats (pooled, {freedom} degrees of "
         f"freedom); two systems of {n} unpaired seeds each would have to be {visible_difference(sd, freedom, n):.4f} "
         "nats apart."
-    ]
+    )
 
 
 def _build_board(report: Report) -> Section:
@@ -136,9 +128,8 @@ def _build_board(report: Report) -> Section:
     if report.baseline is not None and report.board["difference"].notna().any():
         picture = curves.render_svg(curves.draw_intervals(report.board))
         pictures.append(Picture(f"Difference to {report.baseline.label}, 95 % intervals", svg=picture))
-    return Section(
-        "Leaderboard", texts, tables=[build_board_table(report.board, report.baseline)], pictures=pictures
-    )
+    table = build_board_table(report.board, report.baseline)
+    return Section("Leaderboard", texts, tables=[table], pictures=pictures)
 
 
 def _compare_budgets(report: Report) -> Section:
@@ -150,19 +141,14 @@ def _compare_budgets(report: Report) -> Section:
         if budget is None or part.empty:
             texts.append(f"Equal {axis}: the curves do not overlap, so there is no common budget.")
         else:
-            tables.append(
-                build_budget_table(part, f"val loss at {_format_budget(axis, budget)} {unit}", report.baseline)
-            )
+            amount = f"{budget:,.0f}" if axis == "tokens" else f"{budget:.4g}"
+            tables.append(build_budget_table(part, f"val loss at {amount} {unit}", report.baseline))
     text = (
         "The validation loss at the largest budget that all runs reached, interpolated linearly between two "
         "validations. A run that trained further had not finished its learning-rate schedule there. Time is that of "
         "training steps, without validation and evaluation."
     )
     return Section("At equal tokens, FLOPs and time", [text, *texts], tables=tables)
-
-
-def _format_budget(axis: str, budget: float) -> str:
-    return f"{budget:,.0f}" if axis == "tokens" else f"{budget:.4g}"
 
 
 def _draw_curves(report: Report) -> Section:
@@ -197,28 +183,15 @@ def _collect_stream_figures(systems: list[System]) -> list[Section]:
         found = {run.seed: sorted((run.folder / "figures").glob(STREAM_FIGURES)) for run in system.runs}
         seed = next((seed for seed, paths in found.items() if paths), None)
         if seed is not None:
-            pictures += [
-                Picture(f"{system.label}, seed {seed}: {path.stem}", file=path) for path in found[seed]
-            ]
+            caption = f"{system.label}, seed {seed}"
+            pictures += [Picture(f"{caption}: {path.stem}", file=path) for path in found[seed]]
     return [Section("The stream over depth", pictures=pictures)] if pictures else []
 
 
 def _list_exclusions(report: Report) -> list[Section]:
-    sections = []
-    if report.unfair:
-        sections.append(
-            Section("Differences besides the compared axis", tables=[build_unfair_table(report.unfair)])
-        )
-    if report.found.failures:
-        sections.append(
-            Section("Failures and excluded runs", tables=[build_failures_table(report.found.failures)])
-        )
-    omitted = build_omitted_table(report.found.systems)
-    if omitted.rows:
-        sections.append(Section("Limited or skipped evaluations (in no mean)", tables=[omitted]))
-    return sections
-
-
-def _list_runs(systems: list[System]) -> Section:
-    runs: list[Run] = [run for system in systems for run in system.runs]
-    return Section("Runs", tables=[build_runs_table(systems)], paragraphs=[f"{len(runs)} runs, one row each."])
+    tables = {
+        "Differences besides the compared axis": build_unfair_table(report.unfair),
+        "Failures and excluded runs": build_failures_table(report.found.failures),
+        "Limited or skipped evaluations (in no mean)": build_omitted_table(report.found.systems),
+    }
+    return [Section(title, tables=[table]) for title, table in tables.items() if table.rows]

@@ -133,9 +133,8 @@ def collect_evaluations(systems: list[System]) -> pd.DataFrame:
         for run in system.runs:
             for evaluation in run.evaluations:
                 for metric, entry in list_entries(evaluation["scores"]):
-                    if "skipped" in entry:
-                        continue
-                    for column, score in read_scores(metric, entry).items():
+                    scores = {} if "skipped" in entry else read_scores(metric, entry)
+                    for column, score in scores.items():
                         note = entry.get("limited") or ""
                         rows.append((system.label, run.seed, evaluation["step"], column, score.value, note))
     columns = ["system", "seed", "step", "metric", "value", "limited"]

@@ -7,9 +7,10 @@ import base64
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+FOOTER = "Written by reslab, task=report."
 #: A number, alone or followed by a unit, a spread or a second number.
 NUMBER = re.compile(r"[-+<]?\d[\d.,e+]*( .*)?")
 STYLE = """
@@ -72,11 +73,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """Title, sections and footer of a page."""
+    """The title and the sections of a page."""
 
     title: str
     sections: Sequence[Section]
-    footer: Sequence[str] = field(default=())
 
 
 # ---- Markdown
@@ -94,8 +94,7 @@ def to_markdown(document: Document) -> str:
         blocks += [_format_markdown_table(table) for table in section.tables]
         if section.pictures:
             blocks.append("\n".join(f"- figure in report.html: {p.caption}" for p in section.pictures))
-    blocks += document.footer
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, FOOTER]) + "\n"
 
 
 def _format_markdown_table(table: Table) -> str:
@@ -111,12 +110,11 @@ def to_html(document: Document) -> str:
     """Return the document as one HTML file for wide and narrow screens; all text is escaped."""
     title = html.escape(document.title)
     body = "\n".join(_format_section(section) for section in document.sections)
-    footer = "".join(f"<p>{html.escape(text)}</p>" for text in document.footer)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"{body}\n<footer>{footer}</footer>\n</body>\n</html>\n"
+        f"{body}\n<footer><p>{FOOTER}</p></footer>\n</body>\n</html>\n"
     )
 
 
@@ -142,17 +140,13 @@ def _format_html_table(table: Table) -> str:
     rows = []
     for row in table.rows:
         marked = ' class="marked"' if table.marked is not None and row[0] == table.marked else ""
-        cells = "".join(f"<td{kind}>{_format_cell(cell)}</td>" for cell, kind in zip(row, classes, strict=True))
+        texts = [html.escape(cell).replace("_", "_<wbr>") for cell in row]  # lines may break after underscores
+        cells = "".join(f"<td{kind}>{text}</td>" for text, kind in zip(texts, classes, strict=True))
         rows.append(f"<tr{marked}>{cells}</tr>")
     return (
         f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def _format_cell(text: str) -> str:
-    """Escape a cell's text and allow line breaks after underscores."""
-    return html.escape(text).replace("_", "_<wbr>")
 
 
 def _cell_class(cells: Sequence[str]) -> str:

@@ -100,15 +100,10 @@ def read_run(folder: Path) -> Run:
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.yaml'} is not a mapping; restore it or leave the folder out")
     evaluations = tuple(read_object(path) for path in sorted((folder / "evaluations").glob("*.json")))
-    rows = _read_rows(folder / "metrics.jsonl")
-    return Run(
-        folder, flatten({str(k): v for k, v in config.items()}), result, _add_budgets(rows, result), evaluations
-    )
-
-
-def _read_rows(path: Path) -> pd.DataFrame:
     columns = ["step", "tokens", "train/loss", "val/loss", "tokens_per_s"]
-    return pd.DataFrame(read_rows(path), columns=columns, dtype=float)
+    rows = pd.DataFrame(read_rows(folder / "metrics.jsonl"), columns=columns, dtype=float)
+    flat = flatten({str(k): v for k, v in config.items()})
+    return Run(folder, flat, result, _add_budgets(rows, result), evaluations)
 
 
 def _add_budgets(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:

@@ -140,17 +140,13 @@ def _collect_facts(system: System) -> Facts:
         facts = {("loss", key): value for key, value in computed_config(run).items()}
         facts |= {("speed", key): run.result.get(key) for key in SPEED}
         facts |= {("software", f"versions.{key}"): versions.get(key) for key in ("torch", "lm-eval")}
-        facts["software", "git"] = _shorten(run.result.get("git"))
+        commit = run.result.get("git")
+        facts["software", "git"] = commit and commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
         for column, score in final_scores(run)[0].items():
             facts |= {(column, k): v[:12] if k == "sha256" else v for k, v in score.identity}
         for key, value in facts.items():
             found.setdefault(key, set()).add(NOTHING if value is None else str(value))
     return found
-
-
-def _shorten(commit: str | None) -> str | None:
-    """Return the first digits of a commit, marked if the tree had other changes."""
-    return None if commit is None else commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def _lacks_score(fact: tuple[str, str], ours: Facts, theirs: Facts) -> bool:
