@@ -1,6 +1,8 @@
 """Errors and exit codes: errors of the user, interruptions, and their form in one line."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -24,3 +26,14 @@ def one_line(error: BaseException) -> str:
     """Return the message of an exception in one line."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+@contextmanager
+def raise_user_errors() -> Iterator[None]:
+    """Turn `ValueError` and `OSError` into `UserError`: what the user asked for is at fault, not the code."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(one_line(error)) from error

@@ -35,6 +35,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     fsync_folder(path.parent)
 
 
+def write_json(path: Path, tree: object) -> None:
+    """Replace `path` by `tree` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(tree, indent=2) + "\n")
+
+
 def fsync_folder(folder: Path) -> None:
     """Force a folder's entries (new names, renames) to disk."""
     handle = os.open(folder, os.O_RDONLY)
@@ -101,6 +106,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         elif number < len(lines):
             raise ValueError(f"{path}, line {number}: not a JSON object with a step; take the line out")
     return rows
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Drop the rows after `step` and a cut last line of a JSON lines file, if there is one."""
+    if path.exists():
+        kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
+        write_atomic(path, "".join(kept))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,14 +16,13 @@ from omegaconf import OmegaConf
 from src.callbacks.run_record import read_result
 from src.datamodules.hub_tokenizer import write_tokenizer
 from src.datamodules.tokenizer import N_VOCAB
-from src.errors import UserError
+from src.errors import UserError, raise_user_errors
 from src.files import atomic_folder
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.models.formats.folder import require_empty
 from src.models.formats.pretrained import write_pretrained
 from src.tasks.model_card import build_model_card
 from src.training.saved_weights import SavedWeights, load_saved_weights
-from src.training.session import raise_user_errors
 
 log = logging.getLogger(__name__)
 

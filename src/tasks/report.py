@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from src.errors import UserError, one_line
+from src.errors import UserError, raise_user_errors
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.reporting.document import write_report
 from src.reporting.report import build_report
@@ -26,12 +26,10 @@ def run(job: Job) -> TaskEnd:
     folders = [Path(folder) for folder in _read_names(job.config, "runs")]
     axis = _read_names(job.config, "axis")
     baseline = job.config.baseline
-    try:
+    with raise_user_errors():
         bench = None if job.config.bench is None else Path(str(job.config.bench))
         report = build_report(folders, None if baseline is None else str(baseline), axis, bench)
         page = write_report(report, job.folder)
-    except (ValueError, OSError) as error:
-        raise UserError(one_line(error)) from error
     for line in report.sentences():
         log.info("%s", line)
     n_failed = len(report.found.failures)

@@ -2,10 +2,11 @@
 
 from src.callbacks.guard import DivergedError
 from src.callbacks.stop import StopRequest
+from src.errors import raise_user_errors
 from src.launch.job import Job, TaskEnd
 from src.training.preflight import preflight
 from src.training.resume import continue_or_skip
-from src.training.session import close, close_diverged, fit, open_run, raise_user_errors, read
+from src.training.session import close, close_diverged, fit, open_run, read
 
 
 def run(job: Job) -> TaskEnd:

@@ -20,7 +20,7 @@ from src.callbacks.run_record import RunRecord, Status
 from src.callbacks.stop import StopRequest
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
 from src.datamodules.shards.format import ShardError
-from src.errors import Interrupted, UserError, one_line
+from src.errors import Interrupted, UserError, one_line, raise_user_errors
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.launch.ranks import other_ranks
 from src.models.gpt import GPT
@@ -35,17 +35,6 @@ from src.training.run_folder import begin_record, complete_record, note_progress
 from src.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def raise_user_errors() -> Iterator[None]:
-    """Turn `ValueError` and `OSError` into `UserError`: before training starts, the request is at fault."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UserError(one_line(error)) from error
 
 
 # ---- 1. read
