@@ -46,8 +46,7 @@ def _open_axes(height: float, x: str, y: str) -> tuple[Figure, Axes]:
     """Return a figure of the page's width and its axes with labels and a grid."""
     figure = Figure(figsize=(7.2, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
     return figure, axes
 

@@ -3,20 +3,12 @@
 from pathlib import Path
 
 from src.files import write_atomic
-from src.reporting import curves
+from src.reporting import curves, tables
 from src.reporting.leaderboard import BUDGETS, budget_metric, collect_evaluations, find_common_budget
 from src.reporting.page import Document, Picture, Section, to_html, to_markdown
 from src.reporting.report import Report
 from src.reporting.statistics import pooled_sd, visible_difference
 from src.reporting.systems import System
-from src.reporting.tables import (
-    build_board_table,
-    build_budget_table,
-    build_failures_table,
-    build_omitted_table,
-    build_runs_table,
-    build_unfair_table,
-)
 
 #: Figures of the stream in a run folder.
 STREAM_FIGURES = "stream_*.png"
@@ -50,7 +42,9 @@ def build_document(report: Report) -> Document:
         ]
     sections += _list_exclusions(report)
     if systems:
-        sections.append(Section("Runs", [f"{n_runs} runs, one row each."], tables=[build_runs_table(systems)]))
+        sections.append(
+            Section("Runs", [f"{n_runs} runs, one row each."], tables=[tables.build_runs_table(systems)])
+        )
     return Document(title, sections)
 
 
@@ -128,13 +122,13 @@ def _build_board(report: Report) -> Section:
     if report.baseline is not None and report.board["difference"].notna().any():
         picture = curves.render_svg(curves.draw_intervals(report.board))
         pictures.append(Picture(f"Difference to {report.baseline.label}, 95 % intervals", svg=picture))
-    table = build_board_table(report.board, report.baseline)
+    table = tables.build_board_table(report.board, report.baseline)
     return Section("Leaderboard", texts, tables=[table], pictures=pictures)
 
 
 def _compare_budgets(report: Report) -> Section:
     runs = [run for system in report.found.systems for run in system.runs]
-    tables, texts = [], []
+    shown, texts = [], []
     for axis, unit in BUDGETS.items():
         budget = find_common_budget(runs, axis)
         part = report.compared[report.compared["metric"] == budget_metric(axis)]
@@ -142,13 +136,13 @@ def _compare_budgets(report: Report) -> Section:
             texts.append(f"Equal {axis}: the curves do not overlap, so there is no common budget.")
         else:
             amount = f"{budget:,.0f}" if axis == "tokens" else f"{budget:.4g}"
-            tables.append(build_budget_table(part, f"val loss at {amount} {unit}", report.baseline))
+            shown.append(tables.build_budget_table(part, f"val loss at {amount} {unit}", report.baseline))
     text = (
         "The validation loss at the largest budget that all runs reached, interpolated linearly between two "
         "validations. A run that trained further had not finished its learning-rate schedule there. Time is that of "
         "training steps, without validation and evaluation."
     )
-    return Section("At equal tokens, FLOPs and time", [text, *texts], tables=tables)
+    return Section("At equal tokens, FLOPs and time", [text, *texts], tables=shown)
 
 
 def _draw_curves(report: Report) -> Section:
@@ -189,9 +183,9 @@ def _collect_stream_figures(systems: list[System]) -> list[Section]:
 
 
 def _list_exclusions(report: Report) -> list[Section]:
-    tables = {
-        "Differences besides the compared axis": build_unfair_table(report.unfair),
-        "Failures and excluded runs": build_failures_table(report.found.failures),
-        "Limited or skipped evaluations (in no mean)": build_omitted_table(report.found.systems),
+    listed = {
+        "Differences besides the compared axis": tables.build_unfair_table(report.unfair),
+        "Failures and excluded runs": tables.build_failures_table(report.found.failures),
+        "Limited or skipped evaluations (in no mean)": tables.build_omitted_table(report.found.systems),
     }
-    return [Section(title, tables=[table]) for title, table in tables.items() if table.rows]
+    return [Section(title, tables=[table]) for title, table in listed.items() if table.rows]

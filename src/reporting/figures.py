@@ -23,8 +23,7 @@ def draw_loss_curves(runs: Mapping[str, Rows], path: Path) -> Figure:
             if points:
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, color=color, label=f"{name} {key.partition('/')[0]}", **style)
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("loss (nats/token)")
+    axes.set(xlabel="tokens", ylabel="loss (nats/token)")
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)
@@ -42,8 +41,7 @@ def draw_visit_order(layers: Sequence[int], title: str) -> Figure:
         if points:
             x, y = zip(*points, strict=True)
             axes.scatter(x, y, s=60, zorder=2, label=label, facecolors=face, edgecolors="C0", linewidths=2)
-    axes.set_xlabel("visit")
-    axes.set_ylabel("layer")
+    axes.set(xlabel="visit", ylabel="layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

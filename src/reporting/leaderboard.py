@@ -42,7 +42,8 @@ def build_scores(systems: list[System]) -> pd.DataFrame:
             values.update({c: float(run.result[k]) for c, k in COSTS.items() if run.result.get(k) is not None})
             for axis, budget in budgets.items():
                 if budget is not None:
-                    values[budget_metric(axis)] = interpolate_loss(run, axis, budget)
+                    curve = select_validations(run)
+                    values[budget_metric(axis)] = float(np.interp(budget, curve[axis], curve["val/loss"]))
             rows += [(system.label, run.seed, metric, value) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=["system", "seed", "metric", "value"])
 
@@ -64,12 +65,6 @@ def find_common_budget(runs: Sequence[Run], axis: str) -> float | None:
         return None
     reached = float(min(p.iloc[-1] for p in points))
     return reached if all(p.iloc[0] <= reached for p in points) else None
-
-
-def interpolate_loss(run: Run, axis: str, budget: float) -> float:
-    """Return the validation loss at `budget`, linear between two validations."""
-    curve = select_validations(run)
-    return float(np.interp(budget, curve[axis], curve["val/loss"]))
 
 
 def compare_systems(frame: pd.DataFrame, systems: list[System], baseline: System | None) -> pd.DataFrame:

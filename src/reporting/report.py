@@ -18,7 +18,6 @@ class Report:
 
     found: GroupedRuns
     baseline: System | None
-    frame: pd.DataFrame
     compared: pd.DataFrame
     board: pd.DataFrame
     unfair: list[UnfairKey]
@@ -51,15 +50,14 @@ def build_report(
     """
     found = group_runs(find_runs(folders))
     reference = None if baseline is None else _find_baseline(found, baseline)
-    frame = build_scores(found.systems)
-    compared = compare_systems(frame, found.systems, reference)
+    compared = compare_systems(build_scores(found.systems), found.systems, reference)
     board = build_leaderboard(compared, reference)
     against = reference or (found.systems[0] if found.systems else None)
     unfair = find_unfair_keys(found.systems, against, axis) if against else []
     step_times = None if bench is None else read_step_times(bench)
     if step_times is not None and found.systems:
         board = step_times.join(board, reference.label if reference else None)
-    return Report(found, reference, frame, compared, board, unfair, step_times)
+    return Report(found, reference, compared, board, unfair, step_times)
 
 
 def _find_baseline(found: GroupedRuns, baseline: str) -> System | None:

@@ -29,14 +29,6 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Omitted:
-    """Score that is limited or skipped, and the reason."""
-
-    metric: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Run:
     """Record of one run folder: flattened configuration, result, curve and later evaluations."""
 
@@ -118,24 +110,24 @@ def _add_budgets(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
 # ---- scores
 
 
-def final_scores(run: Run) -> tuple[dict[str, Score], list[Omitted]]:
-    """Return the run's complete scores at its last step by column name, and the scores that are limited or skipped.
+def final_scores(run: Run) -> tuple[dict[str, Score], dict[str, str]]:
+    """Return the run's complete scores at its last step by column, and why other sets are limited or skipped.
 
     If the run's own evaluation was limited, a complete later one of the same step's weights replaces it.
     """
     scores = {"val loss": Score(float(run.result["val_loss"]), ())}
-    omitted: dict[str, Omitted] = {}
+    omitted: dict[str, str] = {}
     later = [e["scores"] for e in run.evaluations if e.get("step") == run.result["steps"]]
     for tree in (run.result, *later):
         for metric, entry in list_entries(tree):
             reason = entry.get("limited") or entry.get("skipped")
             if reason:
-                omitted.setdefault(metric, Omitted(metric, str(reason)))
+                omitted.setdefault(metric, str(reason))
             else:
                 for column, score in read_scores(metric, entry).items():
                     scores.setdefault(column, score)
-    incomplete = [o for metric, o in omitted.items() if not any(c.startswith(f"{metric} ") for c in scores)]
-    return scores, incomplete
+    complete = {column.rpartition(" ")[0] for column in scores}
+    return scores, {metric: reason for metric, reason in omitted.items() if metric not in complete}
 
 
 def list_entries(tree: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

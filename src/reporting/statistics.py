@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -30,15 +31,16 @@ def compare(ours: Mapping[int, float], baseline: Mapping[int, float]) -> dict[st
         `pairs`, or the seeds of the side that has fewer; `sd of difference`, that of the paired differences, or the root
         mean square of the two sides' standard deviations. What needs more than one seed is None.
     """
+    sd: float | None = None
     shared = sorted(ours.keys() & baseline.keys())
     if len(shared) > 1:
         a, b = [ours[seed] for seed in shared], [baseline[seed] for seed in shared]
         sd, test = stdev(x - y for x, y in zip(a, b, strict=True)), "paired t"
     else:
         a, b = list(ours.values()), list(baseline.values())
-        several = min(len(a), len(b)) > 1
-        sd = math.sqrt((stdev(a) ** 2 + stdev(b) ** 2) / 2) if several else None
-        test = "Welch t" if several else "none (one seed)"
+        test = "none (one seed)"
+        if min(len(a), len(b)) > 1:
+            sd, test = math.sqrt((stdev(a) ** 2 + stdev(b) ** 2) / 2), "Welch t"
     mean = fmean(a) - fmean(b)
     row = {"difference": mean, "test": test, "pairs": min(len(a), len(b)), "sd of difference": sd}
     if sd is None:
@@ -70,7 +72,7 @@ def correct_holm(p_values: pd.Series) -> pd.Series:
     """Return the p values corrected for their number by Holm's method, in the same order; NaN stays NaN."""
     ordered = p_values.astype(float).dropna().sort_values(kind="stable")
     # The i-th smallest of m is multiplied by m - i, then made monotone and cut at 1.
-    corrected = (ordered * range(len(ordered), 0, -1)).cummax().clip(upper=1.0)
+    corrected = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1.0)
     return corrected.reindex(p_values.index)
 
 

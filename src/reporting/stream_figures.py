@@ -37,8 +37,7 @@ def draw_mixing_map(
     across, down = (range(0, len(names), max(1, -(-len(names) // 26))) for names in (sources, readers))
     axes.set_xticks(across, [sources[i] for i in across], rotation=90, fontsize=7)
     axes.set_yticks(down, [readers[i] for i in down], fontsize=7)
-    axes.set_xlabel("source: the embedding, its later additions (+), the sites' outputs")
-    axes.set_ylabel("reader")
+    axes.set(xlabel="source: the embedding, its later additions (+), the sites' outputs", ylabel="reader")
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.8, label="weight")
     if len(sources) <= 14:
@@ -57,9 +56,8 @@ def draw_sizes(lines: Mapping[str, Sequence[float]], title: str) -> Figure:
     axes = figure.subplots()
     for name, values in lines.items():
         axes.plot(range(len(values)), values, marker="o", ms=3, lw=1.2, label=name)
-    axes.set_yscale("log")
+    axes.set(yscale="log", ylabel="RMS")
     axes.set_xlabel("site (attention and MLP alternate; the last point of the stream is its end)")
-    axes.set_ylabel("RMS")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

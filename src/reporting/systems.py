@@ -11,28 +11,11 @@ from src.reporting.runs import Run, final_scores
 NOTHING = "-"
 #: Keys on where and how a run is executed, which do not affect what it computes.
 PLACE = (
-    "name",
-    "seed",
-    "resume",
-    "task",
-    "check",
-    "evaluation",
-    "logger",
-    "samples",
-    "data.path",
-    "data.cache",
-    "data.workers",
-    "data.micro_batch_size",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.strategy",
-    "trainer.threads",
-    "trainer.compile",
-    "trainer.onednn",
-    "trainer.log_every_steps",
-    "trainer.val_every_steps",
-    "trainer.checkpoint_every_steps",
-    "trainer.stream_pictures",
+    *("name", "seed", "resume", "task", "check", "evaluation", "logger", "samples"),
+    *("data.path", "data.cache", "data.workers", "data.micro_batch_size"),
+    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.threads"),
+    *("trainer.compile", "trainer.onednn", "trainer.log_every_steps", "trainer.val_every_steps"),
+    *("trainer.checkpoint_every_steps", "trainer.stream_pictures"),
 )
 #: Keys of result.json that must be equal for speeds, times and memory to be comparable.
 SPEED = ("device", "world_size", "threads", "precision", "compile", "onednn")
@@ -121,7 +104,8 @@ def find_unfair_keys(systems: list[System], reference: System, axis: list[str]) 
     for system in systems:
         theirs = _collect_facts(system)
         for what, key in sorted({*ours, *theirs}):
-            if is_within(key, axis) or _lacks_score((what, key), ours, theirs):
+            on_both_sides = all(any(kind == what for kind, _ in side) for side in (ours, theirs))
+            if is_within(key, axis) or not on_both_sides:  # a score that one side lacks has no conditions
                 continue
             a, b = theirs.get((what, key), {NOTHING}), ours.get((what, key), {NOTHING})
             if a != b or len(a) > 1:
@@ -147,9 +131,3 @@ def _collect_facts(system: System) -> Facts:
         for key, value in facts.items():
             found.setdefault(key, set()).add(NOTHING if value is None else str(value))
     return found
-
-
-def _lacks_score(fact: tuple[str, str], ours: Facts, theirs: Facts) -> bool:
-    """Return true if one side does not have the score at all, so that there is nothing to compare."""
-    what, _ = fact
-    return any(all(found_what != what for found_what, _ in side) for side in (ours, theirs))

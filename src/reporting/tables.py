@@ -95,8 +95,8 @@ def build_omitted_table(systems: list[System]) -> Table:
     seeds: dict[tuple[str, str, str], list[int]] = {}
     for system in systems:
         for run in system.runs:
-            for omitted in final_scores(run)[1]:
-                seeds.setdefault((system.label, omitted.metric, omitted.reason), []).append(run.seed)
+            for metric, reason in final_scores(run)[1].items():
+                seeds.setdefault((system.label, metric, reason), []).append(run.seed)
     rows = [[*key, ", ".join(map(str, found))] for key, found in seeds.items()]
     return Table(["system", "set", "reason", "seeds"], rows)
 
