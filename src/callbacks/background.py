@@ -74,9 +74,8 @@ def copy_to_host(tree: Any, seen: dict[tuple[object, ...], Tensor]) -> Any:  # p
     if isinstance(tree, Tensor):
         key = (tree.untyped_storage().data_ptr(), tree.storage_offset(), tree.shape, tree.stride(), tree.dtype)
         if key not in seen:
-            seen[key] = torch.empty_like(tree, device="cpu", memory_format=torch.preserve_format).copy_(
-                tree.detach()
-            )
+            host = torch.empty_like(tree, device="cpu", memory_format=torch.preserve_format)
+            seen[key] = host.copy_(tree.detach())
         return seen[key]
     if isinstance(tree, dict):
         return type(tree)((key, copy_to_host(value, seen)) for key, value in tree.items())

@@ -41,11 +41,22 @@ class BestEffort:
         wrapped: list[Logger] = []
         for logger in loggers:
             with self.attempt(type(logger).__name__):
-                getattr(
-                    logger, "experiment", None
-                )  # opens its files or its connection; Lightning would stop here
+                # This opens its files or its connection; Lightning would stop here.
+                getattr(logger, "experiment", None)
                 wrapped.append(BestEffortLogger(logger, self))
         return wrapped
+
+
+def _read_from_wrapped(name: str) -> Any:
+    return property(lambda self: getattr(self.wrapped, name))
+
+
+def _attempt_on_wrapped(method: str) -> Any:
+    def call(self: "BestEffortLogger", *args: Any, **kwargs: Any) -> None:
+        with self._best_effort.attempt(type(self.wrapped).__name__):
+            getattr(self.wrapped, method)(*args, **kwargs)
+
+    return call
 
 
 class BestEffortLogger(Logger):
@@ -67,37 +78,10 @@ class BestEffortLogger(Logger):
         return getattr(self.wrapped, name)
 
     # What Logger defines itself, so that __getattr__ is not asked for it.
-    name = property(lambda self: self.wrapped.name)
-    version = property(lambda self: self.wrapped.version)
-    save_dir = property(lambda self: self.wrapped.save_dir)
-    root_dir = property(lambda self: self.wrapped.root_dir)
-    log_dir = property(lambda self: self.wrapped.log_dir)
-    group_separator = property(lambda self: self.wrapped.group_separator)
-
-    def _attempt(self, method: str, *args: Any, **kwargs: Any) -> None:
-        with self._best_effort.attempt(type(self.wrapped).__name__):
-            getattr(self.wrapped, method)(*args, **kwargs)
-
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        """See `Logger`."""
-        self._attempt("log_metrics", *args, **kwargs)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """See `Logger`."""
-        self._attempt("log_hyperparams", *args, **kwargs)
-
-    def log_graph(self, *args: Any, **kwargs: Any) -> None:
-        """See `Logger`."""
-        self._attempt("log_graph", *args, **kwargs)
-
-    def save(self) -> None:
-        """See `Logger`."""
-        self._attempt("save")
-
-    def after_save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """See `Logger`."""
-        self._attempt("after_save_checkpoint", *args, **kwargs)
-
-    def finalize(self, *args: Any, **kwargs: Any) -> None:
-        """See `Logger`."""
-        self._attempt("finalize", *args, **kwargs)
+    name, version, save_dir, root_dir, log_dir, group_separator = map(
+        _read_from_wrapped, ("name", "version", "save_dir", "root_dir", "log_dir", "group_separator")
+    )
+    log_metrics, log_hyperparams, log_graph, save, after_save_checkpoint, finalize = map(
+        _attempt_on_wrapped,
+        ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize"),
+    )

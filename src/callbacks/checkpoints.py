@@ -7,7 +7,6 @@ of sha256sum. It holds tensors and plain values only, and loads with `weights_on
 
 import contextlib
 import functools
-import logging
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -24,8 +23,6 @@ from src.callbacks.run_record import RunRecord
 from src.callbacks.step_end import StepEndCallback
 from src.errors import one_line
 from src.files import fsync_folder, sha256_file, write_atomic
-
-log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
@@ -229,11 +226,9 @@ class Checkpoints(StepEndCallback, Checkpoint):
         checkpoint["reslab"] = {**self.identity, "step": trainer.global_step}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the lowest validation loss and its step."""
         return {"best_loss": self.best_loss, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of an earlier session."""
         self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import lightning as L
 from lightning.pytorch import loggers
+from pydantic import Field
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
@@ -18,14 +20,8 @@ LAYOUT = {
     "loss": {"training and validation": ["Multiline", ["train/loss", "val/loss"]]},
     "optimizer": {"learning rate": ["Multiline", ["lr"]], "gradient norm": ["Multiline", ["grad_norm"]]},
     "speed": {"tokens/s": ["Multiline", ["tokens_per_s"]]},
-    "evaluation": {
-        "perplexity": ["Multiline", ["perplexity/.*"]],
-        "lm-eval": ["Multiline", ["lm_eval/.*"]],
-    },
+    "evaluation": {"perplexity": ["Multiline", ["perplexity/.*"]], "lm-eval": ["Multiline", ["lm_eval/.*"]]},
 }
-
-#: Largest number of tokens of a sample; each takes one forward.
-MOST_TOKENS = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,13 +29,9 @@ class SampleKeys:
     """Keys of `samples`: the prompt, continued at each validation, and the number of new tokens (0: no samples)."""
 
     prompt: str
-    tokens: int
+    tokens: Annotated[int, Field(ge=0, le=100_000, description="0 writes no samples")]  # each takes one forward
 
     def __post_init__(self) -> None:
-        if self.tokens < 0:
-            raise ValueError(f"samples.tokens must be >= 0, got {self.tokens}; 0 writes no samples")
-        if self.tokens > MOST_TOKENS:
-            raise ValueError(f"samples.tokens must be <= {MOST_TOKENS}, got {self.tokens}")
         if not self.prompt:
             raise ValueError("samples.prompt must not be empty; samples.tokens=0 writes no samples")
 

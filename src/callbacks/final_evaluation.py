@@ -1,6 +1,5 @@
 """Evaluation after training: perplexities and lm-eval of the final weights."""
 
-import logging
 from typing import Any
 
 import lightning as L
@@ -10,8 +9,6 @@ from src.callbacks.run_record import RunRecord
 from src.callbacks.stop import StopRequest
 from src.evaluation.suite import EvaluationSuite
 from src.models.lightning_module import LanguageModel
-
-log = logging.getLogger(__name__)
 
 
 class FinalEvaluation(L.Callback):

@@ -167,9 +167,7 @@ class Guard(L.Callback):
         self.level += (loss - self.level) / min(self.normal_steps, HORIZON)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running level and its counters."""
         return {"level": self.level, "sound": self.normal_steps, "high": self.high}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of an earlier session."""
         self.level, self.normal_steps, self.high = (state_dict[key] for key in ("level", "sound", "high"))

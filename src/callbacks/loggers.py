@@ -4,7 +4,9 @@ All are Lightning's own; each receives the same scalars as TensorBoard, and the 
 not depend on them.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,12 +35,10 @@ def wandb(run: RunInfo, *, project: str, offline: bool) -> Logger:
         ValueError: the package wandb is not installed.
     """
     identity = hashlib.sha256(str(run.folder).encode()).hexdigest()[:16]
-    try:
+    with _require_package("wandb"):
         return WandbLogger(
             name=run.name, project=project, save_dir=run.folder, id=identity, resume="allow", offline=offline
         )
-    except ModuleNotFoundError as error:
-        raise ValueError(_missing_package("wandb")) from error
 
 
 def mlflow(run: RunInfo, *, experiment: str, tracking_uri: str | None) -> Logger:
@@ -49,16 +49,18 @@ def mlflow(run: RunInfo, *, experiment: str, tracking_uri: str | None) -> Logger
     """
     default = f"sqlite:///{run.folder / 'mlflow.db'}"  # MLflow no longer maintains its plain files
     artifacts = None if tracking_uri else (run.folder / "mlartifacts").as_uri()
-    try:
+    with _require_package("mlflow"):
         return MLFlowLogger(
             experiment, run_name=run.name, tracking_uri=tracking_uri or default, artifact_location=artifacts
         )
+
+
+@contextlib.contextmanager
+def _require_package(package: str) -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
-        raise ValueError(_missing_package("mlflow")) from error
-
-
-def _missing_package(package: str) -> str:
-    return (
-        f"logger={package} needs the package {package}, which is not installed; "
-        f"`pip install {package}`, or remove the option"
-    )
+        raise ValueError(
+            f"logger={package} needs the package {package}, which is not installed; "
+            f"`pip install {package}`, or remove the option"
+        ) from error

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch.profilers import PyTorchProfiler
 
+from src.bounds import PositiveInt
+
 
 class TraceProfiler(PyTorchProfiler):
     """Chrome trace of `trace_steps` training steps, and the CUDA allocations of the run.
@@ -30,13 +32,9 @@ class TraceProfiler(PyTorchProfiler):
         filename: str,
         record_shapes: bool,
         with_stack: bool,
-        skip_steps: int,
-        trace_steps: int,
+        skip_steps: PositiveInt,
+        trace_steps: PositiveInt,
     ) -> None:
-        if skip_steps < 1:
-            raise ValueError(f"profiler.skip_steps must be >= 1, got {skip_steps}")
-        if trace_steps < 1:
-            raise ValueError(f"profiler.trace_steps must be >= 1, got {trace_steps}")
         schedule = torch.profiler.schedule(wait=skip_steps - 1, warmup=1, active=trace_steps, repeat=1)
         super().__init__(
             dirpath, filename, schedule=schedule, record_shapes=record_shapes, with_stack=with_stack

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from src.files import read_object, read_rows, write_atomic
+from src.files import drop_rows_after, read_object, read_rows, write_json
 
 Status = Literal["running", "completed", "diverged", "interrupted", "failed"]
 Row = dict[str, float | int]
@@ -59,9 +59,8 @@ class RunRecord:
 
     def keep_until(self, step: int) -> None:
         """Drop the rows after `step` and a torn last line, before the run resumes at `step`."""
-        if self.writes and self._metrics.exists():
-            kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
-            write_atomic(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        if self.writes:
+            drop_rows_after(self._metrics, step)
 
     def sync(self) -> None:
         """Flush the rows to disk, before a checkpoint that relies on them."""
@@ -79,7 +78,7 @@ class RunRecord:
         """Set fields of result.json."""
         self.result.update(values)
         if self.writes:
-            write_atomic(self.folder / "result.json", json.dumps(self.result, indent=2) + "\n")
+            write_json(self.folder / "result.json", self.result)
 
     def finish(self, status: Status, reason: str | None) -> None:
         """Set the status and the reason with which the run ended."""

@@ -5,25 +5,21 @@ than `share` of the run's time; the last validation always draws.
 """
 
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from src.callbacks.best_effort import BestEffort
 from src.callbacks.dashboard import find_writers
-from src.files import read_rows, write_atomic
+from src.files import drop_rows_after
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.models.stream_probe import StreamProbe, probe_stream, summarize_parameters
 from src.reporting.figures import save_figure
 from src.reporting.stream_figures import draw_mixing_map, draw_scalars, draw_sizes
-
-log = logging.getLogger(__name__)
 
 #: Largest number of rows of a figure.
 MAX_ROWS = 512
@@ -49,7 +45,7 @@ class StreamLog(L.Callback):
         self._began = time.monotonic()
         if trainer.is_global_zero:
             with self.best_effort.attempt("stream.jsonl"):
-                self._drop_rows_after(trainer.global_step)
+                drop_rows_after(self.folder / "stream.jsonl", trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -88,12 +84,6 @@ class StreamLog(L.Callback):
         with (self.folder / "stream.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _drop_rows_after(self, step: int) -> None:
-        path = self.folder / "stream.jsonl"
-        if path.exists():
-            kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
-            write_atomic(path, "".join(kept))
-
     def _draw(
         self, trainer: L.Trainer, gpt: GPT, step: int, stream: StreamProbe, scalars: dict[str, Tensor]
     ) -> None:
@@ -128,13 +118,10 @@ class StreamLog(L.Callback):
         if curves:
             figures["learned"] = draw_scalars(curves, f"learned by depth at step {step}")
         for name, figure in figures.items():
-            self._show(trainer, f"stream_{name}", figure, step)
+            save_figure(figure, self.folder / "figures" / f"stream_{name}.png")
+            for writer in find_writers(trainer):
+                writer.add_figure(f"stream/{name}", figure, step)
         self._drawing += time.monotonic() - began
-
-    def _show(self, trainer: L.Trainer, name: str, figure: Figure, step: int) -> None:
-        save_figure(figure, self.folder / "figures" / f"{name}.png")
-        for writer in find_writers(trainer):
-            writer.add_figure(name.replace("_", "/", 1), figure, step)
 
 
 def _summarize(stream: StreamProbe) -> dict[str, float]:

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import loggers
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from src.callbacks.dashboard import LAYOUT, SampleKeys, TensorBoardLogger
+from src.settings.sections import read_section
 
 
 def test_the_layout_names_tags_that_a_run_writes() -> None:
@@ -56,4 +58,4 @@ def test_a_value_that_is_no_number_is_written_by_lightning(
 )
 def test_a_wrong_key_is_named(prompt: str, tokens: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SampleKeys(prompt, tokens)
+        read_section("samples", OmegaConf.create({"prompt": prompt, "tokens": tokens}), SampleKeys)
