@@ -168,8 +168,8 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _share_batches(self, batches: list[list[T]], work: Callable[[list[T]], dict[int, R]]) -> dict[int, R]:
         """Return results by index; every rank works on its share of the batches and all ranks get all results."""
-        shared = distributed.is_available() and distributed.is_initialized()
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
+        ranks = distributed.is_initialized()
+        rank, world = (distributed.get_rank(), distributed.get_world_size()) if ranks else (0, 1)
         done: dict[int, R] = {}
         for batch in batches[rank::world]:
             done.update(work(batch))

@@ -19,6 +19,7 @@ Shape letters: B windows of a forward pass, T tokens of a window.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,46 +76,46 @@ def rolling_windows(n_tokens: int, size: int) -> list[Window]:
     return windows
 
 
-@torch.no_grad()
-def total_loss(
-    model: GPT,
-    tokens: Tokens,
-    windows: Sequence[Window],
-    *,
-    batch_size: int,
-    between_batches: Callable[[], None],
-) -> float:
-    """Return the cross-entropy in nats, summed over all predicted tokens; ranks share the windows.
+@dataclass(frozen=True)
+class Scorer:
+    """Model with the settings of its forward passes.
 
     Args:
         model: a model in evaluation mode; runs under the active autocast.
-        tokens: the stream.
-        windows: windows whose targets are predicted.
-        batch_size: windows of a forward pass.
+        batch_size: sequences of a forward pass.
         between_batches: called after each forward pass.
     """
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
-    device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64)
-    mine = windows[rank::world]
-    for at in range(0, len(mine), batch_size):
-        batch = mine[at : at + batch_size]
-        T = max(window.length for window in batch)
-        # Padded on the right, which a causal model does not see; the padding does not count.
-        rows_BT = np.zeros((len(batch), T + 1), dtype=np.int64)
-        counts_BT = np.zeros((len(batch), T), dtype=bool)
-        for b, (start, length, seen) in enumerate(batch):
-            rows_BT[b, : length + 1] = tokens[start : start + length + 1]
-            counts_BT[b, seen:length] = True
-        batch_BT = torch.from_numpy(rows_BT).to(device)
-        losses_BT = model.token_losses(batch_BT[:, :-1], batch_BT[:, 1:])
-        total += losses_BT.double().cpu().where(torch.from_numpy(counts_BT), 0.0).sum()
-        between_batches()
-    if world > 1:
-        reduced = total.to(device)
-        distributed.all_reduce(reduced)
-        total = reduced.cpu()
-    return float(total)
+
+    model: GPT
+    batch_size: int
+    between_batches: Callable[[], None]
+
+    @torch.no_grad()
+    def total(self, tokens: Tokens, windows: Sequence[Window]) -> float:
+        """Return the cross-entropy in nats, summed over the targets of `windows`; ranks share the windows."""
+        ranks = distributed.is_initialized()
+        rank, world = (distributed.get_rank(), distributed.get_world_size()) if ranks else (0, 1)
+        device = next(self.model.parameters()).device
+        total = torch.zeros((), dtype=torch.float64)
+        mine = windows[rank::world]
+        for at in range(0, len(mine), self.batch_size):
+            batch = mine[at : at + self.batch_size]
+            T = max(window.length for window in batch)
+            # Padded on the right, which a causal model does not see; the padding does not count.
+            rows_BT = np.zeros((len(batch), T + 1), dtype=np.int64)
+            counts_BT = np.zeros((len(batch), T), dtype=bool)
+            for b, (start, length, seen) in enumerate(batch):
+                rows_BT[b, : length + 1] = tokens[start : start + length + 1]
+                counts_BT[b, seen:length] = True
+            batch_BT = torch.from_numpy(rows_BT).to(device)
+            losses_BT = self.model.token_losses(batch_BT[:, :-1], batch_BT[:, 1:])
+            total += losses_BT.double().cpu().where(torch.from_numpy(counts_BT), 0.0).sum()
+            self.between_batches()
+        if world > 1:
+            reduced = total.to(device)
+            distributed.all_reduce(reduced)
+            total = reduced.cpu()
+        return float(total)
 
 
 def make_entry(
@@ -136,7 +137,3 @@ def make_entry(
 def bounded_exp(loss: float) -> float:
     """Return exp(loss), or infinity if it exceeds the range of a float."""
     return math.exp(loss) if loss < 700 else math.inf
-
-
-def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

@@ -15,47 +15,21 @@ up to rows (`last_word`).
 Source: MLS-Bench; Hugging Face; lm-evaluation-harness 0.4.13, tasks wikitext and lambada_openai.
 """
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.evaluation import perplexity
-from src.evaluation.perplexity import Tokens, bounded_exp, total_loss
+from src.evaluation.perplexity import Scorer, Tokens, bounded_exp
 from src.evaluation.sources import TextSet
-from src.models.gpt import GPT
 
 Entry = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Model with the settings of its forward passes.
-
-    Args:
-        model: a model in evaluation mode; runs under the active autocast.
-        batch_size: sequences of a forward pass.
-        between_batches: called after each forward pass.
-    """
-
-    model: GPT
-    batch_size: int
-    between_batches: Callable[[], None]
-
-    def total(self, tokens: Tokens, windows: Sequence[perplexity.Window]) -> float:
-        """Return the cross-entropy in nats, summed over the targets of `windows`."""
-        return total_loss(
-            self.model,
-            tokens,
-            windows,
-            batch_size=self.batch_size,
-            between_batches=self.between_batches,
-        )
 
 
 def score_windows(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
@@ -89,19 +63,8 @@ def score_token_sliding(scorer: Scorer, tokens: Tokens, limit_tokens: int | None
     return {**entry, "stride": stride, "limited": _describe_limit(n - 1, len(tokens) - 1)}
 
 
-def score_words(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
-    """Score with protocol `words`."""
-    entry = _score_rolling(scorer, rows, text, "rolling windows, word level")
-    return {**entry, "ppl": entry["word_ppl"]}
-
-
-def score_bytes(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
-    """Score with protocol `bytes`."""
-    entry = _score_rolling(scorer, rows, text, "rolling windows, byte level")
-    return {**entry, "ppl": entry["byte_ppl"]}
-
-
-def _score_rolling(scorer: Scorer, rows: list[str], text: TextSet, name: str) -> Entry:
+def score_rolling(scorer: Scorer, rows: list[str], text: TextSet, *, unit: str) -> Entry:
+    """Score with protocol `words` or `bytes`, of which `unit` is the singular."""
     T = scorer.model.config.block_size
     whole = encode_rows(rows, text)
     tokens = whole if text.limit_tokens is None else whole[: text.limit_tokens]
@@ -110,8 +73,8 @@ def _score_rolling(scorer: Scorer, rows: list[str], text: TextSet, name: str) ->
     total = scorer.total(prefixed, plan)
     raw = gpt2_encoding().decode_bytes(tokens.tolist())
     n_words = len(raw.decode("utf-8", errors="replace").split())  # a limit may cut a character
-    return {
-        **perplexity.make_entry(total, whole, plan, T, name),
+    entry = {
+        **perplexity.make_entry(total, whole, plan, T, f"rolling windows, {unit} level"),
         "word_ppl": bounded_exp(total / max(1, n_words)),
         "byte_ppl": bounded_exp(total / len(raw)),
         "bits_per_byte": total / len(raw) / math.log(2),
@@ -119,6 +82,7 @@ def _score_rolling(scorer: Scorer, rows: list[str], text: TextSet, name: str) ->
         "bytes": len(raw),
         "limited": _describe_limit(len(tokens), len(whole)),
     }
+    return {**entry, "ppl": entry[f"{unit}_ppl"]}
 
 
 def score_last_word(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
@@ -171,7 +135,7 @@ def encode_rows(rows: list[str], text: TextSet) -> Tokens:
 PROTOCOLS: dict[str, Callable[[Scorer, list[str], TextSet], Entry]] = {
     "windows": score_windows,
     "sliding": score_sliding,
-    "words": score_words,
-    "bytes": score_bytes,
+    "words": functools.partial(score_rolling, unit="word"),
+    "bytes": functools.partial(score_rolling, unit="byte"),
     "last_word": score_last_word,
 }

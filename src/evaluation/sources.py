@@ -3,12 +3,16 @@
 import gzip
 import json
 import lzma
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from src.bounds import PositiveInt
+
 EMBEDDED = Path(__file__).parent / "embedded"
 PREFIX = "embedded:"
+OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
 PROTOCOL_NAMES = ("windows", "sliding", "words", "bytes", "last_word")
 
 
@@ -30,8 +34,8 @@ def read_texts(path: Path, field: str) -> list[str]:
     Raises:
         ValueError: a row that is not a JSON object with a text in `field`.
     """
-    stem = path.name.removesuffix(path.suffix) if path.suffix in (".xz", ".gz") else path.name
-    with _open_text(path) as file:
+    stem = path.name.removesuffix(path.suffix) if path.suffix in OPENERS else path.name
+    with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
         if not stem.endswith((".jsonl", ".json")):
             return [file.read()]
         texts = []
@@ -49,14 +53,6 @@ def read_texts(path: Path, field: str) -> list[str]:
                 )
             texts.append(text)
     return texts
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class TextSet:
     hub: list[str] | None
     field: str
     join: str
-    limit_tokens: int | None
+    limit_tokens: PositiveInt | None
     protocol: str
     stride: int | None
 
@@ -85,10 +81,8 @@ class TextSet:
         """Raise an error that names `key` if a value is out of bounds.
 
         Raises:
-            ValueError: an unknown protocol, or a stride, limit or hub entry out of bounds.
+            ValueError: an unknown protocol, or a stride or hub entry out of bounds.
         """
-        if self.limit_tokens is not None and self.limit_tokens < 1:
-            raise ValueError(f"{key}.limit_tokens must be null or at least 1, got {self.limit_tokens}")
         if self.hub is not None and len(self.hub) != 3:
             raise ValueError(f"{key}.hub must be [data set, configuration, split] or null, got {self.hub}")
         if self.protocol not in PROTOCOL_NAMES:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.bounds import validate
+from src.bounds import NonNegativeInt, PositiveInt, validate
 from src.datamodules.tokenizer import N_VOCAB
-from src.evaluation.protocols import PROTOCOLS, Scorer
+from src.evaluation.perplexity import Scorer
+from src.evaluation.protocols import PROTOCOLS
 from src.evaluation.sources import TextSet, resolve_path
 from src.models.gpt import GPT
 
@@ -30,17 +31,8 @@ class TaskSet:
 
     tasks: list[str]
     files: dict[str, str]
-    limit: int | None
-    num_fewshot: int | None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"evaluation.lm_eval.limit must be null or at least 1, got {self.limit}")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ValueError(
-                f"evaluation.lm_eval.num_fewshot must be at least 0, or null for each task's own number, "
-                f"got {self.num_fewshot}"
-            )
+    limit: PositiveInt | None
+    num_fewshot: NonNegativeInt | None
 
 
 class EvaluationSuite:
@@ -52,9 +44,7 @@ class EvaluationSuite:
         batch_size: sequences of a forward.
     """
 
-    def __init__(self, *, perplexity: dict[str, Any], lm_eval: dict[str, Any], batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}")
+    def __init__(self, *, perplexity: dict[str, Any], lm_eval: dict[str, Any], batch_size: PositiveInt) -> None:
         self.texts = {
             name: _build(TextSet, f"evaluation.perplexity.{name}", keys) for name, keys in perplexity.items()
         }
@@ -86,24 +76,21 @@ class EvaluationSuite:
     def run(self, model: GPT, between_batches: Callable[[], None]) -> Scores:
         """Return the scores of `model`; an entry states what was limited or left out."""
         scores: Scores = {"perplexity": {}, "lm_eval": {}}
+        scorer = Scorer(model, self.batch_size, between_batches)
         for name, text in self.texts.items():
             log.info("evaluation: perplexity on %s", name)
-            scores["perplexity"][name] = self._perplexity(name, text, model, between_batches)
+            key = f"evaluation.perplexity.{name}"
+            rows = text.read_rows(key)
+            if rows is None:
+                reason = f"not in the repository; give {key}.path=<file> or evaluation=full"
+                log.warning("evaluation: %s left out: %s", name, reason)
+                scores["perplexity"][name] = {"skipped": reason}
+            else:
+                scores["perplexity"][name] = PROTOCOLS[text.protocol](scorer, rows, text)
         if self.tasks.tasks:
             log.info("evaluation: lm-eval on %s", ", ".join(self.tasks.tasks))
             scores["lm_eval"] = self._lm_eval(model, between_batches)
         return scores
-
-    def _perplexity(
-        self, name: str, text: TextSet, model: GPT, between_batches: Callable[[], None]
-    ) -> dict[str, Any]:
-        key = f"evaluation.perplexity.{name}"
-        rows = text.read_rows(key)
-        if rows is None:
-            reason = f"not in the repository; give {key}.path=<file> or evaluation=full"
-            log.warning("evaluation: %s left out: %s", name, reason)
-            return {"skipped": reason}
-        return PROTOCOLS[text.protocol](Scorer(model, self.batch_size, between_batches), rows, text)
 
     def _files(self) -> dict[str, Path]:
         return {

@@ -10,7 +10,7 @@ from lm_eval.tasks import TaskManager
 
 from src.evaluation import harness
 from src.evaluation.lm_adapter import GPTAdapter
-from src.evaluation.suite import TaskSet
+from src.evaluation.suite import EvaluationSuite
 from tests.support import tiny_gpt
 
 TASK = """\
@@ -101,9 +101,9 @@ def test_shots_are_a_key_and_null_is_each_tasks_own(catalogue: Path) -> None:
     assert shots(["first", "second"], None) == [1, 2]
     assert shots(["pair"], None) == [[1, 2]]
     keys = {"tasks": [], "files": {}, "limit": None}
-    assert TaskSet(**keys, num_fewshot=None).num_fewshot is None
-    with pytest.raises(ValueError, match=r"num_fewshot must be at least 0, or null .*, got -1"):
-        TaskSet(**keys, num_fewshot=-1)
+    EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": None}, batch_size=1)
+    with pytest.raises(ValueError, match=r"evaluation\.lm_eval\.num_fewshot must be int >= 0 or null, got -1"):
+        EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": -1}, batch_size=1)
 
 
 def test_a_task_of_generated_answers_is_scored(catalogue: Path) -> None:

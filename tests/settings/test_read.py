@@ -111,7 +111,7 @@ def test_the_reference_protocol_is_the_published_one() -> None:
             "residual._target_=src.residual.gone.Gone cannot be imported",
         ),
         (["seed=one"], "seed must be int >= 0, got 'one'"),
-        (["evaluation.lm_eval.limit=0"], "evaluation.lm_eval.limit must be null or at least 1, got 0"),
+        (["evaluation.lm_eval.limit=0"], "evaluation.lm_eval.limit must be int >= 1 or null, got 0"),
         (
             ["embedding=value_embed", "embedding.layers=[1,two]"],
             "embedding.layers must be list[int], got [1, 'two']",
