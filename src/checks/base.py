@@ -31,13 +31,13 @@ class Subject:
     make: Callable[[GPTConfig, int], GPT]
     config: GPTConfig
 
-    def build_small(self, *, jittered: bool, dtype: torch.dtype = torch.float64, seed: int = 0) -> GPT:
+    def build_small(self, *, jittered: bool, dtype: torch.dtype = torch.float64) -> GPT:
         """Build the model at the configured depth, 32 wide.
 
         `jittered` moves every parameter off its initial value: a gate that is zero at initialization hides the faults
         behind it.
         """
-        gpt = self.make(self.small_config(), seed).to(dtype)
+        gpt = self.make(self.small_config(), 0).to(dtype)
         gpt.follow(50, 100)
         if jittered:
             generator = torch.Generator().manual_seed(1)
@@ -49,14 +49,8 @@ class Subject:
 
     def small_config(self, **changes: Any) -> GPTConfig:
         """Return the small sizes with `changes` applied."""
-        values = {
-            "n_head": HEADS,
-            "n_embd": WIDTH,
-            "block_size": CONTEXT,
-            "vocab_size": VOCABULARY,
-            "dropout": 0.0,
-        }
-        return replace(self.config, **{**values, **changes})
+        small = {"n_head": HEADS, "n_embd": WIDTH, "block_size": CONTEXT, "vocab_size": VOCABULARY}
+        return replace(self.config, **{**small, "dropout": 0.0, **changes})
 
 
 @dataclass
@@ -78,6 +72,12 @@ def draw_tokens(batch: int = 3, length: int = CONTEXT, vocab_size: int = VOCABUL
     """Draw independent uniform ids [batch, length]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (batch, length), generator=generator)
+
+
+def format_figures(figures: Figures) -> str:
+    """Return the scalar figures in one line."""
+    shown = {k: v for k, v in figures.items() if isinstance(v, int | float)}
+    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in shown.items())
 
 
 def describe_state(state: str) -> str:

@@ -5,18 +5,27 @@ nothing is computed.
 """
 
 import math
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from src.checks.base import Figures, Subject
+from src.files import CONF
 from src.models.config import GPTConfig
 from src.models.flops import count_flops_per_token
 
 GIB = 2**30
 #: Weight, gradient and AdamW's two moments in float32; under Muon one moment, and during its step a copy of the weight.
 BYTES_PER_PARAM = 16
+
+
+def read_medium() -> GPTConfig:
+    """Return the shipped sizes of GPT-2 Medium."""
+    sizes: Any = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "gpt2_medium.yaml"))
+    return GPTConfig(**sizes)
 
 
 def count_kept_bytes(
@@ -30,11 +39,8 @@ def count_kept_bytes(
 
         def pack(saved: Tensor) -> Tensor:
             storage = saved.untyped_storage()
-            if storage._cdata not in own:
-                storages[storage._cdata] = (
-                    storage.nbytes(),
-                    saved,
-                )  # keep the tensor, so that no other takes its key
+            if storage._cdata not in own:  # keep the tensor, so that no other takes its key
+                storages[storage._cdata] = (storage.nbytes(), saved)
             return saved
 
         packing = torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved)
@@ -59,14 +65,12 @@ def check_cost(
         "memory_gib_medium": need,
         "micro_batch_size": micro_batch_size,
     }
-    if need > gpu_gib:
-        return [
-            f"at GPT-2 Medium with data.micro_batch_size={micro_batch_size} the trunk keeps "
-            f"{saved / GIB:.0f} GiB for its backward, {need:.0f} GiB with weights and optimizer, over "
-            f"gpu_gib={gpu_gib:g}: add sources up in a loop instead of stacking them, or recompute the mixing "
-            "(torch.utils.checkpoint)"
-        ], figures
-    return [], figures
+    fault = (
+        f"at GPT-2 Medium with data.micro_batch_size={micro_batch_size} the trunk keeps {saved / GIB:.0f} GiB for its "
+        f"backward, {need:.0f} GiB with weights and optimizer, over gpu_gib={gpu_gib:g}: add sources up in a loop "
+        "instead of stacking them, or recompute the mixing (torch.utils.checkpoint)"
+    )
+    return [fault] if need > gpu_gib else [], figures
 
 
 def check_depth(subject: Subject, idx_BT: Tensor) -> tuple[list[str], Figures]:

@@ -2,10 +2,10 @@
 
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any
 
 import torch
@@ -45,8 +45,8 @@ def check_one_graph(subject: Subject) -> list[str]:
             compiled(draw_tokens())
     except Exception as error:  # dynamo raises many kinds
         return [
-            f"the trunk does not compile into one graph ({_first_line(error)}); keep tensors on the device: no .item(), "
-            "no branch on a value, no numpy"
+            f"the trunk does not compile into one graph ({one_line(error)[:160]}); keep tensors on the device: no "
+            ".item(), no branch on a value, no numpy"
         ]
     finally:
         torch.compiler.reset()
@@ -71,11 +71,6 @@ class _HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:160]
-
-
 def check_two_ranks(subject: Subject) -> list[str]:
     """Check that two gloo ranks hold equal parameters after three steps with find_unused_parameters=False."""
     with tempfile.TemporaryDirectory() as folder:
@@ -83,15 +78,10 @@ def check_two_ranks(subject: Subject) -> list[str]:
         file.write_bytes(pickle.dumps(subject))
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         command = [sys.executable, "-m", "src.checks.ddp_step", str(file)]
-        ranks = [
-            subprocess.Popen(
-                [*command, str(r)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-            for r in range(2)
-        ]
+        ranks = [Popen([*command, str(r)], env=env, stdout=PIPE, stderr=PIPE, text=True) for r in range(2)]
         try:
             outputs = [rank.communicate(timeout=DDP_TIMEOUT_S) for rank in ranks]
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             return [
                 f"two DDP ranks hang for {DDP_TIMEOUT_S:.0f} s: they take different paths through the strategy"
             ]

@@ -72,19 +72,17 @@ def check_learning(subject: Subject, vanilla: Subject, stream: NDArray[np.uint16
             rows = torch.stack([text[i : i + CONTEXT + 1] for i in at.tolist()])
             yield rows[:, :-1], rows[:, 1:]
 
-    runs: dict[str, list[float]] = {}
-    seconds: dict[str, float] = {}
-    for name, trained in (("vanilla", vanilla), ("this", subject)):
-        gpt = _build(trained)
+    runs, seconds = [], []
+    for trained in (vanilla, subject):
+        gpt = _build(trained, VOCABULARY)
         start = time.process_time()
-        runs[name] = train(gpt, batches(), N_STEPS, 1e-3)
-        seconds[name] = (time.process_time() - start) / len(runs[name])
-    ours, theirs = runs["this"], runs["vanilla"]
-    last, base = _mean_of_last(ours), _mean_of_last(theirs)
+        runs.append(train(gpt, batches(), N_STEPS, 1e-3))
+        seconds.append((time.process_time() - start) / len(runs[-1]))
+    theirs, ours = runs
     figures: Figures = {
-        "loss": last,
-        "loss_vanilla": base,
-        "step_over_vanilla": seconds["this"] / seconds["vanilla"],
+        "loss": _mean_of_last(ours),
+        "loss_vanilla": _mean_of_last(theirs),
+        "step_over_vanilla": seconds[1] / seconds[0],
         "losses": ours,
     }
     return find_faults(ours, theirs), figures
@@ -132,31 +130,24 @@ def _mean_of_last(losses: list[float]) -> float:
     return float(np.mean(losses[-10:]))
 
 
-def _build(subject: Subject) -> GPT:
-    return subject.make(
-        subject.small_config(n_embd=WIDTH, n_head=HEADS, block_size=CONTEXT, vocab_size=VOCABULARY), 0
-    )
+def _build(subject: Subject, vocab_size: int) -> GPT:
+    sizes = {"n_embd": WIDTH, "n_head": HEADS, "block_size": CONTEXT, "vocab_size": vocab_size}
+    return subject.make(subject.small_config(**sizes), 0)
 
 
 def check_random_tokens(subject: Subject) -> tuple[list[str], Figures]:
     """Check that a training on independent uniform ids does not get below their entropy: only a leak can."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        step = 0
-        while True:
+        for step in itertools.count():
             rows = draw_tokens(BATCH, CONTEXT + 1, RANDOM_IDS, seed=step)
-            step += 1
             yield rows[:, :-1], rows[:, 1:]
 
-    gpt = subject.make(
-        subject.small_config(n_embd=WIDTH, n_head=HEADS, block_size=CONTEXT, vocab_size=RANDOM_IDS), 0
-    )
-    losses = train(gpt, batches(), RANDOM_STEPS, RANDOM_LR)
+    losses = train(_build(subject, RANDOM_IDS), batches(), RANDOM_STEPS, RANDOM_LR)
     entropy, last = math.log(RANDOM_IDS), _mean_of_last(losses)
     figures: Figures = {"loss_random": last, "entropy_random": entropy}
-    if last < entropy - LEAK:
-        return [
-            f"on independent random tokens the loss fell to {last:.3f}, under their entropy of {entropy:.3f}: the model "
-            "sees the tokens that it predicts"
-        ], figures
-    return [], figures
+    fault = (
+        f"on independent random tokens the loss fell to {last:.3f}, under their entropy of {entropy:.3f}: the model "
+        "sees the tokens that it predicts"
+    )
+    return [fault] if last < entropy - LEAK else [], figures

@@ -39,8 +39,8 @@ def check_contract(subject: Subject) -> list[str]:
     return faults
 
 
-def trace_outputs(gpt: GPT, idx_BT: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the output of each sublayer in order, then the logits."""
+def trace_outputs(gpt: GPT, idx_BT: Tensor) -> list[tuple[str, Tensor]]:
+    """Return the name and the output of each sublayer in order, then the logits."""
     outputs: list[tuple[str, Tensor]] = []
     hooks = []
     for site in gpt.sites:
@@ -53,8 +53,7 @@ def trace_outputs(gpt: GPT, idx_BT: Tensor) -> Iterator[tuple[str, Tensor]]:
     logits = gpt(idx_BT)
     for hook in hooks:
         hook.remove()
-    yield from outputs
-    yield "the logits", logits
+    return [*outputs, ("the logits", logits)]
 
 
 def _find_first_difference(gpt: GPT, one: Tensor, two: Tensor, part: Callable[[Tensor], Tensor]) -> str | None:
@@ -105,19 +104,16 @@ def check_gradients(subject: Subject) -> list[str]:
         gpt = subject.build_small(jittered=False)
         gpt.follow(step, 10_000)
         torch.autograd.backward(gpt.loss(draw_tokens(), draw_tokens(seed=1)))
-        faults += [
-            f"{name} gets no gradient in step {step + 1}, so DDP fails there: build only what is used "
-            "(one packed tensor per role)"
-            for name, param in gpt.named_parameters()
-            if param.grad is None
-        ]
-        faults += [
-            f"{name} gets a gradient that is not finite in step {step + 1}"
-            for name, param in gpt.named_parameters()
-            if param.grad is not None and not param.grad.isfinite().all()
-        ]
+        for name, param in gpt.named_parameters():
+            if param.grad is None:
+                faults.append(
+                    f"{name} gets no gradient in step {step + 1}, so DDP fails there: build only what is used "
+                    "(one packed tensor per role)"
+                )
+            elif not param.grad.isfinite().all():
+                faults.append(f"{name} gets a gradient that is not finite in step {step + 1}")
         if faults:
-            return faults
+            break
     return faults
 
 

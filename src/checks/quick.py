@@ -15,7 +15,8 @@ from src.settings.read import Settings
 
 log = logging.getLogger(__name__)
 
-Check = Callable[[], tuple[list[str], Figures]]
+#: Faults, with or without figures for the table.
+Check = Callable[[], list[str] | tuple[list[str], Figures]]
 
 QUICK = {
     "contract": properties.check_contract,
@@ -35,16 +36,13 @@ def run_quick_checks(settings: Settings) -> None:
     start = time.monotonic()
     subject = build_subject(settings)
     for name, check in QUICK.items():
-        finding = run_check(name, lambda check=check: (check(subject), {}))  # type: ignore[misc]  # lambda default
+        finding = run_check(name, functools.partial(check, subject))
         if not finding.ok:
             raise UserError(
                 f"check {name}: {finding.faults[0]} (task=check runs all checks, check=off skips these)"
             )
-    log.info(
-        "quick check passed (%s; %.1f s); task=check runs the others",
-        ", ".join(QUICK),
-        time.monotonic() - start,
-    )
+    seconds = time.monotonic() - start
+    log.info("quick check passed (%s; %.1f s); task=check runs the others", ", ".join(QUICK), seconds)
 
 
 def build_subject(settings: Settings) -> Subject:
@@ -68,7 +66,8 @@ def run_check(name: str, check: Check) -> Finding:
     """Run one check; an exception is a fault too."""
     start = time.monotonic()
     try:
-        faults, figures = check()
+        found = check()
+        faults, figures = found if isinstance(found, tuple) else (found, {})
     except Exception as error:  # a strategy may raise anything; the other checks still run
         log.debug("check %s crashed", name, exc_info=True)
         faults, figures = [f"the model raises {type(error).__name__}: {one_line(error)[:300]}"], {}

@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from src.bench import tables
 from src.bench.candidates import (
     Candidate,
     device_of,
@@ -25,26 +26,17 @@ from src.bench.candidates import (
     require_one_process,
     require_unique_names,
 )
-from src.bench.device_peak import Ceiling, measure_ceiling
+from src.bench.device_peak import measure_ceiling
 from src.bench.host_overhead import measure_data_seconds, measure_loop_seconds
 from src.bench.peers import LOSS_TOLERANCE, Peer, load_function, read_peers
-from src.bench.tables import (
-    MEDIUM_BATCH,
-    Cost,
-    describe_settings,
-    format_loss_gaps,
-    parts_table,
-    speed_table,
-    strategy_table,
-)
 from src.bench.timing import time_in_turns
+from src.bounds import PositiveFloat, PositiveInt
 from src.checks.base import Subject
-from src.checks.cost import count_kept_bytes
+from src.checks.cost import count_kept_bytes, read_medium
 from src.errors import UserError
-from src.files import CONF, write_atomic
+from src.files import write_atomic, write_json
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
 from src.launch.suggestions import nearest, options
-from src.models.config import GPTConfig
 from src.reporting.bench_figure import draw_bench
 from src.settings.read import Settings, read_settings
 from src.settings.sections import read_section
@@ -62,18 +54,11 @@ class BenchKeys:
     configurations: list[str]
     baseline: str
     peer: str | list[str]
-    rounds: int
-    at_once: int
+    rounds: PositiveInt
+    at_once: PositiveInt
     suite: str | None
     suite_runner: str
-    budget_s: float | None
-
-    def __post_init__(self) -> None:
-        for key in ("rounds", "at_once"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"bench.{key} must be >= 1, got {getattr(self, key)}")
-        if self.budget_s is not None and self.budget_s <= 0:
-            raise ValueError(f"bench.budget_s must be null or > 0, got {self.budget_s}")
+    budget_s: PositiveFloat | None
 
     def strategies(self) -> list[str]:
         """Return the names of the selected strategies without the baseline.
@@ -130,16 +115,19 @@ def run(job: Job) -> TaskEnd:
         at_once=keys.at_once,
         seed=baseline.settings.seed,
     )
-    ceilings = {one.name: measure_candidate_ceiling(one.settings) for one in candidates}
+    ceilings = {
+        one.name: measure_ceiling(device_of(one.settings), bf16=one.settings.trainer.precision == "bf16-mixed")
+        for one in candidates
+    }
     ceilings |= {peer.name: ceilings[baseline.name] for peer in peers}
     data = measure_reading(candidates)
     loop = measure_loop_seconds(baseline.settings.trainer.log_every_steps)
     # The files of the run folder.
-    measured = describe_settings(baseline.settings)
-    text = strategy_table(baseline.name, costs, timings, measured) + "\n" if len(costs) > 1 else ""
-    text += speed_table(timings, ceilings, measured)
-    text += format_loss_gaps(gaps, baseline.name)
-    text += "\n" + parts_table(timings, data, loop)
+    measured = tables.describe_settings(baseline.settings)
+    text = tables.strategy_table(baseline.name, costs, timings, measured) + "\n" if len(costs) > 1 else ""
+    text += tables.speed_table(timings, ceilings, measured)
+    text += tables.format_loss_gaps(gaps, baseline.name)
+    text += "\n" + tables.parts_table(timings, data, loop)
     results: dict[str, Any] = {
         "baseline": baseline.name,
         "measured": measured,
@@ -152,7 +140,7 @@ def run(job: Job) -> TaskEnd:
         "data_seconds": data,
         "loop_seconds": loop,
     }
-    write_atomic(job.folder / "bench.json", json.dumps(results, indent=2) + "\n")
+    write_json(job.folder / "bench.json", results)
     draw_bench(results, job.folder / "bench.png")
     write_atomic(job.folder / "table.md", text)
     log.info("%s", text)
@@ -162,7 +150,7 @@ def run(job: Job) -> TaskEnd:
     return TaskEnd(COMPLETED, f"timed {len(timings) - 1} beside {baseline.name}; {job.folder / 'table.md'}")
 
 
-def count_strategies(candidates: list[Candidate]) -> dict[str, Cost]:
+def count_strategies(candidates: list[Candidate]) -> dict[str, tables.Cost]:
     """Return the costs at GPT-2 Medium of the candidates that are strategies by name."""
     costs = {}
     for one in candidates:
@@ -172,18 +160,17 @@ def count_strategies(candidates: list[Candidate]) -> dict[str, Cost]:
     return costs
 
 
-def count_cost(settings: Settings) -> Cost:
-    """Count a strategy's cost at GPT-2 Medium, for `MEDIUM_BATCH` sequences at a time."""
-    medium_file = OmegaConf.load(CONF / "model" / "gpt2_medium.yaml")
-    medium = GPTConfig(**cast(dict[str, Any], OmegaConf.to_container(medium_file)))
+def count_cost(settings: Settings) -> tables.Cost:
+    """Count a strategy's cost at GPT-2 Medium, for `tables.MEDIUM_BATCH` sequences at a time."""
+    medium = read_medium()
     subject = Subject(
         lambda config, seed: build_gpt(dataclasses.replace(settings, model=config, seed=seed)), medium
     )
-    kept, n_params, flops = count_kept_bytes(subject, medium, MEDIUM_BATCH)
+    kept, n_params, flops = count_kept_bytes(subject, medium, tables.MEDIUM_BATCH)
     with torch.device("meta"):
         residual = subject.make(medium, 0).residual
     own = sum(p.numel() for p in residual.parameters())
-    return Cost(own, n_params, flops, kept, residual.init_equivalent)
+    return tables.Cost(own, n_params, flops, kept, residual.init_equivalent)
 
 
 def measure_reading(candidates: list[Candidate]) -> dict[str, float | None]:
@@ -198,9 +185,3 @@ def measure_reading(candidates: list[Candidate]) -> dict[str, float | None]:
                 known[key] = measure_data_seconds(one.settings, Path(folder))
         seconds[one.name] = known[key]
     return seconds
-
-
-def measure_candidate_ceiling(settings: Settings) -> Ceiling:
-    """Measure the device's ceilings at the configured precision."""
-    bf16 = settings.trainer.precision == "bf16-mixed"
-    return measure_ceiling(device_of(settings), bf16=bf16)

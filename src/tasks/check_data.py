@@ -5,16 +5,16 @@ cannot be read at all.
 """
 
 import dataclasses
-import json
 import logging
 from typing import Any
 
+from src.checks.base import format_figures
 from src.datamodules.base import BatchSpec, build_data
 from src.datamodules.open import open_shards
 from src.datamodules.prepare.verify import Verdict, verify
 from src.datamodules.token_shards import TokenShardDataModule
-from src.errors import UserError, one_line
-from src.files import write_atomic
+from src.errors import UserError, raise_user_errors
+from src.files import write_json
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
 from src.settings.read import read_settings
 
@@ -34,7 +34,7 @@ def run(job: Job) -> TaskEnd:
     """
     settings = read_settings(job.config, own_keys=("gpu_gib",))
     spec = BatchSpec(settings.model.block_size, settings.model.vocab_size, settings.seed, 1)
-    try:
+    with raise_user_errors():
         data = build_data(settings.data, spec)
         if not isinstance(data, TokenShardDataModule):
             raise UserError(
@@ -42,14 +42,11 @@ def run(job: Job) -> TaskEnd:
                 "leave out data=... to check the residual strategy"
             )
         data.prepare_data()
-        checks = {
-            name: _verify_source(name, addresses, data) for name, (addresses, _) in data.sources().items()
-        }
-    except (ValueError, OSError) as error:
-        raise UserError(one_line(error)) from error
+        sources = data.sources().items()
+        checks = {name: _verify_source(name, addresses, data) for name, (addresses, _) in sources}
     failed = [f"{name}: {kind}" for name, found in checks.items() for kind, v in found.items() if v["faults"]]
     report = {"ok": not failed, "data": settings.config["data"], "checks": checks}
-    write_atomic(job.folder / "check.json", json.dumps(report, indent=2) + "\n")
+    write_json(job.folder / "check.json", report)
     line = f"data check failed: {', '.join(failed)}" if failed else "data check passed"
     return TaskEnd(FAILED if failed else COMPLETED, line)
 
@@ -64,9 +61,7 @@ def format_table(name: str, verdicts: dict[str, Verdict]) -> str:
     """Return the verdicts as lines of text, each fault on a line of its own."""
     lines = [f"check of {name}"]
     for kind, verdict in verdicts.items():
-        figures = ", ".join(
-            f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in verdict.figures.items()
-        )
-        lines.append(f"  {'FAIL' if verdict.faults else 'ok  '} {kind:12} {figures}")
+        mark = "FAIL" if verdict.faults else "ok  "
+        lines.append(f"  {mark} {kind:12} {format_figures(verdict.figures)}")
         lines += [f"       {fault}" for fault in verdict.faults]
     return "\n".join(lines)

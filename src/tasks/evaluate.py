@@ -11,24 +11,22 @@ and schedule are taken from the checkpoint, evaluation and trainer from the comm
 (`trainer.devices`) the ranks share the work.
 """
 
-import contextlib
-import csv
 import hashlib
-import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.callbacks.final_evaluation import headline
-from src.errors import UserError, one_line
-from src.files import write_atomic
+from src.errors import UserError, raise_user_errors
+from src.files import write_atomic, write_json
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.launch.ranks import other_ranks
 from src.settings.read import Settings
@@ -50,7 +48,7 @@ def run(job: Job) -> TaskEnd:
     """
     records: list[dict[str, Any]] = []
     paths: list[Path] = []
-    try:
+    with raise_user_errors():
         trainer = settle_trainer(read_section("trainer", job.config.trainer, TrainerKeys))
         config = resolve_checkpoints(job.config)
         with _start_ranks(job, config, trainer.devices):
@@ -65,15 +63,11 @@ def run(job: Job) -> TaskEnd:
                     paths.append(_write_into_run(saved.folder, record))
                 lines = run_files.score_lines(scores)
                 log.info("%s", "\n".join([f"{saved.identity['checkpoint']['file']} scored", *lines]))
-    except UserError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UserError(one_line(error)) from error
     if job.rank:
         return TaskEnd(COMPLETED, "completed")
     output = job.folder / "evaluation.json"
     records.sort(key=lambda record: record["step"] or 0)
-    write_atomic(output, _format_json(records if len(records) > 1 else records[0]))
+    write_json(output, records if len(records) > 1 else records[0])
     if len(records) > 1:
         write_atomic(job.folder / "curve.csv", _format_curve(records))
     line = f"scores in {paths[0] if len(paths) == 1 else output}"
@@ -81,23 +75,18 @@ def run(job: Job) -> TaskEnd:
     return TaskEnd(COMPLETED, line)
 
 
-@contextlib.contextmanager
-def _start_ranks(job: Job, config: DictConfig, n: int) -> Iterator[None]:
+def _start_ranks(job: Job, config: DictConfig, n: int) -> AbstractContextManager[None]:
     """Run the other ranks during the block, on the checkpoints that exist now (checkpoint=all is resolved)."""
     if n > 1 and job.rank == 0:
         write_atomic(job.folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-
-    def lost(reason: str) -> None:
-        log.error("failed: %s", reason)
-
-    def interrupted(signum: int) -> None:
-        os.kill(os.getpid(), signum)
-
-    timeout_s = float(config.safety.rank_timeout_s)
-    with other_ranks(
-        job.folder, n, resumes=False, timeout_s=timeout_s, on_lost=lost, on_interrupted=interrupted
-    ):
-        yield
+    return other_ranks(
+        job.folder,
+        n,
+        resumes=False,
+        timeout_s=float(config.safety.rank_timeout_s),
+        on_lost=lambda reason: log.error("failed: %s", reason),
+        on_interrupted=lambda signum: os.kill(os.getpid(), signum),
+    )
 
 
 def _launch_fabric(trainer: TrainerSettings) -> L.Fabric:
@@ -147,16 +136,12 @@ def _build_record(saved: SavedWeights, scores: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _format_json(tree: object) -> str:
-    return json.dumps(tree, indent=2) + "\n"
-
-
 def _write_into_run(folder: Path, record: dict[str, Any]) -> Path:
     suite = hashlib.sha256(json.dumps(record["evaluation"], sort_keys=True).encode()).hexdigest()
     sha256 = record["checkpoint"]["sha256"]
     (folder / "evaluations").mkdir(exist_ok=True)
     path = folder / "evaluations" / f"step{record['step']:08d}-{sha256[:12]}-{suite[:12]}.json"
-    write_atomic(path, _format_json(record))
+    write_json(path, record)
     return path
 
 
@@ -166,8 +151,4 @@ def _format_curve(records: list[dict[str, Any]]) -> str:
         {"name": r["name"], "step": r["step"], **headline(r["scores"]), "file": r["checkpoint"]["file"]}
         for r in records
     ]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return str(pd.DataFrame(rows, dtype=object).to_csv(index=False))

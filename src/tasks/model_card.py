@@ -50,6 +50,9 @@ def build_model_card(
     name, step = saved.settings.name, saved.identity["step"]
     library = "transformers" if model_format == "gpt2" else MODEL_TYPE
     tags = "\n".join(f"- {tag}" for tag in dict.fromkeys((MODEL_TYPE, model_format, "text-generation")))
+    config = saved.trained_with
+    sections = {section: config[section] for section in SECTIONS if section in config}
+    data = {key: config["data"][key] for key in OF_DATA if key in config["data"]}
     front = f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n{tags}\n---\n"
     return "\n".join(
         [
@@ -64,7 +67,7 @@ def build_model_card(
             "## The run\n",
             *_list_facts(saved, record),
             "## Configuration\n",
-            f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(_select_configuration(saved)))}```\n",
+            f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create({**sections, 'data': data}))}```\n",
         ]
     )
 
@@ -119,9 +122,3 @@ def _list_facts(saved: SavedWeights, record: dict[str, Any]) -> list[str]:
 
 def _format_count(number: float | None) -> str | None:
     return None if number is None else f"{number:,.0f}"
-
-
-def _select_configuration(saved: SavedWeights) -> dict[str, Any]:
-    config = saved.trained_with
-    data = {key: config["data"][key] for key in OF_DATA if key in config["data"]}
-    return {**{section: config[section] for section in SECTIONS if section in config}, "data": data}
