@@ -175,6 +175,5 @@ def require_unique_names(names: Sequence[str]) -> None:
     """
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
-        raise UserError(
-            f"bench: {repeated[0]!r} occurs twice; give one of them another name, 'name: overrides'"
-        )
+        way_out = "give one of them another name, 'name: overrides'"
+        raise UserError(f"bench: {repeated[0]!r} occurs twice; {way_out}")

@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 
 import torch
 
+from src.bench.step import Stopwatch
 from src.kernels.cpu_matmul import MATMUL, resolve_onednn
 
 #: Dense bf16 FLOP/s by a word in the device's name, from the vendors' data sheets (SXM where there are several).
@@ -73,14 +73,10 @@ def copy_speed(device: str) -> float:
 
 def _best_seconds(device: str, work: Callable[[], object]) -> float:
     """Return the shortest time of several calls, which the first one warms up."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    best = float("inf")
+    watch = Stopwatch(device)
+    seconds = []
     for _ in range(REPEATS):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = clock()
+        watch.start()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, clock() - start)
-    return best
+        seconds.append(watch.stop()[0])
+    return min(seconds)

@@ -1,8 +1,7 @@
 """Whole optimizer steps for timing, and the stopwatch that times a step and its parts.
 
-`vanilla_step` and `residual_step` follow the factory protocol of side-by-side step benchmarks: given an object with
-sizes (`StepSpec`), they return (model, step_fn), where `step_fn(x, y)` takes one whole optimizer step and returns its
-loss.
+`residual_step` is a peer's function with a strategy: given an object with sizes (`StepSpec`), it returns the model, its
+step, which takes one whole optimizer step and returns its loss, and its optimizer.
 """
 
 import itertools
@@ -23,7 +22,6 @@ from src.models.optim.base import OptimizerConfig, apply_gradients, build_optimi
 from src.models.training_pass import training_pass
 from src.norm.layernorm import LayerNorm
 from src.residual.base import ResidualStrategy, StreamSpec
-from src.residual.vanilla import Vanilla
 
 #: Called with the name of a part of a step when that part ends.
 Lap = Callable[[str], None]
@@ -74,8 +72,7 @@ class Stopwatch:
         if self.on_gpu:
             torch.cuda.synchronize()
         self._names: list[str] = []
-        self._times: list[float] = []
-        self._events: list[torch.cuda.Event] = []
+        self._marks: list[Any] = []  # CUDA events, or times
         self._start = self._clock()
         self._mark()
 
@@ -88,28 +85,17 @@ class Stopwatch:
         if self.on_gpu:
             torch.cuda.synchronize()
         seconds = self._clock() - self._start
-        if self.on_gpu:
-            spans = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(self._events)]
-        else:
-            spans = [b - a for a, b in itertools.pairwise(self._times)]
         parts = dict.fromkeys(self._names, 0.0)
-        for name, span in zip(self._names, spans, strict=True):
-            parts[name] += span
+        for name, (a, b) in zip(self._names, itertools.pairwise(self._marks), strict=True):
+            parts[name] += a.elapsed_time(b) / 1e3 if self.on_gpu else b - a
         return seconds, parts
 
     def _mark(self) -> None:
         if self.on_gpu:
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch
-            event.record()
-            self._events.append(event)
+            self._marks.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]  # torch
+            self._marks[-1].record()
         else:
-            self._times.append(self._clock())
-
-
-def vanilla_step(spec: StepSpec) -> tuple[GPT, Step]:
-    """Build `residual_step` of residual=vanilla."""
-    gpt, step, _ = residual_step(spec, Vanilla)
-    return gpt, step
+            self._marks.append(self._clock())
 
 
 def residual_step(

@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,9 +52,7 @@ class Timing:
 
     def quartiles(self) -> tuple[float, float, float]:
         """Return the lower quartile, the median and the upper quartile of the ratios."""
-        if len(self.ratios) < 2:
-            return (self.ratios[0],) * 3
-        low, middle, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
+        low, middle, high = np.percentile(self.ratios, [25, 50, 75]).tolist()
         return low, middle, high
 
     def joined(self, later: "Timing") -> "Timing":
@@ -178,15 +177,13 @@ def draw_batches(
     candidates: Mapping[str, BuiltCandidate], generator: torch.Generator, device: str
 ) -> dict[str, Tensor]:
     """Draw uniform token ids [B, T + 1] for each candidate; candidates of equal sizes share one batch."""
-    drawn: dict[tuple[int, int, int], Tensor] = {}
-    batches = {}
-    for name, one in candidates.items():
-        size = (one.micro_batch_size, one.block_size, one.vocab_size)
-        if size not in drawn:
-            shape = (one.micro_batch_size, one.block_size + 1)
-            drawn[size] = torch.randint(one.vocab_size, shape, generator=generator).to(device)
-        batches[name] = drawn[size]
-    return batches
+
+    @functools.cache
+    def draw(batch: int, length: int, vocab_size: int) -> Tensor:
+        return torch.randint(vocab_size, (batch, length), generator=generator).to(device)
+
+    sizes = {name: (c.micro_batch_size, c.block_size + 1, c.vocab_size) for name, c in candidates.items()}
+    return {name: draw(*size) for name, size in sizes.items()}
 
 
 def time_step(one: BuiltCandidate, tokens_BT: Tensor, watch: Stopwatch) -> tuple[float, dict[str, float]]:

@@ -115,7 +115,7 @@ def test_the_hyper_connections_package_is_a_peer(settings: Settings) -> None:
         ("plain", "bench.peer=plain must be module:function"),
         ("os:system", "bench.peer=os:system is outside the package benchmarks; if you trust it"),
         ("benchmarksx.peers:plain", "is outside the package benchmarks"),
-        ("src.bench.step:vanilla_step", "is outside the package benchmarks"),
+        ("src.bench.step:residual_step", "is outside the package benchmarks"),
         ("testsx.tasks:plain", "trusted_targets=[testsx]"),
         ("mine: benchmarks.peers:plane", "cannot be imported"),
         ("src.tasks.peers:plane", "cannot be imported"),
