@@ -108,12 +108,8 @@ class Guard(L.Callback):
         self._unread: list[Tensor] = []
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # Lightning declares a tensor or any mapping
-        *_: object,
-    ) -> None:
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: object
+    ) -> None:  # Any: Lightning declares a tensor or any mapping
         output: StepOutput = outputs
         self._unread += output["loss"], output["grad_norm"]
         if pl_module.device.type == "cpu" or self.reads_after(trainer.global_step):

@@ -123,12 +123,11 @@ class StopOnSignal(StepEndCallback):
 
     def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.request.check_time(self.max_s)
+        agreed = self.request.signum
         if self._group is not None:
-            flag = torch.tensor(self.request.signum)
+            flag = torch.tensor(agreed)
             distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
             agreed = int(flag.item())
-        else:
-            agreed = self.request.signum
         if agreed:
             self.request.agree(agreed)
             trainer.should_stop = True

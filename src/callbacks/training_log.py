@@ -45,12 +45,8 @@ class TrainingLog(L.Callback):
             self._paused_at = None
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # Lightning declares a tensor or any mapping
-        *_: object,
-    ) -> None:
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: object
+    ) -> None:  # Any: Lightning declares a tensor or any mapping
         step = trainer.global_step
         if step % self.every_steps and step != trainer.max_steps:
             return
@@ -126,13 +122,8 @@ class ProgressBar(TQDMProgressBar):
         """Leave the bar as `init_train_tqdm` made it: a resumed run does not start an epoch."""
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # see TrainingLog
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:  # Any: see TrainingLog
         now, step = time.monotonic(), trainer.global_step
         if self.is_disabled or (now - self._drawn < self.every_s and step != trainer.max_steps):
             return
