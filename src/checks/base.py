@@ -62,11 +62,6 @@ class Finding:
     figures: Figures = field(default_factory=dict)
     seconds: float = 0.0
 
-    @property
-    def ok(self) -> bool:
-        """True if the check has no faults."""
-        return not self.faults
-
 
 def draw_tokens(batch: int = 3, length: int = CONTEXT, vocab_size: int = VOCABULARY, seed: int = 0) -> Tensor:
     """Draw independent uniform ids [batch, length]."""
@@ -78,8 +73,3 @@ def format_figures(figures: Figures) -> str:
     """Return the scalar figures in one line."""
     shown = {k: v for k, v in figures.items() if isinstance(v, int | float)}
     return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in shown.items())
-
-
-def describe_state(state: str) -> str:
-    """Return the words for a state of the parameters, `init` or `moved`."""
-    return "at init" if state == "init" else "once the parameters have moved (at init a zero gate hides it)"

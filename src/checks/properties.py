@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from src.checks.base import Subject, describe_state, draw_tokens
+from src.checks.base import Subject, draw_tokens
 from src.models.gpt import GPT
 from src.residual.base import QKV
 
-#: States of the parameters: a fault behind a zero gate is visible only once it has moved.
-STATES = ("init", "moved")
+#: States of the parameters, and whether they are jittered: a zero gate hides the fault behind it until it has moved.
+STATES = {"at init": False, "once the parameters have moved (at init a zero gate hides it)": True}
 
 
 def check_contract(subject: Subject) -> list[str]:
     """Check that read and end return [B, T, D] and that all values are finite."""
     faults = []
-    for params in STATES:
-        gpt = subject.build_small(jittered=params == "moved")
+    for when, jittered in STATES.items():
+        gpt = subject.build_small(jittered=jittered)
         x_BTD = draw_tokens()[..., None].expand(-1, -1, gpt.config.n_embd).double() / 64
         state = gpt.residual.begin(x_BTD)
         for site in gpt.sites:
@@ -27,7 +27,7 @@ def check_contract(subject: Subject) -> list[str]:
                 if part.shape != x_BTD.shape:
                     faults.append(
                         f"read at site {site.index} ({site.kind} of layer {site.layer}) gives shape "
-                        f"{tuple(part.shape)} {describe_state(params)}; a sublayer needs {tuple(x_BTD.shape)}"
+                        f"{tuple(part.shape)} {when}; a sublayer needs {tuple(x_BTD.shape)}"
                     )
                     return faults
             state = gpt.residual.write(state, site, torch.tanh(read[0] if isinstance(read, QKV) else read))
@@ -35,7 +35,7 @@ def check_contract(subject: Subject) -> list[str]:
         if out_BTD.shape != x_BTD.shape:
             faults.append(f"end gives shape {tuple(out_BTD.shape)}; the final norm needs {tuple(x_BTD.shape)}")
         if not gpt(draw_tokens()).isfinite().all():
-            faults.append(f"logits are not finite {describe_state(params)}; look for a division or a logarithm")
+            faults.append(f"logits are not finite {when}; look for a division or a logarithm")
     return faults
 
 
@@ -67,15 +67,15 @@ def _find_first_difference(gpt: GPT, one: Tensor, two: Tensor, part: Callable[[T
 def check_causality(subject: Subject) -> list[str]:
     """Check that a changed token does not change earlier positions."""
     faults = []
-    for params in STATES:
-        gpt, idx_BT = subject.build_small(jittered=params == "moved"), draw_tokens()
+    for when, jittered in STATES.items():
+        gpt, idx_BT = subject.build_small(jittered=jittered), draw_tokens()
         for t in (1, idx_BT.shape[1] // 2, idx_BT.shape[1] - 1):
             changed_BT = idx_BT.clone()
             changed_BT[:, t:] = (changed_BT[:, t:] + 17) % gpt.config.vocab_size
             first = _find_first_difference(gpt, idx_BT, changed_BT, lambda x, t=t: x[:, :t])  # type: ignore[misc]  # lambda default
             if first:
                 faults.append(
-                    f"token {t} changes earlier positions, first seen at {first}, {describe_state(params)}: something "
+                    f"token {t} changes earlier positions, first seen at {first}, {when}: something "
                     "mixes over the sequence (a mean, a norm or a softmax over dimension 1); make it per position"
                 )
                 break
@@ -85,13 +85,13 @@ def check_causality(subject: Subject) -> list[str]:
 def check_batch_independence(subject: Subject) -> list[str]:
     """Check that a sequence does not depend on the others of its batch."""
     faults = []
-    for params in STATES:
-        gpt, idx_BT = subject.build_small(jittered=params == "moved"), draw_tokens()
+    for when, jittered in STATES.items():
+        gpt, idx_BT = subject.build_small(jittered=jittered), draw_tokens()
         other_BT = torch.cat((idx_BT[:1], draw_tokens(2, seed=5)))
         first = _find_first_difference(gpt, idx_BT, other_BT, lambda x: x[:1])
         if first:
             faults.append(
-                f"other sequences of the batch change the first, first seen at {first}, {describe_state(params)}: "
+                f"other sequences of the batch change the first, first seen at {first}, {when}: "
                 "something mixes over dimension 0; statistics must be per position"
             )
     return faults

@@ -37,7 +37,7 @@ def run_quick_checks(settings: Settings) -> None:
     subject = build_subject(settings)
     for name, check in QUICK.items():
         finding = run_check(name, functools.partial(check, subject))
-        if not finding.ok:
+        if finding.faults:
             raise UserError(
                 f"check {name}: {finding.faults[0]} (task=check runs all checks, check=off skips these)"
             )

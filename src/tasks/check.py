@@ -44,13 +44,13 @@ def run(job: Job) -> TaskEnd:
     findings = [run_check(name, check) for name, check in checks.items()]
     results = {
         "name": settings.name,
-        "ok": all(finding.ok for finding in findings),
+        "ok": not any(finding.faults for finding in findings),
         "config": settings.config,
-        "checks": {f.name: {**dataclasses.asdict(f), "ok": f.ok} for f in findings},
+        "checks": {f.name: {**dataclasses.asdict(f), "ok": not f.faults} for f in findings},
     }
     write_json(job.folder / "check.json", results)
     log.info("%s\n%s", format_table(settings.name, findings), backends)
-    failed = [finding.name for finding in findings if not finding.ok]
+    failed = [finding.name for finding in findings if finding.faults]
     line = f"check failed: {', '.join(failed)}" if failed else "check passed"
     return TaskEnd(FAILED if failed else COMPLETED, line)
 
@@ -79,7 +79,7 @@ def format_table(name: str, findings: list[Finding]) -> str:
     """Return one line per finding with its scalar figures, each followed by its faults."""
     lines = [f"check of {name}"]
     for finding in findings:
-        mark = "ok  " if finding.ok else "FAIL"
+        mark = "FAIL" if finding.faults else "ok  "
         figures = format_figures(finding.figures)
         lines.append(f"  {mark} {finding.name:18}{finding.seconds:6.1f} s  {figures}")
         lines += [f"       {fault}" for fault in finding.faults]
