@@ -5,7 +5,7 @@ from pathlib import Path
 from src.files import write_atomic
 from src.reporting import curves, tables
 from src.reporting.leaderboard import BUDGETS, budget_metric, collect_evaluations, find_common_budget
-from src.reporting.page import Document, Picture, Section, to_html, to_markdown
+from src.reporting.page import Picture, Section, to_html, to_markdown
 from src.reporting.report import Report
 from src.reporting.statistics import pooled_sd, visible_difference
 from src.reporting.systems import System
@@ -18,16 +18,16 @@ MAX_SPEED_RATIO = 1.1
 
 def write_report(report: Report, folder: Path) -> Path:
     """Write the four files into `folder` and return the path of report.html."""
-    document = build_document(report)
-    write_atomic(folder / "report.md", to_markdown(document))
-    write_atomic(folder / "report.html", to_html(document))
+    title, sections = build_document(report)
+    write_atomic(folder / "report.md", to_markdown(title, sections))
+    write_atomic(folder / "report.html", to_html(title, sections))
     write_atomic(folder / "leaderboard.csv", report.board.to_csv(index=False))
     write_atomic(folder / "comparison.csv", report.compared.to_csv(index=False))
     return folder / "report.html"
 
 
-def build_document(report: Report) -> Document:
-    """Build the page of a report."""
+def build_document(report: Report) -> tuple[str, list[Section]]:
+    """Build the title and the sections of a report."""
     systems = report.found.systems
     n_runs = sum(len(system.runs) for system in systems)
     title = f"{len(systems)} systems, {n_runs} completed runs"
@@ -45,7 +45,7 @@ def build_document(report: Report) -> Document:
         sections.append(
             Section("Runs", [f"{n_runs} runs, one row each."], tables=[tables.build_runs_table(systems)])
         )
-    return Document(title, sections)
+    return title, sections
 
 
 def _summarize(report: Report) -> Section:

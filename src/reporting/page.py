@@ -71,21 +71,13 @@ class Section:
     pictures: Sequence[Picture] = ()
 
 
-@dataclass(frozen=True)
-class Document:
-    """The title and the sections of a page."""
-
-    title: str
-    sections: Sequence[Section]
-
-
 # ---- Markdown
 
 
-def to_markdown(document: Document) -> str:
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
     """Return the document as GitHub Markdown; figures are in the HTML page only."""
-    blocks = [f"# {document.title}"]
-    for section in document.sections:
+    blocks = [f"# {title}"]
+    for section in sections:
         blocks.append(f"## {section.title}")
         blocks += section.paragraphs
         blocks += [f"> **Warning:** {text}" for text in section.warnings]
@@ -106,10 +98,10 @@ def _format_markdown_table(table: Table) -> str:
 # ---- HTML
 
 
-def to_html(document: Document) -> str:
+def to_html(title: str, sections: Sequence[Section]) -> str:
     """Return the document as one HTML file for wide and narrow screens; all text is escaped."""
-    title = html.escape(document.title)
-    body = "\n".join(_format_section(section) for section in document.sections)
+    title = html.escape(title)
+    body = "\n".join(_format_section(section) for section in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
