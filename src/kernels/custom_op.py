@@ -4,11 +4,14 @@ Operators have no gradient of their own, since autograd functions call them, unl
 """
 
 from collections.abc import Callable
-from typing import Any  # arguments and results of an operator are its function's
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.library import Library
+
+#: Context of an autograd function, which has no public type.
+Context: TypeAlias = Any
 
 _LIBRARY = Library("reslab", "DEF")  # type: ignore[no-untyped-call]  # torch's
 

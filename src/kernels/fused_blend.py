@@ -7,11 +7,11 @@ Autograd would write a product for each of the four gradients, two of them only 
 PyTorch operations with these gradients; there is no C++ or Triton kernel, and a compiler fuses `reference` by itself.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from src.kernels.custom_op import Context
 
 
 def reference(x_BTD: Tensor, x0_BTD: Tensor, keep: Tensor, blend: Tensor, *rest_BTD: Tensor) -> Tensor:
@@ -39,12 +39,7 @@ def blend_embedding(x_BTD: Tensor, x0_BTD: Tensor, keep: Tensor, blend: Tensor, 
 class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,  # autograd's context has no public type
-        x_BTD: Tensor,
-        x0_BTD: Tensor,
-        keep: Tensor,
-        blend: Tensor,
-        *rest_BTD: Tensor,
+        ctx: Context, x_BTD: Tensor, x0_BTD: Tensor, keep: Tensor, blend: Tensor, *rest_BTD: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x_BTD, x0_BTD, keep, blend)
         out_BTD = torch.add(*rest_BTD).addcmul_(x_BTD, keep) if rest_BTD else keep * x_BTD
@@ -52,7 +47,7 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout_BTD: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, dout_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, x0_BTD, keep, blend = ctx.saved_tensors
         dout_M = dout_BTD.reshape(-1)
         return (

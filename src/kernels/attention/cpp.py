@@ -14,7 +14,6 @@ Shape letters: B batch, T tokens, H heads, K head size.
 
 import contextlib
 import functools
-from typing import Any  # autograd's context
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from src.kernels.attention import reference
 from src.kernels.brgemm import find_products
 from src.kernels.cpp_build import Kernels, Source, table
 from src.kernels.cpu_matmul import MATMUL
-from src.kernels.custom_op import differentiable, operator
+from src.kernels.custom_op import Context, differentiable, operator
 from src.kernels.dispatch import verify
 
 SOURCE = Source("kernels/attention/attention")
@@ -175,12 +174,12 @@ def _cpu_attention_backward(
     return dq, dk, dv
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Context, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
     *qkv, ctx.by_kernel = inputs
     ctx.save_for_backward(*qkv, *output)
 
 
-def _backward(ctx: Any, dy_BHTK: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+def _backward(ctx: Context, dy_BHTK: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
     dq, dk, dv = _attention_backward(dy_BHTK, *ctx.saved_tensors, ctx.by_kernel)
     return dq, dk, dv, None
 

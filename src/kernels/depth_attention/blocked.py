@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from src.kernels.custom_op import Context
 from src.kernels.depth_attention.backward_state import BackwardState
 from src.kernels.depth_attention.ops import (
     depth_chunk_gradients,
@@ -218,7 +219,7 @@ class _Source(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # autograd's context has no public type
+        ctx: Context,
         v_BTD: Tensor,
         key_QD: Tensor,
         eps: float,
@@ -239,7 +240,7 @@ class _Source(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, direct_BTD: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, direct_BTD: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         pending: Pending = ctx.state.current()
         index = ctx.index
         key_QD, bias_Q, *tensors = ctx.saved_tensors
@@ -273,7 +274,7 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # autograd's context has no public type
+        ctx: Context,
         query: int,
         n_read: int,
         score_BTQ: Sequence[Tensor],
@@ -291,6 +292,6 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dx_BTD: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Context, dx_BTD: Tensor) -> tuple[None, ...]:
         ctx.state.current().add(QueryGradient(ctx.query, dx_BTD.contiguous(), *ctx.saved_tensors))
         return cast(tuple[None, ...], (None,) * (4 + ctx.n_source))

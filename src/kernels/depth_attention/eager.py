@@ -5,12 +5,13 @@ compiler gets the reference itself, which it differentiates and fuses.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.kernels.custom_op import Context
 from src.kernels.depth_attention import reference
 
 
@@ -35,18 +36,13 @@ class _Scores(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        v_BTD: Tensor,
-        key_QD: Tensor,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Context, v_BTD: Tensor, key_QD: Tensor, eps: float) -> Tensor:
         rrms_BT1 = reference.inverse_rms(v_BTD, eps)
         ctx.save_for_backward(v_BTD, key_QD, rrms_BT1)
         return F.linear(v_BTD, key_QD).mul_(rrms_BT1)
 
     @staticmethod
-    def backward(ctx: Any, ds_BTQ: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Context, ds_BTQ: Tensor) -> tuple[Tensor, Tensor, None]:
         v_BTD, key_QD, rrms_BT1 = ctx.saved_tensors
         dproduct_BTQ = ds_BTQ * rrms_BT1
         dv_BTD = dproduct_BTQ @ key_QD
@@ -59,16 +55,12 @@ class _SumByToken(torch.autograd.Function):
     """Sum x = sum_j w_j v_j, which keeps the weights and sources: dv_j = w_j dx, dw_j = <dx, v_j>."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        weight_BTJ: Tensor,
-        *values: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Context, weight_BTJ: Tensor, *values: Tensor) -> Tensor:
         ctx.save_for_backward(weight_BTJ, *values)
         return reference.sum_by_token(weight_BTJ, values)
 
     @staticmethod
-    def backward(ctx: Any, dx_BTD: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Context, dx_BTD: Tensor) -> tuple[Tensor, ...]:
         weight_BTJ, *values = ctx.saved_tensors
         product_BTD = torch.empty_like(dx_BTD)  # one buffer for all J products
         dots = [torch.mul(dx_BTD, v_BTD, out=product_BTD).sum(-1) for v_BTD in values]

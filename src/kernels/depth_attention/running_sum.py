@@ -10,13 +10,14 @@ Shape letters: Q queries, J sources.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from src.kernels.cpp_build import Kernels, Source
+from src.kernels.custom_op import Context
 from src.kernels.depth_attention import cpp
 from src.kernels.depth_attention.blocked import Blocked, QueryGradient, mixture_so_far, pending_of
 
@@ -47,7 +48,7 @@ class _MixtureWithSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # autograd's context has no public type
+        ctx: Context,
         kernels: Kernels,
         query: int,
         eps: float,
@@ -74,7 +75,7 @@ class _MixtureWithSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dx_BTD: Tensor | None, direct_BTD: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, dx_BTD: Tensor | None, direct_BTD: Tensor | None) -> tuple[Tensor | None, ...]:
         x_BTD, total_BTD, lse_BT, own_2BT, key_D = ctx.saved_tensors
         dkey_D = None
         if dx_BTD is None:  # only the sum is used

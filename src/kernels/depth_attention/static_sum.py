@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from src.kernels.cpp_build import Kernels, Source, addresses
+from src.kernels.custom_op import Context
 from src.kernels.depth_attention import reference
 from src.kernels.depth_attention.backward_state import BackwardState
 from src.kernels.dispatch import Operation, verify
@@ -99,12 +100,7 @@ class _Source(torch.autograd.Function):
     """Source as its queries read it; the backward computes its whole gradient and those of its weights."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        kernels: Kernels,
-        v_BTD: Tensor,
-        weight_Q: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Context, kernels: Kernels, v_BTD: Tensor, weight_Q: Tensor) -> Tensor:
         ctx.save_for_backward(v_BTD, weight_Q)
         ctx.kernels, ctx.state = kernels, BackwardState[Gradients](dict)
         ctx.set_materialize_grads(False)
@@ -112,7 +108,7 @@ class _Source(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, direct_BTD: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, direct_BTD: Tensor | None) -> tuple[Tensor | None, ...]:
         v_BTD, weight_Q = ctx.saved_tensors
         gradients: Gradients = ctx.state.current()
         ctx.state.clear()
@@ -133,13 +129,7 @@ class _Sum(torch.autograd.Function):
     """Sum of sources; its backward leaves the gradient for them to read."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        kernels: Kernels,
-        query: int,
-        weight_J: Tensor,
-        *values: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Context, kernels: Kernels, query: int, weight_J: Tensor, *values: Tensor) -> Tensor:
         x_BTD = torch.empty_like(values[0])
         sizes = (x_BTD.shape[:-1].numel(), x_BTD.shape[-1], len(values), torch.get_num_threads())
         kernels("static_sum_forward", addresses(values), weight_J, x_BTD, *sizes)
@@ -150,7 +140,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dx_BTD: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Context, dx_BTD: Tensor) -> tuple[None, ...]:
         dx_BTD = dx_BTD.contiguous()
         for state in ctx.states:
             state.current()[ctx.query] = dx_BTD

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from src.kernels.cpp_build import Kernels, Source
-from src.kernels.custom_op import operator
+from src.kernels.custom_op import Context, operator
 from src.kernels.dispatch import Operation
 from src.kernels.hyper_streams import reference
 from src.kernels.hyper_streams.recompute import ReadKernels, RecomputingRead
@@ -133,17 +133,13 @@ def _parameter_gradients(
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        h_BTND: Tensor,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Context, h_BTND: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(h_BTND, *parameters)
         activations = compute_activations(h_BTND, DHCParameters(*parameters))
         return *reference.mix(activations.a_BTNM, h_BTND), activations.b_BTN
 
     @staticmethod
-    def backward(ctx: Any, du_BTD: Tensor, dh_BTND: Tensor, db_BTN: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Context, du_BTD: Tensor, dh_BTND: Tensor, db_BTN: Tensor) -> tuple[Tensor, ...]:
         h_BTND, *saved = ctx.saved_tensors
         parameters = DHCParameters(*saved)
         w_PD, pm_BTNP, r_BTN1, z_BTNC, a_BTNM, _ = compute_activations(h_BTND, parameters)
@@ -172,11 +168,7 @@ class _CppRead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # autograd's context has no public type
-        h_BTND: Tensor,
-        b: Tensor,
-        y_BTD: Tensor | None,
-        *packed: Tensor,
+        ctx: Context, h_BTND: Tensor, b: Tensor, y_BTD: Tensor | None, *packed: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         h_BTND = h_BTND.contiguous()
         B, T, N, D = h_BTND.shape
@@ -191,7 +183,7 @@ class _CppRead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h_BTND, b, y_BTD, saved, *packed = ctx.saved_tensors
         parameters, threads = DHCParameters(*packed), torch.get_num_threads()
         B, T, N, D = h_BTND.shape

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from src.kernels.cpp_build import Kernels, Source
-from src.kernels.custom_op import operator
+from src.kernels.custom_op import Context, operator
 from src.kernels.dispatch import Operation
 from src.kernels.hyper_streams import reference
 from src.kernels.hyper_streams.projection import mixing_weights, project
@@ -99,7 +99,7 @@ class _CppRead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # autograd's context has no public type
+        ctx: Context,
         n_iteration: int,
         eps: float,
         h_BTND: Tensor,
@@ -119,7 +119,7 @@ class _CppRead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs, threads = ctx.saved_tensors, torch.get_num_threads()
         h_BTND, b, y_BTD, phi_CV, *_ = inputs
         B, T, N, D = h_BTND.shape

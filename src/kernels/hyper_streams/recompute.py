@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from src.kernels.custom_op import Context
+
 #: Maximum number of sites in a segment, by the streams' dtype. A site's backward reads half as many outputs, 2 bytes an
 #: element, on top of the start; a start is N streams kept. 48 sites keep 2 starts of float32, or 4 of bfloat16.
 SEGMENT = {torch.float32: 16, torch.float64: 16, torch.bfloat16: 10}
@@ -120,7 +122,7 @@ def _read(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,  # autograd's context has no public type
+        ctx: Context,
         name: str,
         constants: tuple[float, ...],
         h: Tensor,
@@ -139,7 +141,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         b_BTN, *tensors = ctx.saved_tensors
         others, saved, n = tensors[: ctx.n_other], tensors[ctx.n_other :], ctx.kernels.n_parameter
         parameters, (shares_BTRN, start, *outputs) = others[:n], others[n:]

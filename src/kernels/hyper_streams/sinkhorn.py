@@ -9,10 +9,12 @@ Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.2, equation 19.
 Shape letters: N rows and columns, K matrices.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
+
+from src.kernels.custom_op import Context
 
 #: Logits this far below their matrix's largest do not change the result, and no product of theirs underflows.
 FLOOR = 40.0
@@ -42,11 +44,7 @@ def _rounds(m_NNK: Tensor, n_iteration: int) -> list[Tensor]:
 
 class _Sinkhorn(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        logit_KNN: Tensor,
-        n_iteration: int,
-    ) -> Tensor:
+    def forward(ctx: Context, logit_KNN: Tensor, n_iteration: int) -> Tensor:
         ctx.save_for_backward(logit_KNN)
         ctx.n_iteration = n_iteration
         m_NNK = _start(logit_KNN)
@@ -56,7 +54,7 @@ class _Sinkhorn(torch.autograd.Function):
         return m_NNK.permute(2, 0, 1).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, dm_KNN: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, dm_KNN: Tensor) -> tuple[Tensor, None]:
         (logit_KNN,) = ctx.saved_tensors
         first, *halves = _rounds(_start(logit_KNN), ctx.n_iteration)
         before = [first, *halves[:-1]]

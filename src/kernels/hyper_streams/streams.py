@@ -11,11 +11,12 @@ Shape letters: N streams, M columns of a weight.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from src.kernels.custom_op import Context
 from src.kernels.hyper_streams import reference
 from src.kernels.hyper_streams.recompute import Segment
 from src.kernels.hyper_streams.reference import SiteWeights
@@ -101,16 +102,12 @@ def _dots(x_BTD: Tensor, h_BTND: Tensor) -> Tensor:
 
 class _Blend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        weight: Tensor,
-        h_BTND: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Context, weight: Tensor, h_BTND: Tensor) -> Tensor:
         ctx.save_for_backward(weight, h_BTND)
         return reference.blend(weight, h_BTND)
 
     @staticmethod
-    def backward(ctx: Any, dout_BTMD: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Context, dout_BTMD: Tensor) -> tuple[Tensor, Tensor]:
         weight, h_BTND = ctx.saved_tensors
         dweight_BTNM = h_BTND @ dout_BTMD.transpose(2, 3)
         return dweight_BTNM.sum_to_size(weight.shape), reference.blend(weight.transpose(-1, -2), dout_BTMD)
@@ -118,16 +115,12 @@ class _Blend(torch.autograd.Function):
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        a: Tensor,
-        h_BTND: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Context, a: Tensor, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a, h_BTND)
         return reference.mix(a, h_BTND)
 
     @staticmethod
-    def backward(ctx: Any, du_BTD: Tensor, dh_BTND: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Context, du_BTD: Tensor, dh_BTND: Tensor) -> tuple[Tensor, Tensor]:
         a, h_BTND = ctx.saved_tensors
         da_BTNM, through_BTND = mix_backward(a, h_BTND, du_BTD, dh_BTND)
         return da_BTNM.sum_to_size(a.shape), through_BTND
@@ -135,17 +128,12 @@ class _Mix(torch.autograd.Function):
 
 class _Write(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,  # autograd's context has no public type
-        h_BTND: Tensor,
-        b: Tensor,
-        y_BTD: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Context, h_BTND: Tensor, b: Tensor, y_BTD: Tensor) -> Tensor:
         ctx.save_for_backward(b, y_BTD)
         return reference.write(h_BTND, b, y_BTD)
 
     @staticmethod
-    def backward(ctx: Any, dh_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Context, dh_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b, y_BTD = ctx.saved_tensors
         db = _dots(y_BTD.to(dh_BTND.dtype), dh_BTND).sum_to_size(b.shape)
         return dh_BTND, db, reference.blend(b.unsqueeze(-1), dh_BTND).squeeze(2).to(y_BTD.dtype)
