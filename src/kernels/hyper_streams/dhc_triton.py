@@ -14,13 +14,14 @@ import triton.language as tl
 
 from src.kernels.hyper_streams.triton_common import (
     load_streams,
-    mix_column,
+    load_written_streams,
     mix_shares,
     recompute_streams,
+    store_mixed_streams,
     store_stream_gradients,
+    store_weight_gradients,
     sum_rows,
     tanh,
-    write_output,
     write_output_backward,
 )
 
@@ -36,55 +37,33 @@ def load_statistics(saved, at, D: tl.constexpr, C: tl.constexpr, inside, eps):
     return mean, 1 / tl.sqrt(tl.maximum(square - mean * mean, 0.0) + eps)
 
 
+@triton.jit
+def load_parameters(bias, scale, a, static_b, i, c, N: tl.constexpr):
+    """Return the bias in z, the scale and the static weights of a site, as matrices [N, C] or rows of them."""
+    bias_1C = tl.load(bias + c, mask=c < N + 2, other=0.0)
+    scale_1C = tl.load(scale + (c == N + 1).to(tl.int32))
+    static_NC = tl.load(a + i * (N + 1) + c, mask=(i < N) & (c < N + 1), other=0.0)
+    static_NC += tl.load(static_b + i + c * 0, mask=(i < N) & (c == N + 1), other=0.0)
+    return bias_1C, scale_1C, static_NC
+
+
 @triton.jit(do_not_specialize=["tokens", "R"], do_not_specialize_on_alignment=SMALL)
 def dhc_forward(
-    h,
-    b,
-    y,
-    w,
-    bias,
-    scale,
-    a,
-    static_b,
-    shares,
-    R,
-    u,
-    out,
-    b_out,
-    shares_out,
-    saved,
-    scratch,
-    tokens,
-    eps,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    N: tl.constexpr,
-    NP: tl.constexpr,
-    CP: tl.constexpr,
-    RP: tl.constexpr,
-    COPIES: tl.constexpr,
-    FIRST: tl.constexpr,
-    PENDING: tl.constexpr,
-    BATCHED: tl.constexpr,
-    F: tl.constexpr,
-):
+    h, b, y, w, bias, scale, a, static_b, shares, R,
+    u, out, b_out, shares_out, saved, scratch, tokens, eps,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, CP: tl.constexpr, RP: tl.constexpr,
+    COPIES: tl.constexpr, FIRST: tl.constexpr, PENDING: tl.constexpr, BATCHED: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Store u, the mixed streams, B, their shares and the saved sums.
 
     `scratch` [programs, N, C] holds a token's [A | B].
     """
     C: tl.constexpr = N + 2
     d, i, c = tl.arange(0, DP), tl.arange(0, NP)[:, None], tl.arange(0, CP)[None, :]
-    # Parameters of the site, as matrices [N, C] or rows of them.
-    bias_1C = tl.load(bias + c, mask=c < C, other=0.0)
-    scale_1C = tl.load(scale + (c == N + 1).to(tl.int32))
-    static_NC = tl.load(a + i * (N + 1) + c, mask=(i < N) & (c < N + 1), other=0.0)
-    static_NC += tl.load(static_b + i + c * 0, mask=(i < N) & (c == N + 1), other=0.0)
+    bias_1C, scale_1C, static_NC = load_parameters(bias, scale, a, static_b, i, c, N)
     own = scratch + tl.program_id(0) * (N * C)
     for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
-        rows = load_streams(h, t, d, D, N, COPIES, F)
-        if PENDING:
-            y_row = tl.load(y + t * D + d, mask=d < D, other=0.0).to(F)
-            rows = write_output(rows, b + t * N, 1, y_row, N)
+        rows = load_written_streams(h, b, y, t, d, D, N, COPIES, PENDING, F)
         # Sums over D of every stream: C projections, the sum and the sum of squares.
         for column in tl.static_range(C + 2):
             products = ()
@@ -110,48 +89,17 @@ def dhc_forward(
         tl.store(b_out + t * N + i + c * 0, weight_NC, mask=(i < N) & (c == N + 1))
         # The mixing: u, H' and the shares.
         tl.debug_barrier()
-        tl.store(u + t * D + d, mix_column(rows, own, 0, N).to(u.dtype.element_ty), mask=d < D)
-        for j in tl.static_range(N):
-            row = mix_column(rows, own, j + 1, N)
-            tl.store(out + (t * N + j) * D + d, row.to(out.dtype.element_ty), mask=d < D)
+        store_mixed_streams(rows, own, u, out, t, d, D, N)
         mix_shares(shares, b, own, shares_out, R, t, N, NP, RP, COPIES, FIRST, PENDING)
 
 
 @triton.jit(do_not_specialize=["tokens", "J"], do_not_specialize_on_alignment=SMALL)
 def dhc_backward(
-    start,
-    shares,
-    table,
-    J,
-    b,
-    w,
-    bias,
-    scale,
-    a,
-    static_b,
-    saved,
-    du,
-    dout,
-    db_out,
-    dh,
-    db,
-    dy,
-    dw,
-    small,
-    scratch,
-    tokens,
-    eps,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    N: tl.constexpr,
-    NP: tl.constexpr,
-    CP: tl.constexpr,
-    COPIES: tl.constexpr,
-    FIRST: tl.constexpr,
-    PENDING: tl.constexpr,
-    BATCHED: tl.constexpr,
-    F: tl.constexpr,
-):
+    start, shares, table, J, b, w, bias, scale, a, static_b, saved, du, dout, db_out,
+    dh, db, dy, dw, small, scratch, tokens, eps,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, CP: tl.constexpr,
+    COPIES: tl.constexpr, FIRST: tl.constexpr, PENDING: tl.constexpr, BATCHED: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Store the gradients of the streams, of B and y, and sums over a program's tokens.
 
     By program: `dw` [C, D]; `small` [3, N, C] of d[A | B], d[A | B] z and dz; `scratch` [3, N, C + 2].
@@ -160,11 +108,7 @@ def dhc_backward(
     Y: tl.constexpr = du.dtype.element_ty
     d, i, c = tl.arange(0, DP), tl.arange(0, NP)[:, None], tl.arange(0, CP)[None, :]
     inside, used = d < D, (i < N) & (c < C)
-    # Parameters of the site, as matrices [N, C] or rows of them.
-    bias_1C = tl.load(bias + c, mask=c < C, other=0.0)
-    scale_1C = tl.load(scale + (c == N + 1).to(tl.int32))
-    static_NC = tl.load(a + i * (N + 1) + c, mask=(i < N) & (c < N + 1), other=0.0)
-    static_NC += tl.load(static_b + i + c * 0, mask=(i < N) & (c == N + 1), other=0.0)
+    bias_1C, scale_1C, static_NC = load_parameters(bias, scale, a, static_b, i, c, N)
     da_scratch = scratch + tl.program_id(0) * (3 * N * (C + 2))
     dp_scratch, a_scratch = da_scratch + N * (C + 2), da_scratch + 2 * N * (C + 2)
     dab_NC, scale_NC, bias_NC = tl.zeros([NP, CP], F), tl.zeros([NP, CP], F), tl.zeros([NP, CP], F)
@@ -172,18 +116,11 @@ def dhc_backward(
     for _ in tl.static_range(C):
         dw_rows = dw_rows + (tl.zeros([DP], F),)
     for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
-        grads = (tl.load(du + t * D + d, mask=inside, other=0.0).to(F),) + load_streams(
-            dout, t, d, D, N, False, F
-        )
+        du_row = tl.load(du + t * D + d, mask=inside, other=0.0).to(F)
+        grads = (du_row,) + load_streams(dout, t, d, D, N, False, F)
         rows, y_row = recompute_streams(start, shares, table, J, b, t, d, D, N, COPIES, FIRST, PENDING, Y, F)
         # d[A | B] = <H_i, gradient m>, sums over D.
-        for m in tl.static_range(N + 1):
-            products = ()
-            for k in tl.static_range(N):
-                products = products + (rows[k] * grads[m],)
-            total = sum_rows(products, N, BATCHED)
-            for k in tl.static_range(N):
-                tl.store(da_scratch + k * (C + 2) + m, total[k])
+        store_weight_gradients(rows, grads, da_scratch, C + 2, N, BATCHED)
         # Through tanh and 1 / deviation, a lane for each number: d of p, and of H along itself and along 1.
         tl.debug_barrier()
         at = (t * N + i) * (C + 2)

@@ -16,12 +16,12 @@ import triton.language as tl
 
 from src.kernels.hyper_streams.triton_common import (
     load_streams,
-    mix_column,
+    load_written_streams,
     mix_shares,
     output_pointer,
     recompute_streams,
-    sum_rows,
-    write_output,
+    store_mixed_streams,
+    store_weight_gradients,
 )
 
 #: Parameters that are a site's row of a packed tensor, whose alignment differs from site to site.
@@ -74,29 +74,10 @@ def _divide(m, total, dim: tl.constexpr, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=SMALL)
 def mhc_weights(
-    h,
-    b,
-    y,
-    phi,
-    scale,
-    bias,
-    b_out,
-    weights,
-    saved,
-    tokens,
-    n_iteration,
-    eps,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    N: tl.constexpr,
-    CP: tl.constexpr,
-    M: tl.constexpr,
-    E: tl.constexpr,
-    COPIES: tl.constexpr,
-    PENDING: tl.constexpr,
-    BATCHED: tl.constexpr,
-    F: tl.constexpr,
-):
+    h, b, y, phi, scale, bias, b_out, weights, saved, tokens, n_iteration, eps,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr, CP: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
+    COPIES: tl.constexpr, PENDING: tl.constexpr, BATCHED: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Store [A | B] of M tokens, B by itself, and [phi vec(H) | sum vec(H)^2]."""
     C: tl.constexpr = N * N + 2 * N
     t, c = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M), tl.arange(0, CP)
@@ -139,62 +120,24 @@ def mhc_weights(
 
 @triton.jit(do_not_specialize=["tokens", "R"])
 def mhc_mix(
-    h,
-    b,
-    y,
-    weights,
-    shares,
-    R,
-    u,
-    out,
-    shares_out,
-    tokens,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    N: tl.constexpr,
-    NP: tl.constexpr,
-    RP: tl.constexpr,
-    COPIES: tl.constexpr,
-    FIRST: tl.constexpr,
-    PENDING: tl.constexpr,
-    BATCHED: tl.constexpr,
-    F: tl.constexpr,
-):
+    h, b, y, weights, shares, R, u, out, shares_out, tokens,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, RP: tl.constexpr,
+    COPIES: tl.constexpr, FIRST: tl.constexpr, PENDING: tl.constexpr, BATCHED: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Store u, the mixed streams and their shares, token by token."""
     d = tl.arange(0, DP)
     for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
-        rows = load_streams(h, t, d, D, N, COPIES, F)
-        if PENDING:
-            y_row = tl.load(y + t * D + d, mask=d < D, other=0.0).to(F)
-            rows = write_output(rows, b + t * N, 1, y_row, N)
+        rows = load_written_streams(h, b, y, t, d, D, N, COPIES, PENDING, F)
         own = weights + t * N * (N + 2)
-        tl.store(u + t * D + d, mix_column(rows, own, 0, N).to(u.dtype.element_ty), mask=d < D)
-        for j in tl.static_range(N):
-            row = mix_column(rows, own, j + 1, N)
-            tl.store(out + (t * N + j) * D + d, row.to(out.dtype.element_ty), mask=d < D)
+        store_mixed_streams(rows, own, u, out, t, d, D, N)
         mix_shares(shares, b, own, shares_out, R, t, N, NP, RP, COPIES, FIRST, PENDING)
 
 
 @triton.jit(do_not_specialize=["tokens", "J"])
 def mhc_mix_backward(
-    start,
-    shares,
-    table,
-    J,
-    b,
-    du,
-    dout,
-    da,
-    tokens,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    N: tl.constexpr,
-    COPIES: tl.constexpr,
-    FIRST: tl.constexpr,
-    PENDING: tl.constexpr,
-    BATCHED: tl.constexpr,
-    F: tl.constexpr,
-):
+    start, shares, table, J, b, du, dout, da, tokens, D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
+    COPIES: tl.constexpr, FIRST: tl.constexpr, PENDING: tl.constexpr, BATCHED: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Store the gradient [tokens, N, N + 1] of A: <H_i, gradient m>."""
     Y: tl.constexpr = du.dtype.element_ty
     d = tl.arange(0, DP)
@@ -202,35 +145,14 @@ def mhc_mix_backward(
         du_row = tl.load(du + t * D + d, mask=d < D, other=0.0).to(F)
         grads = (du_row,) + load_streams(dout, t, d, D, N, False, F)
         rows, _ = recompute_streams(start, shares, table, J, b, t, d, D, N, COPIES, FIRST, PENDING, Y, F)
-        for m in tl.static_range(N + 1):
-            products = ()
-            for k in tl.static_range(N):
-                products = products + (rows[k] * grads[m],)
-            total = sum_rows(products, N, BATCHED)
-            for k in tl.static_range(N):
-                tl.store(da + (t * N + k) * (N + 1) + m, total[k])
+        store_weight_gradients(rows, grads, da + t * N * (N + 1), N + 1, N, BATCHED)
 
 
 @triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=SMALL)
 def mhc_weights_backward(
-    scale,
-    bias,
-    saved,
-    da,
-    db_out,
-    dsaved,
-    small,
-    scratch,
-    tokens,
-    n_iteration,
-    eps,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    BATCHED: tl.constexpr,
-    F: tl.constexpr,
-):
+    scale, bias, saved, da, db_out, dsaved, small, scratch, tokens, n_iteration, eps,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr, M: tl.constexpr, BATCHED: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Store `dsaved` of M tokens, [d(phi vec(H)) | factor of vec(H) in its gradient].
 
     By tile of tokens: `small` [2, C] of dlogit and dlogit z r; `scratch` [n_iteration, 2 N, M].
@@ -313,23 +235,9 @@ def _load_column(numbers, row, columns: tl.constexpr, column, inside):
 
 @triton.jit
 def _recompute_tiles(
-    start,
-    shares,
-    table,
-    J,
-    b,
-    t,
-    d,
-    inside,
-    mask,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    COPIES: tl.constexpr,
-    FIRST: tl.constexpr,
-    PENDING: tl.constexpr,
-    Y: tl.constexpr,
-    F: tl.constexpr,
-):
+    start, shares, table, J, b, t, d, inside, mask, D: tl.constexpr, N: tl.constexpr,
+    COPIES: tl.constexpr, FIRST: tl.constexpr, PENDING: tl.constexpr, Y: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Return what `recompute_streams` does, for tiles of M tokens by E columns."""
     S: tl.constexpr = start.dtype.element_ty
     at = (t * D)[:, None] + d[None, :]
@@ -363,33 +271,10 @@ def _recompute_tiles(
 
 @triton.jit(do_not_specialize=["tokens", "J"])
 def mhc_stream_gradients(
-    start,
-    shares,
-    table,
-    J,
-    b,
-    phi,
-    weights,
-    dsaved,
-    du,
-    dout,
-    dh,
-    db,
-    dy,
-    dphi,
-    tokens,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    N: tl.constexpr,
-    CP: tl.constexpr,
-    M: tl.constexpr,
-    E: tl.constexpr,
-    COPIES: tl.constexpr,
-    FIRST: tl.constexpr,
-    PENDING: tl.constexpr,
-    BATCHED: tl.constexpr,
-    F: tl.constexpr,
-):
+    start, shares, table, J, b, phi, weights, dsaved, du, dout, dh, db, dy, dphi, tokens,
+    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr, CP: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
+    COPIES: tl.constexpr, FIRST: tl.constexpr, PENDING: tl.constexpr, BATCHED: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Store the gradients of the streams and y, and partial sums of those of B and phi.
 
     A program has E columns of D, all streams of them, and loops over tokens, so that its sum for dphi stays in registers.

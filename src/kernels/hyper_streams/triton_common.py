@@ -38,29 +38,50 @@ def mix_column(rows, weights, column: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def write_output(rows, b, stride: tl.constexpr, y_row, N: tl.constexpr):
+def write_output(rows, b, y_row, N: tl.constexpr):
     """Return H + B y."""
     out = ()
     for i in tl.static_range(N):
-        out = out + (rows[i] + tl.load(b + i * stride) * y_row,)
+        out = out + (rows[i] + tl.load(b + i) * y_row,)
     return out
 
 
 @triton.jit
-def mix_shares(
-    shares,
+def load_written_streams(
+    h,
     b,
-    weights,
-    out,
-    R,
+    y,
     t,
+    d,
+    D: tl.constexpr,
     N: tl.constexpr,
-    NP: tl.constexpr,
-    RP: tl.constexpr,
     COPIES: tl.constexpr,
-    FIRST: tl.constexpr,
     PENDING: tl.constexpr,
+    F: tl.constexpr,
 ):
+    """Return the streams of token `t` with the pending output written to them."""
+    rows = load_streams(h, t, d, D, N, COPIES, F)
+    if PENDING:
+        y_row = tl.load(y + t * D + d, mask=d < D, other=0.0).to(F)
+        rows = write_output(rows, b + t * N, y_row, N)
+    return rows
+
+
+@triton.jit
+def store_mixed_streams(rows, weights, u, out, t, d, D: tl.constexpr, N: tl.constexpr):
+    """Store u and the mixed streams of token `t`."""
+    tl.store(u + t * D + d, mix_column(rows, weights, 0, N).to(u.dtype.element_ty), mask=d < D)
+    for j in tl.static_range(N):
+        row = mix_column(rows, weights, j + 1, N)
+        tl.store(out + (t * N + j) * D + d, row.to(out.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def mix_shares(
+    shares, b, weights, out, R, t,
+    N: tl.constexpr, NP: tl.constexpr, RP: tl.constexpr,
+    COPIES: tl.constexpr, FIRST: tl.constexpr, PENDING: tl.constexpr,
+):  # fmt: skip
     """Store the shares of the mixed streams: [R, B] A_r, R rows of the streams' own shares and B of a pending output."""
     r_R1, j_1N = tl.arange(0, RP)[:, None], tl.arange(0, NP)[None, :]
     rows = R + 1 if PENDING else R
@@ -96,21 +117,9 @@ def output_pointer(table, j, mask, Y: tl.constexpr):
 
 @triton.jit
 def recompute_streams(
-    start,
-    shares,
-    table,
-    J,
-    b,
-    t,
-    d,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    COPIES: tl.constexpr,
-    FIRST: tl.constexpr,
-    PENDING: tl.constexpr,
-    Y: tl.constexpr,
-    F: tl.constexpr,
-):
+    start, shares, table, J, b, t, d, D: tl.constexpr, N: tl.constexpr,
+    COPIES: tl.constexpr, FIRST: tl.constexpr, PENDING: tl.constexpr, Y: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
     """Return the streams that a site reads, and the last of the J outputs in them.
 
     The loop loads each output one iteration ahead, so that loads overlap with arithmetic.
@@ -149,7 +158,7 @@ def recompute_streams(
         for i in tl.static_range(N):
             rows = rows + (streams[i].to(S).to(F),)
     if PENDING:
-        return write_output(rows, b + t * N, 1, y_row, N), y_row
+        return write_output(rows, b + t * N, y_row, N), y_row
     return rows, rows[0]
 
 
@@ -168,6 +177,18 @@ def sum_rows(rows, n: tl.constexpr, BATCHED: tl.constexpr):
     for k in tl.static_range(whole, n):
         out = out + (tl.sum(rows[k], 0),)
     return out
+
+
+@triton.jit
+def store_weight_gradients(rows, grads, out, stride: tl.constexpr, N: tl.constexpr, BATCHED: tl.constexpr):
+    """Store the gradient of A, <H_i, gradient m>, in rows of `stride` numbers."""
+    for m in tl.static_range(N + 1):
+        products = ()
+        for k in tl.static_range(N):
+            products = products + (rows[k] * grads[m],)
+        total = sum_rows(products, N, BATCHED)
+        for k in tl.static_range(N):
+            tl.store(out + k * stride + m, total[k])
 
 
 @triton.jit
