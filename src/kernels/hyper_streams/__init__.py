@@ -13,10 +13,10 @@ streams, `recompute.py`). Everything else runs in PyTorch (`streams.py`). Stream
 then is in float32.
 """
 
-from src.kernels.hyper_streams.dhc import dhc_weights, read_dhc
-from src.kernels.hyper_streams.mhc import mhc_weights, read_mhc
+from src.kernels.hyper_streams.dhc import DHCParameters, dhc_weights, read_dhc
+from src.kernels.hyper_streams.mhc import MHCParameters, mhc_weights, read_mhc
 from src.kernels.hyper_streams.projection import mixing_weights, project, project_read
-from src.kernels.hyper_streams.reference import DHCParameters, MHCParameters, SiteWeights
+from src.kernels.hyper_streams.reference import SiteWeights
 from src.kernels.hyper_streams.streams import Streams, blend, end, mix, read, settle, widen, write
 
 __all__ = [

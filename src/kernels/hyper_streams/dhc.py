@@ -15,7 +15,6 @@ Shape letters: N streams, M = N + 1 columns of A, C = N + 2 columns of W, P = C 
 programs), K = B * T * N, R rows of shares.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,12 +27,13 @@ from src.kernels.custom_op import Context, operator
 from src.kernels.dispatch import Operation
 from src.kernels.hyper_streams import reference
 from src.kernels.hyper_streams.recompute import ReadKernels, RecomputingRead
-from src.kernels.hyper_streams.reference import EPS, DHCParameters, SiteWeights
+from src.kernels.hyper_streams.reference import EPS, SiteWeights
 from src.kernels.hyper_streams.streams import Streams, allocate_read, mix_backward, settle
 from src.kernels.hyper_streams.triton_launch import (
     BACKWARD,
     FORWARD,
     allocate_gradients,
+    allocate_results,
     count_shares,
     next_power_of_two,
     output_table,
@@ -44,6 +44,17 @@ from src.kernels.hyper_streams.triton_launch import (
 )
 
 SOURCE = Source("kernels/hyper_streams/dhc")
+
+
+class DHCParameters(NamedTuple):
+    """Parameters of a site: projection, gain and bias of the norm, scales of A and B, static A and B."""
+
+    w_DC: Tensor
+    gain_D: Tensor
+    norm_bias_D: Tensor
+    scale_2: Tensor
+    a_NM: Tensor
+    b_N: Tensor
 
 
 class Activations(NamedTuple):
@@ -67,8 +78,7 @@ def read_dhc(state: Streams, parameters: DHCParameters) -> tuple[Tensor, Streams
     compute = parameters.w_DC.dtype
     backend = OPERATION.backend_for(state.h_BTND, **read_case(state, compute))
     if backend == "triton" and state.segment is not None:
-        u_BTD, mixed_BTND, b_BTN, segment = _recomputing_read(*state, _kernel_parameters(parameters), (EPS,))
-        return u_BTD, Streams(mixed_BTND, b_BTN, None, segment)
+        return _read_by_triton(state, parameters)
     stored, h_BTND = state.h_BTND.dtype, state.h_BTND.to(torch.promote_types(state.h_BTND.dtype, compute))
     state = state._replace(h_BTND=h_BTND)
     if torch.compiler.is_compiling():
@@ -218,7 +228,7 @@ def _dhc_read(
     """
     from src.kernels.hyper_streams.dhc_triton import dhc_forward
 
-    out = _dhc_read_fake(h, b_BTN, y_BTD, shares_BTRN, w_CD, bias_C, scale_2, a_NM, b_N, eps)
+    out = _dhc_read_fake(h, b_BTN, y_BTD, shares_BTRN, w_CD)
     N, tokens = len(b_N), out[0].shape[:2].numel()
     R, _, RP = count_shares(h, y_BTD, shares_BTRN, N)
     launch = plan_by_token(dhc_forward, h, tokens, N, FORWARD)
@@ -231,22 +241,11 @@ def _dhc_read(
 
 
 def _dhc_read_fake(
-    h: Tensor,
-    b_BTN: Tensor | None,
-    y_BTD: Tensor | None,
-    shares_BTRN: Tensor | None,
-    w_CD: Tensor,
-    bias_C: Tensor,
-    scale_2: Tensor,
-    a_NM: Tensor,
-    b_N: Tensor,
-    eps: float,
+    h: Tensor, b_BTN: Tensor | None, y_BTD: Tensor | None, shares_BTRN: Tensor | None, w_CD: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    B, T, D, N = h.shape[0], h.shape[1], h.shape[-1], len(b_N)
-    u_BTD = w_CD.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
-    _, R, _ = count_shares(h, y_BTD, shares_BTRN, N)
-    b_out_BTN, shares_out_BTRN = w_CD.new_empty(B, T, N), w_CD.new_empty(B, T, R, N)
-    return u_BTD, h.new_empty(B, T, N, D), b_out_BTN, shares_out_BTRN, w_CD.new_empty(B, T, N, N + 4)
+    N = len(w_CD) - 2
+    u_BTD, mixed_BTND, b_out_BTN, shares_out_BTRN = allocate_results(h, y_BTD, shares_BTRN, w_CD, N)
+    return u_BTD, mixed_BTND, b_out_BTN, shares_out_BTRN, w_CD.new_empty(*b_out_BTN.shape, N + 4)
 
 
 def _dhc_read_backward(
@@ -254,15 +253,15 @@ def _dhc_read_backward(
     shares_BTRN: Tensor | None,
     outputs: list[Tensor],
     b_BTN: Tensor | None,
+    du_BTD: Tensor,
+    dh_BTND: Tensor,
+    db_BTN: Tensor,
     w_CD: Tensor,
     bias_C: Tensor,
     scale_2: Tensor,
     a_NM: Tensor,
     b_N: Tensor,
     saved: Tensor,
-    du_BTD: Tensor,
-    dh_BTND: Tensor,
-    db_BTN: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of h, of B and the last output, of w, and sums over tokens of d[A | B], d[A | B] z, dz."""
@@ -282,34 +281,18 @@ def _dhc_read_backward(
     return *out, dw_PCD.sum(0), small_P3NC.sum(0)
 
 
-def _dhc_read_backward_fake(
-    start: Tensor,
-    shares_BTRN: Tensor | None,
-    outputs: list[Tensor],
-    b_BTN: Tensor | None,
-    w_CD: Tensor,
-    bias_C: Tensor,
-    scale_2: Tensor,
-    a_NM: Tensor,
-    b_N: Tensor,
-    saved: Tensor,
-    du_BTD: Tensor,
-    dh_BTND: Tensor,
-    db_BTN: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    N = dh_BTND.shape[2]
-    out = allocate_gradients(start, outputs, dh_BTND, w_CD)
-    return *out, torch.empty_like(w_CD), w_CD.new_empty(3, N, N + 2)
-
-
 def _padded_sizes(n_stream: int) -> dict[str, int]:
     """Return the powers of two that hold N rows and C + 2 columns."""
     return {"NP": next_power_of_two(n_stream), "CP": next_power_of_two(n_stream + 4)}
 
 
 dhc_read = operator(_dhc_read, _dhc_read_fake)
-dhc_read_backward = operator(_dhc_read_backward, _dhc_read_backward_fake)
+dhc_read_backward = operator(
+    _dhc_read_backward,
+    lambda start, shares, outputs, b, du, dh, db, w, *_: (
+        *allocate_gradients(start, outputs, dh, w), torch.empty_like(w), w.new_empty(3, dh.shape[2], len(w))
+    ),
+)  # fmt: skip
 
 
 def _triton_backward(*args: Tensor | float | None) -> tuple[Tensor, ...]:
@@ -322,6 +305,11 @@ def _triton_backward(*args: Tensor | float | None) -> tuple[Tensor, ...]:
 _recomputing_read = RecomputingRead("dhc", ReadKernels(5, dhc_read, _triton_backward))
 
 
+def _read_by_triton(state: Streams, parameters: DHCParameters) -> tuple[Tensor, Streams]:
+    u_BTD, mixed_BTND, b_BTN, segment = _recomputing_read(*state, _kernel_parameters(parameters), (EPS,))
+    return u_BTD, Streams(mixed_BTND, b_BTN, None, segment)
+
+
 # ---- dispatch
 
 
@@ -330,18 +318,15 @@ def _why_not_cpp(device: torch.device, dtype: torch.dtype, **case: Any) -> str |
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype, **case: Any) -> str | None:
-    def kernel(state: Streams, parameters: Sequence[Tensor]) -> tuple[Tensor, Streams]:
-        inputs = _kernel_parameters(DHCParameters(*parameters)), (EPS,)
-        u_BTD, mixed_BTND, b_BTN, segment = _recomputing_read(*state, *inputs)
-        return u_BTD, Streams(mixed_BTND, b_BTN, None, segment)
-
-    def weigh(h_BTND: Tensor, parameters: Sequence[Tensor]) -> SiteWeights:
-        return reference.dhc_weights(h_BTND, DHCParameters(*parameters))
-
     n, d = case["n_stream"], case["width"]
     shapes = ((d, n + 2), (d,), (d,), (2,), (n, n + 1), (n,))
     return why_not_streams(dtype, case, max_streams=8) or verify_read(
-        kernel, weigh, shapes, device, dtype, case
+        lambda state, parameters: _read_by_triton(state, DHCParameters(*parameters)),
+        lambda h_BTND, parameters: reference.dhc_weights(h_BTND, *DHCParameters(*parameters)),
+        shapes,
+        device,
+        dtype,
+        case,
     )
 
 

@@ -16,7 +16,7 @@ R rows of shares.
 
 from collections.abc import Sequence
 from math import isqrt
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from src.kernels.dispatch import Operation
 from src.kernels.hyper_streams import reference
 from src.kernels.hyper_streams.projection import mixing_weights, project
 from src.kernels.hyper_streams.recompute import ReadKernels, RecomputingRead
-from src.kernels.hyper_streams.reference import MHCParameters, SiteWeights
+from src.kernels.hyper_streams.reference import SiteWeights
 from src.kernels.hyper_streams.sinkhorn import sinkhorn
 from src.kernels.hyper_streams.streams import Streams, allocate_read, read
 from src.kernels.hyper_streams.triton_launch import (
@@ -36,6 +36,7 @@ from src.kernels.hyper_streams.triton_launch import (
     FORWARD,
     Launch,
     allocate_gradients,
+    allocate_results,
     count_multiprocessors,
     count_shares,
     next_power_of_two,
@@ -56,6 +57,14 @@ MAX_STREAMS = 4
 WEIGHTS, LOGITS, GRADIENTS = (64, 64, 4), (32, 1), (16, 64, 8)
 
 
+class MHCParameters(NamedTuple):
+    """Parameters of a site: projection, scales of pre, post and res, biases."""
+
+    phi_CV: Tensor
+    scale_3: Tensor
+    bias_C: Tensor
+
+
 def read_mhc(state: Streams, parameters: MHCParameters, n_iteration: int, eps: float) -> tuple[Tensor, Streams]:
     """Return the sublayer's input [B, T, D], and the mixed streams with B of the site.
 
@@ -69,8 +78,7 @@ def read_mhc(state: Streams, parameters: MHCParameters, n_iteration: int, eps: f
     case = read_case(state, compute)
     backend = OPERATION.backend_for(state.h_BTND, **case, n_iteration=n_iteration, eps=eps)
     if backend == "triton" and state.segment is not None:
-        u_BTD, mixed_BTND, b_BTN, segment = _recomputing_read(*state, parameters, (n_iteration, eps))
-        return u_BTD, Streams(mixed_BTND, b_BTN, None, segment)
+        return _read_by_triton(state, parameters, n_iteration, eps)
     stored, h_BTND = state.h_BTND.dtype, state.h_BTND.to(torch.promote_types(state.h_BTND.dtype, compute))
     if backend == "cpp":
         inputs = (n_iteration, eps, h_BTND, state.b, state.y_BTD, *parameters)
@@ -153,7 +161,7 @@ def _mhc_read(
     """
     from src.kernels.hyper_streams.mhc_triton import mhc_mix, mhc_weights
 
-    out = _mhc_read_fake(h, b_BTN, y_BTD, shares_BTRN, phi_CV, scale_3, bias_C, n_iteration, eps)
+    out = _mhc_read_fake(h, b_BTN, y_BTD, shares_BTRN, phi_CV)
     u_BTD, mixed_BTND, b_out_BTN, shares_out_BTRN, ab_BTNC, saved = out
     N, tokens = ab_BTNC.shape[2], u_BTD.shape[:2].numel()
     (M, E, warps), cases = WEIGHTS, {"COPIES": h.dim() == 3, "PENDING": y_BTD is not None}
@@ -176,18 +184,11 @@ def _mhc_read_fake(
     y_BTD: Tensor | None,
     shares_BTRN: Tensor | None,
     phi_CV: Tensor,
-    scale_3: Tensor,
-    bias_C: Tensor,
-    n_iteration: int,
-    eps: float,
+    *_: object,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (C, V), B, T, D = phi_CV.shape, h.shape[0], h.shape[1], h.shape[-1]
-    N = V // D
-    u_BTD = phi_CV.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
-    _, R, _ = count_shares(h, y_BTD, shares_BTRN, N)
-    b_out_BTN, shares_out_BTRN = phi_CV.new_empty(B, T, N), phi_CV.new_empty(B, T, R, N)
-    saved = phi_CV.new_empty(B, T, N, N + 2), phi_CV.new_empty(B, T, C + 1)
-    return u_BTD, h.new_empty(B, T, N, D), b_out_BTN, shares_out_BTRN, *saved
+    B, T, N = *h.shape[:2], phi_CV.shape[1] // h.shape[-1]
+    saved = phi_CV.new_empty(B, T, N, N + 2), phi_CV.new_empty(B, T, len(phi_CV) + 1)
+    return *allocate_results(h, y_BTD, shares_BTRN, phi_CV, N), *saved
 
 
 def _mhc_read_backward(
@@ -195,14 +196,14 @@ def _mhc_read_backward(
     shares_BTRN: Tensor | None,
     outputs: list[Tensor],
     b_BTN: Tensor | None,
+    du_BTD: Tensor,
+    dh_BTND: Tensor,
+    db_BTN: Tensor,
     phi_CV: Tensor,
     scale_3: Tensor,
     bias_C: Tensor,
     ab_BTNC: Tensor,
     saved: Tensor,
-    du_BTD: Tensor,
-    dh_BTND: Tensor,
-    db_BTN: Tensor,
     n_iteration: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -242,33 +243,18 @@ def _mhc_read_backward(
     return dh, db_parts.sum(0), dy, dphi_PCV.sum(0), small_P2C.sum(0)
 
 
-def _mhc_read_backward_fake(
-    start: Tensor,
-    shares_BTRN: Tensor | None,
-    outputs: list[Tensor],
-    b_BTN: Tensor | None,
-    phi_CV: Tensor,
-    scale_3: Tensor,
-    bias_C: Tensor,
-    ab_BTNC: Tensor,
-    saved: Tensor,
-    du_BTD: Tensor,
-    dh_BTND: Tensor,
-    db_BTN: Tensor,
-    n_iteration: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    out = allocate_gradients(start, outputs, dh_BTND, phi_CV)
-    return *out, torch.empty_like(phi_CV), phi_CV.new_empty(2, len(bias_C))
-
-
 def _padded_columns(n_stream: int) -> int:
     """Return a power of two that holds the columns of phi."""
     return max(16, next_power_of_two(n_stream * n_stream + 2 * n_stream))
 
 
 mhc_read = operator(_mhc_read, _mhc_read_fake)
-mhc_read_backward = operator(_mhc_read_backward, _mhc_read_backward_fake)
+mhc_read_backward = operator(
+    _mhc_read_backward,
+    lambda start, shares, outputs, b, du, dh, db, phi, *_: (
+        *allocate_gradients(start, outputs, dh, phi), torch.empty_like(phi), phi.new_empty(2, len(phi))
+    ),
+)  # fmt: skip
 
 
 def _triton_backward(*args: Tensor | float | None) -> tuple[Tensor, ...]:
@@ -281,6 +267,13 @@ def _triton_backward(*args: Tensor | float | None) -> tuple[Tensor, ...]:
 _recomputing_read = RecomputingRead("mhc", ReadKernels(3, mhc_read, _triton_backward, SEGMENT))
 
 
+def _read_by_triton(
+    state: Streams, parameters: Sequence[Tensor], n_iteration: int, eps: float
+) -> tuple[Tensor, Streams]:
+    u_BTD, mixed_BTND, b_BTN, segment = _recomputing_read(*state, tuple(parameters), (n_iteration, eps))
+    return u_BTD, Streams(mixed_BTND, b_BTN, None, segment)
+
+
 # ---- dispatch
 
 
@@ -289,18 +282,16 @@ def _why_not_cpp(device: torch.device, dtype: torch.dtype, **case: Any) -> str |
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype, **case: Any) -> str | None:
-    constants = case["n_iteration"], case["eps"]
-
-    def kernel(state: Streams, parameters: Sequence[Tensor]) -> tuple[Tensor, Streams]:
-        u_BTD, mixed_BTND, b_BTN, segment = _recomputing_read(*state, tuple(parameters), constants)
-        return u_BTD, Streams(mixed_BTND, b_BTN, None, segment)
-
-    def weigh(h_BTND: Tensor, parameters: Sequence[Tensor]) -> SiteWeights:
-        return reference.mhc_weights(h_BTND, MHCParameters(*parameters), *constants)
-
-    n, columns = case["n_stream"], case["n_stream"] * (case["n_stream"] + 2)
-    shapes = ((columns, n * case["width"]), (3,), (columns,))
-    return why_not_streams(dtype, case, MAX_STREAMS) or verify_read(kernel, weigh, shapes, device, dtype, case)
+    constants, n = (case["n_iteration"], case["eps"]), case["n_stream"]
+    shapes = ((n * (n + 2), n * case["width"]), (3,), (n * (n + 2),))
+    return why_not_streams(dtype, case, MAX_STREAMS) or verify_read(
+        lambda state, parameters: _read_by_triton(state, parameters, *constants),
+        lambda h_BTND, parameters: reference.mhc_weights(h_BTND, *MHCParameters(*parameters), *constants),
+        shapes,
+        device,
+        dtype,
+        case,
+    )
 
 
 OPERATION = Operation("read of mHC", cpp=_why_not_cpp, triton=_why_not_triton, residual=True)

@@ -51,7 +51,7 @@ class ReadKernels(NamedTuple):
     """Kernels of one kind of read.
 
     forward(h, b, y, shares, *parameters, *constants) -> u, mixed streams, B, their shares, and tensors to save.
-    backward(start, shares, outputs, b, *parameters, *saved, *grads, *constants) -> gradients of h, b, y and each
+    backward(start, shares, outputs, b, *grads, *parameters, *saved, *constants) -> gradients of h, b, y and each
     parameter. `segment` is the maximum number of sites in a segment, by the streams' dtype.
     """
 
@@ -147,7 +147,7 @@ class _Read(torch.autograd.Function):
         parameters, (shares_BTRN, start, *outputs) = others[:n], others[n:]
         of_results = (grad.contiguous() for grad in grads[:3])
         dh, db, dy, *dparameters = ctx.kernels.backward(
-            start, shares_BTRN, outputs, b_BTN, *parameters, *saved, *of_results, *ctx.constants
+            start, shares_BTRN, outputs, b_BTN, *of_results, *parameters, *saved, *ctx.constants
         )
         of_output = (db, dy) if outputs else (None, None)
         return None, None, dh, *of_output, *dparameters, *[None] * (len(others) - n)

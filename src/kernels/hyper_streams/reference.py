@@ -28,25 +28,6 @@ class SiteWeights(NamedTuple):
     b: Tensor
 
 
-class DHCParameters(NamedTuple):
-    """Parameters of a site: projection, gain and bias of the norm, scales of A and B, static A and B."""
-
-    w_DC: Tensor
-    gain_D: Tensor
-    norm_bias_D: Tensor
-    scale_2: Tensor
-    a_NM: Tensor
-    b_N: Tensor
-
-
-class MHCParameters(NamedTuple):
-    """Parameters of a site: projection, scales of pre, post and res, biases."""
-
-    phi_CV: Tensor
-    scale_3: Tensor
-    bias_C: Tensor
-
-
 def blend(weight: Tensor, h_BTND: Tensor) -> Tensor:
     """Return sum_i weight[..., i, :] H_i for weights [..., N, M], as one tensor [B, T, M, D]."""
     first, *others = weight.unsqueeze(-1).unbind(-3)
@@ -66,25 +47,31 @@ def write(h_BTND: Tensor, b: Tensor, y_BTD: Tensor) -> Tensor:
     return torch.addcmul(h_BTND, b.unsqueeze(-1), y_BTD.unsqueeze(2))
 
 
-def dhc_weights(h_BTND: Tensor, parameters: DHCParameters) -> SiteWeights:
+def dhc_weights(
+    h_BTND: Tensor,
+    w_DC: Tensor,
+    gain_D: Tensor,
+    norm_bias_D: Tensor,
+    scale_2: Tensor,
+    a_NM: Tensor,
+    b_N: Tensor,
+) -> SiteWeights:
     """Return the weights of dynamic hyper-connections for every token."""
-    w_DC, gain_D, norm_bias_D, scale_2, a_NM, b_N = parameters
     z_BTNC = (F.layer_norm(h_BTND, gain_D.shape, gain_D, norm_bias_D, EPS) @ w_DC).tanh()
     return SiteWeights(a_NM + scale_2[0] * z_BTNC[..., :-1], b_N + scale_2[1] * z_BTNC[..., -1])
 
 
-def mhc_weights(h_BTND: Tensor, parameters: MHCParameters, n_iteration: int, eps: float) -> SiteWeights:
+def mhc_weights(
+    h_BTND: Tensor, phi_CV: Tensor, scale_3: Tensor, bias_C: Tensor, n_iteration: int, eps: float
+) -> SiteWeights:
     """Return the weights of manifold-constrained hyper-connections for every token."""
     n, v_BTV = h_BTND.shape[2], h_BTND.flatten(2)
-    z_BTC = F.linear(v_BTV, parameters.phi_CV) * (v_BTV.square().mean(-1, keepdim=True) + eps).rsqrt()
-    sizes = [n, n, n * n]
-    parts = zip(
-        parameters.scale_3, torch.split(z_BTC, sizes, -1), torch.split(parameters.bias_C, sizes), strict=True
-    )
-    pre_BTN, post_BTN, res_BTR = (scale * z + bias for scale, z, bias in parts)
-    m_BTNN = res_BTR.unflatten(-1, (n, n)).exp()
+    z_BTC = F.linear(v_BTV, phi_CV) * (v_BTV.square().mean(-1, keepdim=True) + eps).rsqrt()
+    pre_scale, post_scale, res_scale = scale_3
+    pre_BTN = (pre_scale * z_BTC[..., :n] + bias_C[:n]).sigmoid()
+    post_BTN = 2 * (post_scale * z_BTC[..., n : 2 * n] + bias_C[n : 2 * n]).sigmoid()
+    m_BTNN = (res_scale * z_BTC[..., 2 * n :] + bias_C[2 * n :]).unflatten(-1, (n, n)).exp()
     for _ in range(n_iteration):  # Sinkhorn-Knopp: columns sum to 1, then rows
         m_BTNN = m_BTNN / m_BTNN.sum(-2, keepdim=True)
         m_BTNN = m_BTNN / m_BTNN.sum(-1, keepdim=True)
-    a_BTNM = torch.cat((pre_BTN.sigmoid().unsqueeze(-1), m_BTNN.transpose(-1, -2)), dim=-1)
-    return SiteWeights(a_BTNM, 2 * post_BTN.sigmoid())
+    return SiteWeights(torch.cat((pre_BTN.unsqueeze(-1), m_BTNN.transpose(-1, -2)), dim=-1), post_BTN)

@@ -6,7 +6,7 @@ Shape letters: N streams, R rows of shares.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any  # arguments of a kernel have types of Triton's own
+from typing import Any, NamedTuple  # arguments of a kernel have types of Triton's own
 
 import torch
 from torch import Tensor
@@ -39,20 +39,15 @@ def plan_by_token(kernel: Any, h: Tensor, tokens: int, n_stream: int, direction:
     return Launch(kernel, (programs,), warps, h, n_stream, {"maxnreg": registers})
 
 
-class Launch:
+class Launch(NamedTuple):
     """Kernel, its grid of programs and its options, for streams like `h`."""
 
-    def __init__(
-        self,
-        kernel: Any,
-        grid: tuple[int, ...],
-        warps: int,
-        h: Tensor,
-        n_stream: int,
-        options: Mapping[str, int] = MappingProxyType({}),
-    ) -> None:
-        self.kernel, self.grid, self.h, self.n_stream = kernel, grid, h, n_stream
-        self.options = {"num_warps": warps, "enable_fp_fusion": True, **options}
+    kernel: Any
+    grid: tuple[int, ...]
+    warps: int
+    h: Tensor
+    n_stream: int
+    options: Mapping[str, int] = MappingProxyType({})
 
     def __call__(self, *args: Any, **constants: Any) -> None:
         """Run the kernel; all tensors are contiguous."""
@@ -63,8 +58,9 @@ class Launch:
         tensors = [x for x in args if isinstance(x, Tensor)]
         assert all(x.is_contiguous() for x in tensors)  # the kernels know sizes, not strides
         constants |= {"D": D, "DP": next_power_of_two(D), "N": self.n_stream, "F": accumulation}
+        options = {"num_warps": self.warps, "enable_fp_fusion": True, **self.options}
         with torch.cuda.device_of(self.h):  # type: ignore[no-untyped-call]  # torch's
-            self.kernel[self.grid](*args, **constants, BATCHED=self.h.device.type == "cuda", **self.options)
+            self.kernel[self.grid](*args, **constants, BATCHED=self.h.device.type == "cuda", **options)
 
 
 def output_table(start: Tensor, outputs: list[Tensor]) -> Tensor:
@@ -87,6 +83,16 @@ def count_shares(h: Tensor, y_BTD: Tensor | None, shares_BTRN: Tensor | None, n:
     """Return the rows of shares that a read takes, those it returns, and a power of two that holds the most rows."""
     rows = Segment(h, (), shares_BTRN).n_row
     return rows, rows + (y_BTD is not None), next_power_of_two(n + max(SEGMENT.values()))
+
+
+def allocate_results(
+    h: Tensor, y_BTD: Tensor | None, shares_BTRN: Tensor | None, like: Tensor, n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return uninitialized u [B, T, D], mixed streams [B, T, N, D], B [B, T, N] and shares [B, T, R, N]."""
+    B, T, D = *h.shape[:2], h.shape[-1]
+    u_BTD = like.new_empty(B, T, D) if y_BTD is None else torch.empty_like(y_BTD)
+    _, R, _ = count_shares(h, y_BTD, shares_BTRN, n)
+    return u_BTD, h.new_empty(B, T, n, D), like.new_empty(B, T, n), like.new_empty(B, T, R, n)
 
 
 def allocate_gradients(

@@ -46,7 +46,7 @@ def run(read: Any, state: list[Tensor], weights: DHCParameters, pending: bool) -
 
 
 def read_reference(state: Streams, weights: DHCParameters) -> tuple[Tensor, Streams]:
-    return read(state, lambda h: reference.dhc_weights(h, weights))
+    return read(state, lambda h: reference.dhc_weights(h, *weights))
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -89,5 +89,5 @@ def test_the_gradients_of_the_kernel_are_its_derivatives() -> None:
 
 def test_the_folded_norm_equals_a_layer_norm() -> None:
     h, weights = inputs(4)[0], parameters(4)
-    for ours, theirs in zip(dhc.dhc_weights(h, weights), reference.dhc_weights(h, weights), strict=True):
+    for ours, theirs in zip(dhc.dhc_weights(h, weights), reference.dhc_weights(h, *weights), strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)

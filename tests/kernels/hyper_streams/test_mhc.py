@@ -26,7 +26,7 @@ def parameters(n: int, dtype: torch.dtype = torch.float64, width: int = D) -> MH
 
 
 def read_reference(state: Streams, weights: MHCParameters) -> tuple[Tensor, Streams]:
-    return read(state, lambda h: reference.mhc_weights(h, weights, **KEYS))
+    return read(state, lambda h: reference.mhc_weights(h, *weights, **KEYS))
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -51,6 +51,6 @@ def test_logits_below_the_floor_do_not_matter() -> None:
     weights.bias_C[8:] = 60 * torch.eye(4, dtype=torch.float64).flatten()
     h = inputs(4)[0].detach()
     for ours, theirs in zip(
-        mhc.mhc_weights(h, weights, **KEYS), reference.mhc_weights(h, weights, **KEYS), strict=True
+        mhc.mhc_weights(h, weights, **KEYS), reference.mhc_weights(h, *weights, **KEYS), strict=True
     ):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-9)
