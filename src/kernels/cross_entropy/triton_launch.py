@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from src.kernels.dispatch import verify
 
-#: Tolerance of the gradient by the logits' dtype; that of losses, which are float32, is the first one's.
+#: Tolerance of each element of the gradient, by the logits' dtype; that of losses, which are float32, is the first one's.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+SMALLEST = 1e-8  # absolute error that every element may have besides
 
 
 def losses_(logits_CV: Tensor, target_C: Tensor, *, gradient: bool) -> Tensor:
@@ -28,32 +29,37 @@ def why_not(device: torch.device, dtype: torch.dtype, *, width: int, products: t
     if dtype == torch.float64:
         return "its arithmetic is float32"
 
-    def value(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-        return losses_(logits_CV.detach(), target_C, gradient=False)
+    def losses(logits_CV: Tensor, target_C: Tensor) -> list[Tensor]:
+        copies = logits_CV.detach().clone(), logits_CV.detach().clone()
+        return [losses_(copies[0], target_C, gradient=False), losses_(copies[1], target_C, gradient=True)]
 
-    def value_again(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-        return losses_(logits_CV.detach().clone(), target_C, gradient=True)
-
-    def gradient(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-        gradient_CV = logits_CV.detach().clone()
-        losses_(gradient_CV, target_C, gradient=True)
-        return gradient_CV
-
-    def reference_value(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-        return F.cross_entropy(logits_CV, target_C, reduction="none").detach()
-
-    def reference_gradient(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-        return torch.autograd.grad(F.cross_entropy(logits_CV, target_C, reduction="sum"), logits_CV)[0]
+    def reference_losses(logits_CV: Tensor, target_C: Tensor) -> list[Tensor]:
+        return [F.cross_entropy(logits_CV, target_C, reduction="none").detach()] * 2
 
     generator = torch.Generator().manual_seed(0)
     for logits_dtype, tolerance in TOLERANCE.items():
         logits_CV = (4 * torch.randn(7, 10_007, generator=generator)).to(device, logits_dtype)
-        case = [logits_CV, torch.randint(10_007, (7,), generator=generator).to(device)]
-        reason = (
-            verify(value, reference_value, [case], TOLERANCE[torch.float32])
-            or verify(value_again, reference_value, [case], TOLERANCE[torch.float32])
-            or verify(gradient, reference_gradient, [case], tolerance)
-        )
+        target_C = torch.randint(10_007, (7,), generator=generator).to(device)
+        # Gradients over their own size, so that an error of a small probability is not hidden by a large one.
+        exact_CV = _gradient(logits_CV.double().requires_grad_(), target_C)
+        scale_CV = 1 / (exact_CV.abs() + SMALLEST / tolerance)
+
+        def gradient(logits_CV: Tensor, target_C: Tensor, scale_CV: Tensor = scale_CV) -> Tensor:
+            gradient_CV = logits_CV.detach().clone()
+            losses_(gradient_CV, target_C, gradient=True)
+            return gradient_CV * scale_CV
+
+        def reference_gradient(logits_CV: Tensor, target_C: Tensor, scale_CV: Tensor = scale_CV) -> Tensor:
+            return _gradient(logits_CV, target_C) * scale_CV
+
+        case = [logits_CV, target_C]
+        reason = verify(losses, reference_losses, [case], TOLERANCE[torch.float32])
+        reason = reason or verify(gradient, reference_gradient, [case], tolerance)
         if reason is not None:
             return reason
     return None
+
+
+def _gradient(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Return the gradient of the sum of losses by PyTorch."""
+    return torch.autograd.grad(F.cross_entropy(logits_CV, target_C, reduction="sum"), logits_CV)[0]

@@ -32,14 +32,14 @@ def test_a_row_becomes_its_loss_and_its_gradient(
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(5, 71, generator=generator)).to(dtype)
     target = torch.tensor([0, 70, 15, 16, 40])
-    leaf = logits.float().requires_grad_()
+    leaf = logits.double().requires_grad_()
     plain = F.cross_entropy(leaf, target, reduction="none")
     before = logits.clone()
-    assert torch.allclose(kernels.losses_(logits, target, gradient=False), plain, rtol=1e-6)
+    assert torch.allclose(kernels.losses_(logits, target, gradient=False).double(), plain, rtol=1e-6)
     assert torch.equal(logits, before)
-    assert torch.allclose(kernels.losses_(logits, target, gradient=True), plain, rtol=1e-6)
+    assert torch.allclose(kernels.losses_(logits, target, gradient=True).double(), plain, rtol=1e-6)
     wanted = torch.autograd.grad(plain.sum(), leaf)[0]
-    assert torch.allclose(logits.float(), wanted, rtol=tolerance, atol=1e-7)
+    assert torch.allclose(logits.double(), wanted, rtol=tolerance, atol=1e-7)
 
 
 def test_extreme_logits_stay_finite_and_nan_stays_nan(kernels: ModuleType) -> None:
@@ -84,6 +84,24 @@ def test_verification_accepts_the_kernel_and_rejects_a_wrong_one(
         reason = triton_launch.why_not(*case, **sizes)
         assert reason is not None
         assert reason.startswith("output 0 of case 0 is off by ")
+
+
+def test_verification_rejects_an_error_in_small_probabilities(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "TILE", 8192)
+    right = kernels.losses_
+
+    def lose_small(logits: torch.Tensor, target: torch.Tensor, *, gradient: bool) -> torch.Tensor:
+        loss: torch.Tensor = right(logits, target, gradient=gradient)
+        if gradient:
+            logits.masked_fill_(logits.abs() < 5e-6, 0.0)  # far below the tolerance of the largest element
+        return loss
+
+    monkeypatch.setattr(kernels, "losses_", lose_small)
+    reason = triton_launch.why_not(torch.device("cpu"), torch.float32, width=16, products=torch.float32)
+    assert reason is not None
+    assert reason.startswith("output 0 of case 0 is off by ")
 
 
 def test_without_residual_kernels_the_loss_keeps_its_kernel() -> None:
