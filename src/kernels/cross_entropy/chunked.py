@@ -131,12 +131,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx_ND, dw_VD = ctx.saved_tensors
         if grad.device.type == "cpu" and grad.item() == 1:  # on a GPU `item` would wait for the device
             return dx_ND, dw_VD, None, None
-        return (
-            None if dx_ND is None else dx_ND * grad,
-            None if dw_VD is None else dw_VD * grad,
-            None,
-            None,
-        )
+        return None if dx_ND is None else dx_ND * grad, None if dw_VD is None else dw_VD * grad, None, None
 
 
 def _losses_and_gradient(

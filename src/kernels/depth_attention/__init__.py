@@ -55,9 +55,8 @@ class Sources(NamedTuple):
     bias_QJ: Tensor | None
     queries_per_source: int
     backend: str
-    score_BT: tuple[
-        tuple[Tensor, ...], ...
-    ] = ()  # of the reference: by source, by query; the last is the last query
+    #: Of the reference: by source, by query; the last is the last query.
+    score_BT: tuple[tuple[Tensor, ...], ...] = ()
     blocked: Blocked = Blocked()  # of the kernels
 
 

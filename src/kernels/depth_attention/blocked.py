@@ -85,9 +85,8 @@ class Pending:
     """Gradients of the backward under way that sources have still to read."""
 
     queries: list[QueryGradient] = field(default_factory=list)
-    since_chunk: list[QueryGradient] = field(
-        default_factory=list
-    )  # after the last reading for a chunk of sources
+    #: After the last reading for a chunk of sources.
+    since_chunk: list[QueryGradient] = field(default_factory=list)
     partial: dict[int, list[Tensor]] = field(default_factory=dict)  # by source: dv, g r, sum of g s
     narrow: bool | None = None  # whether dx is kept in bfloat16: the first source to run decides
 
@@ -260,8 +259,8 @@ class _Source(torch.autograd.Function):
         partial = pending.partial.pop(index, [])
         queries = pending.since_chunk if partial else pending.queries
         direct = None if direct_BTD is None else direct_BTD.contiguous()
-        source = v_BTD, key_QD, score_BTQ, rrms_BT, direct, partial
-        out = depth_source_gradient(*source, pending.narrow, *pack(queries), bias_Q)
+        source = v_BTD, key_QD, bias_Q, score_BTQ, rrms_BT, direct, partial
+        out = depth_source_gradient(*source, pending.narrow, *pack(queries))
         dv_BTD, dkey_QD, delta_BT, kept_BTD, dbias_Q = out
         store_deltas(queries, delta_BT, kept_BTD)
         if ctx.is_first:  # the last to run

@@ -97,7 +97,7 @@ def _depth_chunk_gradients(
     These are K partial gradients, K times g r, and the sum of g s [K, B, T], for `depth_source_gradient`. Then delta of
     the first queries, those that come with x, and their dx in bfloat16 if `narrow`, as the partial gradients are then.
     """
-    out = _depth_chunk_gradients_fake(values, score_BTQ, rrms_BT, key_QD, narrow, queries, dx_BTD, x_BTD)
+    out = _empty_chunk_gradients(values, score_BTQ, key_QD, narrow, x_BTD)
     partial_BTD, product_BTQ, along, new_delta_BT, kept_BTD = out
     members = (values, score_BTQ, rrms_BT, product_BTQ, partial_BTD)
     gradients = (queries, dx_BTD, x_BTD, lse_BT, [*new_delta_BT, *delta_BT])
@@ -110,27 +110,20 @@ def _depth_chunk_gradients(
     return out
 
 
-def _depth_chunk_gradients_fake(
-    values: list[Tensor],
-    score_BTQ: list[Tensor],
-    rrms_BT: list[Tensor],
-    key_QD: Tensor,
-    narrow: bool,
-    queries: list[int],
-    dx_BTD: list[Tensor],
-    x_BTD: list[Tensor],
-    *others: object,
+def _empty_chunk_gradients(
+    values: list[Tensor], score_BTQ: list[Tensor], key_QD: Tensor, narrow: bool, x_BTD: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor], list[Tensor]]:
     kind = torch.bfloat16 if narrow else key_QD.dtype
     partial_BTD = [torch.empty_like(v_BTD, dtype=kind) for v_BTD in values]
     product_BTQ = [torch.zeros_like(score) for score in score_BTQ]
-    along = key_QD.new_empty(len(values), *rrms_BT[0].shape)
+    along = key_QD.new_empty(len(values), *values[0].shape[:-1])
     return partial_BTD, product_BTQ, along, *_empty_deltas(narrow, x_BTD)
 
 
 def _depth_source_gradient(
     v_BTD: Tensor,
     key_QD: Tensor,
+    bias_Q: Tensor | None,
     score_BTQ: Tensor,
     rrms_BT: Tensor,
     direct_BTD: Tensor | None,
@@ -141,7 +134,6 @@ def _depth_source_gradient(
     x_BTD: list[Tensor],
     lse_BT: list[Tensor],
     delta_BT: list[Tensor],
-    bias_Q: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], Tensor]:
     """Return the gradients of a source and of its keys; delta and dx as `depth_chunk_gradients`; that of its bias.
 
@@ -149,8 +141,7 @@ def _depth_source_gradient(
     part of the first three results of `depth_chunk_gradients`, or nothing. The bias, which is in the scores, exists
     on the CPU alone; without it, its gradient is empty.
     """
-    args = (v_BTD, key_QD, score_BTQ, rrms_BT, direct_BTD, partial, narrow, queries, dx_BTD, x_BTD)
-    out = _depth_source_gradient_fake(*args, lse_BT, delta_BT, bias_Q)
+    out = _empty_source_gradient(v_BTD, key_QD, bias_Q, narrow, x_BTD)
     dv_BTD, dkey_QD, new_delta_BT, kept_BTD, dbias_Q = out
     gradients = (queries, dx_BTD, x_BTD, lse_BT, [*new_delta_BT, *delta_BT])
     partial_BTD, partial_BTQ, along_BT = partial or (None, None, None)
@@ -169,20 +160,8 @@ def _depth_source_gradient(
     return out
 
 
-def _depth_source_gradient_fake(
-    v_BTD: Tensor,
-    key_QD: Tensor,
-    score_BTQ: Tensor,
-    rrms_BT: Tensor,
-    direct_BTD: Tensor | None,
-    partial: list[Tensor],
-    narrow: bool,
-    queries: list[int],
-    dx_BTD: list[Tensor],
-    x_BTD: list[Tensor],
-    lse_BT: list[Tensor],
-    delta_BT: list[Tensor],
-    bias_Q: Tensor | None = None,
+def _empty_source_gradient(
+    v_BTD: Tensor, key_QD: Tensor, bias_Q: Tensor | None, narrow: bool, x_BTD: list[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], Tensor]:
     dbias_Q = key_QD.new_empty(0 if bias_Q is None else len(bias_Q))
     return torch.empty_like(v_BTD), torch.empty_like(key_QD), *_empty_deltas(narrow, x_BTD), dbias_Q
@@ -210,8 +189,18 @@ depth_scores = directly(_depth_scores, operator(_depth_scores, _depth_scores_fak
 depth_partials = directly(_depth_partials, operator(_depth_partials, _depth_partials_fake))
 depth_mixture = directly(_depth_mixture, operator(_depth_mixture, _depth_mixture_fake))
 depth_chunk_gradients = directly(
-    _depth_chunk_gradients, operator(_depth_chunk_gradients, _depth_chunk_gradients_fake)
+    _depth_chunk_gradients,
+    operator(
+        _depth_chunk_gradients,
+        lambda v, score, r, key, narrow, queries, dx, x, *_: _empty_chunk_gradients(v, score, key, narrow, x),
+    ),
 )
 depth_source_gradient = directly(
-    _depth_source_gradient, operator(_depth_source_gradient, _depth_source_gradient_fake)
+    _depth_source_gradient,
+    operator(
+        _depth_source_gradient,
+        lambda v, key, bias, score, r, direct, partial, narrow, queries, dx, x, *_: _empty_source_gradient(
+            v, key, bias, narrow, x
+        ),
+    ),
 )

@@ -147,7 +147,7 @@ def test_the_gradient_of_many_keys_is_a_product(dtype: torch.dtype, tolerance: f
     v, key = random(1, 9, D, dtype=dtype), random(Q, D, seed=1, dtype=dtype)
     far = [random(1, 9, D, seed=2, dtype=dtype), random(1, 9, Q, seed=3, dtype=dtype), v.new_zeros(1, 9)]
     score, rrms = depth_scores(v, key, EPS)
-    dv, dkey, *_ = depth_source_gradient(v, key, score, rrms, None, far, False, [], [], [], [], [])
+    dv, dkey, *_ = depth_source_gradient(v, key, None, score, rrms, None, far, False, [], [], [], [], [])
     assert_close([dv, dkey], [far[0], far[1].flatten(0, 1).t() @ v.flatten(0, 1)], tolerance)
 
 
