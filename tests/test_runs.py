@@ -352,8 +352,8 @@ def test_a_run_exports_to_transformers_and_trains_on_from_there(
 
 
 def test_a_strategy_outside_the_project_needs_no_edit(shards: Path, tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    code = readme.split("```python\n# mystrategies/halved.py, anywhere on PYTHONPATH", 1)[1].split("```", 1)[0]
+    page = (ROOT / "docs/add-a-strategy.md").read_text()
+    code = page.split("```python\n# mystrategies/halved.py, anywhere on PYTHONPATH", 1)[1].split("```", 1)[0]
     (tmp_path / "mystrategies").mkdir()
     (tmp_path / "mystrategies/halved.py").write_text(code)
     os.environ["PYTHONPATH"] = str(tmp_path)

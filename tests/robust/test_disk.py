@@ -54,7 +54,7 @@ def test_figures_and_dashboards_fail_with_one_warning_each(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAULTS))
-    monkeypatch.setenv("FAULT_FILES", r"tensorboard|figures|stream\.jsonl|/csv/")
+    monkeypatch.setenv("FAULT_FILES", r"tensorboard|/figures/|stream\.jsonl|/csv/")
     monkeypatch.setenv("FAULT_ERRNO", "EROFS")
     keys = [*LONGER, "trainer.stream_pictures=true", "trainer.max_steps=14", "logger=csv"]
     done = run(*keys, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
