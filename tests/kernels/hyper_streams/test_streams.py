@@ -1,11 +1,12 @@
 """Streams stored in bfloat16 are rounded between sites; arithmetic is in float32."""
 
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 
+from src.bounds import validate
 from src.residual.base import ResidualStrategy
 from tests.residual.plain import flow, jittered, stream_spec, sublayers
 from tests.support import component
@@ -48,5 +49,7 @@ def test_streams_are_bfloat16_between_sites_and_inputs_of_sublayers_are_float32(
 
 @pytest.mark.parametrize("name", ["hyperconn", "mhc"])
 def test_another_stream_dtype_raises_an_error(name: str) -> None:
-    with pytest.raises(ValueError, match=r"residual.stream_dtype must be float32 or bfloat16, got float16; "):
-        build(name, "float16")
+    constructor = component("residual", name).func
+    annotation = get_type_hints(constructor.__init__, include_extras=True)["stream_dtype"]
+    with pytest.raises(ValueError, match=r"residual.stream_dtype must be float32 or bfloat16, got 'float16'"):
+        validate("residual.stream_dtype", "float16", annotation)
