@@ -1,13 +1,11 @@
 """TensorBoard output: scalars, a layout that groups them, and sample text at each validation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 import lightning as L
-from lightning.pytorch import loggers
+from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import Field
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from src.callbacks.best_effort import BestEffort, BestEffortLogger
@@ -34,19 +32,6 @@ class SampleKeys:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("samples.prompt must not be empty; samples.tokens=0 writes no samples")
-
-
-class TensorBoardLogger(loggers.TensorBoardLogger):
-    """Lightning's logger, which writes a row as one event instead of one event per scalar, at less cost."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write a row; Lightning's method handles values that are not numbers, and a writer without a file."""
-        file = getattr(self.experiment, "file_writer", None)
-        if file is None or not all(isinstance(value, float | int) for value in metrics.values()):
-            super().log_metrics(metrics, step)
-            return
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        file.add_summary(Summary(value=values), step)
 
 
 class Dashboard(L.Callback):
@@ -85,4 +70,4 @@ class Dashboard(L.Callback):
 def find_writers(trainer: L.Trainer) -> list[SummaryWriter]:
     """Return the event writers of the trainer's TensorBoard loggers."""
     found = (logger.wrapped if isinstance(logger, BestEffortLogger) else logger for logger in trainer.loggers)
-    return [logger.experiment for logger in found if isinstance(logger, loggers.TensorBoardLogger)]
+    return [logger.experiment for logger in found if isinstance(logger, TensorBoardLogger)]

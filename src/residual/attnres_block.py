@@ -34,7 +34,6 @@ class BlockAttentionResiduals(ResidualStrategy[GroupSources]):
     """Attention over groups of outputs: 2 * D parameters a query (query, key gain), S queries; no weight decay.
 
     Args:
-        spec: the trunk.
         n_block: number of groups, of ceil(S / n_block) sublayers each (about 8 in the paper).
         eps: added to the mean square in the key norm.
 

@@ -24,7 +24,6 @@ class StreamBlockAttention(StreamAttention):
     """Attention over streams: D parameters a query, ceil(n_layer / group_layers) queries; no weight decay.
 
     Args:
-        spec: the trunk.
         group_layers: number of layers between two mixtures (4 in the source).
         eps: added to the mean square in the key norm.
 

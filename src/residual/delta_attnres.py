@@ -34,7 +34,6 @@ class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
     """Gated attention over the stream's deltas: 2 * D + 1 parameters a site (1 at the first); no weight decay.
 
     Args:
-        spec: the trunk.
         gate_init: initial gate (0 in the source).
         eps: added to the mean square in the key norm.
     """

@@ -30,7 +30,6 @@ class DenseFormer(ResidualStrategy[StreamAndDepth]):
     """Weighted sums of streams: about L * L / (2 * dilation * period) parameters, lr x 1, no weight decay.
 
     Args:
-        spec: the trunk.
         dilation: distance between the streams of a sum (1; 4 in the source's 4x5).
         period: number of layers between two sums (1; 5 in the source's 4x5).
 

@@ -11,7 +11,7 @@ At init (W2 = 0, a = 1 on the newest stream): vanilla.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from src.residual.families.mudd_weights import DenseWeights
 
 
 class Ways(NamedTuple):
-    """Residual, inputs of the next attention (the residual itself in the first layer), streams so far."""
+    """Residual, inputs of the next attention (the residual itself in the first layer), streams to sum so far."""
 
     x_BTD: Tensor
     attn: Tensor | QKV
@@ -33,15 +33,15 @@ class MUDDFormer(ResidualStrategy[Ways]):
     """Sums for four ways: D * G + G * C * J + C * J parameters a layer, J = l + 2, C = 4, G = C * J; decay on matrices.
 
     Args:
-        spec: the trunk.
         eps: added to the mean square in the norm before W1.
     """
 
     init_equivalent = "vanilla"
+    newest_init: ClassVar[float] = 1.0  # static weight of the newest stream
 
     def __init__(self, spec: StreamSpec, *, eps: PositiveFloat) -> None:
         super().__init__()
-        self.dense = DenseWeights(spec, newest_init=1.0, eps=eps)
+        self.dense = DenseWeights(spec, newest_init=self.newest_init, eps=eps)
 
     def reset(self) -> None:
         self.dense.reset()

@@ -11,7 +11,6 @@ At init (W2 = 0, a = 0, so the sums are 0): vanilla.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,62 +18,43 @@ from torch.nn import functional as F
 
 from src.bounds import PositiveFloat
 from src.kernels import depth_attention
-from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.residual.families.mudd_weights import DenseWeights
+from src.residual.base import QKV, ParamGroup, Site, StreamSpec
+from src.residual.muddformer import MUDDFormer, Ways
 
 
-class NormedWays(NamedTuple):
-    """Residual, inputs of the next attention, normalized streams so far."""
-
-    x_BTD: Tensor
-    attn: Tensor | QKV
-    normed_BTD: tuple[Tensor, ...]
-
-
-class MUDDFormerPrePost(ResidualStrategy[NormedWays]):
+class MUDDFormerPrePost(MUDDFormer):
     """Sums of normalized streams: the parameters of `muddformer`, 2 * D gains a layer and D for x0, no weight decay.
 
     Args:
-        spec: the trunk.
         post_gain_init: initial gain of the norm after the residual's sum (0.001 in the source).
         eps: added to the mean square in all its norms.
     """
 
-    init_equivalent = "vanilla"
+    newest_init = 0.0
 
     def __init__(self, spec: StreamSpec, *, post_gain_init: float, eps: PositiveFloat) -> None:
-        super().__init__()
+        super().__init__(spec, eps=eps)
         self.eps = eps
-        self.dense = DenseWeights(spec, newest_init=0.0, eps=eps)
         self.pre_gain_JD = nn.Parameter(torch.ones(spec.n_block + 1, spec.n_embd))
         self.post_gain_LD = nn.Parameter(torch.full((spec.n_block, spec.n_embd), post_gain_init))
-
-    def reset(self) -> None:
-        self.dense.reset()
 
     def param_groups(self) -> Iterator[ParamGroup]:
         yield from self.dense.param_groups()
         yield ParamGroup((self.pre_gain_JD, self.post_gain_LD))
 
-    def begin(self, x0_BTD: Tensor) -> NormedWays:
-        return NormedWays(x0_BTD, x0_BTD, (self._norm(x0_BTD, self.pre_gain_JD[0]),))
+    def begin(self, x0_BTD: Tensor) -> Ways:
+        return Ways(x0_BTD, x0_BTD, (self._norm(x0_BTD, self.pre_gain_JD[0]),))
 
-    def read(self, state: NormedWays, site: Site) -> tuple[Tensor | QKV, NormedWays]:
-        return state.attn if site.kind == "attn" else state.x_BTD, state
-
-    def write(self, state: NormedWays, site: Site, y_BTD: Tensor) -> NormedWays:
+    def write(self, state: Ways, site: Site, y_BTD: Tensor) -> Ways:
         x_BTD = state.x_BTD + y_BTD
         if not site.closes_block:
             return state._replace(x_BTD=x_BTD)
         block = site.block
-        normed_BTD = (*state.normed_BTD, self._norm(x_BTD, self.pre_gain_JD[block + 1]))
+        normed_BTD = (*state.depth_BTD, self._norm(x_BTD, self.pre_gain_JD[block + 1]))
         weights = self.dense(x_BTD, block)
         *qkv, r = (depth_attention.sum_by_token(weight_BTJ, normed_BTD) for weight_BTJ in weights)
         r_BTD = x_BTD + self._norm(r, self.post_gain_LD[block])
-        return NormedWays(r_BTD, QKV(*(x_BTD + s for s in qkv)) if qkv else r_BTD, normed_BTD)
-
-    def end(self, state: NormedWays) -> Tensor:
-        return state.x_BTD
+        return Ways(r_BTD, QKV(*(x_BTD + s for s in qkv)) if qkv else r_BTD, normed_BTD)
 
     def _norm(self, x_BTD: Tensor, gain_D: Tensor) -> Tensor:
         return F.rms_norm(x_BTD, gain_D.shape, gain_D, self.eps)

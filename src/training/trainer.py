@@ -4,13 +4,13 @@ from datetime import timedelta
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from src.callbacks.background import BackgroundCheckpointIO
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
-from src.callbacks.dashboard import Dashboard, TensorBoardLogger
+from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.guard import Guard
 from src.callbacks.stop import StopOnSignal
