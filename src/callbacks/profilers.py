@@ -14,7 +14,7 @@ from src.bounds import PositiveInt
 class TraceProfiler(PyTorchProfiler):
     """Chrome trace of `trace_steps` training steps, and the CUDA allocations of the run.
 
-    Open the trace in https://ui.perfetto.dev and `memory.pickle` in https://pytorch.org/memory_viz.
+    Open the trace in https://ui.perfetto.dev and `memory-<rank>.pickle` in https://pytorch.org/memory_viz.
 
     Args:
         dirpath: folder of the files.
@@ -47,7 +47,7 @@ class TraceProfiler(PyTorchProfiler):
             torch.cuda.memory._record_memory_history()
 
     def teardown(self, stage: str | None) -> None:
-        """Write `memory.pickle`, the snapshot of CUDA allocations, once."""
+        """Write `memory-<rank>.pickle`, the snapshot of CUDA allocations, once."""
         if torch.cuda.is_available() and self.dirpath is not None:
             folder = Path(self.dirpath)
             folder.mkdir(parents=True, exist_ok=True)

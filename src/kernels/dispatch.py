@@ -133,6 +133,8 @@ class Operation:
         if reason is None:
             return backend, f"fastest backend on {device.type}"
         level = logging.WARNING if backend == "triton" else logging.INFO
+        if dtype == torch.float64:  # checks alone compute in float64
+            level = logging.DEBUG
         log.log(level, "%s falls back to PyTorch on %s (%s): %s", self.name, device, dtype, reason)
         return "reference", reason
 

@@ -14,7 +14,7 @@ from src.files import CONF
 def explain(error: BaseException) -> str:
     """Return a configuration error in one line, with the nearest name where one is likely meant."""
     text = str(error)
-    if found := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", text):
+    if found := re.search(r"Could not (?:find|load) '([\w./-]+)/([^'/]+)'", text):
         group, option = found.groups()
         if (CONF / group).is_dir():
             known = options(group)
@@ -35,6 +35,12 @@ def unknown_key(key: str) -> str:
     if having:
         return (
             f"{key} is not a key of this configuration but of {group}={' or '.join(having)}; choose that first"
+        )
+    if key in all_keys():  # of a file at the top level
+        files = [p for g in ("task", "scale", "experiment") for p in (CONF / g).glob("*.yaml")]
+        named = [f"{p.parent.name}={p.stem}" for p in files if key in _dotted_keys(_load(p))]
+        return (
+            f"{key} is not a key of this configuration but of {' or '.join(sorted(named))}; choose that first"
         )
     return f"{key} is not a key{nearest(key, all_keys())}; `python run.py --cfg job` shows them all"
 
@@ -58,6 +64,8 @@ def all_keys() -> list[str]:
         group = path.parent.relative_to(CONF).as_posix()
         if not group.startswith("hydra"):
             prefix = "" if group in (".", "task", "experiment", "scale") else f"{group}."
+            if group in ("callbacks", "logger"):  # several options at once, each under its name
+                prefix += f"{path.stem}."
             known.update({group, *(prefix + key for key in _dotted_keys(_load(path)))})
     return sorted(known - {"."})
 

@@ -71,7 +71,7 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
         )
     reject_untrusted(name, section, trusted)
     target = _import_target(name, str(section._target_))
-    if name.partition(".")[0] in LIBRARY_PARTS and not target.__module__.startswith("src.models."):
+    if name.partition(".")[0] in LIBRARY_PARTS and not target.__module__.startswith("src."):
         return _read_library_part(name, section, target)
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}

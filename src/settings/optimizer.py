@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -126,10 +126,10 @@ def read_schedule(
         ValueError: a key is unknown, missing or out of its bounds.
     """
     method = Cosine if section is None else read_component("schedule", section, trusted)
-    schedule = method(optimizer.lr, optimizer.min_lr, optimizer.warmup_steps, max_steps)
-    if not isinstance(schedule, Schedule):
+    kind = getattr(method, "func", method)
+    if not issubclass(kind, Schedule):
         raise ValueError(f"schedule._target_={section and section._target_} must be a {_path(Schedule)}")
-    return schedule
+    return cast(Schedule, method(optimizer.lr, optimizer.min_lr, optimizer.warmup_steps, max_steps))
 
 
 def stored_optimizer(section: dict[str, Any], config: OptimizerConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A run that cannot work here is rejected before its model is built and before any
 the memory is checked even before its data is opened (`memory.py`).
 """
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from src.models.optim.base import count_state
 from src.settings.read import Settings
 from src.training.run import Run, build_gpt
 
+#: Metrics that the LightningModule logs.
+LOGGED = ("val/loss", "train/loss")
 #: Rows, pictures and logs of a run, generously.
 REST_BYTES = 16 * 2**20
 
@@ -28,11 +31,33 @@ def preflight(run: Run) -> None:
     """
     settings = run.settings
     settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
+    check_library_parts(settings, run.job.folder)
     if run.job.rank:
         return
     if settings.config["check"] == "quick" and not run.job.resumes:
         run_quick_checks(settings)
     check_disk(run.job.folder, n_numbers=count_numbers(settings), keep=settings.safety.keep_checkpoints)
+
+
+def check_library_parts(settings: Settings, folder: Path) -> None:
+    """Build the configured callbacks and profiler once, so that a wrong argument is found before training.
+
+    Raises:
+        UserError: one cannot be built, or monitors a metric that no run logs.
+    """
+    makers = [("callbacks", make) for make in settings.callbacks]
+    if settings.profiler is not None:
+        makers.append(("profiler", functools.partial(settings.profiler, folder / "profiler")))
+    for section, make in makers:
+        try:
+            part = make()
+        except Exception as error:  # of a library, or of the user
+            raise UserError(f"{section} cannot be built: {one_line(error)}") from error
+        monitor = getattr(part, "monitor", None)
+        if isinstance(monitor, str) and monitor not in LOGGED:
+            raise UserError(
+                f"callbacks: {type(part).__name__} monitors {monitor}, which is not logged; use {' or '.join(LOGGED)}"
+            )
 
 
 def count_numbers(settings: Settings) -> int:

@@ -85,6 +85,8 @@ def _open_data(settings: Settings) -> TokenDataModule:
     return data
 
 
+# ---- 3. preflight: `preflight.py`
+
 # ---- 4. fit
 
 

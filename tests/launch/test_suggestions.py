@@ -35,6 +35,10 @@ def test_known_keys_are_dotted_and_leave_out_what_hydra_reads() -> None:
             "recurrence.repeats",
             "recurrence.repeats is not a key of this configuration but of recurrence=mini; choose that first",
         ),
+        (
+            "bench.peer",
+            "bench.peer is not a key of this configuration but of task=bench; choose that first",
+        ),
     ],
 )
 def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
@@ -49,6 +53,7 @@ def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
             "residual=hypercon is not an option, did you mean hyperconn?; options: attnres, ",
         ),
         ("trainer.max_step=5", "trainer.max_step is not a key, did you mean trainer.max_steps?"),
+        ("callbacks=[emaa]", "callbacks=emaa is not an option, did you mean ema?"),
         ("trainer.max_steps=[", "no viable alternative at input '['"),
     ],
 )

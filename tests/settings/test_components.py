@@ -122,7 +122,7 @@ def test_several_callbacks_and_one_by_target() -> None:
         (["+callbacks.a._target_=torch.nn.Linear"], "must be a lightning.pytorch.callbacks.callback.Callback"),
         (
             ["callbacks=early_stopping", "+callbacks.early_stopping.patiense=1"],
-            "patiense is no key, did you mean",
+            "patiense is not a key, did you mean callbacks.early_stopping.patience",
         ),
         (
             ["callbacks=early_stopping", "~callbacks.early_stopping.monitor"],

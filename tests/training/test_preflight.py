@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from src.errors import UserError
-from src.training.preflight import check_disk, count_numbers
+from src.training.preflight import check_disk, check_library_parts, count_numbers
 from tests.runs import SMALL
 from tests.support import composed_settings
 
@@ -36,3 +36,19 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written to"):
         check_disk(tmp_path / "file", n_numbers=1, keep=1)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("callbacks.early_stopping.mode=mim", "callbacks cannot be built: .*mim"),
+        ("callbacks.early_stopping.monitor=val/los", "EarlyStopping monitors val/los, which is not logged; use val/loss"),
+    ],
+)
+def test_a_callback_with_a_wrong_argument_is_an_error_before_training(
+    override: str, words: str, tmp_path: Path
+) -> None:
+    settings = composed_settings(*SMALL, "callbacks=[early_stopping,ema]", "profiler=pytorch")
+    check_library_parts(settings, tmp_path)
+    with pytest.raises(UserError, match=words):
+        check_library_parts(composed_settings(*SMALL, "callbacks=early_stopping", override), tmp_path)
