@@ -141,9 +141,7 @@ def plain_compiled(spec: StepSpec) -> Peer:
 
 def hyper_connections(spec: StepSpec) -> Peer:
     """Build the package's dynamic hyper-connections with four streams, eager."""
-    return build_step(
-        partial(PlainGPT, streams=_package_streams("HyperConnections", spec)), spec, compiled=False
-    )
+    return build_step(partial(PlainGPT, streams=_package_streams("HyperConnections", spec)), spec, compiled=False)
 
 
 def manifold_hyper_connections(spec: StepSpec) -> Peer:
@@ -196,9 +194,7 @@ def hyperconn_plain(spec: StepSpec) -> Peer:
 def mhc_plain(spec: StepSpec) -> Peer:
     """Build residual=mhc without our GPU kernels, compiled on a GPU."""
     keys = {"n_iteration": 20, "scale_init": 0.01, "own_share": 0.7, "res_logit": 8.0, "eps": 1e-6}
-    return _step_without_kernels(
-        spec, ManifoldHyperConnections, n_stream=N_STREAM, **keys, stream_dtype="float32"
-    )
+    return _step_without_kernels(spec, ManifoldHyperConnections, n_stream=N_STREAM, **keys, stream_dtype="float32")
 
 
 def _step_without_kernels(

@@ -48,9 +48,7 @@ def run_suite(job: Job, name: str, rounds: int, budget_s: float | None) -> TaskE
         UserError: there is no such suite.
     """
     if name not in SUITES:
-        raise UserError(
-            f"bench.suite={name} is not a suite{nearest(name, list(SUITES))}; one of {', '.join(SUITES)}"
-        )
+        raise UserError(f"bench.suite={name} is not a suite{nearest(name, list(SUITES))}; one of {', '.join(SUITES)}")
     deadline = math.inf if budget_s is None else time.monotonic() + budget_s
     return SuiteRun(job, name, rounds, deadline).run()
 
@@ -75,9 +73,7 @@ class SuiteRun:
 
     def run(self) -> TaskEnd:
         """Run all of the suite that the deadline allows, and write the results."""
-        if (
-            self.suite.loop
-        ):  # first, while there are no models and compiled code for Python's collector to visit
+        if self.suite.loop:  # first, while there are no models and compiled code for Python's collector to visit
             torch.set_num_threads(1)  # CPU time includes that of a second, waiting thread
             self.measured.single["loop ms"] = 1e3 * measure_loop_seconds(log_every_steps=10)
         for comparison in self.suite.comparisons:

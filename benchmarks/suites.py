@@ -110,9 +110,7 @@ CPU = Suite(
             0.5,
             "x",
         ),
-        Target(
-            "parallel_lanes, time over vanilla's", overhead("strategies", "parallel_lanes", "vanilla"), 8, "%"
-        ),
+        Target("parallel_lanes, time over vanilla's", overhead("strategies", "parallel_lanes", "vanilla"), 8, "%"),
         Target(
             "vanilla, eager, over a plain step",
             times_as_fast("plain", "ours eager", "plain eager"),
@@ -141,9 +139,7 @@ CPU = Suite(
             "x",
             False,
         ),
-        Target(
-            "vanilla, memory over a plain step's", memory_ratio("plain", "ours eager", "plain eager"), 0.35, "x"
-        ),
+        Target("vanilla, memory over a plain step's", memory_ratio("plain", "ours eager", "plain eager"), 0.35, "x"),
         Target("training loop and logging", single("loop ms"), 2, "ms a step"),
         Target("first step of attnres, compiled, 12 layers", single("first step s"), 60, "s"),
     ),
@@ -162,9 +158,7 @@ GPU_BOUNDS = {
     "mhc bf16": 18,
 }
 #: Streams in bfloat16, the dtype of the outputs that are written to them: half the bytes.
-BF16_STREAMS = tuple(
-    f"{name} bf16: residual={name} residual.stream_dtype=bfloat16" for name in ("hyperconn", "mhc")
-)
+BF16_STREAMS = tuple(f"{name} bf16: residual={name} residual.stream_dtype=bfloat16" for name in ("hyperconn", "mhc"))
 GPU = Suite(
     comparisons=(
         Comparison(
@@ -233,8 +227,7 @@ SCALING = Suite(
                 (
                     f"sources, {n} layers",
                     tuple(
-                        f"{name}: residual={name} model.n_layer={n}"
-                        for name in ("vanilla", "attnres", "attnres_block")
+                        f"{name}: residual={name} model.n_layer={n}" for name in ("vanilla", "attnres", "attnres_block")
                     ),
                 )
                 for n in (6, 12, 24)

@@ -74,9 +74,7 @@ def times_as_fast(comparison: str, name: str, peer: str) -> Measure:
 
 def share_of_overhead(comparison: str, name: str, peer: str, over: str) -> Measure:
     """Measure the overhead of `name` over that of `peer`, both in time per token above `over`."""
-    return _measure_rounds(
-        comparison, (name, peer, over), lambda ours, theirs, base: (ours - base) / (theirs - base)
-    )
+    return _measure_rounds(comparison, (name, peer, over), lambda ours, theirs, base: (ours - base) / (theirs - base))
 
 
 def memory_ratio(comparison: str, name: str, over: str) -> Measure:

@@ -44,9 +44,7 @@ def draw_overview(mapped: Path, folders: list[Path]) -> Figure:
     for color, (name, seeds) in zip(("C7", "C0", "C1", "C2"), curves.items(), strict=False):
         points = np.array(seeds)
         right.plot(points[..., 0].T, points[..., 1].T, color=color, lw=0.6, alpha=0.6)
-        right.plot(
-            points[0, :, 0], points[..., 1].mean(0), color=color, lw=2, label=f"{name} ({len(seeds)} seeds)"
-        )
+        right.plot(points[0, :, 0], points[..., 1].mean(0), color=color, lw=2, label=f"{name} ({len(seeds)} seeds)")
     right.set_xlabel("training tokens")
     right.set_ylabel("validation loss, nats per token")
     right.grid(alpha=0.3)

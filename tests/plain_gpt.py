@@ -26,9 +26,7 @@ def plain_logits(
         if stream and layer in stream:
             x = x + stream[layer]
         value = values.get(layer) if values else None
-        x = x + branch(
-            w, f"h.{layer}.ln_1", x, lambda h, v=value, n=layer: attention(gpt, w, f"h.{n}.attn", h, v)
-        )  # type: ignore[misc]
+        x = x + branch(w, f"h.{layer}.ln_1", x, lambda h, v=value, n=layer: attention(gpt, w, f"h.{n}.attn", h, v))  # type: ignore[misc]
         x = x + branch(w, f"h.{layer}.ln_2", x, lambda h, n=layer: mlp(w, f"h.{n}.mlp", h))  # type: ignore[misc]
     return norm(w, "ln_f", x) @ gpt.embedding.get_lm_head_weight().T
 

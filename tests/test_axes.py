@@ -32,9 +32,7 @@ def cover() -> list[Case]:
         axes = {**AXES, "norm_placement": ["pre"]} if places_norms(residual) else AXES
         for i in range(longest):
             offsets = (i, i + s, i + s // 2, i + s // 3, i + s // 5)
-            picked = {
-                axis: names[k % len(names)] for (axis, names), k in zip(axes.items(), offsets, strict=True)
-            }
+            picked = {axis: names[k % len(names)] for (axis, names), k in zip(axes.items(), offsets, strict=True)}
             cases.append({"residual": residual, **picked})
     return cases
 

@@ -7,9 +7,7 @@ import pytest
 from src.errors import Interrupted, UserError, exit_code, one_line
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
-)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_an_interruption_has_its_exit_code(signum: int, code: int) -> None:
     assert exit_code(signum) == code
 

@@ -119,9 +119,7 @@ ROOM_WIDE = {
 #: Folders of tests that mirror no room of src: the folder benchmarks, and faults in whole runs.
 OTHER_FOLDERS = ("benchmarks", "robust")
 
-SOURCES = sorted(
-    p.relative_to(ROOT).as_posix() for p in (ROOT / "src").rglob("*.py") if p.name != "__init__.py"
-)
+SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "src").rglob("*.py") if p.name != "__init__.py")
 TESTS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("test_*.py"))
 
 

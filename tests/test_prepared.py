@@ -105,9 +105,7 @@ def test_a_run_that_takes_too_long_is_killed(tmp_path: Path) -> None:
         run(*SMALL, "task=check", cwd=tmp_path, timeout=0.05)
 
 
-def test_another_environment_makes_it_a_process_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_another_environment_makes_it_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def real() -> bool:
         with begin("residual=nothing", cwd=tmp_path) as process:
             process.communicate(timeout=60)

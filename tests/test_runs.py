@@ -94,9 +94,7 @@ def test_the_stream_is_measured_at_each_validation(whole: Path) -> None:
 
 def test_the_stream_probe_changes_no_number_of_the_run(whole: Path, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "blind"
-    done = run(
-        *SMALL, f"data.path={shards}", "hydra.run.dir=blind", "trainer.stream_pictures=false", cwd=tmp_path
-    )
+    done = run(*SMALL, f"data.path={shards}", "hydra.run.dir=blind", "trainer.stream_pictures=false", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert computed(folder) == computed(whole)
     assert not (folder / "stream.jsonl").exists()
@@ -299,9 +297,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(shards: Path, tmp_path: Path) 
         ("resume=nowhere", "is not a run folder"),
     ],
 )
-def test_a_misspelt_override_is_rejected_with_the_nearest_name(
-    override: str, words: str, tmp_path: Path
-) -> None:
+def test_a_misspelt_override_is_rejected_with_the_nearest_name(override: str, words: str, tmp_path: Path) -> None:
     done = run(*SMALL, override, "hydra.run.dir=r", cwd=tmp_path)
     assert done.returncode == 2
     assert len(error_lines(done)) == 1, done.stderr
@@ -319,17 +315,13 @@ def test_the_help_page_lists_every_group_and_the_keys(tmp_path: Path) -> None:
 def test_a_closed_pipe_gives_no_traceback() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), "--help"], stdout=theirs, stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, str(ROOT / "run.py"), "--help"], stdout=theirs, stderr=subprocess.PIPE)
     os.close(theirs)
     _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (128 + signal.SIGPIPE, b"")
 
 
-def test_a_run_exports_to_transformers_and_trains_on_from_there(
-    whole: Path, shards: Path, tmp_path: Path
-) -> None:
+def test_a_run_exports_to_transformers_and_trains_on_from_there(whole: Path, shards: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="a development dependency")
     done = run("task=export", f"run={whole}", f"output={tmp_path}/hub", "hydra.run.dir=e", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -382,8 +374,7 @@ def test_a_bad_shard_is_one_line_with_its_place(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(error_lines(done)) == 1
     assert (
-        "fineweb_train_000002.bin: truncated, 21017 bytes where a header of 10000 tokens asks for 21024"
-        in done.stderr
+        "fineweb_train_000002.bin: truncated, 21017 bytes where a header of 10000 tokens asks for 21024" in done.stderr
     )
     done = run(*SMALL, "data.path=nowhere", "hydra.run.dir=q", cwd=tmp_path)
     assert done.returncode == 2

@@ -140,9 +140,7 @@ def load_function(key: str, text: str, trusted: Sequence[str]) -> Callable[..., 
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"{key}={text} cannot be imported ({one_line(error)}); is its folder on PYTHONPATH?"
-        ) from error
+        raise UserError(f"{key}={text} cannot be imported ({one_line(error)}); is its folder on PYTHONPATH?") from error
     if not callable(function) or (isinstance(function, type) and issubclass(function, nn.Module)):
         raise UserError(f"{key}={text} is not a function; give module:function")
     loaded: Callable[..., Any] = function

@@ -28,9 +28,7 @@ class Cost:
     init_equivalent: str
 
 
-def strategy_table(
-    baseline: str, costs: Mapping[str, Cost], timings: Mapping[str, Timing], measured: str
-) -> str:
+def strategy_table(baseline: str, costs: Mapping[str, Cost], timings: Mapping[str, Timing], measured: str) -> str:
     """Format what strategies cost over the baseline; `measured` describes where the step was timed."""
     plain = costs[baseline]
     hidden = MEDIUM_BATCH * 1024 * 1024 * 4  # bytes of one float32 hidden state of GPT-2 Medium

@@ -119,9 +119,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except zipfile.BadZipFile:
         size = path.stat().st_size
-        raise ValueError(
-            f"{path}: not a whole checkpoint ({size} bytes, no archive index); {way_out}"
-        ) from None
+        raise ValueError(f"{path}: not a whole checkpoint ({size} bytes, no archive index); {way_out}") from None
     except ValueError:
         raise
     except Exception as error:
@@ -220,9 +218,7 @@ class Checkpoints(StepEndCallback, Checkpoint):
         for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
             AtomicCheckpointIO.remove_checkpoint(self.files, old)  # this runs where the file was written
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["reslab"] = {**self.identity, "step": trainer.global_step}
 
     def state_dict(self) -> dict[str, Any]:

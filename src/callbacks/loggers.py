@@ -23,9 +23,7 @@ class RunInfo(NamedTuple):
 
 def csv(run: RunInfo, *, flush_every_rows: int) -> Logger:
     """Build a CSV logger with one file per session, because Lightning's would overwrite the earlier one."""
-    return CSVLogger(
-        run.folder, name="csv", version=f"from_step_{run.step}", flush_logs_every_n_steps=flush_every_rows
-    )
+    return CSVLogger(run.folder, name="csv", version=f"from_step_{run.step}", flush_logs_every_n_steps=flush_every_rows)
 
 
 def wandb(run: RunInfo, *, project: str, offline: bool) -> Logger:

@@ -36,9 +36,7 @@ class TraceProfiler(PyTorchProfiler):
         trace_steps: PositiveInt,
     ) -> None:
         schedule = torch.profiler.schedule(wait=skip_steps - 1, warmup=1, active=trace_steps, repeat=1)
-        super().__init__(
-            dirpath, filename, schedule=schedule, record_shapes=record_shapes, with_stack=with_stack
-        )
+        super().__init__(dirpath, filename, schedule=schedule, record_shapes=record_shapes, with_stack=with_stack)
 
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
         """Start to record CUDA allocations."""

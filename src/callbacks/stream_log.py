@@ -84,9 +84,7 @@ class StreamLog(L.Callback):
         with (self.folder / "stream.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _draw(
-        self, trainer: L.Trainer, gpt: GPT, step: int, stream: StreamProbe, scalars: dict[str, Tensor]
-    ) -> None:
+    def _draw(self, trainer: L.Trainer, gpt: GPT, step: int, stream: StreamProbe, scalars: dict[str, Tensor]) -> None:
         began = time.monotonic()
         labels = [f"{site.kind} {site.block}" for site in gpt.active_sites]
         sources = [

@@ -28,9 +28,7 @@ def read_medium() -> GPTConfig:
     return GPTConfig(**sizes)
 
 
-def count_kept_bytes(
-    subject: Subject, config: GPTConfig, batch: int, *, bf16: bool = True
-) -> tuple[int, int, int]:
+def count_kept_bytes(subject: Subject, config: GPTConfig, batch: int, *, bf16: bool = True) -> tuple[int, int, int]:
     """Count the bytes that the trunk saves for its backward, its parameters, and its FLOPs per token."""
     storages: dict[int, tuple[int, Tensor]] = {}
     with FakeTensorMode():
@@ -51,9 +49,7 @@ def count_kept_bytes(
     return total, gpt.n_params(positions=True), count_flops_per_token(gpt)
 
 
-def check_cost(
-    subject: Subject, medium: GPTConfig, micro_batch_size: int, gpu_gib: float
-) -> tuple[list[str], Figures]:
+def check_cost(subject: Subject, medium: GPTConfig, micro_batch_size: int, gpu_gib: float) -> tuple[list[str], Figures]:
     """Check that GPT-2 Medium with the configured micro-batch fits into `gpu_gib`, and return its costs."""
     saved, n_params, flops = count_kept_bytes(subject, medium, micro_batch_size)
     state = n_params * BYTES_PER_PARAM
@@ -87,9 +83,7 @@ def check_depth(subject: Subject, idx_BT: Tensor) -> tuple[list[str], Figures]:
     for name, values in (("outputs", out_rms), ("gradients", grad_rms)):
         alive = [v for v in values if v > 0]
         if not all(map(math.isfinite, values)):
-            faults.append(
-                f"the sublayers' {name} are not finite in the first step; look for an overflow over depth"
-            )
+            faults.append(f"the sublayers' {name} are not finite in the first step; look for an overflow over depth")
         elif alive and max(alive) > 1e4 * min(alive):
             faults.append(
                 f"the sublayers' {name} differ by {max(alive) / min(alive):.0e} in RMS over depth "

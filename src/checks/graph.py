@@ -82,9 +82,7 @@ def check_two_ranks(subject: Subject) -> list[str]:
         try:
             outputs = [rank.communicate(timeout=DDP_TIMEOUT_S) for rank in ranks]
         except TimeoutExpired:
-            return [
-                f"two DDP ranks hang for {DDP_TIMEOUT_S:.0f} s: they take different paths through the strategy"
-            ]
+            return [f"two DDP ranks hang for {DDP_TIMEOUT_S:.0f} s: they take different paths through the strategy"]
         finally:
             for rank in ranks:
                 rank.kill()
@@ -96,7 +94,5 @@ def check_two_ranks(subject: Subject) -> list[str]:
             "parameter must take part in every step"
         ]
     if len({out for out, _ in outputs}) != 1:
-        return [
-            "two DDP ranks hold different parameters after three steps: something random differs between them"
-        ]
+        return ["two DDP ranks hold different parameters after three steps: something random differs between them"]
     return []

@@ -47,9 +47,7 @@ def trace_outputs(gpt: GPT, idx_BT: Tensor) -> list[tuple[str, Tensor]]:
         if site.visit == 0:
             module = gpt.h[site.layer].get_submodule(site.kind)
             name = f"site {site.index} ({site.kind} of layer {site.layer})"
-            hooks.append(
-                module.register_forward_hook(lambda _m, _a, out, name=name: outputs.append((name, out)))
-            )
+            hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: outputs.append((name, out))))
     logits = gpt(idx_BT)
     for hook in hooks:
         hook.remove()

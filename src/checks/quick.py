@@ -38,9 +38,7 @@ def run_quick_checks(settings: Settings) -> None:
     for name, check in QUICK.items():
         finding = run_check(name, functools.partial(check, subject))
         if finding.faults:
-            raise UserError(
-                f"check {name}: {finding.faults[0]} (task=check runs all checks, check=off skips these)"
-            )
+            raise UserError(f"check {name}: {finding.faults[0]} (task=check runs all checks, check=off skips these)")
     seconds = time.monotonic() - start
     log.info("quick check passed (%s; %.1f s); task=check runs the others", ", ".join(QUICK), seconds)
 

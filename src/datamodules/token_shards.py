@@ -64,13 +64,9 @@ class TokenShardDataModule(TokenDataModule):
         cache_gib: Annotated[float, Field(gt=0, le=1e9)],
         accept_changed: bool,
     ) -> None:
-        super().__init__(
-            spec, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, workers=workers
-        )
+        super().__init__(spec, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, workers=workers)
         if val_tokens < spec.block_size:
-            raise ValueError(
-                f"data.val_tokens must be at least model.block_size={spec.block_size}, got {val_tokens}"
-            )
+            raise ValueError(f"data.val_tokens must be at least model.block_size={spec.block_size}, got {val_tokens}")
         self.path, self.order, self.epochs, self.val_tokens = path, order, epochs, val_tokens
         self.cache = CacheFolder(Path(cache), int(cache_gib * 2**30))
         self.accept_changed = accept_changed
@@ -100,9 +96,7 @@ class TokenShardDataModule(TokenDataModule):
             streams.append(self._stream(name, shards))
             n_tokens = max(self.spec.block_size, int(self.val_tokens * weight / sum(weights)))
             val.append(
-                read_validation_windows(
-                    shards.val, n_tokens, self.spec.block_size, self.spec.vocab_size, shards.name
-                )
+                read_validation_windows(shards.val, n_tokens, self.spec.block_size, self.spec.vocab_size, shards.name)
             )
         self.val_windows = np.concatenate(val)
         self.train_windows = [stream.windows for stream in streams]

@@ -107,9 +107,7 @@ class BenchmarkEmbedding(TokenEmbedding):
     def get_num_lookup_params(self) -> int:
         """Return the size of all `nn.Embedding`s except the head and the positions."""
         head = self.get_lm_head_weight()
-        tables = [
-            m.weight for m in self.inner.modules() if isinstance(m, nn.Embedding) and m.weight is not head
-        ]
+        tables = [m.weight for m in self.inner.modules() if isinstance(m, nn.Embedding) and m.weight is not head]
         return max(0, sum(table.numel() for table in tables) - self.get_num_pos_params())
 
     def get_value_embed(self, layer: int) -> Tensor | None:

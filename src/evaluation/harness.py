@@ -66,9 +66,7 @@ def run_tasks(
                 task.set_config(key="num_fewshot", value=num_fewshot)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         # Not simple_evaluate: it seeds the process's generators and keeps results from all ranks but one.
-        found = lm_eval.evaluate(
-            lm=adapter, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=log_samples
-        )
+        found = lm_eval.evaluate(lm=adapter, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=log_samples)
     return dict(found)
 
 
@@ -81,9 +79,7 @@ def fetch(tasks: list[str]) -> None:
     manager = TaskManager()
     unknown = [name for name in tasks if name not in manager._index]
     if unknown:
-        raise ValueError(
-            f"evaluation.lm_eval.tasks: lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them"
-        )
+        raise ValueError(f"evaluation.lm_eval.tasks: lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them")
     try:
         with _hide_progress_bars():
             manager.load(list(tasks))

@@ -100,12 +100,9 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         place_M = torch.tensor(positions.place_M, device=self._device)
         target_M = torch.tensor(positions.target_M, device=self._device)
         logp_M, greedy_M = self._apply_head(x_PD, place_M, target_M)
-        parts = zip(
-            torch.split(logp_M, positions.lengths), torch.split(greedy_M, positions.lengths), strict=True
-        )
+        parts = zip(torch.split(logp_M, positions.lengths), torch.split(greedy_M, positions.lengths), strict=True)
         return {
-            r: (float(logp.sum()), bool(greedy.all()))
-            for r, (logp, greedy) in zip(positions.rows, parts, strict=True)
+            r: (float(logp.sum()), bool(greedy.all())) for r, (logp, greedy) in zip(positions.rows, parts, strict=True)
         }
 
     def _apply_head(self, x_PD: Tensor, place_M: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -118,9 +118,7 @@ class Scorer:
         return float(total)
 
 
-def make_entry(
-    loss: float, tokens: Tokens, windows: Sequence[Window], size: int, protocol: str
-) -> dict[str, Any]:
+def make_entry(loss: float, tokens: Tokens, windows: Sequence[Window], size: int, protocol: str) -> dict[str, Any]:
     """Return the result of a protocol from the total loss over its windows."""
     predicted = sum(window.length - window.seen for window in windows)
     return {

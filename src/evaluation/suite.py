@@ -45,9 +45,7 @@ class EvaluationSuite:
     """
 
     def __init__(self, *, perplexity: dict[str, Any], lm_eval: dict[str, Any], batch_size: PositiveInt) -> None:
-        self.texts = {
-            name: _build(TextSet, f"evaluation.perplexity.{name}", keys) for name, keys in perplexity.items()
-        }
+        self.texts = {name: _build(TextSet, f"evaluation.perplexity.{name}", keys) for name, keys in perplexity.items()}
         self.tasks = _build(TaskSet, "evaluation.lm_eval", lm_eval)
         self.batch_size = batch_size
 

@@ -79,7 +79,9 @@ class Source:
 
     def _build(self, dtype: torch.dtype, width: int, **sizes: int) -> Kernels | str:
         if dtype not in C_TYPES or width * dtype.itemsize % VECTOR_BYTES:
-            return f"C++ kernels need float32 or float64 in whole vectors of {VECTOR_BYTES} bytes, not {dtype} x {width}"
+            return (
+                f"C++ kernels need float32 or float64 in whole vectors of {VECTOR_BYTES} bytes, not {dtype} x {width}"
+            )
         return _build(self.path, C_TYPES[dtype], tuple(sizes.items()))
 
 

@@ -139,9 +139,7 @@ class Operation:
         return "reference", reason
 
 
-def verify(
-    kernel: Function, reference: Function, cases: Iterable[Sequence[Tensor]], tolerance: float
-) -> str | None:
+def verify(kernel: Function, reference: Function, cases: Iterable[Sequence[Tensor]], tolerance: float) -> str | None:
     """Compare a kernel with its reference in value and gradient; return how it fails, or None.
 
     The reference runs in float64 on the same numbers. Gradients are those of a random linear function of all outputs

@@ -38,9 +38,7 @@ def blend_embedding(x_BTD: Tensor, x0_BTD: Tensor, keep: Tensor, blend: Tensor, 
 
 class _Blend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Context, x_BTD: Tensor, x0_BTD: Tensor, keep: Tensor, blend: Tensor, *rest_BTD: Tensor
-    ) -> Tensor:
+    def forward(ctx: Context, x_BTD: Tensor, x0_BTD: Tensor, keep: Tensor, blend: Tensor, *rest_BTD: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTD, x0_BTD, keep, blend)
         out_BTD = torch.add(*rest_BTD).addcmul_(x_BTD, keep) if rest_BTD else keep * x_BTD
         return out_BTD.addcmul_(x0_BTD, blend)

@@ -78,9 +78,7 @@ def resolve_auto(arguments: list[str]) -> list[str]:
         return [*rest, f"resume={_quote(Path(folder))}"] if (Path(folder) / "config.yaml").is_file() else rest
     if name is None:
         raise UserError("resume=auto needs name=<name> or hydra.run.dir=<folder> to identify the run")
-    found = [
-        p for p in Path("multirun").rglob("config.yaml") if p.parent.name != ".hydra" and _has_name(p, name)
-    ]
+    found = [p for p in Path("multirun").rglob("config.yaml") if p.parent.name != ".hydra" and _has_name(p, name)]
     if not found:
         return rest
     newest = _quote(max(found, key=lambda path: path.stat().st_mtime).parent)

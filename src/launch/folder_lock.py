@@ -72,10 +72,7 @@ def _read_holder(path: Path) -> dict[str, str]:
 
 def _may_have_ended(holder: dict[str, str], path: Path) -> bool:
     """Return whether heartbeats are missing and no process of this machine explains the lock."""
-    if (
-        holder.get("host", "").partition("?")[0] == socket.gethostname()
-        and Path(f"/proc/{holder['pid']}").exists()
-    ):
+    if holder.get("host", "").partition("?")[0] == socket.gethostname() and Path(f"/proc/{holder['pid']}").exists():
         return False  # suspended, not ended
     try:
         return time.time() - path.stat().st_mtime > 2 * HEARTBEAT_S

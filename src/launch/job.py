@@ -115,9 +115,7 @@ def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
     """Run one job of Hydra, record its outcome, and return its value for sweepers (lower is better)."""
     hydra = HydraConfig.get()
     if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
-        raise UserError(
-            "trusted_targets must be given on the command line; a file cannot declare itself trusted"
-        )
+        raise UserError("trusted_targets must be given on the command line; a file cannot declare itself trusted")
     is_sweep = hydra.mode == RunMode.MULTIRUN
     job = Job(
         Path(hydra.runtime.output_dir).resolve(),

@@ -38,9 +38,7 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is printed."""
-        return (record.name.startswith("src") or record.levelno >= logging.ERROR) and bool(
-            super().filter(record)
-        )
+        return (record.name.startswith("src") or record.levelno >= logging.ERROR) and bool(super().filter(record))
 
 
 @contextmanager

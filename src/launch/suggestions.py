@@ -29,19 +29,13 @@ def explain(error: BaseException) -> str:
 def unknown_key(key: str) -> str:
     """Return the message for a key that does not exist, or exists under options other than the chosen ones."""
     group, _, rest = key.partition(".")
-    having = [
-        name for name in options(group) if rest and rest in _dotted_keys(_load(CONF / group / f"{name}.yaml"))
-    ]
+    having = [name for name in options(group) if rest and rest in _dotted_keys(_load(CONF / group / f"{name}.yaml"))]
     if having:
-        return (
-            f"{key} is not a key of this configuration but of {group}={' or '.join(having)}; choose that first"
-        )
+        return f"{key} is not a key of this configuration but of {group}={' or '.join(having)}; choose that first"
     if key in all_keys():  # of a file at the top level
         files = [p for g in ("task", "scale", "experiment") for p in (CONF / g).glob("*.yaml")]
         named = [f"{p.parent.name}={p.stem}" for p in files if key in _dotted_keys(_load(p))]
-        return (
-            f"{key} is not a key of this configuration but of {' or '.join(sorted(named))}; choose that first"
-        )
+        return f"{key} is not a key of this configuration but of {' or '.join(sorted(named))}; choose that first"
     return f"{key} is not a key{nearest(key, all_keys())}; `python run.py --cfg job` shows them all"
 
 

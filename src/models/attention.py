@@ -31,9 +31,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor | QKV, tap: TapQKV | None = None, value_addition_BTD: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor | QKV, tap: TapQKV | None = None, value_addition_BTD: Tensor | None = None) -> Tensor:
         """Map [B, T, D] (or three views of it) to [B, T, D]; `tap` may replace q, k, v [B, H, T, K]."""
         q_BHTK, k_BHTK, v_BHTK = self._project(x, value_addition_BTD)
         if tap is not None:

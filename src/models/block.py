@@ -43,9 +43,7 @@ class Block(nn.Module):
         n_mlp: number of MLP copies, one per visit (1: one MLP for all visits).
     """
 
-    def __init__(
-        self, config: GPTConfig, attn_norms: BranchNorms | None, mlp_norms: BranchNorms, n_mlp: int
-    ) -> None:
+    def __init__(self, config: GPTConfig, attn_norms: BranchNorms | None, mlp_norms: BranchNorms, n_mlp: int) -> None:
         super().__init__()
         if attn_norms is not None:
             self.ln_1, self.ln_1_out = attn_norms
@@ -53,9 +51,7 @@ class Block(nn.Module):
         self.ln_2, self.ln_2_out = mlp_norms
         self.mlp = MLP(config) if n_mlp == 1 else CopiedMLP(config, n_mlp)
 
-    def branch(
-        self, site: Site, x: Tensor | QKV, tap: TapQKV | None, value_addition_BTD: Tensor | None
-    ) -> Tensor:
+    def branch(self, site: Site, x: Tensor | QKV, tap: TapQKV | None, value_addition_BTD: Tensor | None) -> Tensor:
         """Apply one sublayer with its norms, [B, T, D] -> [B, T, D]."""
         y_BTD: Tensor
         if site.kind == "attn":

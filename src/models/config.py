@@ -48,8 +48,7 @@ class GPTConfig:
             raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}")
         if self.gelu_approximate not in ("none", "tanh"):
             raise ValueError(
-                f"model.gelu_approximate must be none (exact) or tanh (OpenAI's GPT-2), "
-                f"got {self.gelu_approximate}"
+                f"model.gelu_approximate must be none (exact) or tanh (OpenAI's GPT-2), got {self.gelu_approximate}"
             )
         for key, allowed in (("norm_placement", NORM_PLACEMENTS), ("positions", POSITIONS)):
             if getattr(self, key) not in allowed:

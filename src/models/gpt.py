@@ -190,9 +190,7 @@ class GPT(nn.Module):
                 recorder.record_site(x, y_BTD)
             return self.residual.end(state)
 
-    def _inject(
-        self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder
-    ) -> tuple[State, Tensor | None]:
+    def _inject(self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder) -> tuple[State, Tensor | None]:
         """Return the state with the embedding's addition before `site`, and what the strategy declined."""
         addition_BTD = self.embedding.stream_addition(lookup, site.layer) if site.opens_block else None
         if addition_BTD is None:

@@ -95,9 +95,7 @@ def _mean_view(read: Tensor | QKV) -> Tensor:
     return read if isinstance(read, Tensor) else (read.q_BTD + read.k_BTD + read.v_BTD) / 3
 
 
-def _fit(
-    sources: list[tuple[Source, Tensor]], reads: list[Tensor], own_KJ: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _fit(sources: list[tuple[Source, Tensor]], reads: list[Tensor], own_KJ: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return weights [K, J], zero for later sources, and the share of each reader's input that they explain."""
     source_EJ = torch.stack([_sample(x) for _, x in sources], dim=1)
     read_EK = torch.stack([_sample(x) for x in reads], dim=1)

@@ -27,6 +27,5 @@ class SkipAttention(Recurrence):
 
     def visits(self) -> tuple[Visit, ...]:
         return tuple(
-            Visit(layer, ("mlp",)) if layer in self.layers else Visit(layer)
-            for layer in range(self.spec.n_layer)
+            Visit(layer, ("mlp",)) if layer in self.layers else Visit(layer) for layer in range(self.spec.n_layer)
         )

@@ -23,9 +23,7 @@ def draw_bench(results: Mapping[str, Any], path: Path) -> Figure:
     timings = results["timings"]
     names = list(timings)
     longest = max(map(len, names))
-    figure = Figure(
-        figsize=(11 + 0.07 * min(longest, 60), 1.9 + 0.34 * len(names)), dpi=110, layout="constrained"
-    )
+    figure = Figure(figsize=(11 + 0.07 * min(longest, 60), 1.9 + 0.34 * len(names)), dpi=110, layout="constrained")
     ratio, parts, memory = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1.3, 1))
     _draw_ratios(ratio, timings)
     _draw_parts(parts, results)

@@ -85,9 +85,7 @@ def draw_differences(systems: Sequence[System], baseline: System) -> Figure:
             difference = (_mean_by_step(system) - reference).dropna()
             difference = difference.iloc[len(difference) // 6 :]
             marker = "o" if len(difference) <= MAX_MARKERS else None
-            axes.plot(
-                difference.index, difference, color=color, lw=1.4, marker=marker, ms=3, label=system.label
-            )
+            axes.plot(difference.index, difference, color=color, lw=1.4, marker=marker, ms=3, label=system.label)
     axes.axhline(0, color="0.4", lw=1)
     axes.legend(fontsize=8, ncols=1 if len(systems) <= 8 else 2)
     return figure

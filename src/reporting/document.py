@@ -42,9 +42,7 @@ def build_document(report: Report) -> tuple[str, list[Section]]:
         ]
     sections += _list_exclusions(report)
     if systems:
-        sections.append(
-            Section("Runs", [f"{n_runs} runs, one row each."], tables=[tables.build_runs_table(systems)])
-        )
+        sections.append(Section("Runs", [f"{n_runs} runs, one row each."], tables=[tables.build_runs_table(systems)]))
     return title, sections
 
 
@@ -53,9 +51,7 @@ def _summarize(report: Report) -> Section:
     keys = sorted({f"{u.key} ({u.system})" for u in report.unfair if u.what == "loss"})
     if keys:
         warnings.append(f"Unfair comparison: more than the compared axis differs: {', '.join(keys)}.")
-    others = sorted(
-        {f"{u.what}: {u.key} ({u.system})" for u in report.unfair if u.what not in ("loss", "software")}
-    )
+    others = sorted({f"{u.what}: {u.key} ({u.system})" for u in report.unfair if u.what not in ("loss", "software")})
     if others:
         warnings.append(
             f"Measured under different conditions, so these columns are not comparable: {', '.join(others)}."
@@ -164,9 +160,7 @@ def _draw_evaluations(report: Report) -> list[Section]:
     points = collect_evaluations(report.found.systems)
     whole = points[points["limited"] == ""]
     several = [m for m in whole["metric"].unique() if whole[whole["metric"] == m]["step"].nunique() > 1]
-    pictures = [
-        Picture(f"{m} by step", svg=curves.render_svg(curves.draw_evaluations(whole, m))) for m in several
-    ]
+    pictures = [Picture(f"{m} by step", svg=curves.render_svg(curves.draw_evaluations(whole, m))) for m in several]
     return [Section("Evaluated checkpoints", pictures=pictures)] if pictures else []
 
 

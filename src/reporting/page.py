@@ -126,8 +126,7 @@ def _format_section(section: Section) -> str:
 def _format_html_table(table: Table) -> str:
     classes = [_cell_class([row[i] for row in table.rows]) for i in range(len(table.columns))]
     head = "".join(
-        f'<th scope="col"{kind}>{html.escape(column)}</th>'
-        for column, kind in zip(table.columns, classes, strict=True)
+        f'<th scope="col"{kind}>{html.escape(column)}</th>' for column, kind in zip(table.columns, classes, strict=True)
     )
     rows = []
     for row in table.rows:

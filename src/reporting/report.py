@@ -40,9 +40,7 @@ class Report:
         return [*sentences, *state_untested(untested, self.baseline.label)]
 
 
-def build_report(
-    folders: list[Path], baseline: str | None, axis: list[str], bench: Path | None = None
-) -> Report:
+def build_report(folders: list[Path], baseline: str | None, axis: list[str], bench: Path | None = None) -> Report:
     """Read, group and compare the runs below `folders`; `bench` is the folder of a task=bench with their step times.
 
     Raises:

@@ -59,8 +59,6 @@ def read_step_times(path: Path) -> StepTimes:
         ratios = {str(name): [float(r) for r in t["ratios"]] for name, t in results["timings"].items()}
         return StepTimes(str(results["baseline"]), str(results["measured"]), ratios)
     except FileNotFoundError:
-        raise ValueError(
-            f"bench={path}: no bench.json there; give the folder of a task=bench, or null"
-        ) from None
+        raise ValueError(f"bench={path}: no bench.json there; give the folder of a task=bench, or null") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"bench={path} is not a bench.json as task=bench writes it: {error!r}") from error

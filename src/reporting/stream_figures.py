@@ -44,9 +44,7 @@ def draw_mixing_map(
         for k in range(n):
             for j in np.flatnonzero(~hidden[k]).tolist():
                 dark = abs(grid[k, j] - center) > 0.6 * span
-                axes.text(
-                    j, k, f"{grid[k, j]:.2f}", ha="center", va="center", fontsize=6, color="w" if dark else "k"
-                )
+                axes.text(j, k, f"{grid[k, j]:.2f}", ha="center", va="center", fontsize=6, color="w" if dark else "k")
     return figure
 
 

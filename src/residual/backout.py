@@ -37,9 +37,7 @@ class Backout(ResidualStrategy[BackoutState]):
         super().__init__()
         last = spec.n_block - 1
         if layer is not None and not 0 <= layer <= last:
-            raise ValueError(
-                f"residual.layer must be between 0 and {last}, got {layer}; null selects the middle"
-            )
+            raise ValueError(f"residual.layer must be between 0 and {last}, got {layer}; null selects the middle")
         self.block = min(spec.n_block // 2, last) if layer is None else layer
         self.backout = nn.Parameter(torch.full((1,), backout_init))
 

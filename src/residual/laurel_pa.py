@@ -33,9 +33,7 @@ class LaurelPA(ResidualStrategy[RecentStreams]):
     def __init__(self, spec: StreamSpec, *, n_previous: int) -> None:
         super().__init__()
         if n_previous < 1:
-            raise ValueError(
-                f"residual.n_previous must be >= 1, got {n_previous}; for none use residual=vanilla"
-            )
+            raise ValueError(f"residual.n_previous must be >= 1, got {n_previous}; for none use residual=vanilla")
         self.n_streams = [min(site.index + 1, n_previous) for site in spec.sites]
         self.gamma_P = nn.Parameter(torch.zeros(sum(self.n_streams)))
 

@@ -58,8 +58,7 @@ class ParallelLanes(ResidualStrategy[Lanes]):
         start = min(round(spec.n_layer * 7 / 11), last) if start_layer is None else start_layer
         if not 0 <= start <= last:
             raise ValueError(
-                f"residual.start_layer must be >= 0 and <= {last}, got {start_layer}; "
-                "use null for 7/11 of the depth"
+                f"residual.start_layer must be >= 0 and <= {last}, got {start_layer}; use null for 7/11 of the depth"
             )
         first = next(site.index for site in spec.sites if site.layer >= start)
         active = spec.sites[first:]

@@ -66,9 +66,7 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
         ValueError: keys are invalid, or `_target_` is not of this project, torch, Lightning or a `trusted` package.
     """
     if not isinstance(section, DictConfig) or "_target_" not in section:
-        raise ValueError(
-            f"{name} must name an option (see --help) or a class with {name}._target_, got {section}"
-        )
+        raise ValueError(f"{name} must name an option (see --help) or a class with {name}._target_, got {section}")
     reject_untrusted(name, section, trusted)
     target = _import_target(name, str(section._target_))
     if name.partition(".")[0] in LIBRARY_PARTS and not target.__module__.startswith("src."):

@@ -72,9 +72,7 @@ def _read_rule(name: str, rule: dict[str, Any]) -> GroupRule:
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in rule.items() if key != "pattern"}
     pattern = rule.get("pattern")
     if not isinstance(pattern, str) or not options:
-        raise ValueError(
-            f"{name} must have a pattern and an option such as lr_scale or weight_decay, got {rule}"
-        )
+        raise ValueError(f"{name} must have a pattern and an option such as lr_scale or weight_decay, got {rule}")
     for key in ("lr_scale", "weight_decay"):
         value = options.get(key, 0.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):

@@ -163,9 +163,7 @@ def count_strategies(candidates: list[Candidate]) -> dict[str, tables.Cost]:
 def count_cost(settings: Settings) -> tables.Cost:
     """Count a strategy's cost at GPT-2 Medium, for `tables.MEDIUM_BATCH` sequences at a time."""
     medium = read_medium()
-    subject = Subject(
-        lambda config, seed: build_gpt(dataclasses.replace(settings, model=config, seed=seed)), medium
-    )
+    subject = Subject(lambda config, seed: build_gpt(dataclasses.replace(settings, model=config, seed=seed)), medium)
     kept, n_params, flops = count_kept_bytes(subject, medium, tables.MEDIUM_BATCH)
     with torch.device("meta"):
         residual = subject.make(medium, 0).residual

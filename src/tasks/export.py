@@ -56,9 +56,7 @@ def _write(saved: SavedWeights, output: Path) -> str:
         if has_tokenizer:
             write_tokenizer(part, saved.settings.model.block_size)
         else:
-            log.warning(
-                "no tokenizer exported: a vocabulary of %d is not GPT-2's", saved.settings.model.vocab_size
-            )
+            log.warning("no tokenizer exported: a vocabulary of %d is not GPT-2's", saved.settings.model.vocab_size)
         card = build_model_card(saved, result, model_format=model_format, has_tokenizer=has_tokenizer)
         (part / "README.md").write_text(card, encoding="utf-8")
     return model_format

@@ -54,9 +54,7 @@ def check_memory(settings: Settings) -> None:
     """
     memory = _read_memory(settings)
     model = settings.model
-    _reject_params(
-        settings, memory, 8 * model.n_layer * model.n_embd**2
-    )  # all MLPs: a bound for every strategy
+    _reject_params(settings, memory, 8 * model.n_layer * model.n_embd**2)  # all MLPs: a bound for every strategy
     micro = getattr(settings.data, "keywords", {}).get("micro_batch_size", 1)
     stream = 2 * micro * model.block_size * model.n_embd
     if stream * memory.ranks > memory.total:
@@ -107,9 +105,7 @@ def _count_params(subject: Subject, model: GPTConfig) -> int | None:
     try:
         with FakeTensorMode():
             return sum(p.numel() for p in subject.make(model, 0).parameters() if p.requires_grad)
-    except (
-        Exception
-    ) as error:  # a strategy may read values, which fake tensors lack; building the model shows it
+    except Exception as error:  # a strategy may read values, which fake tensors lack; building the model shows it
         log.debug("parameters were not counted: %s", one_line(error))
         return None
 
@@ -158,9 +154,7 @@ def _read_limits() -> list[tuple[int, int]]:
         if kinds not in ("", "memory"):
             continue
         room = CGROUPS / kinds
-        names = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
-        )
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
         for folder in {room, room / path.lstrip("/")}:
             texts = [(folder / name).read_text() for name in names if (folder / name).is_file()]
             if len(texts) == 2 and texts[0].strip().isdigit():

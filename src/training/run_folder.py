@@ -118,9 +118,7 @@ def _draw_summary(run: Run, rows: list[Row], loss: float) -> None:
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)  # begin_record wrote it
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
-    board.log_hyperparams(
-        flatten({str(k): v for k, v in config.items()}), {"val_loss": loss, **headline(result)}
-    )
+    board.log_hyperparams(flatten({str(k): v for k, v in config.items()}), {"val_loss": loss, **headline(result)})
     board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
     board.experiment.add_figure("loss", figure)
     board.finalize("success")

@@ -75,9 +75,7 @@ def load_saved_weights(config: DictConfig) -> Iterator[SavedWeights]:
         yield _load_pretrained(config, Path(str(hf)))
         return
     if hf is not None or (run_folder is None and checkpoint in (None, *NAMED, ALL)):
-        raise UserError(
-            "give one of run=<folder> (with checkpoint=last|best|all), checkpoint=<file> or hf=<folder>"
-        )
+        raise UserError("give one of run=<folder> (with checkpoint=last|best|all), checkpoint=<file> or hf=<folder>")
     folder = None if run_folder is None else Path(str(run_folder))
     if folder is not None and read_result(folder) is None:
         raise UserError(f"run={folder} is not a run folder (it has no result.json)")
@@ -200,6 +198,4 @@ def _load_pretrained(config: DictConfig, folder: Path) -> SavedWeights:
     settings = read_settings(OmegaConf.create({**merged, **own}), OWN)
     file = {"file": str(folder), "sha256": sha256_file(folder / "model.safetensors")}
     hashes = {key: value for key, value in recipe.run.items() if key != "name"}
-    return SavedWeights(
-        gpt, settings, {"step": recipe.step, "checkpoint": file, **hashes}, None, settings.config
-    )
+    return SavedWeights(gpt, settings, {"step": recipe.step, "checkpoint": file, **hashes}, None, settings.config)

@@ -75,9 +75,7 @@ def open_run(job: Job, settings: Settings, stop: StopRequest) -> Run:
 
 
 def _open_data(settings: Settings) -> TokenDataModule:
-    spec = BatchSpec(
-        settings.model.block_size, settings.model.vocab_size, settings.seed, settings.trainer.max_steps
-    )
+    spec = BatchSpec(settings.model.block_size, settings.model.vocab_size, settings.seed, settings.trainer.max_steps)
     data = build_data(settings.data, spec)
     count_micro_steps(data.micro_batch_size, data.global_batch_size, settings.trainer.devices)
     data.prepare_data()

@@ -66,8 +66,7 @@ def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
     verdicts = {row["bar"]: row["verdict"] for row in results["bars"]}
     assert verdicts.pop("vanilla, MFU") == "not measured: peak FLOP/s was not run"
     assert (
-        verdicts.pop("attnres, share of flash-linear-attention's overhead")
-        == "not measured: fla attnres was not run"
+        verdicts.pop("attnres, share of flash-linear-attention's overhead") == "not measured: fla attnres was not run"
     )
     assert set(verdicts.values()) <= {"met", "missed"}
     assert (tmp_path / "bare/out/bars.md").read_text().startswith("bench.suite=gpu")
@@ -117,9 +116,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, n_built: Counter[str]) -> Suite:
     return suite
 
 
-def test_a_suite_reports_every_target_and_what_failed(
-    planted: Suite, tmp_path: Path, n_built: Counter[str]
-) -> None:
+def test_a_suite_reports_every_target_and_what_failed(planted: Suite, tmp_path: Path, n_built: Counter[str]) -> None:
     overrides = ("name=planted", *SMALL)  # the command line's two layers win over three
     with initialize_config_dir(str(CONF), version_base="1.3"):
         job = Job(tmp_path, OmegaConf.create({"trusted_targets": []}), False, overrides)

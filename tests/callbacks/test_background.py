@@ -26,9 +26,7 @@ class Gate:
         monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
 
 
-def test_a_checkpoint_holds_the_values_at_the_time_of_the_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_holds_the_values_at_the_time_of_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, files = Gate(monkeypatch), BackgroundCheckpointIO()
     weight = torch.arange(6.0).reshape(2, 3).t()
     files.save_checkpoint({"weight": weight, "deep": [{"step": torch.tensor(3)}]}, tmp_path / "a.ckpt")
@@ -83,9 +81,7 @@ def test_an_error_in_flight_does_not_hide_the_error_of_training(
 
 def test_tensors_that_share_storage_share_it_in_the_copy() -> None:
     weight = torch.ones(3)
-    copied = copy_to_host(
-        {"wte": weight, "head": weight.detach(), "other": weight[:2], "n": (1, "x", None)}, {}
-    )
+    copied = copy_to_host({"wte": weight, "head": weight.detach(), "other": weight[:2], "n": (1, "x", None)}, {})
     assert copied["wte"] is copied["head"]
     assert copied["wte"].data_ptr() != weight.data_ptr()
     assert copied["n"] == (1, "x", None)

@@ -12,9 +12,7 @@ def test_the_layout_names_tags_that_a_run_writes() -> None:
     assert tags >= {"train/loss", "val/loss", "lr", "grad_norm", "tokens_per_s"}
 
 
-@pytest.mark.parametrize(
-    ("prompt", "tokens", "words"), [("x", -1, "samples.tokens"), ("", 3, "samples.prompt")]
-)
+@pytest.mark.parametrize(("prompt", "tokens", "words"), [("x", -1, "samples.tokens"), ("", 3, "samples.prompt")])
 def test_a_wrong_key_is_named(prompt: str, tokens: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_section("samples", OmegaConf.create({"prompt": prompt, "tokens": tokens}), SampleKeys)

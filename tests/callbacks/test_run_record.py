@@ -33,10 +33,7 @@ def test_a_resume_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
         file.write('{"step": 40, "lo')
     RunRecord(tmp_path, writes=True).keep_until(20)
     text = (tmp_path / "metrics.jsonl").read_text()
-    assert (
-        text
-        == json.dumps({"step": 10, "loss": 10 / 7}) + "\n" + json.dumps({"step": 20, "loss": 20 / 7}) + "\n"
-    )
+    assert text == json.dumps({"step": 10, "loss": 10 / 7}) + "\n" + json.dumps({"step": 20, "loss": 20 / 7}) + "\n"
 
 
 def test_a_torn_line_in_the_middle_is_an_error(tmp_path: Path) -> None:

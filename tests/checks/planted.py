@@ -57,9 +57,7 @@ class StacksAllLayers(Vanilla):
 
     def read(self, state: Any, site: Site) -> Any:
         v = torch.stack(state)
-        weight = (torch.nn.functional.rms_norm(v, v.shape[-1:]) * self.query_SD[site.index]).sum(
-            -1, keepdim=True
-        )
+        weight = (torch.nn.functional.rms_norm(v, v.shape[-1:]) * self.query_SD[site.index]).sum(-1, keepdim=True)
         return (weight.softmax(0) * v).sum(0), state
 
     def write(self, state: Any, site: Site, y_BTD: Tensor) -> Any:
@@ -79,9 +77,7 @@ class NaNAtStep30(Vanilla):
         self.register_buffer("scale", torch.ones(()), persistent=False)
 
     def on_step(self, step: int, max_steps: int) -> None:
-        self.scale.copy_(
-            torch.tensor(float(29 - step if max_steps == 100 and step != 50 else 1)).sqrt().clamp(max=1)
-        )
+        self.scale.copy_(torch.tensor(float(29 - step if max_steps == 100 and step != 50 else 1)).sqrt().clamp(max=1))
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return state + self.scale * y_BTD

@@ -27,11 +27,7 @@ def test_the_table_names_the_backend_of_each_operation_and_the_reason(bf16: bool
 
 def test_rejected_kernels_are_in_the_table_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("src.kernels.depth_attention.ops.SOURCE.why_not", lambda *case, **sizes: "for a test")
-    (row,) = [
-        row
-        for row in list_backends(subject_of("tdar"), device="cpu", bf16=False).splitlines()
-        if "depth" in row
-    ]
+    (row,) = [row for row in list_backends(subject_of("tdar"), device="cpu", bf16=False).splitlines() if "depth" in row]
     assert row.endswith("reference  for a test")
 
 

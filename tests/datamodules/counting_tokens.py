@@ -21,18 +21,14 @@ class CountingTokens(TokenDataModule):
     def __init__(
         self, spec: BatchSpec, *, n_val: int, micro_batch_size: int, global_batch_size: int, workers: int
     ) -> None:
-        super().__init__(
-            spec, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, workers=workers
-        )
+        super().__init__(spec, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, workers=workers)
         self.n_val = n_val
 
     def setup(self, stage: str | None = None) -> None:
         self.val_windows = self._count_from(np.arange(self.n_val))
 
     def train_sequences(self, first: int, count: int) -> Tokens:
-        starts = [
-            np.random.default_rng((self.spec.seed, p)).integers(1000) for p in range(first, first + count)
-        ]
+        starts = [np.random.default_rng((self.spec.seed, p)).integers(1000) for p in range(first, first + count)]
         return self._count_from(np.array(starts))
 
     def identity(self) -> dict[str, Any]:

@@ -118,13 +118,8 @@ def test_a_mutated_folder_yields_its_windows_or_is_rejected(tmp_path: Path) -> N
     @given(changes=CHANGES, split=st.sampled_from(["train", "val"]))
     def judge(changes: list[Any], split: str) -> None:
         for name in ("train", "val"):
-            (tmp_path / f"{name}.bin").write_bytes(
-                mutated(raw("llm.c"), changes) if name == split else raw("llm.c")
-            )
-        says = {
-            name: reference((tmp_path / f"{name}.bin").read_bytes(), headerless=False)
-            for name in ("train", "val")
-        }
+            (tmp_path / f"{name}.bin").write_bytes(mutated(raw("llm.c"), changes) if name == split else raw("llm.c"))
+        says = {name: reference((tmp_path / f"{name}.bin").read_bytes(), headerless=False) for name in ("train", "val")}
         keys = {**DATA_KEYS, "path": str(tmp_path), "order": "sequential", "val_tokens": 64}
         data = FineWebDataModule(BatchSpec(16, VOCAB, 1, 2), **keys)
         train, held = says["train"] or [], says["val"] or []

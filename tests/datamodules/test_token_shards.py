@@ -15,9 +15,7 @@ from tests.datamodules.support import DATA_KEYS
 from tests.runs import make_shards, write_bin
 
 
-def data(
-    folder: Path, *, seed: int = 1, steps: int = 50, block_size: int = 16, **keys: Any
-) -> FineWebDataModule:
+def data(folder: Path, *, seed: int = 1, steps: int = 50, block_size: int = 16, **keys: Any) -> FineWebDataModule:
     values = {**DATA_KEYS, "path": str(folder), **keys}
     module = FineWebDataModule(BatchSpec(block_size, 512, seed, steps), **values)
     module.setup()

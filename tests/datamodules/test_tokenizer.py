@@ -17,9 +17,7 @@ def test_the_tokenizer_is_that_of_gpt2() -> None:
     assert encoding.decode(encoding.encode(text)) == text
 
 
-def test_the_tokenizer_does_not_trust_the_machines_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tokenizer_does_not_trust_the_machines_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     (tmp_path / hashlib.sha1(str(RANKS).encode()).hexdigest()).write_bytes(b"IQ== 0\n")
     gpt2_encoding.cache_clear()

@@ -11,8 +11,7 @@ def test_rows_are_the_hash_of_a_token_and_the_one_before_it() -> None:
     embedding = tiny_gpt(embedding="bigram_hash").embedding
     idx = tokens()
     expected = [
-        [319 if t == 0 else ((36313 * row[t]) ^ (27191 * row[t - 1])) % 319 for t in range(12)]
-        for row in idx.tolist()
+        [319 if t == 0 else ((36313 * row[t]) ^ (27191 * row[t - 1])) % 319 for t in range(12)] for row in idx.tolist()
     ]
     assert embedding.hash_rows(idx).tolist() == expected
     assert embedding.table_RD.shape == (5 * 64, 16)

@@ -90,9 +90,7 @@ def test_no_table_is_built_twice_and_the_counts_add_up(name: str) -> None:
     assert gpt.embedding.get_num_lookup_params() == tables - head - 12 * 16
     without = tiny_gpt(embedding=name, positions="none")
     assert without.embedding.get_num_pos_params() == 0
-    assert (
-        without.n_params(positions=True) == without.n_params(positions=False) == gpt.n_params(positions=False)
-    )
+    assert without.n_params(positions=True) == without.n_params(positions=False) == gpt.n_params(positions=False)
 
 
 @every_embedding

@@ -54,9 +54,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         (tasks / f"{name}.yaml").write_text(text)
     how = "generation_kwargs: {until: ['\\n'], max_gen_toks: 3}"
-    text = TASK.format(
-        name="third", file=file, kind="generate_until", choices=how, metric="exact_match", shots=0
-    )
+    text = TASK.format(name="third", file=file, kind="generate_until", choices=how, metric="exact_match", shots=0)
     (tasks / "third.yaml").write_text(text)
     mean = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]"
     (tasks / "pair.yaml").write_text(GROUP.format(name="pair", mean=mean))

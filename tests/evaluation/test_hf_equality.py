@@ -70,8 +70,7 @@ def test_whole_texts_score_as_in_lm_evals_own_model(pair: tuple[Any, GPTAdapter]
     pages = [rows[0], rows[1] * 3, "word", ""]
     (tmp_path / "pages.jsonl").write_text("\n".join(json.dumps({"page": page}) for page in pages))
     found = [
-        run_tasks(lm, ["wikitext"], {"wikitext": tmp_path / "pages.jsonl"}, limit=None, num_fewshot=0)
-        for lm in pair
+        run_tasks(lm, ["wikitext"], {"wikitext": tmp_path / "pages.jsonl"}, limit=None, num_fewshot=0) for lm in pair
     ]
     theirs, ours = (entry["results"]["wikitext"] for entry in found)
     assert ours["bits_per_byte,none"] == pytest.approx(theirs["bits_per_byte,none"], rel=1e-6)

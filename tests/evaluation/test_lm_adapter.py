@@ -65,16 +65,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     export_gpt2(gpt, folder)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     models = {"ours": adapter(gpt), "one": adapter(gpt, 1), "plain": Plain(theirs, 96)}
-    return {
-        name: run_tasks(lm, TASKS, FILES, limit=12, num_fewshot=0, log_samples=True)
-        for name, lm in models.items()
-    }
+    return {name: run_tasks(lm, TASKS, FILES, limit=12, num_fewshot=0, log_samples=True) for name, lm in models.items()}
 
 
 def items(found: dict[str, Any], task: str) -> list[Any]:
     return [
-        [(float(logp), bool(greedy)) for logp, greedy in sample["filtered_resps"]]
-        for sample in found["samples"][task]
+        [(float(logp), bool(greedy)) for logp, greedy in sample["filtered_resps"]] for sample in found["samples"][task]
     ]
 
 

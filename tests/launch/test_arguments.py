@@ -52,9 +52,7 @@ def test_from_run_makes_a_new_folder(tmp_path: Path) -> None:
     assert arguments[-1].startswith("++from_run=")
 
 
-def test_auto_resumes_the_newest_run_of_the_name_or_starts_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_resumes_the_newest_run_of_the_name_or_starts_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_auto(["resume=auto", "name=x"]) == ["name=x"]
     run = tmp_path / "multirun/r"

@@ -21,9 +21,7 @@ def needs(module: str) -> pytest.MarkDecorator:
         found = importlib.util.find_spec(f"hydra_plugins.{module}") is not None
     except ModuleNotFoundError:
         found = False
-    return pytest.mark.skipif(
-        not found, reason=f"needs the optional package {module} (pip install '.[sweeps]')"
-    )
+    return pytest.mark.skipif(not found, reason=f"needs the optional package {module} (pip install '.[sweeps]')")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("submitit_local", marks=needs("hydra_submitit_launcher")),
     ],
 )
-def test_a_failing_job_leaves_its_record_and_the_others_run(
-    launcher: str, shards: Path, tmp_path: Path
-) -> None:
+def test_a_failing_job_leaves_its_record_and_the_others_run(launcher: str, shards: Path, tmp_path: Path) -> None:
     fault = [a for a in faulty("none", 2, tmp_path, times=9) if not a.startswith("+residual.fault=")]
     sweep = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=s", "+residual.fault=none,raise,poison"]
     if launcher == "joblib":
@@ -68,9 +64,7 @@ def test_a_diverging_trial_fails_and_the_search_continues(shards: Path, tmp_path
 
 @pytest.mark.stress
 @needs("hydra_joblib_launcher")
-def test_a_killed_sweep_leaves_no_process_and_is_finished_by_running_it_again(
-    shards: Path, tmp_path: Path
-) -> None:
+def test_a_killed_sweep_leaves_no_process_and_is_finished_by_running_it_again(shards: Path, tmp_path: Path) -> None:
     keys = ["-m", *QUICK, "trainer.max_steps=200", f"data.path={shards}", "name=x", "hydra.sweep.dir=s"]
     sweep = [*keys, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3"]
     process = start(*sweep, cwd=tmp_path)
@@ -113,8 +107,6 @@ def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPat
     from src.launch import hydra_plugins as launchers
 
     monkeypatch.setitem(SUPPORTED["hydra/launcher"], "joblib", ("hydra-joblib-launcher", "hydra_plugins.gone"))
-    with pytest.raises(
-        UserError, match=r"hydra/launcher=joblib needs the package hydra-joblib-launcher, which is not"
-    ):
+    with pytest.raises(UserError, match=r"hydra/launcher=joblib needs the package hydra-joblib-launcher, which is not"):
         launchers.prepare_plugins(["-m", "hydra/launcher=joblib"])
     assert launchers.prepare_plugins(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]

@@ -87,7 +87,5 @@ def test_another_end_or_another_task_is_not_overwritten(tmp_path: Path) -> None:
     record_interruption(tmp_path, TRAINING, "stopped")
     assert (tmp_path / "result.json").read_text() == '{"status": "completed"}'
     (tmp_path / "e").mkdir()
-    record_interruption(
-        tmp_path / "e", OmegaConf.create({"task": {"_target_": "src.tasks.check.run"}}), "stopped"
-    )
+    record_interruption(tmp_path / "e", OmegaConf.create({"task": {"_target_": "src.tasks.check.run"}}), "stopped")
     assert list((tmp_path / "e").iterdir()) == []

@@ -23,9 +23,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_rank_that_is_killed_or_stopped_ends_the_job_soon(
     signum: signal.Signals, shards: Path, tmp_path: Path
 ) -> None:
-    process = start(
-        *LONGER, *TWO, f"data.path={shards}", "trainer.max_steps=100000", "hydra.run.dir=r", cwd=tmp_path
-    )
+    process = start(*LONGER, *TWO, f"data.path={shards}", "trainer.max_steps=100000", "hydra.run.dir=r", cwd=tmp_path)
     wait_for_row(9, tmp_path / "r", process)
     os.kill(rank_pid(tmp_path / "r"), signum)
     _, words = process.communicate(timeout=100)
@@ -40,9 +38,7 @@ def test_a_rank_that_is_killed_or_stopped_ends_the_job_soon(
 
 @pytest.mark.stress
 def test_rank_0_stopped_ends_the_job_soon(shards: Path, tmp_path: Path) -> None:
-    process = start(
-        *LONGER, *TWO, f"data.path={shards}", "trainer.max_steps=100000", "hydra.run.dir=r", cwd=tmp_path
-    )
+    process = start(*LONGER, *TWO, f"data.path={shards}", "trainer.max_steps=100000", "hydra.run.dir=r", cwd=tmp_path)
     wait_for_row(9, tmp_path / "r", process)
     process.send_signal(signal.SIGSTOP)
     process.communicate(timeout=120)

@@ -82,9 +82,7 @@ def rank_main(rank: int, port: int, rounds: int, sizes: dict[str, int]) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     order = random.Random(0)
     for number in range(rounds + 2):
-        tokens_BT = torch.randint(
-            sizes["vocab_size"], (sizes["batch"], sizes["block_size"] + 1), generator=generator
-        )
+        tokens_BT = torch.randint(sizes["vocab_size"], (sizes["batch"], sizes["block_size"] + 1), generator=generator)
         first: dict[str, list[Tensor]] = {}
         for name in order.sample(list(steps), len(steps)):
             distributed.barrier()

@@ -26,8 +26,7 @@ def test_three_equal_views_are_the_fused_projection(bias: bool) -> None:
     norm = partial(LayerNorm, eps=1e-5)
     sizes = GPTConfig(**{**SIZES, "bias": bias})
     models = [
-        jitter(GPT(sizes, residual=r, norm=norm, embedding=TiedEmbedding, seed=0)).double()
-        for r in (Vanilla, Views)
+        jitter(GPT(sizes, residual=r, norm=norm, embedding=TiedEmbedding, seed=0)).double() for r in (Vanilla, Views)
     ]
     a, b = (gpt(tokens()) for gpt in models)
     assert torch.allclose(a, b, atol=1e-12)

@@ -70,10 +70,7 @@ def test_sites_are_attention_then_mlp_of_each_layer() -> None:
 
 def test_nanogpts_weights_load_by_name_and_wrong_shapes_are_an_error() -> None:
     gpt = jitter(tiny_gpt())
-    theirs = {
-        f"transformer.{key.removeprefix('embedding.')}": value.clone()
-        for key, value in gpt.state_dict().items()
-    }
+    theirs = {f"transformer.{key.removeprefix('embedding.')}": value.clone() for key, value in gpt.state_dict().items()}
     theirs["lm_head.weight"] = theirs["transformer.wte.weight"]
     other = tiny_gpt(seed=3)
     other.load_nanogpt_state_dict(theirs)

@@ -58,9 +58,7 @@ def test_lightnings_hooks_are_called_once_per_micro_step_or_step(tmp_path: Path)
     assert calls == ["before_backward", "after_backward"] * 2 + ["before_optimizer_step"]
 
 
-def test_logging_the_loss_reads_nothing_back_to_the_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logging_the_loss_reads_nothing_back_to_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, losses, patches = LanguageModel.log, list[Tensor](), list[pytest.MonkeyPatch]()
 
     def fail(*_: object) -> None:

@@ -49,9 +49,7 @@ def test_under_bf16_it_is_close_to_float32(placement: str, norm: str) -> None:
 @pytest.mark.parametrize("placement", ["sandwich", "output"])
 @pytest.mark.parametrize("residual", ["parallel", "variance_parallel"])
 def test_a_strategy_with_its_own_norms_needs_placement_pre(residual: str, placement: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"model\.norm_placement must be pre with \w+, .*, got {placement}; give"
-    ):
+    with pytest.raises(ValueError, match=rf"model\.norm_placement must be pre with \w+, .*, got {placement}; give"):
         tiny_gpt(residual, norm_placement=placement)
 
 

@@ -39,9 +39,7 @@ def test_without_positions_only_the_causal_mask_distinguishes_orders() -> None:
     a, b = tokens(1).clone(), tokens(1).clone()
     b[0, :2] = b[0, :2].flip(0)
     assert a[0, 0] != a[0, 1]
-    one_layer = {
-        kind: jitter(tiny_gpt(positions=kind, n_layer=1)).double() for kind in ("none", "rope", "learned")
-    }
+    one_layer = {kind: jitter(tiny_gpt(positions=kind, n_layer=1)).double() for kind in ("none", "rope", "learned")}
     moved = {kind: (gpt(a)[:, 5:] - gpt(b)[:, 5:]).abs().max() for kind, gpt in one_layer.items()}
     assert moved["none"] < 1e-12
     assert min(moved["rope"], moved["learned"]) > 1e-6

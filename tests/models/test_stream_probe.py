@@ -42,9 +42,7 @@ def test_constant_weights_are_found_exactly(name: str) -> None:
     assert stream.explained_K.min() > 1 - 1e-6
 
 
-@pytest.mark.parametrize(
-    "name", ["attnres", "attnres_block", "delta_attnres", "hyperconn", "mhc", "mhc_lite", "ihc"]
-)
+@pytest.mark.parametrize("name", ["attnres", "attnres_block", "delta_attnres", "hyperconn", "mhc", "mhc_lite", "ihc"])
 def test_a_strategys_own_weights_reproduce_the_inputs_of_sites(name: str) -> None:
     gpt = jitter(tiny_gpt(name)).double()
     one = tokens(1, 1)  # of a single token, the mean over tokens is that token's

@@ -23,9 +23,7 @@ def test_partial_rms_equals_its_equation(fraction: float, channels: int) -> None
 
 def test_over_all_channels_partial_rms_is_mean_preserving_rms() -> None:
     whole = component("norm", "partial_rms", fraction=1.0)(NormSpec(8, bias=False)).double()
-    assert torch.allclose(
-        whole(inputs()), component("norm", "mean_preserving_rms")(NormSpec(8, bias=False))(inputs())
-    )
+    assert torch.allclose(whole(inputs()), component("norm", "mean_preserving_rms")(NormSpec(8, bias=False))(inputs()))
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])

@@ -38,9 +38,7 @@ def test_the_order_equals_the_sources() -> None:
     assert order(mini(3, layers=[0, 1, 2])) == [0, 1, 2, 0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("n_layer", "middle"), [(11, [5, 6]), (6, [1, 2]), (12, [4, 5]), (2, [0, 1]), (1, [0])]
-)
+@pytest.mark.parametrize(("n_layer", "middle"), [(11, [5, 6]), (6, [1, 2]), (12, [4, 5]), (2, [0, 1]), (1, [0])])
 def test_by_default_two_layers_in_the_middle_recur(n_layer: int, middle: list[int]) -> None:
     assert mini(n_layer, layers=None).layers == middle
 
@@ -170,8 +168,6 @@ def test_an_invalid_recurrence_is_an_error(changes: dict[str, Any], message: str
 
 
 def test_a_delayed_start_is_an_error_if_the_strategy_cannot_skip() -> None:
-    with pytest.raises(
-        ValueError, match=r"start_step must be 0 with DenseFormer.*start_step=0 or another residual"
-    ):
+    with pytest.raises(ValueError, match=r"start_step must be 0 with DenseFormer.*start_step=0 or another residual"):
         tiny_gpt("denseformer", recurrence="mini")
     assert tiny_gpt("denseformer", recurrence="mini", visits=FROM_THE_BEGINNING)

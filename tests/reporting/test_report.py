@@ -151,9 +151,7 @@ def test_equal_budgets_are_read_off_the_curves(sweep: Path) -> None:
 def test_differences_are_stated_in_sentences(sweep: Path) -> None:
     sentences = {line.split()[0]: line for line in build_report([sweep], "vanilla", ["residual"]).sentences()}
     assert sentences["better"].startswith("better is 0.1067 nats better than vanilla (3 seeds, sd 0.0058; 95 %")
-    assert sentences["same"].startswith(
-        "same and vanilla: 0.0000 nats, 2 seeds, sd 0.0141: not distinguishable ("
-    )
+    assert sentences["same"].startswith("same and vanilla: 0.0000 nats, 2 seeds, sd 0.0141: not distinguishable (")
     assert "not distinguishable" in sentences["welch"]
     assert sentences["With"].startswith(
         "With one seed no test is possible, so not distinguishable from vanilla, in nats:"
@@ -180,9 +178,7 @@ def test_failures_are_in_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> 
     write_run(sweep / "x1", name="better", seed=4, losses=[9.0, 9.0, 9.0], **bad)
     write_run(sweep / "x2", name="better", seed=5, losses=[9.0, 9.0, 9.0], status="running")
     write_run(sweep / "x3", name="better", seed=6, losses=[9.0, 9.0, 9.0], val_loss=math.nan)
-    write_run(
-        sweep / "x4", name="broken", seed=1, losses=[9.0, 9.0, 9.0], status="interrupted", reason="SIGTERM"
-    )
+    write_run(sweep / "x4", name="broken", seed=1, losses=[9.0, 9.0, 9.0], status="interrupted", reason="SIGTERM")
     (sweep / "x1/metrics.jsonl").write_text('{"step": 1, "tok')
     after = build_report([sweep], "vanilla", ["residual"])
     assert after.compared.equals(before.compared)
@@ -249,9 +245,7 @@ def test_differences_besides_the_axis_are_flagged_with_their_keys(tmp_path: Path
     assert build_report([tmp_path], "fair", ["residual", "optimizer.lr", "data"]).unfair != report.unfair
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert (
-        "Unfair comparison: more than the compared axis differs: data.hash (data), optimizer.lr (lr)." in text
-    )
+    assert "Unfair comparison: more than the compared axis differs: data.hash (data), optimizer.lr (lr)." in text
 
 
 def test_the_report_warns_of_unsteady_speeds_and_other_code(tmp_path: Path) -> None:

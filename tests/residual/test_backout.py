@@ -19,7 +19,5 @@ def test_the_middle_of_the_stream_is_subtracted_at_the_end(layer: int | None, af
 
 
 def test_a_layer_out_of_bounds_is_an_error() -> None:
-    with pytest.raises(
-        ValueError, match=r"residual.layer must be between 0 and 2, got 3; null selects the middle"
-    ):
+    with pytest.raises(ValueError, match=r"residual.layer must be between 0 and 2, got 3; null selects the middle"):
         Backout(stream_spec(), backout_init=0.2, layer=3)

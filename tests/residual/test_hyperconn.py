@@ -61,9 +61,7 @@ def test_streams_separate_in_training() -> None:
 def test_it_equals_the_published_package_with_the_same_weights() -> None:
     package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
     spec, branches, x0, n, d = stream_spec(), sublayers(6), embedding_like(), 4, 6
-    ours = jittered(
-        HyperConnections(spec, n_stream=n, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32")
-    )
+    ours = jittered(HyperConnections(spec, n_stream=n, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"))
     expand, reduce = package.get_expand_reduce_stream_functions(n)
     x = expand(x0)
     for k, branch in enumerate(branches):
@@ -86,9 +84,7 @@ def test_it_equals_the_published_package_with_the_same_weights() -> None:
 
 def test_at_init_it_equals_the_published_package_at_init() -> None:
     package = pytest.importorskip("hyper_connections", reason="optional: pip install hyper-connections")
-    ours = HyperConnections(
-        stream_spec(), n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"
-    )
+    ours = HyperConnections(stream_spec(), n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32")
     for k in range(6):
         theirs = package.HyperConnections(4, dim=6, layer_index=k)
         assert torch.equal(ours.a_SNM[k], theirs.static_alpha)

@@ -46,9 +46,7 @@ def test_an_addition_reaches_its_layer_and_all_later_ones(name: str, layer: int)
     seen: dict[str, Tensor] = {}
     for i, block in enumerate(gpt.h):
         for kind in ("attn", "mlp"):
-            block.get_submodule(kind).register_forward_hook(
-                lambda _m, _a, y, at=(i, kind): seen.update({at: y})
-            )
+            block.get_submodule(kind).register_forward_hook(lambda _m, _a, y, at=(i, kind): seen.update({at: y}))
     gpt.hidden(tokens())
     before = dict(seen)
     with torch.no_grad():

@@ -29,9 +29,7 @@ def test_an_explicit_gate_holds_at_any_depth() -> None:
 
 
 def test_it_equals_the_published_package_with_the_same_gates() -> None:
-    package = pytest.importorskip(
-        "x_transformers.x_transformers", reason="optional: pip install x-transformers"
-    )
+    package = pytest.importorskip("x_transformers.x_transformers", reason="optional: pip install x-transformers")
     spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
     strategy = jittered(LayerScale(spec, gate_init=0.1))
     x = x0

@@ -18,7 +18,4 @@ def test_it_equals_the_benchmarks_block_equation() -> None:
 
 
 def test_it_has_two_parameters_a_block() -> None:
-    assert (
-        sum(p.numel() for p in LearnedScaling(stream_spec(5), carry_init=1.0, blend_init=0.0).parameters())
-        == 10
-    )
+    assert sum(p.numel() for p in LearnedScaling(stream_spec(5), carry_init=1.0, blend_init=0.0).parameters()) == 10

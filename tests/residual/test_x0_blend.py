@@ -22,9 +22,7 @@ def test_the_carried_stream_is_rescaled_before_each_block() -> None:
 def test_blend_learns_ten_times_as_fast_as_keep() -> None:
     strategy = X0Blend(stream_spec(), **KEYS)
     groups = list(strategy.param_groups())
-    assert [
-        (g.params[0] is p, g.lr_scale, g.decay) for g, p in zip(groups, strategy.parameters(), strict=True)
-    ] == [
+    assert [(g.params[0] is p, g.lr_scale, g.decay) for g, p in zip(groups, strategy.parameters(), strict=True)] == [
         (True, 1.0, False),
         (True, 10.0, False),
     ]

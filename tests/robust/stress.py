@@ -44,9 +44,7 @@ def all_rows(stress: Stress) -> dict[str, Callable[[], Row]]:
             stress.killed_inside(scoring, 1, 400, "scored"),
             "scored",
         ),
-        "kill-compiled": row(
-            "`kill -9` after a step, compiled", stress.signalled(kill, "compiled"), "compiled"
-        ),
+        "kill-compiled": row("`kill -9` after a step, compiled", stress.signalled(kill, "compiled"), "compiled"),
         "kill-strategies": lambda: stress.every_strategy(options("residual")),
         "term": row("SIGTERM", stress.signalled(term)),
         "int": row("SIGINT", stress.signalled(signal.SIGINT)),

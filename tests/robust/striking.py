@@ -163,9 +163,7 @@ class Stress:
             raise RuntimeError(done.stderr)
         for number, name in enumerate(names):
             process = start(*sweep("struck-strategies"), cwd=self.place)
-            wait_for_row(
-                self.random.randrange(1, FEW - 5), self.place / f"struck-strategies/{number}-{name}", process
-            )
+            wait_for_row(self.random.randrange(1, FEW - 5), self.place / f"struck-strategies/{number}-{name}", process)
             process.kill()
             process.communicate()
             row.codes.add(process.returncode)

@@ -19,9 +19,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_logged_or_saved(
-    shards: Path, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_logged_or_saved(shards: Path, tmp_path: Path) -> None:
     done = run(*LONGER, *faulty("poison", 17, tmp_path), f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     stated = result(tmp_path / "r")

@@ -16,9 +16,7 @@ from src.reporting.runs import read_run
 numbers = st.floats() | st.integers() | st.sampled_from([10**300, -(2**64), 5e-324, math.nan, math.inf])
 names = st.text(max_size=8)
 plain = st.none() | st.booleans() | numbers | st.text()
-trees = st.recursive(
-    plain, lambda t: st.lists(t, max_size=3) | st.dictionaries(names, t, max_size=3), max_leaves=6
-)
+trees = st.recursive(plain, lambda t: st.lists(t, max_size=3) | st.dictionaries(names, t, max_size=3), max_leaves=6)
 rows = st.lists(st.dictionaries(names.filter(lambda name: name != "step"), numbers, max_size=4), max_size=5)
 quickly = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -92,8 +90,6 @@ def test_a_damaged_result_is_named_by_every_reader(raw: bytes, tmp_path: Path) -
 
 def test_an_invalid_row_in_the_middle_is_named(tmp_path: Path) -> None:
     for row in ("[]", '{"loss": 1}', '{"step": "2"}', '{"step": true}'):
-        (tmp_path / "metrics.jsonl").write_text(
-            f"{json.dumps({'step': 1})}\n{row}\n{json.dumps({'step': 3})}\n"
-        )
+        (tmp_path / "metrics.jsonl").write_text(f"{json.dumps({'step': 1})}\n{row}\n{json.dumps({'step': 3})}\n")
         with pytest.raises(ValueError, match="line 2"):
             read_metrics(tmp_path)

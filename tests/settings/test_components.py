@@ -55,9 +55,7 @@ def test_a_stored_configuration_cannot_declare_trust(whole: Path, tmp_path: Path
     done = run(f"from_run={bad}", cwd=tmp_path)
     assert done.returncode == 2
     assert "trusted_targets=[subprocess]" in done.stderr
-    (bad / "config.yaml").write_text(
-        stored + "hydra:\n  callbacks:\n    x:\n      _target_: subprocess.Popen\n"
-    )
+    (bad / "config.yaml").write_text(stored + "hydra:\n  callbacks:\n    x:\n      _target_: subprocess.Popen\n")
     done = run(f"from_run={bad}", cwd=tmp_path)
     assert done.returncode == 2
     assert "contains hydra, which no run writes" in done.stderr
@@ -106,9 +104,7 @@ def test_every_shipped_callback_is_built() -> None:
 
 def test_several_callbacks_and_one_by_target() -> None:
     by_target = "+callbacks.mine._target_=lightning.pytorch.callbacks.LearningRateMonitor"
-    settings = composed_settings(
-        "callbacks=[early_stopping,ema]", by_target, "callbacks.early_stopping.patience=7"
-    )
+    settings = composed_settings("callbacks=[early_stopping,ema]", by_target, "callbacks.early_stopping.patience=7")
     stopping, _, monitor = (make() for make in settings.callbacks)
     assert isinstance(stopping, EarlyStopping)
     assert stopping.patience == 7

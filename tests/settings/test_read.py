@@ -32,18 +32,11 @@ def test_the_defaults_are_resolved() -> None:
     assert settings.config["trainer"]["precision"] == "32-true"
 
 
-@pytest.mark.parametrize(
-    "written", ["inf", ".inf"]
-)  # Hydra's command line reads the first as a number, YAML the other
+@pytest.mark.parametrize("written", ["inf", ".inf"])  # Hydra's command line reads the first as a number, YAML the other
 def test_a_limit_is_switched_off_as_messages_say(written: str) -> None:
     limits = ("optimizer.grad_clip", "guard.spike_nats", "guard.above_uniform_nats")
     settings = settled(*(f"{key}={written}" for key in limits))
-    assert (
-        settings.optimizer.grad_clip
-        == settings.guard.spike_nats
-        == settings.guard.above_uniform_nats
-        == math.inf
-    )
+    assert settings.optimizer.grad_clip == settings.guard.spike_nats == settings.guard.above_uniform_nats == math.inf
     with pytest.raises(UserError, match=r"optimizer\.lr must be"):
         settled(f"optimizer.lr={written}")
 
@@ -177,9 +170,7 @@ def test_a_row_of_the_sister_tasks_differs_from_their_protocol_in_its_parts_alon
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_scaled_down_keeps_its_parts_and_trains_on_a_cpu(row: str) -> None:
-    settings = settled(
-        f"experiment=[{row},scaled_down]", "trainer=cpu", "model.n_layer=3", "model.vocab_size=64"
-    )
+    settings = settled(f"experiment=[{row},scaled_down]", "trainer=cpu", "model.n_layer=3", "model.vocab_size=64")
     assert modules(settings) == ROWS[row]
     assert (settings.model.n_embd, settings.trainer.max_steps) == (128, 80)
     assert settings.config["data"]["_target_"].endswith("EmbeddedTextDataModule")

@@ -31,9 +31,7 @@ def test_all_errors_of_a_section_are_raised_at_once() -> None:
     assert set(str(error.value).split("; s.")) <= {x.removeprefix("s.") for x in sentences} | sentences
 
 
-def test_an_old_name_works_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_old_name_works_with_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(sections, "RENAMED", {"s.n": "s.count", "old": "new.key", "gone.x": "s.share"})
     config = OmegaConf.create({"s": {"n": 2, "share": 0.5}, "old": 1, "new": {}})
     OmegaConf.set_struct(config, True)

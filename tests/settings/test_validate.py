@@ -52,11 +52,7 @@ texts = st.text(st.characters(codec=None), max_size=12) | st.sampled_from(
         "2:30",
     ]
 )
-numbers = (
-    st.sampled_from([0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e-320, 1e308])
-    | st.integers()
-    | st.floats()
-)
+numbers = st.sampled_from([0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e-320, 1e308]) | st.integers() | st.floats()
 plain = st.none() | st.booleans() | numbers | texts
 values = st.recursive(
     plain,

@@ -113,9 +113,7 @@ def test_an_invalid_configuration_is_an_error_of_one_line(tmp_path: Path) -> Non
 def test_an_unknown_suite_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
     done = run("task=bench", *SMALL, "bench.suite=cpus", cwd=tmp_path)
     assert done.returncode == 2
-    assert error_lines(done) == [
-        "error: bench.suite=cpus is not a suite, did you mean cpu?; one of cpu, gpu, scaling"
-    ]
+    assert error_lines(done) == ["error: bench.suite=cpus is not a suite, did you mean cpu?; one of cpu, gpu, scaling"]
 
 
 def test_the_old_name_of_the_peers_module_works_with_a_warning(folder: Path) -> None:

@@ -113,9 +113,7 @@ def test_a_checkpoint_of_another_run_is_an_error(copied: Path, tmp_path: Path) -
         [f"run={copied}", "checkpoint=best"],
         [f"checkpoint={copied}/checkpoints/best.ckpt"],
     ):
-        with pytest.raises(
-            UserError, match=r"belongs to another run .* optimizer.lr is 0.5 there and 0.001 here"
-        ):
+        with pytest.raises(UserError, match=r"belongs to another run .* optimizer.lr is 0.5 there and 0.001 here"):
             evaluate(*overrides, cwd=tmp_path)
     assert not (copied / "evaluations").exists()
 

@@ -141,9 +141,7 @@ def test_another_checkpoint_of_the_run_is_exported_at_its_own_step(trained: Path
     assert "These weights have no scores." in (tmp_path / "hub/README.md").read_text()
 
 
-def test_an_invalid_export_is_an_error_of_one_sentence_and_leaves_no_folder(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_an_invalid_export_is_an_error_of_one_sentence_and_leaves_no_folder(trained: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(trained, tmp_path / "copied"))
     stored = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
     stored["reslab"]["step"] = 4

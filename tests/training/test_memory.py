@@ -21,9 +21,7 @@ MIB = 2**20
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, total: int, free: int, ranks: int = 1) -> None:
-    monkeypatch.setattr(
-        memory, "_read_memory", lambda settings: Memory("this machine's memory", total, free, ranks)
-    )
+    monkeypatch.setattr(memory, "_read_memory", lambda settings: Memory("this machine's memory", total, free, ranks))
 
 
 def tiny(**sizes: Any) -> Settings:

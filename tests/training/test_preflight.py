@@ -42,7 +42,10 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("callbacks.early_stopping.mode=mim", "callbacks cannot be built: .*mim"),
-        ("callbacks.early_stopping.monitor=val/los", "EarlyStopping monitors val/los, which is not logged; use val/loss"),
+        (
+            "callbacks.early_stopping.monitor=val/los",
+            "EarlyStopping monitors val/los, which is not logged; use val/loss",
+        ),
     ],
 )
 def test_a_callback_with_a_wrong_argument_is_an_error_before_training(

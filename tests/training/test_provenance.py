@@ -12,9 +12,7 @@ from src.training import provenance
 from src.training.provenance import code_by_step, code_identity, config_hash, warn_about_other_code
 
 
-def test_the_identity_follows_every_source_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_identity_follows_every_source_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     for folder in ("src/kernels/depth_attention", "src/kernels/include"):
         (tmp_path / folder).mkdir(parents=True)

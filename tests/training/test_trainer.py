@@ -89,9 +89,7 @@ def test_the_validation_loss_is_the_mean_over_every_token(shards: Path, tmp_path
     trainer = fit(tmp_path / "r", shards, "trainer.max_steps=4", "trainer.val_every_steps=4")
     module: Any = trainer.lightning_module
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
-    losses = [
-        module.gpt.token_losses(batch[:, :-1].long(), batch[:, 1:].long()) for batch in data.val_batches(0, 1)
-    ]
+    losses = [module.gpt.token_losses(batch[:, :-1].long(), batch[:, 1:].long()) for batch in data.val_batches(0, 1)]
     sums = [batch.double().sum().item() for batch in losses]
     assert val_losses(tmp_path / "r")[4] == sum(sums) / sum(batch.numel() for batch in losses)
     assert trainer.callback_metrics["val/loss"].item() == val_losses(tmp_path / "r")[4]
@@ -192,9 +190,7 @@ def test_a_failing_callback_is_an_error(shards: Path, tmp_path: Path) -> None:
         fit(tmp_path / "r", shards, callbacks=(Fails(),))
 
 
-def test_model_summary_counts_the_parameters(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_summary_counts_the_parameters(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(ModelSummary, "summarize", lambda self, data, total, *_, **__: seen.append(total))
     trainer = fit(tmp_path / "r", shards, "trainer.max_steps=1", callbacks=(ModelSummary(max_depth=2),))
@@ -218,9 +214,7 @@ def test_a_further_rank_has_a_logger_without_effect(shards: Path, tmp_path: Path
     assert list((tmp_path / "r").iterdir()) == []
 
 
-def test_device_stats_monitor_logs_statistics(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_stats_monitor_logs_statistics(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.pytorch.callbacks.device_stats_monitor._PSUTIL_AVAILABLE", True)
     monkeypatch.setattr(CPUAccelerator, "get_device_stats", lambda self, device: {"bytes": 3.0})
     fit(tmp_path / "r", shards, callbacks=(DeviceStatsMonitor(cpu_stats=None),))

@@ -93,9 +93,7 @@ def _read_finished(folder: Path, asked: dict[str, Any]) -> Manifest:
     for entry in manifest.shards:
         path = folder / entry.name
         if not path.is_file() or path.stat().st_size != entry.bytes:
-            raise UserError(
-                f"{path} must have {entry.bytes} bytes by {NAME}; empty the folder and prepare again"
-            )
+            raise UserError(f"{path} must have {entry.bytes} bytes by {NAME}; empty the folder and prepare again")
     log.info("%s is prepared already", folder)
     return manifest
 

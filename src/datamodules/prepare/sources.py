@@ -47,9 +47,7 @@ def open_source(address: str) -> Source:
     elif place.is_file():
         found, place = [place], place.parent
     else:
-        found = sorted(
-            Path(p) for p in glob.glob(address, recursive=True) if Path(p).is_file() and kind_of(Path(p))
-        )
+        found = sorted(Path(p) for p in glob.glob(address, recursive=True) if Path(p).is_file() and kind_of(Path(p)))
         place = place.parent
     if not found or not all(kind_of(p) for p in found):
         raise UserError(
@@ -156,9 +154,7 @@ class HubSource:
             ) from error
         splits = rows.info.splits or {}
         n_rows = splits["train"].num_examples if "train" in splits else None
-        return cls(
-            f"{HUB}{name}:{config}" if config else f"{HUB}{name}", sha, rows.with_format("arrow"), n_rows
-        )
+        return cls(f"{HUB}{name}:{config}" if config else f"{HUB}{name}", sha, rows.with_format("arrow"), n_rows)
 
     def identity(self) -> dict[str, Any]:
         return {"address": self.address, "revision": self.revision}

@@ -122,9 +122,7 @@ def _check_documents(split: str, counts: _Counts, verdict: Verdict) -> None:
     verdict.figures[f"{split}_tokens"] = counts.tokens
     verdict.figures[f"{split}_documents"] = counts.documents
     if not counts.documents:
-        verdict.faults.append(
-            f"no end-of-text token in {counts.tokens} {split} tokens; documents run into each other"
-        )
+        verdict.faults.append(f"no end-of-text token in {counts.tokens} {split} tokens; documents run into each other")
     elif counts.empty / counts.documents > MAX_EMPTY:
         verdict.faults.append(
             f"{counts.empty} of {counts.documents} {split} end-of-text tokens follow another one directly; "
@@ -142,9 +140,7 @@ def _hash_grams(shard: TokenShard) -> Iterator[U64]:
     factors = np.random.default_rng(0).integers(1, 2**63, GRAM, dtype=np.uint64) | np.uint64(1)
     for at in range(0, shard.n_tokens, BLOCK):
         block: Tokens = shard.tokens[at : at + BLOCK + GRAM]
-        pair = block[:-1].astype(np.uint32) * np.uint32(2654435761) ^ block[1:].astype(np.uint32) * np.uint32(
-            40503
-        )
+        pair = block[:-1].astype(np.uint32) * np.uint32(2654435761) ^ block[1:].astype(np.uint32) * np.uint32(40503)
         # Sample by content: a start counts if the hash of its two tokens falls into one class of ONE_IN.
         starts = np.flatnonzero((pair * np.uint32(2246822519)) >> np.uint32(16) & np.uint32(ONE_IN - 1) == 0)
         starts = starts[starts + GRAM <= len(block)]

@@ -134,9 +134,7 @@ def lock_output(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"prepare.output={folder} is being written by another process; wait for it"
-            ) from error
+            raise UserError(f"prepare.output={folder} is being written by another process; wait for it") from error
         yield
     finally:
         os.close(handle)

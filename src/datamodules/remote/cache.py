@@ -111,9 +111,7 @@ class ShardCache:
             lease = Lease(path)
             try:
                 if not self._is_current(path, file):
-                    with FileLock(
-                        _side_file(path, "fetch")
-                    ):  # other processes wait here for the one that fetches
+                    with FileLock(_side_file(path, "fetch")):  # other processes wait here for the one that fetches
                         if not self._is_current(path, file) and not self._is_intact(path, file):
                             self._fetch(path, file)
                 lease.touch()
@@ -185,9 +183,7 @@ class ShardCache:
             own = self.folder / f"{file.name}.{file.size}.part"
             parts = [p for p in root.glob("*/*.part") if p != own]
             # A part counts with the size that it will have, which its name states.
-            sizes = {
-                p: int(p.name.split(".")[-2]) if p in parts else p.stat().st_size for p in (*shards, *parts)
-            }
+            sizes = {p: int(p.name.split(".")[-2]) if p in parts else p.stat().st_size for p in (*shards, *parts)}
             own.touch()  # from now on it counts for other processes
             for path in (*sorted(shards, key=lambda p: _side_file(p, "lock").stat().st_mtime_ns), *parts):
                 if sum(sizes.values()) + file.size <= self.cache.max_bytes:

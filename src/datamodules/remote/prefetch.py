@@ -60,9 +60,7 @@ def open_remote(address: str, cache: CacheFolder, *, streamed: bool) -> Shards:
         files = [RemoteFile(e.name, e.bytes, e.sha256) for e in manifest.shards]
     else:
         files = [f for f in remote.list_files() if split_of(f.name, f"{remote.address}/{f.name}")]
-    files = sorted(
-        (f for f in files if fnmatch.fnmatch(f.name, pattern or "*")), key=lambda f: number_key(f.name)
-    )
+    files = sorted((f for f in files if fnmatch.fnmatch(f.name, pattern or "*")), key=lambda f: number_key(f.name))
     if not files:
         raise ShardError(f"data.path={address} holds no *val*.bin and *train*.bin; {NAMES_HINT}")
     if pattern is None:
@@ -72,14 +70,9 @@ def open_remote(address: str, cache: CacheFolder, *, streamed: bool) -> Shards:
     format_ = NANOGPT if headerless else LLM_C if manifest else _read_format(remote, files[0])
     # Opening a shard compares the tokens by its size with its header.
     n_bytes = np.dtype(format_.dtype).itemsize
-    slots = [
-        RemoteShard(file.name, (file.size - format_.header_bytes) // n_bytes, prefetcher, file)
-        for file in files
-    ]
+    slots = [RemoteShard(file.name, (file.size - format_.header_bytes) // n_bytes, prefetcher, file) for file in files]
     whole_manifest = manifest if pattern is None else None
-    return split_by_name(
-        remote.address.rpartition("/")[2], slots, whole_manifest.hash() if whole_manifest else None
-    )
+    return split_by_name(remote.address.rpartition("/")[2], slots, whole_manifest.hash() if whole_manifest else None)
 
 
 def _check_cache_size(address: str, files: list[RemoteFile], cache: CacheFolder, *, streamed: bool) -> None:

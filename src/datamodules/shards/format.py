@@ -129,9 +129,7 @@ class TokenShard(ShardSlot):
     def tokens(self) -> Tokens:
         """Return all tokens, memory-mapped."""
         with os.fdopen(os.dup(self.file.number), "rb") as file:
-            return np.memmap(
-                file, self.format.dtype, mode="r", offset=self.format.header_bytes, shape=(self.n_tokens,)
-            )
+            return np.memmap(file, self.format.dtype, mode="r", offset=self.format.header_bytes, shape=(self.n_tokens,))
 
     def read(self, start: int, count: int) -> Tokens:
         """Return a copy of tokens `start` to `start + count - 1`.
@@ -239,9 +237,7 @@ def _check_headerless(path: Path, size: int, header: NDArray[np.int32]) -> tuple
     if not size:
         raise ShardError(f"{path}: 0 bytes; make it again")
     if size % 2:
-        raise ShardError(
-            f"{path}: {size} bytes are no whole number of uint16 tokens, the last is cut; make it again"
-        )
+        raise ShardError(f"{path}: {size} bytes are no whole number of uint16 tokens, the last is cut; make it again")
     return NANOGPT, size // 2
 
 

@@ -90,9 +90,7 @@ def open_local(address: str) -> Shards:
 
 def _list_folder(path: Path, address: str) -> list[Path]:
     if (path / manifest.JOURNAL).exists():
-        raise ShardError(
-            f"data.path={address}: its preparation is not finished; run task=prepare again to continue"
-        )
+        raise ShardError(f"data.path={address}: its preparation is not finished; run task=prepare again to continue")
     names = sorted((p.name for p in path.glob("*.bin")), key=number_key)
     ignored = [name for name in names if split_of(name, f"{path}/{name}") is None]
     if ignored:
@@ -123,9 +121,7 @@ def _open_by_manifest(folder: Path) -> Shards:
     for entry in listed.shards:
         path = folder / entry.name
         if not path.exists():
-            raise ShardError(
-                f"{path} is missing, {manifest.NAME} lists it; fetch it, or read others by a pattern"
-            )
+            raise ShardError(f"{path} is missing, {manifest.NAME} lists it; fetch it, or read others by a pattern")
         shard = TokenShard.open(path)
         sampled = shard.fingerprint()
         if (shard.n_tokens, sampled) != (entry.tokens, entry.sampled):
@@ -147,8 +143,7 @@ def split_by_name(name: str, slots: Sequence[ShardSlot], manifest_hash: str | No
     if None in splits:
         raise ShardError(f"{slots[splits.index(None)].name}: the name says neither val nor train; rename it")
     val, train = (
-        tuple(slot for slot, split in zip(slots, splits, strict=True) if split == wanted)
-        for wanted in ("val", "train")
+        tuple(slot for slot, split in zip(slots, splits, strict=True) if split == wanted) for wanted in ("val", "train")
     )
     return Shards(name, val, train, manifest_hash)
 

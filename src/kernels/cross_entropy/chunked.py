@@ -134,9 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return None if dx_ND is None else dx_ND * grad, None if dw_VD is None else dw_VD * grad, None, None
 
 
-def _losses_and_gradient(
-    backend: str, logits: ChunkLogits, x_CD: Tensor, target_C: Tensor
-) -> tuple[Tensor, Tensor]:
+def _losses_and_gradient(backend: str, logits: ChunkLogits, x_CD: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of each row, [C], and its gradient by the logits, [C, V], in the logits' memory."""
     logits_CV, on_cpu = logits.product(x_CD), x_CD.device.type == "cpu"
     if backend == "triton":

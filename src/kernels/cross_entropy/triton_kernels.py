@@ -45,7 +45,5 @@ def losses_(logits_CV: Tensor, target_C: Tensor, *, gradient: bool) -> Tensor:
     C, V = logits_CV.shape
     loss_C = torch.empty(C, dtype=torch.float32, device=logits_CV.device)
     tile = min(TILE, triton.next_power_of_2(V))
-    _cross_entropy[(C,)](
-        logits_CV, target_C.contiguous(), loss_C, V, GRADIENT=gradient, TILE=tile, num_warps=WARPS
-    )
+    _cross_entropy[(C,)](logits_CV, target_C.contiguous(), loss_C, V, GRADIENT=gradient, TILE=tile, num_warps=WARPS)
     return loss_C

@@ -115,9 +115,7 @@ def attend(sources: Sources, query: int | None = None) -> Tensor:
     return attend_blocked(sources.blocked, sources.v_BTD, query - len(sources.key_QD))
 
 
-def attend_with_sum(
-    sources: Sources, query: int, p_BTD: Tensor, y_BTD: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def attend_with_sum(sources: Sources, query: int, p_BTD: Tensor, y_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return one query's mixture of all sources so far and of p + y, which no other query attends over; and p + y."""
     key_QD = sources.key_QD[query : query + 1]
     if sources.backend == "reference":
@@ -162,9 +160,7 @@ def _why_not_cpp(device: torch.device, dtype: torch.dtype, *, width: int) -> str
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype, *, width: int) -> str | None:
     if dtype != torch.float32 or width % TRITON_VECTOR:
-        return (
-            f"Triton kernels need rows of float32 in a multiple of {TRITON_VECTOR}, not of {dtype} in {width}"
-        )
+        return f"Triton kernels need rows of float32 in a multiple of {TRITON_VECTOR}, not of {dtype} in {width}"
     return _verify("triton", device, dtype, width, (dtype, torch.bfloat16))
 
 
@@ -177,9 +173,7 @@ def _verify(
         return list(mix_all(backend, key_QD, values))
 
     def definition(key_QD: Tensor, *values: Tensor) -> list[Tensor]:
-        return [
-            reference.attend(values[: q + 2], key_D, VERIFY_EPS) for q, key_D in enumerate(key_QD.unbind(0))
-        ]
+        return [reference.attend(values[: q + 2], key_D, VERIFY_EPS) for q, key_D in enumerate(key_QD.unbind(0))]
 
     cases = [random_case(device, dtype, width, kept) for kept in dtypes]
     return verify(kernel, definition, cases, TOLERANCE[backend])

@@ -174,9 +174,7 @@ def pack(
     )
 
 
-def store_deltas(
-    gradients: Sequence[QueryGradient], delta_BT: Sequence[Tensor], kept_BTD: Sequence[Tensor]
-) -> None:
+def store_deltas(gradients: Sequence[QueryGradient], delta_BT: Sequence[Tensor], kept_BTD: Sequence[Tensor]) -> None:
     """Store the deltas of those that had none, release their x, and replace dx by its rounded copy, if there is one."""
     new = [gradient for gradient in gradients if gradient.delta_BT is None]
     for i, (gradient, delta) in enumerate(zip(new, delta_BT, strict=True)):
@@ -185,9 +183,7 @@ def store_deltas(
             gradient.dx_BTD = kept_BTD[i]
 
 
-def _read_sources(
-    values: Sequence[Tensor], score_BTQ: Sequence[Tensor], first: int, n_query: int
-) -> QueryChunk:
+def _read_sources(values: Sequence[Tensor], score_BTQ: Sequence[Tensor], first: int, n_query: int) -> QueryChunk:
     scores = [score.detach() for score in score_BTQ]
     x_BTD, lse = depth_partials([v_BTD.detach() for v_BTD in values], scores, first, min(n_query, -first))
     return QueryChunk(first, len(values), x_BTD, lse.unbind(0))

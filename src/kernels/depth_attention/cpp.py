@@ -18,9 +18,7 @@ from src.kernels.cpp_build import Kernels, addresses, table
 Gradients = tuple[Sequence[int], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
 
 
-def scores(
-    kernels: Kernels, v_BTD: Tensor, key_QD: Tensor, eps: float, score_BTQ: Tensor, rrms_BT: Tensor
-) -> None:
+def scores(kernels: Kernels, v_BTD: Tensor, key_QD: Tensor, eps: float, score_BTQ: Tensor, rrms_BT: Tensor) -> None:
     """Compute a source's scores and 1 / rms."""
     sizes = (rrms_BT.numel(), key_QD.shape[1], len(key_QD), torch.get_num_threads())
     kernels("depth_scores", v_BTD, key_QD, score_BTQ, rrms_BT, *sizes, eps)
@@ -102,9 +100,7 @@ def source_gradient(
     torch.sum(part_Q, 0, out=dbias_Q)
 
 
-def _source_tables(
-    values: Sequence[Tensor], score_BTQ: Sequence[Tensor], query: int
-) -> "tuple[array[int], ...]":
+def _source_tables(values: Sequence[Tensor], score_BTQ: Sequence[Tensor], query: int) -> "tuple[array[int], ...]":
     """Return the addresses of sources, of their scores for a query, and the strides of these."""
     scores = table(_address(score, query) for score in score_BTQ)
     return addresses(values), scores, table(score.shape[-1] for score in score_BTQ)

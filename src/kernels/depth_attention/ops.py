@@ -73,9 +73,7 @@ def _mixtures(values: list[Tensor], *others: Any) -> None:
         _triton().mixtures(values, *others)
 
 
-def _depth_mixture_fake(
-    values: list[Tensor], score_BTQ: list[Tensor], *others: object
-) -> tuple[Tensor, Tensor]:
+def _depth_mixture_fake(values: list[Tensor], score_BTQ: list[Tensor], *others: object) -> tuple[Tensor, Tensor]:
     B, T, D = values[0].shape
     return score_BTQ[0].new_empty(B, T, D), score_BTQ[0].new_empty(B, T)
 

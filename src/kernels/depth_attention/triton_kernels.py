@@ -111,9 +111,7 @@ def mixtures(
     tl.store(lse + k_K * rows + t, lse_K, mask=k_K < n_query)
     # One pass over the sources, those of the accumulation dtype first.
     x_KW = _add_sources(x_KW, table, 0, n_wide, lse_K, n_query, t, at_W, inside_W, D, K, WIDE, WIDE)
-    x_KW = _add_sources(
-        x_KW, table, n_wide, n_source, lse_K, n_query, t, at_W, inside_W, D, K, tl.bfloat16, WIDE
-    )
+    x_KW = _add_sources(x_KW, table, n_wide, n_source, lse_K, n_query, t, at_W, inside_W, D, K, tl.bfloat16, WIDE)
     out_K = _rows(tl.load(out + k_K, mask=k_K < n_query, other=0), t, D, WIDE)
     tl.store(out_K[:, None] + at_W, x_KW, mask=(k_K < n_query)[:, None] & inside_W)
 

@@ -108,9 +108,7 @@ def keys_gradient(v_BTD: Tensor, near_BTQ: Tensor, far_BTQ: Tensor | None, dkey_
     part_QD = dkey_QD.new_empty(splits, Q, D)
     sizes = _tile_sizes(dkey_QD, 32, 256)
     with _on(v_BTD):
-        kernel = triton_kernels.keys_gradient[
-            (triton.cdiv(D, sizes["CHUNK"]), splits, triton.cdiv(Q, sizes["QP"]))
-        ]
+        kernel = triton_kernels.keys_gradient[(triton.cdiv(D, sizes["CHUNK"]), splits, triton.cdiv(Q, sizes["QP"]))]
         args = (v_BTD, near_BTQ, far_BTQ, part_QD, rows, per_split, Q)
         kernel(*args, MORE=far_BTQ is not None, num_warps=8, **sizes)
     torch.sum(part_QD, 0, out=dkey_QD)

@@ -130,9 +130,7 @@ def _parameter_gradients(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the parameters from those of w, of the bias in z, of the scale by column and of [a | b]."""
     dgained_CD = dcentered_CD - dcentered_CD.mean(1, keepdim=True)
-    dw_DC = torch.outer(parameters.norm_bias_D, dbias_C).addcmul_(
-        dgained_CD.t(), parameters.gain_D.unsqueeze(1)
-    )
+    dw_DC = torch.outer(parameters.norm_bias_D, dbias_C).addcmul_(dgained_CD.t(), parameters.gain_D.unsqueeze(1))
     dgain_D = (dgained_CD * parameters.w_DC.t()).sum(0)
     dscale_2 = torch.stack((dscale_C[:-1].sum(), dscale_C[-1]))
     return dw_DC, dgain_D, parameters.w_DC @ dbias_C, dscale_2, dstatic_NC[:, :-1], dstatic_NC[:, -1]

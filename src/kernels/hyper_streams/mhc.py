@@ -85,9 +85,7 @@ def read_mhc(state: Streams, parameters: MHCParameters, n_iteration: int, eps: f
         out = _CppRead.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's
         u_BTD, mixed_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
         return u_BTD, Streams(mixed_BTND.to(stored), b_BTN)
-    u_BTD, state = read(
-        state._replace(h_BTND=h_BTND), lambda h_BTND: mhc_weights(h_BTND, parameters, n_iteration, eps)
-    )
+    u_BTD, state = read(state._replace(h_BTND=h_BTND), lambda h_BTND: mhc_weights(h_BTND, parameters, n_iteration, eps))
     return u_BTD, state._replace(h_BTND=state.h_BTND.to(stored))
 
 
@@ -220,9 +218,7 @@ def _mhc_read_backward(
     recomputed = (start, shares, output_table(start, outputs), len(outputs), b)
     cases = {"COPIES": start.dim() == 3, "FIRST": shares_BTRN is None, "PENDING": len(outputs) > 0}
     da = phi_CV.new_empty(tokens, N, N + 1)
-    plan_by_token(mhc_mix_backward, dh_BTND, tokens, N, BACKWARD)(
-        *recomputed, du_BTD, dh_BTND, da, tokens, **cases
-    )
+    plan_by_token(mhc_mix_backward, dh_BTND, tokens, N, BACKWARD)(*recomputed, du_BTD, dh_BTND, da, tokens, **cases)
 
     (M, warps), dsaved = LOGITS, torch.empty_like(saved)
     tiles = -(-tokens // M)

@@ -202,9 +202,7 @@ def mhc_weights_backward(
     # The logits; those below the floor have no gradient.
     for e in tl.static_range(N * N):
         dlogit = tl.where(first[e] > 4.248354255291589e-18, dm[e] * first[e], 0.0)  # exp(-FLOOR)
-        dr += _store_logit_gradient(
-            dlogit, zrs[e], tl.load(scale + 2), r, own, dsaved + at, 2 * N + e, C, inside
-        )
+        dr += _store_logit_gradient(dlogit, zrs[e], tl.load(scale + 2), r, own, dsaved + at, 2 * N + e, C, inside)
     tl.store(dsaved + at + C, dr * r * r * (-1.0 / (N * D)), mask=inside)
 
 

@@ -140,9 +140,7 @@ def recompute_streams(
             streams = streams + (row,)
             share = share + (tl.load(token_shares + n_start * N + i, mask=J > 1, other=0.0),)
         # The outputs' part, all but the last one's.
-        next_row = tl.load(
-            output_pointer(table, 0, J > 1, Y) + t * D + d, mask=d < tl.where(J > 1, D, 0), other=0.0
-        )
+        next_row = tl.load(output_pointer(table, 0, J > 1, Y) + t * D + d, mask=d < tl.where(J > 1, D, 0), other=0.0)
         for j in range(0, J - 1):
             row, now, more = next_row.to(F), share, j + 2 < J
             next_row = tl.load(
@@ -213,9 +211,7 @@ def store_stream_gradients(dh_rows, dh, t, d, D: tl.constexpr, N: tl.constexpr, 
 
 
 @triton.jit
-def write_output_backward(
-    dh_rows, y_row, b, db, dy, t, d, D: tl.constexpr, N: tl.constexpr, BATCHED: tl.constexpr
-):
+def write_output_backward(dh_rows, y_row, b, db, dy, t, d, D: tl.constexpr, N: tl.constexpr, BATCHED: tl.constexpr):
     """Store the gradients of `write_output` by B and y."""
     products, dy_row = (), tl.load(b + t * N) * dh_rows[0]
     for k in tl.static_range(N):

@@ -48,9 +48,7 @@ def write_gpt2(gpt: GPT, folder: Path) -> None:
     """
     difference = find_difference_from_gpt2(gpt)
     if difference is not None:
-        raise ValueError(
-            f"Hugging Face's GPT-2 format holds {GPT2_KEYS} only; this model differs in {difference}"
-        )
+        raise ValueError(f"Hugging Face's GPT-2 format holds {GPT2_KEYS} only; this model differs in {difference}")
     own = gpt.state_dict()
     weights = {}
     for key, shape in gpt2_shapes(gpt.config).items():
@@ -113,9 +111,7 @@ def load_gpt2(gpt: GPT, folder: Path) -> None:
     weights = _read_weights(folder, gpt.config)
     bias = _first_nonzero_bias(weights)
     if bias is not None and not gpt.config.bias:
-        raise ValueError(
-            f"{folder} has biases that are not zero ({bias}), this model has none; give model.bias=true"
-        )
+        raise ValueError(f"{folder} has biases that are not zero ({bias}), this model has none; give model.bias=true")
     gpt.load_state_dict({key: weights[key] for key in gpt.state_dict()}, strict=True)
 
 
@@ -168,9 +164,7 @@ def _read_weights(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
         value = theirs.pop(name)
         value = (value.T if _is_conv1d(key) else value).float()
         if value.shape != shape:
-            raise ValueError(
-                f"{folder} has {key} of shape {list(value.shape)}; by its config.json it is {list(shape)}"
-            )
+            raise ValueError(f"{folder} has {key} of shape {list(value.shape)}; by its config.json it is {list(shape)}")
         weights[key] = value.contiguous()
     unknown = [name for name in theirs if not name.endswith(MASKS)]
     if head is not None and not torch.equal(head.float(), weights["embedding.wte.weight"]):

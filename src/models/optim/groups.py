@@ -106,9 +106,7 @@ def hidden_matrices(gpt: GPT) -> dict[nn.Parameter, int]:
     return found
 
 
-def _last_matching_rule(
-    names: Mapping[nn.Parameter, str], rules: Sequence[GroupRule]
-) -> dict[nn.Parameter, int]:
+def _last_matching_rule(names: Mapping[nn.Parameter, str], rules: Sequence[GroupRule]) -> dict[nn.Parameter, int]:
     """Return the index of the last rule that matches, for the parameters that some rule matches."""
     found: dict[nn.Parameter, int] = {}
     for number, rule in enumerate(rules):

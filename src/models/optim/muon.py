@@ -45,9 +45,7 @@ class MuonKeys:
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
-            raise ValueError(
-                f"optimizer.muon.momentum must be in [0, 1), got {self.momentum}; the source has 0.95"
-            )
+            raise ValueError(f"optimizer.muon.momentum must be in [0, 1), got {self.momentum}; the source has 0.95")
         if not 1 <= self.ns_steps < 100:
             raise ValueError(
                 f"optimizer.muon.ns_steps must be at least 1 and below 100, got {self.ns_steps}; the source has 5"
@@ -70,9 +68,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, groups: ParameterGroups, lr: float, *, betas: tuple[float, float], eps: float, muon: MuonKeys
     ) -> None:
-        matrices = [
-            split for group in groups for split in _matrix_groups(group, groups.matrices, muon.lr_scale)
-        ]
+        matrices = [split for group in groups for split in _matrix_groups(group, groups.matrices, muon.lr_scale)]
         rest = ParameterGroups()
         for group in groups:
             params = [p for p in group["params"] if p not in groups.matrices]
@@ -104,9 +100,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-def _matrix_groups(
-    group: dict[str, Any], matrices: dict[nn.Parameter, int], lr_scale: float
-) -> list[dict[str, Any]]:
+def _matrix_groups(group: dict[str, Any], matrices: dict[nn.Parameter, int], lr_scale: float) -> list[dict[str, Any]]:
     """Return the matrices of a parameter group, grouped by the number of matrices in a parameter and by its axes."""
     members = set(group["params"])
     kinds: dict[tuple[int, int], list[nn.Parameter]] = {}

@@ -32,9 +32,7 @@ class DenseWeights(nn.Module):
         n_weights = [ways * (block + 2) for block, ways in enumerate(self.n_ways)]
         hidden = [n if block < last else LAST_WIDTH * n for block, n in enumerate(n_weights)]
         self.w1 = nn.ParameterList(nn.Parameter(torch.zeros(g, spec.n_embd)) for g in hidden)
-        self.w2 = nn.ParameterList(
-            nn.Parameter(torch.zeros(n, g)) for n, g in zip(n_weights, hidden, strict=True)
-        )
+        self.w2 = nn.ParameterList(nn.Parameter(torch.zeros(n, g)) for n, g in zip(n_weights, hidden, strict=True))
         self.n_weights = n_weights
         self.a_P = nn.Parameter(torch.zeros(sum(n_weights)))
         with torch.no_grad():

@@ -85,9 +85,7 @@ class WarmupStrategy(ResidualStrategy[StateT]):
             )
         for key, value in (("warmup_fraction", warmup_fraction), ("warmup_steps", warmup_steps)):
             if value is not None and value <= 0:
-                raise ValueError(
-                    f"residual.{key} must be positive, got {value}; for no warm-up use residual=vanilla"
-                )
+                raise ValueError(f"residual.{key} must be positive, got {value}; for no warm-up use residual=vanilla")
         self.schedule = SCHEDULES[schedule]
         self.warmup_fraction, self.warmup_steps = warmup_fraction, warmup_steps
         self.register_buffer("alpha_L", torch.ones(spec.n_block), persistent=False)

@@ -31,8 +31,7 @@ from src.errors import UserError
 from src.settings.sections import read_section
 
 TEXTS = [
-    f"Document {i} says:\n\n" + f"the {i * 7} cats' naïve 猫 <|endoftext|> walk. " * (i % 13 + 1)
-    for i in range(120)
+    f"Document {i} says:\n\n" + f"the {i * 7} cats' naïve 猫 <|endoftext|> walk. " * (i % 13 + 1) for i in range(120)
 ]
 
 
@@ -287,9 +286,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_complete_shards(
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer.ShardFile, "_put", put)
-        with pytest.raises(
-            UserError, match="the disk is full; complete shards are kept, make room and run again"
-        ):
+        with pytest.raises(UserError, match="the disk is full; complete shards are kept, make room and run again"):
             prepared(source, tmp_path / "out")
     with pytest.raises(ShardError, match="its preparation is not finished; run task=prepare again"):
         open_local(str(tmp_path / "out"))
@@ -378,9 +375,7 @@ def test_the_hub_is_streamed_at_a_fixed_revision_and_continued_at_any_chunk(
     table = pa.table({"text": TEXTS, "id": [f"doc{i}" for i in range(len(TEXTS))]})
     for part in range(3):
         (tmp_path / "hub").mkdir(exist_ok=True)
-        parquet.write_table(
-            table.slice(40 * part, 40), tmp_path / "hub" / f"train-{part}.parquet", row_group_size=16
-        )
+        parquet.write_table(table.slice(40 * part, 40), tmp_path / "hub" / f"train-{part}.parquet", row_group_size=16)
     asked: list[Any] = []
 
     def load_dataset(name: str, config: str | None, **keys: Any) -> Any:

@@ -105,9 +105,7 @@ def test_a_broken_transfer_continues_where_it_broke(server: BadServer, tmp_path:
         ("cut", r"broke off at byte 0 of 4024 \(OSError: 500 bytes came for 1000\)"),
     ],
 )
-def test_a_transfer_that_stays_broken_is_named(
-    fault: str, words: str, server: BadServer, tmp_path: Path
-) -> None:
+def test_a_transfer_that_stays_broken_is_named(fault: str, words: str, server: BadServer, tmp_path: Path) -> None:
     server.always = fault
     with pytest.raises(ShardError, match=words):
         module(server.address, tmp_path)
@@ -121,9 +119,7 @@ def test_content_that_stays_wrong_is_rejected_with_both_hashes(server: BadServer
     assert list(tmp_path.rglob("*.bin")) == []
 
 
-def test_a_damaged_copy_in_the_cache_is_fetched_again(
-    prepared: Path, server: BadServer, tmp_path: Path
-) -> None:
+def test_a_damaged_copy_in_the_cache_is_fetched_again(prepared: Path, server: BadServer, tmp_path: Path) -> None:
     want = batches(module(server.address, tmp_path))
     for path in tmp_path.rglob("*.bin"):
         raw = bytearray(path.read_bytes())

@@ -123,7 +123,5 @@ def test_a_headerless_file_is_read_if_it_is_declared(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="11 bytes are no whole number of uint16 tokens"):
         TokenShard.open(path, headerless=True)
     write_bin(path, np.arange(9))
-    with pytest.raises(
-        ShardError, match=r"the magic number of llm\.c, but it was declared headerless; leave out"
-    ):
+    with pytest.raises(ShardError, match=r"the magic number of llm\.c, but it was declared headerless; leave out"):
         TokenShard.open(path, headerless=True)

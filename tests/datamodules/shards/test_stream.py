@@ -31,9 +31,7 @@ def shards(folder: Path, sizes: tuple[int, ...] = (103, 40, 7, 66)) -> list[Toke
 
 def stream(folder: Path, order: str, seed: int = 1) -> WindowStream:
     kind, visit = ORDERS[order]
-    return WindowStream(
-        "it", (Windows if kind is DocumentWindows else kind)(shards(folder), 8, 512), visit, seed
-    )
+    return WindowStream("it", (Windows if kind is DocumentWindows else kind)(shards(folder), 8, 512), visit, seed)
 
 
 @pytest.mark.parametrize("order", list(ORDERS))
@@ -170,9 +168,7 @@ def test_more_epochs_than_allowed_are_rejected_before_the_run(folders: tuple[str
     n = len(module(folders[0]).train_windows[0])
     assert n // 8 == 66
     module(folders[0], steps=66, epochs=1)
-    with pytest.raises(
-        ValueError, match=r"data\.epochs=1, but trainer\.max_steps=67 .* needs epoch 2 of the data"
-    ):
+    with pytest.raises(ValueError, match=r"data\.epochs=1, but trainer\.max_steps=67 .* needs epoch 2 of the data"):
         module(folders[0], steps=67, epochs=1)
     module(folders[0], steps=67, epochs=2)
     path = [{"path": folder, "weight": 1} for folder in folders]
@@ -195,9 +191,7 @@ def test_keys_out_of_bounds_are_named(key: str, value: object, words: str) -> No
         validate(f"data.{key}", value, annotation)
 
 
-def test_identical_files_are_fingerprinted_once(
-    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_identical_files_are_fingerprinted_once(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = TokenShard.fingerprint
     monkeypatch.setattr(TokenShard, "fingerprint", lambda self: (calls.append(self.name), original(self))[1])

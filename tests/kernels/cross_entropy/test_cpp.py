@@ -68,9 +68,7 @@ def test_its_algorithm_is_exact_in_float64(n: int, vocab_size: int, n_thread: in
 
 @pytest.mark.parametrize("n_thread", [1, 2])
 @pytest.mark.parametrize(("n", "vocab_size"), SIZES)
-def test_in_float32_it_equals_the_reference_to_rounding(
-    n: int, vocab_size: int, n_thread: int, threads: Any
-) -> None:
+def test_in_float32_it_equals_the_reference_to_rounding(n: int, vocab_size: int, n_thread: int, threads: Any) -> None:
     need_kernel(torch.float32)
     threads(n_thread)
     x, w, target = inputs(n, vocab_size, torch.float32)
@@ -111,9 +109,7 @@ def test_extreme_logits_stay_finite_and_nan_stays_nan() -> None:
     need_kernel(torch.float32)
     x, w, target = inputs(40, 200, torch.float32)
     far = 1e4 * x.detach()
-    assert torch.allclose(
-        token_losses(far, w, target), F.cross_entropy(far @ w.T, target, reduction="none"), rtol=1e-5
-    )
+    assert torch.allclose(token_losses(far, w, target), F.cross_entropy(far @ w.T, target, reduction="none"), rtol=1e-5)
     for bad in (torch.nan, torch.inf):
         broken = x.detach().clone()
         broken[3, 1] = bad
@@ -127,9 +123,7 @@ def test_sums_that_cancel_over_a_large_vocabulary_are_as_exact_as_in_the_fallbac
 ) -> None:
     need_kernel(torch.float32)
     x, w, target = inputs(64, 50_000, torch.float32)
-    alike = (
-        1 + 0.01 * w.detach()
-    ).requires_grad_()  # as in a trained head: what all tokens share cancels in dx
+    alike = (1 + 0.01 * w.detach()).requires_grad_()  # as in a trained head: what all tokens share cancels in dx
 
     def found() -> list[Tensor]:
         return [

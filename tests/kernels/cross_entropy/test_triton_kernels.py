@@ -26,9 +26,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
-def test_a_row_becomes_its_loss_and_its_gradient(
-    kernels: ModuleType, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_a_row_becomes_its_loss_and_its_gradient(kernels: ModuleType, dtype: torch.dtype, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(5, 71, generator=generator)).to(dtype)
     target = torch.tensor([0, 70, 15, 16, 40])

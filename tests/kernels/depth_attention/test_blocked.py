@@ -99,12 +99,8 @@ def test_inductor_compiles_the_operators_once_and_they_equal_the_reference() -> 
 def test_a_compiler_sees_operators_and_gradients_equal_the_reference(name: str) -> None:
     gpt = model(name, n_layer=6)  # 13 sources: a chunk, and some
     compiled, operators = in_one_graph(gpt)
-    results = [
-        gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1))) for hidden in (compiled, gpt.hidden)
-    ]
-    reference = by_reference(
-        gpt, lambda hidden: gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1)))
-    )
+    results = [gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1))) for hidden in (compiled, gpt.hidden)]
+    reference = by_reference(gpt, lambda hidden: gradients(gpt, gpt.head_loss(hidden(tokens()), tokens(seed=1))))
     assert operators == [
         {f"reslab.depth_{name}.default" for name in ("scores", "partials", "mixture")},
         {f"reslab.depth_{name}.default" for name in ("chunk_gradients", "source_gradient")},
@@ -153,9 +149,7 @@ def test_visits_that_start_later_equal_the_reference() -> None:
         for step in (0, 99):
             gpt.follow(step, 100)
             loss = gpt.head_loss(hidden(tokens()), tokens(seed=1))
-            found += [
-                g for g in torch.autograd.grad(loss, [*gpt.parameters()], allow_unused=True) if g is not None
-            ]
+            found += [g for g in torch.autograd.grad(loss, [*gpt.parameters()], allow_unused=True) if g is not None]
         return found
 
     assert_close(by_reference(gpt, steps), steps(compiled), 1e-10)

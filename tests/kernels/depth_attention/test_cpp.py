@@ -87,9 +87,7 @@ def test_the_gradients_pass_gradcheck(name: str) -> None:
 
     def out(x0: Tensor, *parameters: Tensor) -> Tensor:
         named = dict(zip(dict(strategy.named_parameters()), parameters, strict=True))
-        return torch.func.functional_call(
-            _Flow(strategy, spec), {f"of.{k}": p for k, p in named.items()}, (x0,)
-        )
+        return torch.func.functional_call(_Flow(strategy, spec), {f"of.{k}": p for k, p in named.items()}, (x0,))
 
     leaves = [p.detach().requires_grad_() for p in strategy.parameters()]
     assert torch.autograd.gradcheck(out, [random(1, 2, 8, seed=1).requires_grad_(), *leaves])
@@ -169,8 +167,6 @@ def test_a_gradient_of_one_backward_is_not_read_in_the_next() -> None:
     weight_JQ = random(2, 2, seed=3)
     state = append_static(open_static(x0, weight_JQ), v1)
     one, two = (sum_static(state, query, range(2)) for query in range(2))
-    torch.autograd.grad(
-        two.sum(), state.v_BTD, retain_graph=True, allow_unused=True
-    )  # no source's backward runs
+    torch.autograd.grad(two.sum(), state.v_BTD, retain_graph=True, allow_unused=True)  # no source's backward runs
     (dx0,) = torch.autograd.grad(one.sum(), x0)
     assert torch.allclose(dx0, weight_JQ[0, 0].expand_as(dx0))

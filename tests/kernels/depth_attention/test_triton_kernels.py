@@ -113,9 +113,7 @@ def test_scores_equal_their_definition(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 @pytest.mark.parametrize("n_source", [1, 2, 2 * CHUNK + 1])
-def test_mixtures_of_sources_read_at_once_and_in_two_parts(
-    n_source: int, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_mixtures_of_sources_read_at_once_and_in_two_parts(n_source: int, dtype: torch.dtype, tolerance: float) -> None:
     n_query, D = 2, 20
     values = [random(2, 2, D, seed=j, dtype=dtype) for j in range(n_source)]
     values[1:] = [v.bfloat16() if j % 2 else v for j, v in enumerate(values[1:])]
@@ -180,9 +178,7 @@ def test_sources_may_have_two_dtypes(halves: tuple[int, ...]) -> None:
     values = [random(1, 2, 12, seed=j, dtype=kind).requires_grad_() for j, kind in enumerate(kinds)]
     leaves = [random(8, 12, seed=99, dtype=torch.float32).requires_grad_(), *values]
     found = torch.autograd.grad(mixed(*leaves), leaves)
-    for one, other in zip(
-        found, by_reference(lambda: torch.autograd.grad(mixed(*leaves), leaves)), strict=True
-    ):
+    for one, other in zip(found, by_reference(lambda: torch.autograd.grad(mixed(*leaves), leaves)), strict=True):
         assert one.dtype == other.dtype
         assert (one - other).float().norm() <= 0.01 * other.float().norm()
 
@@ -312,10 +308,7 @@ def test_kernels_that_fail_verification_are_rejected_in_one_line(
     monkeypatch.setitem(DEPTH_ATTENTION.kernels, "triton", verified([]))
     monkeypatch.setitem(depth_attention.TOLERANCE, "triton", -1.0)
     for _ in range(2):
-        assert (
-            depth_attention.open(random(1, 2, 16, dtype=torch.float32), random(8, 16), EPS).backend
-            == "reference"
-        )
+        assert depth_attention.open(random(1, 2, 16, dtype=torch.float32), random(8, 16), EPS).backend == "reference"
     assert "depth attention falls back to PyTorch" in caplog.text
     assert "output 0 of case 0 is off by" in caplog.text
     assert len(caplog.records) == 1

@@ -37,9 +37,7 @@ KERNELS: list[tuple[str, str, dict[str, Any], int, int]] = [
 ]
 
 
-def compile_kernel(
-    module: str, name: str, constants: dict[str, Any], warps: int, most: int, streams: str
-) -> str:
+def compile_kernel(module: str, name: str, constants: dict[str, Any], warps: int, most: int, streams: str) -> str:
     """Return the line of a kernel."""
     kernel = getattr(importlib.import_module(f"src.kernels.hyper_streams.{module}"), name)
     constants_of = {**COMMON, **constants}

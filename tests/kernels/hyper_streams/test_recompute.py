@@ -54,9 +54,7 @@ def _triton_on_this_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
 
 
-def build(
-    name: str, n: int, width: int, dtype: torch.dtype, stream_dtype: str = "float32"
-) -> ResidualStrategy[Any]:
+def build(name: str, n: int, width: int, dtype: torch.dtype, stream_dtype: str = "float32") -> ResidualStrategy[Any]:
     spec, keys = (
         stream_spec(SITES // 2, width),
         {"n_stream": n, "scale_init": 0.3, "stream_dtype": stream_dtype},
@@ -146,9 +144,7 @@ def test_streams_stored_in_bfloat16(name: str, y_type: torch.dtype, monkeypatch:
     assert_close(ours, theirs, 0.03)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("dhc", torch.float64), ("dhc", torch.bfloat16), ("mhc", torch.float64)]
-)
+@pytest.mark.parametrize(("name", "dtype"), [("dhc", torch.float64), ("dhc", torch.bfloat16), ("mhc", torch.float64)])
 @pytest.mark.parametrize("factor", [1.0, 1.2])
 def test_verification_accepts_the_kernels_and_rejects_wrong_ones(
     name: str, dtype: torch.dtype, factor: float, monkeypatch: pytest.MonkeyPatch
@@ -228,9 +224,7 @@ def kept_bytes(strategy: ResidualStrategy[Any], n_token: int, width: int) -> flo
     return storages.kept(but=[end, *strategy.parameters()]) * 4 * STATE
 
 
-@pytest.mark.parametrize(
-    ("name", "segment", "segments"), [("hyperconn", 12, 1), ("hyperconn", 2, 3), ("mhc", 3, 2)]
-)
+@pytest.mark.parametrize(("name", "segment", "segments"), [("hyperconn", 12, 1), ("hyperconn", 2, 3), ("mhc", 3, 2)])
 def test_a_token_saves_starts_outputs_and_shares(
     name: str, segment: int, segments: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

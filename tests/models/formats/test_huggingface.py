@@ -215,9 +215,7 @@ def test_tensor_names_of_older_folders_load(tmp_path: Path) -> None:
     export_gpt2(gpt, tmp_path / "hub")
     file = tmp_path / "hub/model.safetensors"
     old = {key.removeprefix("transformer."): value for key, value in load_file(file).items()}
-    save_file(
-        {**old, "h.0.attn.bias": torch.ones(1, 1, 12, 12), "lm_head.weight": old["wte.weight"].clone()}, file
-    )
+    save_file({**old, "h.0.attn.bias": torch.ones(1, 1, 12, 12), "lm_head.weight": old["wte.weight"].clone()}, file)
     other = tiny_gpt(seed=5)
     load_gpt2(other, tmp_path / "hub")
     assert torch.equal(other(tokens()), gpt(tokens()))

@@ -70,9 +70,7 @@ def test_a_loaded_schedule_is_at_the_step_of_the_weights(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("step", [1, 5, 10])
 @pytest.mark.parametrize(("room", "name"), [("residual", "prores"), ("recurrence", "mini")])
-def test_schedules_and_visits_load_at_the_exported_step(
-    room: str, name: str, step: int, tmp_path: Path
-) -> None:
+def test_schedules_and_visits_load_at_the_exported_step(room: str, name: str, step: int, tmp_path: Path) -> None:
     gpt = trained({room: name}, n_layer=4)
     gpt.follow(step - 1, MAX_STEPS)
     sent = dataclasses.replace(recipe({room: name}, n_layer=4), step=step)
@@ -94,9 +92,7 @@ def test_a_gpt2_folder_of_transformers_loads(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="a development dependency")
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 12, "vocab_size": 64}
     ends = {"bos_token_id": None, "eos_token_id": None}
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(**sizes, **ends, layer_norm_epsilon=1e-3)
-    ).eval()
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **ends, layer_norm_epsilon=1e-3)).eval()
     theirs.save_pretrained(tmp_path)
     assert torch.allclose(from_pretrained(tmp_path)(tokens()), theirs(tokens()).logits, atol=1e-5)
 

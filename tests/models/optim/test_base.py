@@ -72,9 +72,7 @@ def test_a_model_learns(config: OptimizerConfig) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @every_optimizer
-def test_no_weight_changes_from_the_first_non_finite_step_on(
-    config: OptimizerConfig, where: str, bad: float
-) -> None:
+def test_no_weight_changes_from_the_first_non_finite_step_on(config: OptimizerConfig, where: str, bad: float) -> None:
     gpt = tiny_gpt(recurrence="mini", bias=True)
     optimizer = build_optimizer(gpt, config)
     train(gpt, optimizer, 2)

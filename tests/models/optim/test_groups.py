@@ -14,9 +14,7 @@ def options_by_name(gpt: GPT, *rules: GroupRule) -> dict[str, dict[str, Any]]:
     """The options of every parameter under rules and weight decay 0.1."""
     groups = parameter_groups(gpt, 0.1, rules)
     return {
-        groups.names[p]: {k: v for k, v in group.items() if k != "params"}
-        for group in groups
-        for p in group["params"]
+        groups.names[p]: {k: v for k, v in group.items() if k != "params"} for group in groups for p in group["params"]
     }
 
 
@@ -75,9 +73,7 @@ def test_of_two_rules_that_match_the_later_one_counts_alone() -> None:
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_with_near_names() -> None:
-    words = (
-        r"optimizer\.groups\.0\.pattern=h\.\*\.atn\.c_attn\.\* must match .* near names are h\.\*\.attn\.c_attn"
-    )
+    words = r"optimizer\.groups\.0\.pattern=h\.\*\.atn\.c_attn\.\* must match .* near names are h\.\*\.attn\.c_attn"
     with pytest.raises(ValueError, match=words):
         parameter_groups(tiny_gpt(), 0.1, [GroupRule("h.*.atn.c_attn.*", {"lr_scale": 0.5})])
 
