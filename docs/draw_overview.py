@@ -2,8 +2,9 @@
 
     python -m docs.draw_overview <run folder of the map> <run folder> ...
 
-The page's figure is from six runs: `residual=vanilla,attnres,hyperconn seed=1,2 model=tiny trainer.max_steps=160
-trainer.val_every_steps=20`.
+The figure of the home page is from three runs of 2026-11-29 on a CPU: `residual=vanilla,attnres,hyperconn seed=1
+model=tiny model.block_size=128 data.micro_batch_size=8 data.global_batch_size=8 trainer.max_steps=120
+trainer.val_every_steps=20`. One seed of 120 steps ranks nothing; it shows what a run draws.
 """
 
 import json
@@ -44,7 +45,13 @@ def draw_overview(mapped: Path, folders: list[Path]) -> Figure:
     for color, (name, seeds) in zip(("C7", "C0", "C1", "C2"), curves.items(), strict=False):
         points = np.array(seeds)
         right.plot(points[..., 0].T, points[..., 1].T, color=color, lw=0.6, alpha=0.6)
-        right.plot(points[0, :, 0], points[..., 1].mean(0), color=color, lw=2, label=f"{name} ({len(seeds)} seeds)")
+        right.plot(
+            points[0, :, 0],
+            points[..., 1].mean(0),
+            color=color,
+            lw=2,
+            label=f"{name} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})",
+        )
     right.set_xlabel("training tokens")
     right.set_ylabel("validation loss, nats per token")
     right.grid(alpha=0.3)
