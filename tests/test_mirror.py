@@ -85,7 +85,6 @@ COVERED_BY = {
     "src/tasks/check.py": "tests/checks/test_checks.py",
     "src/tasks/model_card.py": "tests/tasks/test_export.py",
     "src/tasks/train.py": "tests/test_runs.py",
-    "src/training/rollback.py": "tests/robust/test_guard.py",
     "src/training/run.py": "tests/training/test_trainer.py",
     "src/training/saved_weights.py": "tests/tasks/test_evaluate.py",
     "src/training/session.py": "tests/test_runs.py",

@@ -35,18 +35,21 @@ class TraceProfiler(PyTorchProfiler):
         skip_steps: PositiveInt,
         trace_steps: PositiveInt,
     ) -> None:
+        self._records_memory = False
         schedule = torch.profiler.schedule(wait=skip_steps - 1, warmup=1, active=trace_steps, repeat=1)
         super().__init__(dirpath, filename, schedule=schedule, record_shapes=record_shapes, with_stack=with_stack)
 
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
         """Start to record CUDA allocations."""
         super().setup(stage, local_rank, log_dir)
-        if torch.cuda.is_available():
+        self._records_memory = torch.cuda.is_available()
+        if self._records_memory:
             torch.cuda.memory._record_memory_history()
 
     def teardown(self, stage: str | None) -> None:
         """Write `memory-<rank>.pickle`, the snapshot of CUDA allocations, once."""
-        if torch.cuda.is_available() and self.dirpath is not None:
+        if self._records_memory and self.dirpath is not None:
+            self._records_memory = False  # Lightning calls this again when the profiler is deleted
             folder = Path(self.dirpath)
             folder.mkdir(parents=True, exist_ok=True)
             torch.cuda.memory._dump_snapshot(str(folder / f"memory-{self._local_rank or 0}.pickle"))  # type: ignore[no-untyped-call]  # torch's own is untyped

@@ -59,6 +59,7 @@ class RunRecord:
 
     def keep_until(self, step: int) -> None:
         """Drop the rows after `step` and a torn last line, before the run resumes at `step`."""
+        self._row = {}  # that of a step which diverged
         if self.writes:
             drop_rows_after(self._metrics, step)
 

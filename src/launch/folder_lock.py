@@ -41,6 +41,8 @@ def lock_folder(folder: Path) -> Iterator[str]:
         path, timeout=0, lease_duration=LEASE_S, heartbeat_interval=HEARTBEAT_S, on_compromise=_report_loss
     )
     holder = _read_holder(path)
+    if _is_zombie(holder) and _read_holder(path) == holder:
+        path.unlink(missing_ok=True)  # it has ended, but its parent has not noticed
     process = f"process {holder.get('pid', '(unknown)')} on {holder.get('host', '(unknown)')}"
     try:
         try:
@@ -68,6 +70,17 @@ def _read_holder(path: Path) -> dict[str, str]:
     except OSError:
         return {}
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+
+def _is_zombie(holder: dict[str, str]) -> bool:
+    """Return true if the holder is a process of this machine that has ended and was not waited for."""
+    if holder.get("host", "").partition("?")[0] != socket.gethostname():
+        return False
+    try:
+        fields = Path(f"/proc/{holder['pid']}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (OSError, KeyError):
+        return False
+    return fields[0] in "ZX"
 
 
 def _may_have_ended(holder: dict[str, str], path: Path) -> bool:

@@ -95,6 +95,8 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # the reader of the output has gone, see `signals.py`
+        raise
     except OSError as error:  # Hydra makes the run folder before the job starts
         print(
             f"error: the run folder cannot be made ({one_line(error)}); choose another hydra.run.dir",

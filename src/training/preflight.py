@@ -5,6 +5,7 @@ the memory is checked even before its data is opened (`memory.py`).
 """
 
 import functools
+import logging
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from src.files import format_bytes, write_atomic
 from src.models.optim.base import count_state
 from src.settings.read import Settings
 from src.training.run import Run, build_gpt
+
+log = logging.getLogger(__name__)
 
 #: Metrics that the LightningModule logs.
 LOGGED = ("val/loss", "train/loss")
@@ -61,10 +64,23 @@ def check_library_parts(settings: Settings, folder: Path) -> None:
 
 
 def count_numbers(settings: Settings) -> int:
-    """Count the float32 numbers of a checkpoint, parameters and optimizer state, on tensors without memory."""
-    with FakeTensorMode():
+    """Count the float32 numbers of a checkpoint, parameters and optimizer state, on tensors without memory.
+
+    A model that reads values, which such tensors lack, is built for real.
+    """
+
+    def count() -> int:
         gpt = build_gpt(settings)
         return sum(p.numel() for p in gpt.parameters()) + count_state(gpt, settings.optimizer)
+
+    try:
+        with FakeTensorMode():
+            return count()
+    except ValueError:
+        raise
+    except Exception as error:
+        log.debug("the model cannot be built on fake tensors: %s", one_line(error))
+        return count()
 
 
 def check_disk(folder: Path, *, n_numbers: int, keep: int) -> None:

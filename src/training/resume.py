@@ -32,7 +32,8 @@ def continue_or_skip(job: Job, settings: Settings) -> Job | TaskEnd:
     """
     if job.resumes:
         earlier = read_result(job.folder) or {}
-        if earlier.get("status") == "completed" and earlier["steps"] >= settings.trainer.max_steps:
+        end = earlier.get("max_steps", earlier.get("steps", 0))  # a callback may have stopped the run before it
+        if earlier.get("status") == "completed" and end >= settings.trainer.max_steps:
             log.info("%s is completed; nothing to do (a larger trainer.max_steps continues it)", job.folder)
             return TaskEnd(COMPLETED, "completed earlier")
         return job

@@ -24,6 +24,7 @@ def roll_back(run: Run, error: DivergedError) -> None:
     Raises:
         DivergedError: every checkpoint is from after the divergence began.
     """
+    _wait_for_all_ranks()  # rank 0 has finished the save in flight, so that all see the same files
     resume = _find_before(run, error.began)
     if resume is None and any(run.checkpoints.glob("*.ckpt")):
         raise error
@@ -31,10 +32,9 @@ def roll_back(run: Run, error: DivergedError) -> None:
     _wait_for_all_ranks()  # every rank has chosen its checkpoint
     event = Rollback(at=error.step, to=step, reason=one_line(error))
     log.warning("ROLLBACK to step %d, skipping the data up to step %d: %s", step, error.step, event["reason"])
-    if run.record.writes:
-        if resume:
-            set_aside_after(run.checkpoints, step, resume.path)
-        run.record.keep_until(step)
+    if run.record.writes and resume:
+        set_aside_after(run.checkpoints, step, resume.path)
+    run.record.keep_until(step)
     run.rollbacks = [*run.rollbacks, event]
     run.record.update(rollbacks=run.rollbacks, steps=step)
     _wait_for_all_ranks()  # rank 0 has set the later checkpoints aside
@@ -45,8 +45,8 @@ def roll_back(run: Run, error: DivergedError) -> None:
 def _find_before(run: Run, began: int) -> Resume | None:
     """Return the newest checkpoint before step `began` by its name; the trainer verifies it when it loads it."""
     found = [Resume(path, step_of(path)) for path in run.checkpoints.glob("step*.ckpt")]
-    if run.resume is not None and run.resume.path.exists():  # a folder may hold nothing but last.ckpt
-        found.append(run.resume)
+    if not found and run.resume is not None and run.resume.path.exists():
+        found = [run.resume]  # the folder had nothing but last.ckpt, and nothing was saved since
     return max((r for r in found if r.step < began), key=lambda r: r.step, default=None)
 
 

@@ -103,7 +103,9 @@ def complete_record(run: Run) -> float:
     rows = read_metrics(folder)
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
     speeds = sorted(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
-    record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speeds[len(speeds) // 2])
+    # A run that a callback stopped before the first logged row has no speed but that of the whole.
+    speed = speeds[len(speeds) // 2] if speeds else record.result["tokens"] / record.result["seconds"]
+    record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speed)
     with run.best_effort.attempt("the loss curve and TensorBoard's summary"):
         _draw_summary(run, rows, losses[-1])
     record.finish("completed", None)

@@ -1,9 +1,9 @@
 """Phases of a training run, in their order.
 
     read        validate the configuration
-    open_run    open data, record, loggers and the checkpoint to resume from
+    open_run    open data, record and the checkpoint to resume from
     preflight   reject what cannot work on this machine (`preflight.py`)
-    fit         build the model, start the other ranks, train; roll back where the guard says so
+    fit         build the model, open the loggers, start the other ranks, train; roll back where the guard says so
     close       state the result, draw the curve, print the table
 
 Each takes the `Run` of this process; nothing else is shared between them.
@@ -55,7 +55,7 @@ def read(job: Job, stop: StopRequest) -> Settings:
 
 
 def open_run(job: Job, settings: Settings, stop: StopRequest) -> Run:
-    """Open the data, the record, the loggers and the checkpoint to resume from.
+    """Open the data, the record and the checkpoint to resume from.
 
     Raises:
         UserError: the model does not fit this machine, or the data or the checkpoint cannot be used.
@@ -65,9 +65,6 @@ def open_run(job: Job, settings: Settings, stop: StopRequest) -> Run:
     data = _open_data(settings)
     resume = find_resume(job, settings, data.identity())
     run = Run(job, settings, stop, data, RunRecord(job.folder, writes=job.rank == 0), BestEffort(), resume)
-    if job.rank == 0:
-        info = RunInfo(job.folder, settings.name, run.first_step)
-        run.loggers = run.best_effort.wrap_loggers(make(info) for make in settings.loggers)
     if job.resumes:
         run.rollbacks = run.record.result.get("rollbacks", [])
         data.skipped = skipped_batches(run.rollbacks)
@@ -98,6 +95,9 @@ def fit(run: Run) -> None:
     """
     with raise_user_errors():
         gpt = build_initial_gpt(run)
+        if run.job.rank == 0:  # after everything that may reject the run: some loggers open a run elsewhere
+            info = RunInfo(run.job.folder, run.settings.name, run.first_step)
+            run.loggers = run.best_effort.wrap_loggers(make(info) for make in run.settings.loggers)
     begin_record(run, gpt)
     ranks = other_ranks(
         run.job.folder,
@@ -191,7 +191,8 @@ def close(run: Run) -> TaskEnd:
     """State the final loss, draw the curve, print the table."""
     if run.job.rank:
         return TaskEnd(COMPLETED, "completed")
-    loss = complete_record(run)
+    with _failures_stated(run):
+        loss = complete_record(run)
     return TaskEnd(COMPLETED, f"completed, val_loss {loss:.4f}", loss)
 
 

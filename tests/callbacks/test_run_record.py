@@ -61,3 +61,11 @@ def test_only_the_writing_rank_writes(tmp_path: Path) -> None:
     record.close_row()
     record.update(status="running")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_of_a_diverged_step_is_dropped_with_those_after_it(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, writes=True)
+    record.note(7, {"train/loss": 1.0})
+    record.keep_until(4)
+    record.note(5, {"train/loss": 2.0})
+    assert record.close_row() == {"step": 5, "train/loss": 2.0}

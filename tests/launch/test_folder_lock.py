@@ -3,6 +3,9 @@
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from src.errors import UserError
 from src.launch import folder_lock
-from src.launch.folder_lock import lock_folder
+from src.launch.folder_lock import _is_zombie, lock_folder
 from tests.robust.support import LONGER, wait_for_row
 from tests.runs import kill_after, make_shards, result, run, start
 
@@ -96,3 +99,16 @@ def test_a_process_number_that_was_used_again_is_no_live_run(shards: Path, tmp_p
     process.communicate()
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "r")["steps"] == 4
+
+
+def test_a_process_that_ended_and_was_not_waited_for_does_not_hold_the_lock() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        holder = {"pid": str(process.pid), "host": socket.gethostname()}
+        assert not _is_zombie({**holder, "host": "elsewhere"})
+        process.stdout.read()  # until it ends
+        deadline = time.monotonic() + 20
+        while not _is_zombie(holder) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert _is_zombie(holder)
+    assert not _is_zombie(holder)

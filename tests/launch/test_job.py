@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.errors import Interrupted, UserError
 from src.launch import job as jobs
 from src.launch.job import COMPLETED, DIVERGED, FAILED, USER_ERROR, Job, TaskEnd, run_task
+from src.launch.outcomes import Outcomes
 
 Run = Callable[[object], tuple[int, str, float | None]]
 
@@ -101,3 +102,20 @@ def test_the_rank_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> No
     assert jobs.outer_rank() == 0
     monkeypatch.setenv("RANK", "3")
     assert jobs.outer_rank() == 3
+
+
+def test_a_run_folder_that_hydra_cannot_make_is_an_error_and_a_closed_pipe_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py"])
+
+    def fail(error: OSError) -> Callable[[], None]:
+        def main() -> None:
+            raise error
+
+        return main
+
+    assert jobs.enter(fail(NotADirectoryError("README.md/x")), Outcomes()) == USER_ERROR
+    assert "the run folder cannot be made (README.md/x)" in capsys.readouterr().err
+    with pytest.raises(BrokenPipeError):
+        jobs.enter(fail(BrokenPipeError()), Outcomes())

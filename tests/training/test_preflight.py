@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from src.errors import UserError
+from src.models.gpt import GPT
+from src.settings.read import Settings
 from src.training.preflight import check_disk, check_library_parts, count_numbers
+from src.training.run import build_gpt
 from tests.runs import SMALL
 from tests.support import composed_settings
 
@@ -55,3 +58,16 @@ def test_a_callback_with_a_wrong_argument_is_an_error_before_training(
     check_library_parts(settings, tmp_path)
     with pytest.raises(UserError, match=words):
         check_library_parts(composed_settings(*SMALL, "callbacks=early_stopping", override), tmp_path)
+
+
+def test_a_model_that_reads_values_is_counted_on_real_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = composed_settings(*SMALL)
+    expected = count_numbers(settings)
+
+    def build_and_read(settings: Settings) -> GPT:
+        gpt = build_gpt(settings)
+        next(gpt.parameters()).sum().item()
+        return gpt
+
+    monkeypatch.setattr("src.training.preflight.build_gpt", build_and_read)
+    assert count_numbers(settings) == expected
