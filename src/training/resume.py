@@ -73,24 +73,22 @@ def _find_completed(sweep: Path, wanted: str) -> TaskEnd | None:
 # ---- which checkpoint
 
 
-def find_resume(job: Job, settings: Settings, data_identity: dict[str, Any]) -> Resume | None:
-    """Return the checkpoint that the job continues from, read and verified; None where it starts at step 0.
+def find_resume(folder: Path, settings: Settings, data_identity: dict[str, Any]) -> Resume | None:
+    """Return the checkpoint that the run in `folder` continues from, read and verified; None before its first one.
 
     Raises:
         UserError: the checkpoint is gone, or belongs to another model or other data.
         ValueError: all checkpoints are damaged.
     """
-    if not job.resumes:
-        return None
-    found = newest_whole(job.folder / "checkpoints")
+    found = newest_whole(folder / "checkpoints")
     if found is None:
-        rows = read_metrics(job.folder)
+        rows = read_metrics(folder)
         if rows and rows[-1]["step"] > settings.trainer.checkpoint_every_steps:
             raise UserError(
-                f"{job.folder / 'checkpoints/last.ckpt'} is gone, though the run had passed step {rows[-1]['step']}; "
+                f"{folder / 'checkpoints/last.ckpt'} is gone, though the run had passed step {rows[-1]['step']}; "
                 "put it back or start a new run"
             )
-        log.warning("no checkpoint in %s yet: starting again at step 0", job.folder)
+        log.warning("no checkpoint in %s yet: starting again at step 0", folder)
         return None
     path, checkpoint = found
     stored = checkpoint.get("reslab")

@@ -63,7 +63,7 @@ def open_run(job: Job, settings: Settings, stop: StopRequest) -> Run:
     if job.rank == 0:
         check_memory(settings)  # before data is fetched or tokenized for a run that cannot fit
     data = _open_data(settings)
-    resume = find_resume(job, settings, data.identity())
+    resume = find_resume(job.folder, settings, data.identity()) if job.resumes else None
     run = Run(job, settings, stop, data, RunRecord(job.folder, writes=job.rank == 0), BestEffort(), resume)
     if job.resumes:
         run.rollbacks = run.record.result.get("rollbacks", [])
