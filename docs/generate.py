@@ -105,6 +105,7 @@ def render_strategies() -> str:
         lines.append(
             f"| [`{path.stem}`](#{path.stem}) | {read_summary(path)} | {equals} | {n_params:,} | {100 * flops:+.2f} % |"
         )
+    lines += render_fidelity()
     for group, title in AXES.items():
         lines += ["", f"## {title}"]
         for path in list_options(group):
@@ -113,6 +114,29 @@ def render_strategies() -> str:
             lines += ["", f"### {path.stem}", "", "```text", doc, "```", "", "```yaml"]
             lines += [path.read_text(encoding="utf-8").rstrip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def render_fidelity() -> list[str]:
+    """Return the lines of the fidelity table: the source of every method, and how its shipped form differs."""
+    lines = [
+        "",
+        "## Fidelity",
+        "",
+        "Each method has a test that compares it with an independent implementation written from its source: outputs and "
+        "all gradients in float64 with every parameter moved, initial values, learning rates and weight decay. The "
+        "table names the code and the commit that were read; where no code is published, the test follows the paper's "
+        "equations.",
+        "",
+        "| axis | method | source | code read | deviations |",
+        "|---|---|---|---|---|",
+    ]
+    for group in AXES:
+        for path in list_options(group):
+            source = load_class(path).source  # type: ignore[attr-defined]  # of the contract of each axis
+            code = f"{source.code} @ {source.commit[:7]}" if source.code else "none"
+            deviations = "; ".join(source.deviations) or "none"
+            lines.append(f"| {group} | [`{path.stem}`](#{path.stem}) | {source.paper} | {code} | {deviations} |")
+    return lines
 
 
 def render_configuration() -> str:

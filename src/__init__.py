@@ -1,3 +1,3 @@
 """reslab: pretrain language models under interchangeable residual streams."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: Rooms by level. A room imports itself and the levels before its own; rooms of one level do not know each other.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("bounds", "errors", "files"),
+    ("bounds", "errors", "files", "source"),
     ("kernels", "launch"),
     ("residual", "norm", "embedding", "recurrence", "datamodules"),
     ("models",),

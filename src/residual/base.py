@@ -48,6 +48,8 @@ from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 
+from src.source import Source
+
 StateT = TypeVar("StateT")
 Kind = Literal["attn", "mlp"]
 InitEquivalent = Literal["vanilla", "near vanilla", "identity", "near identity", "other"]
@@ -150,16 +152,22 @@ class ParamGroup:
         params: parameters of the group.
         lr_scale: factor on the schedule's learning rate.
         decay: True applies `optimizer.weight_decay`.
+        lr: peak learning rate instead of `optimizer.lr`, in the shape of the schedule; `lr_scale` still applies.
+        weight_decay: weight decay instead of `optimizer.weight_decay`, for sources that give an absolute value.
     """
 
     params: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
     decay: bool = False
+    lr: float | None = None
+    weight_decay: float | None = None
 
 
 class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     """Base class of all residual strategies; the module docstring explains the contract."""
 
+    #: Publication and code of the method, and how this form differs from it.
+    source: ClassVar[Source]
     #: True for strategies that implement `tap_qkv`.
     taps_qkv: ClassVar[bool] = False
     #: True for strategies that stay valid while repeated visits to a layer are skipped (`recurrence` with a start).

@@ -23,6 +23,7 @@ from src.errors import UserError
 from src.files import CONF, write_json
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
 from src.settings.read import Settings, read_settings
+from src.source import Source, find_sources
 from src.tasks import check_data
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,13 @@ def run(job: Job) -> TaskEnd:
         "ok": not any(finding.faults for finding in findings),
         "config": settings.config,
         "checks": {f.name: {**dataclasses.asdict(f), "ok": not f.faults} for f in findings},
+        "sources": [
+            {"axis": axis, "class": name, "source": dataclasses.asdict(source) if source else None}
+            for axis, name, source in _sources(settings)
+        ],
     }
     write_json(job.folder / "check.json", results)
-    log.info("%s\n%s", format_table(settings.name, findings), backends)
+    log.info("%s\n%s\n%s", format_table(settings.name, findings), backends, format_sources(settings))
     failed = [finding.name for finding in findings if finding.faults]
     line = f"check failed: {', '.join(failed)}" if failed else "check passed"
     return TaskEnd(FAILED if failed else COMPLETED, line)
@@ -73,6 +78,21 @@ def list_checks(subject: Subject, settings: Settings, gpu_gib: float) -> dict[st
         "learning": lambda: learning.check_learning(subject, plain, read_embedded_tokens()),
         "random_tokens": lambda: learning.check_random_tokens(subject),
     }
+
+
+def _sources(settings: Settings) -> list[tuple[str, str, Source | None]]:
+    """Return (axis, class name, source) of every configured part."""
+    axes = ("residual", "norm", "embedding", "recurrence")
+    return [(axis, *found) for axis in axes for found in find_sources(getattr(settings, axis))]
+
+
+def format_sources(settings: Settings) -> str:
+    """Return one line per configured part with its source, each followed by the known deviations."""
+    lines = ["sources"]
+    for axis, name, source in _sources(settings):
+        lines.append(f"  {axis:11}{name:32}{source or 'not stated'}")
+        lines += [f"             deviation: {deviation}" for deviation in (source.deviations if source else ())]
+    return "\n".join(lines)
 
 
 def format_table(name: str, findings: list[Finding]) -> str:

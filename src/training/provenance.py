@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from src import __version__
+from src.errors import UserError
 from src.files import ROOT
 from src.settings.read import Settings
+from src.source import find_sources
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,28 @@ def checkpoint_identity(settings: Settings, identity: dict[str, Any]) -> dict[st
         "config_hash": config_hash(settings.config),
         "data_hash": identity["hash"],
         "code": code_identity(),
+        "version": __version__,
     }
+
+
+def reject_changed_methods(stored: Mapping[str, Any], settings: Settings, path: object) -> None:
+    """Reject a checkpoint of a version in which a class of its model computed something else.
+
+    Raises:
+        UserError: the class, the two versions, and the way out.
+    """
+    version = stored.get("version", "0.2.0")  # not stored before 0.3.0
+    for axis in ("residual", "norm", "embedding", "recurrence"):
+        for name, source in find_sources(getattr(settings, axis)):
+            if source is not None and source.changed_in and _numbers(version) < _numbers(source.changed_in):
+                raise UserError(
+                    f"{path} was written by reslab {version}, and {axis} {name} computes something else since "
+                    f"{source.changed_in} (see CHANGELOG.md); resume or evaluate it with reslab {version}"
+                )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,13 @@ from src.errors import UserError
 from src.files import flatten
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.settings.read import Settings
-from src.training.provenance import ARCHITECTURE, NOT_COMPUTED, config_hash, warn_about_other_code
+from src.training.provenance import (
+    ARCHITECTURE,
+    NOT_COMPUTED,
+    config_hash,
+    reject_changed_methods,
+    warn_about_other_code,
+)
 from src.training.run import Resume
 
 log = logging.getLogger(__name__)
@@ -95,6 +101,7 @@ def find_resume(folder: Path, settings: Settings, data_identity: dict[str, Any])
     if stored is None:
         raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
     _reject_other_model(stored["config"], settings.config)
+    reject_changed_methods(stored, settings, path)
     _compare_data(stored["data_hash"], data_identity["hash"], settings)
     for key, (then, now) in _differences(stored["config"], settings.config).items():
         if key.partition(".")[0] not in NOT_COMPUTED:

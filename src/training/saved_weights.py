@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from src import __version__
 from src.callbacks.checkpoints import read_checkpoint
 from src.callbacks.run_record import read_result
 from src.errors import UserError, one_line
@@ -53,7 +54,8 @@ class SavedWeights:
     def recipe(self) -> Recipe:
         """Description of the model, for an export."""
         config = self.settings.config
-        run = {"name": self.settings.name, **{k: self.identity.get(k) for k in ("config_hash", "data_hash")}}
+        hashes = {key: self.identity.get(key) for key in ("config_hash", "data_hash")}
+        run = {"name": self.settings.name, **hashes, "version": __version__}
         return Recipe(
             model=config["model"],
             rooms={room: config[room] for room in ROOMS},
@@ -128,6 +130,7 @@ def _load_checkpoint(
     if folder is not None:
         _require_checkpoint_of_run(path, folder, own)
     settings = read_settings(_merge_stored(config, own["config"]), OWN)
+    provenance.reject_changed_methods(own, settings, path)
     gpt = build_gpt(settings)
     weights = {key.removeprefix("gpt."): value for key, value in stored["state_dict"].items()}
     gpt.load_state_dict(weights, strict=True)
@@ -196,6 +199,7 @@ def _load_pretrained(config: DictConfig, folder: Path) -> SavedWeights:
     rooms = {room: {**keys, "_partial_": True} for room, keys in recipe.rooms.items()}
     own = {**rooms, "model": recipe.model, "name": recipe.run["name"]}
     settings = read_settings(OmegaConf.create({**merged, **own}), OWN)
+    provenance.reject_changed_methods(recipe.run, settings, folder)
     file = {"file": str(folder), "sha256": sha256_file(folder / "model.safetensors")}
-    hashes = {key: value for key, value in recipe.run.items() if key != "name"}
+    hashes = {key: value for key, value in recipe.run.items() if key not in ("name", "version")}
     return SavedWeights(gpt, settings, {"step": recipe.step, "checkpoint": file, **hashes}, None, settings.config)

@@ -72,7 +72,7 @@ def build_optimizer(gpt: GPT, config: OptimizerConfig) -> torch.optim.Optimizer:
     Raises:
         ValueError: a pattern of `optimizer.groups` matches nothing, or the optimizer rejects a parameter.
     """
-    return _build(parameter_groups(gpt, config.weight_decay, config.groups), config)
+    return _build(parameter_groups(gpt, config.lr, config.weight_decay, config.groups), config)
 
 
 def _build(groups: ParameterGroups, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -120,7 +120,7 @@ def count_state(gpt: GPT, config: OptimizerConfig) -> int:
     They are counted after a step on tensors without memory; for an optimizer that needs values for its step they are
     taken to be two for each parameter, as for AdamW.
     """
-    groups = parameter_groups(gpt, config.weight_decay, config.groups)
+    groups = parameter_groups(gpt, config.lr, config.weight_decay, config.groups)
     first = groups[0]["params"][0]
     with first.fake_mode if isinstance(first, FakeTensor) else FakeTensorMode(allow_non_fake_inputs=True):
         fake = {p: nn.Parameter(torch.empty_like(p)) for group in groups for p in group["params"]}

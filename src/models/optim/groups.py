@@ -3,7 +3,7 @@
 Three rules decide, each on top of the one before:
 
 1. nanoGPT's: weight decay on the trunk's tensors of at least two dimensions, none on the others.
-2. The residual strategy's `param_groups()`: an `lr_scale` and weight decay for the strategy's own parameters.
+2. The residual strategy's `param_groups()`: learning rate and weight decay of the strategy's own parameters.
 3. `optimizer.groups`: options for the parameters whose name matches a pattern; the last pattern that matches counts.
 
 Source: nanoGPT's `configure_optimizers` (github.com/karpathy/nanoGPT).
@@ -54,8 +54,8 @@ class ParameterGroups(list[dict[str, Any]]):
     matrices: dict[nn.Parameter, int]
 
 
-def parameter_groups(gpt: GPT, weight_decay: float, rules: Sequence[GroupRule] = ()) -> ParameterGroups:
-    """Return the parameter groups of a model.
+def parameter_groups(gpt: GPT, lr: float, weight_decay: float, rules: Sequence[GroupRule] = ()) -> ParameterGroups:
+    """Return the parameter groups of a model; `lr` is the peak rate, to which `lr_scale` is relative.
 
     Raises:
         ValueError: a rule matches no parameter, or the strategy's groups leave out a parameter.
@@ -71,7 +71,11 @@ def parameter_groups(gpt: GPT, weight_decay: float, rules: Sequence[GroupRule] =
                 continue
             options = {} if number is None else dict(rules[number].options)
             lr_scale = base.lr_scale * options.pop("lr_scale", 1.0)
+            if base.lr is not None:
+                lr_scale *= base.lr / lr
             decay = weight_decay if base.decay else 0.0
+            if base.weight_decay is not None:
+                decay = base.weight_decay
             groups.append({"params": params, "lr_scale": lr_scale, "weight_decay": decay, **options})
     return groups
 

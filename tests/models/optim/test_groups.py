@@ -12,7 +12,7 @@ from tests.support import options, tiny_gpt
 
 def options_by_name(gpt: GPT, *rules: GroupRule) -> dict[str, dict[str, Any]]:
     """The options of every parameter under rules and weight decay 0.1."""
-    groups = parameter_groups(gpt, 0.1, rules)
+    groups = parameter_groups(gpt, 1e-3, 0.1, rules)
     return {
         groups.names[p]: {k: v for k, v in group.items() if k != "params"} for group in groups for p in group["params"]
     }
@@ -35,7 +35,7 @@ def test_the_strategys_own_scales_hold() -> None:
 def test_the_matrices_are_the_weights_of_the_sublayers(residual: str) -> None:
     gpt = tiny_gpt(residual, embedding="untied", bias=True)
     ends = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-    groups = parameter_groups(gpt, 0.1)
+    groups = parameter_groups(gpt, 1e-3, 0.1)
     found = {groups.names[p]: count for p, count in groups.matrices.items()}
     trunk = {n for n, _ in gpt.named_parameters() if n.startswith("h.") and n.endswith(ends)}
     assert found == {name: 3 if "c_attn" in name else 1 for name in trunk}
@@ -75,12 +75,12 @@ def test_of_two_rules_that_match_the_later_one_counts_alone() -> None:
 def test_a_pattern_that_matches_nothing_is_an_error_with_near_names() -> None:
     words = r"optimizer\.groups\.0\.pattern=h\.\*\.atn\.c_attn\.\* must match .* near names are h\.\*\.attn\.c_attn"
     with pytest.raises(ValueError, match=words):
-        parameter_groups(tiny_gpt(), 0.1, [GroupRule("h.*.atn.c_attn.*", {"lr_scale": 0.5})])
+        parameter_groups(tiny_gpt(), 1e-3, 0.1, [GroupRule("h.*.atn.c_attn.*", {"lr_scale": 0.5})])
 
 
 def test_groups_without_rules_keep_the_order_of_the_parameters() -> None:
     gpt = tiny_gpt(bias=True)
-    matrices, others = parameter_groups(gpt, 0.1)
+    matrices, others = parameter_groups(gpt, 1e-3, 0.1)
     in_order = list(gpt.parameters())
     for group in (matrices, others):
         positions = [next(i for i, q in enumerate(in_order) if q is p) for p in group["params"]]
