@@ -11,7 +11,7 @@ norm N_k. It calls four methods of the strategy, outside autocast:
     x = end(state)                          x: input of the final norm
 
 A new strategy is one file with one class, one YAML with its keys, and one test. Example: `src/residual/rezero.py`,
-x <- x + gate[k] * y, with `SingleStream` (begin returns x0, read returns the state, end returns the state):
+x <- x + gate[k] * y, with `SingleStream` of `families/single_stream.py` (begin returns x0, read and end the state):
 
     class ReZero(SingleStream):
         def __init__(self, spec: StreamSpec, *, gate_init: float, lr_scale: float) -> None:
