@@ -1,24 +1,36 @@
-"""GPAS against its equation, forward and backward."""
+"""GPAS against its source, forward and backward."""
 
 import torch
-from torch.nn import functional as F
 
 from src.residual.gpas import GPAS
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from tests.oracle import LR, compare_flow, groups_by_name
+from tests.residual.plain import Sublayers, embedding_like, flow, jittered, stream_spec
+from tests.support import tiny_gpt
 
 
-def test_the_stream_is_scaled_after_each_layer_but_not_its_gradient() -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like().requires_grad_()
+def test_it_equals_its_source() -> None:
+    """dandingsky/GPAS @ 3198068, peft_pretraining/modeling_llama.py: `GPASBlock` in the branch `pre_gpas`.
+
+    The layer calls its one block after the residual of the attention and after that of the MLP.
+    """
+    spec = stream_spec()
     strategy = jittered(GPAS(spec, gate_init=0.0))
-    x = x0
-    for i in range(3):
-        x = x + branches[2 * i](x)
-        x = x + branches[2 * i + 1](x)
-        x = x - F.silu(strategy.gate_L[i]) * x.detach()
-    out = flow(strategy, spec, x0, branches)
-    assert torch.allclose(out, x, rtol=0, atol=1e-13)
-    ours, plain = (torch.autograd.grad(z.square().sum(), [x0, strategy.gate_L]) for z in (out, x))
-    assert all(torch.allclose(a, b, rtol=0, atol=1e-11) for a, b in zip(ours, plain, strict=True))
+
+    def oracle(x: torch.Tensor, branches: Sublayers) -> torch.Tensor:
+        for layer, gate in enumerate(strategy.gate_L):
+            for branch in branches[2 * layer : 2 * layer + 2]:
+                x = x + branch(x)
+                x = x - gate * torch.sigmoid(gate) * x.detach()
+        return x
+
+    compare_flow(strategy, spec, oracle)
+
+
+def test_gates_start_at_zero_and_learn_at_the_common_rate_without_decay() -> None:
+    """Compare with `gate_init_value = 0.0` of `GPASBlock`, and with --weight_decay 0 of the source's scripts."""
+    gpt = tiny_gpt("gpas")
+    assert torch.equal(gpt.residual.gate_L, torch.zeros(3))
+    assert groups_by_name(gpt)["residual.gate_L"] == (LR, 0.0)
 
 
 def test_the_gradient_of_the_stream_ignores_the_gates() -> None:
