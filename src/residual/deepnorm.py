@@ -5,19 +5,34 @@
 Initial weights are Xavier normal, with gain (8 L)^(-1/4) for values, output projections and both MLP matrices and
 gain 1 for queries and keys (decoder-only model of L layers).
 
-Source: Wang et al., "DeepNet" (arXiv 2203.00555), table "DeepNorm" and figure 2; microsoft/torchscale.
+Source: Wang et al., "DeepNet" (arXiv 2203.00555), figure 2; microsoft/torchscale (`Decoder`, `DecoderLayer`).
 At init: not vanilla.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
 from src.residual.postln import PostLN
+from src.source import Source
 
 
 class DeepNorm(PostLN):
     """Post-LN with constant weights; no parameters except one norm per sublayer, instead of the trunk's."""
+
+    source: ClassVar[Source] = Source(
+        "arXiv 2203.00555, figure 2",
+        "microsoft/torchscale",
+        "4d1e0e82e5ad",
+        deviations=(
+            "Matrices start with the Xavier normal values of the paper's figure 2; torchscale divides the initial "
+            "values of its own modules by the same (8 L)^(1/4).",
+            "The embedding is not multiplied by sqrt(D), which torchscale does by default, since the trunk starts the "
+            "same under every strategy.",
+        ),
+    )
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__(spec)

@@ -4,18 +4,20 @@
 
 The gate's matrix has rank R here; D x D, as in the source, would be a seventh of the model.
 
-Source: Srivastava et al., "Highway Networks" (arXiv 1505.00387), section 2.
+Source: Srivastava et al., "Highway Networks" (arXiv 1505.00387), equation 3 and section 2.2.
 At init (B = 0, b = -2): not vanilla; the branch has weight 0.12, the stream 0.88.
 Shape letters: R rank of the gate's matrix.
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, Site, StreamSpec
 from src.residual.families.single_stream import SingleStream
+from src.source import Source
 
 
 class Highway(SingleStream):
@@ -23,8 +25,17 @@ class Highway(SingleStream):
 
     Args:
         rank: rank R of the gate's matrix, in [1, n_embd].
-        bias_init: initial bias of the gate (-2 in the source, between -1 and -4).
+        bias_init: initial bias of the gate (the source suggests -1, -2, -3 for 10, 20, 30 layers).
     """
+
+    source: ClassVar[Source] = Source(
+        "arXiv 1505.00387, equation 3 and section 2.2",
+        deviations=(
+            "The gate's matrix has rank R, since D x D would be a seventh of the model, and starts at zero, where the "
+            "paper names no initial values.",
+            "The branch reads the normed stream, since it is a sublayer of the trunk; the gate reads the stream.",
+        ),
+    )
 
     def __init__(self, spec: StreamSpec, *, rank: int, bias_init: float) -> None:
         super().__init__()

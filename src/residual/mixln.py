@@ -3,14 +3,17 @@
     x <- N_k(x + F_k(x))      in the first floor(fraction L) layers
     x <- x + F_k(N_k(x))      in the others
 
-Source: Li et al., "Mix-LN" (arXiv 2412.13795), section 3; pixeli99/MixLN (fraction 0.25).
+Source: Li et al., "Mix-LN" (arXiv 2412.13795), section 3; pixeli99/MixLN (`post_pre`).
 At init: not vanilla.
 """
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
 from src.residual.families.single_stream import SingleStream
+from src.source import Source
 
 
 class MixLN(SingleStream):
@@ -20,6 +23,16 @@ class MixLN(SingleStream):
         post_fraction: share of layers that are Post-LN, in (0, 1], rounded down, at least one layer (0.25 in the
             source).
     """
+
+    source: ClassVar[Source] = Source(
+        "arXiv 2412.13795, section 3",
+        "pixeli99/MixLN",
+        "ff458269dff8",
+        deviations=(
+            "The token embedding starts with the trunk's standard deviation of 0.02 instead of sqrt(2 / 5), since the "
+            "trunk starts the same under every strategy.",
+        ),
+    )
 
     def __init__(self, spec: StreamSpec, *, post_fraction: float) -> None:
         super().__init__()

@@ -9,14 +9,25 @@ Source: Vaswani et al., "Attention is All You Need" (arXiv 1706.03762), section 
 At init: not vanilla.
 """
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
 from src.residual.families.single_stream import SingleStream
+from src.source import Source
 
 
 class PostLN(SingleStream):
     """Normed stream; no parameters except one norm per sublayer, instead of the trunk's."""
+
+    source: ClassVar[Source] = Source(
+        "arXiv 1706.03762, section 3.1",
+        deviations=(
+            "The embedding is not multiplied by sqrt(D), as in section 3.4 of the paper, since the trunk starts the "
+            "same under every strategy.",
+        ),
+    )
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__()

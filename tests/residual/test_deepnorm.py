@@ -1,22 +1,30 @@
-"""DeepNorm against its equation and its initial values."""
+"""DeepNorm against its source and its initial values."""
 
 import torch
 
 from src.residual.deepnorm import DeepNorm
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from tests.oracle import LR, compare_flow, groups_by_name
+from tests.residual.plain import Sublayers, jittered, stream_spec
 from tests.support import tiny_gpt
 
 
-def test_the_stream_is_multiplied_by_alpha() -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+def test_it_equals_its_source() -> None:
+    """microsoft/torchscale @ 4d1e0e8, torchscale/architecture/decoder.py: `DecoderLayer` with deepnorm, no encoder."""
+    spec = stream_spec()
     strategy = jittered(DeepNorm(spec))
-    x = x0
-    for branch, norm in zip(branches, strategy.norms, strict=True):
-        x = norm(6**0.25 * x + branch(x))
-    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-13)
+    alpha = (2.0 * 3) ** 0.25
+
+    def oracle(x: torch.Tensor, branches: Sublayers) -> torch.Tensor:
+        for branch, norm in zip(branches, strategy.norms, strict=True):
+            residual = x
+            x = norm(residual * alpha + branch(x))
+        return x
+
+    compare_flow(strategy, spec, oracle)
 
 
 def test_values_and_outputs_start_small_and_queries_and_keys_do_not() -> None:
+    """Compare with figure 2 of the paper; `Decoder` of torchscale divides by (8 L)^(1/4) in the same matrices."""
     width, beta = 256, 24**-0.25
     block = tiny_gpt("deepnorm", n_embd=width).h[1]
     query, key, value = block.attn.c_attn.weight.chunk(3)
@@ -30,6 +38,13 @@ def test_values_and_outputs_start_small_and_queries_and_keys_do_not() -> None:
         (block.mlp.c_proj.weight, beta * tall),
     ):
         assert abs(weight.std().item() / std - 1) < 0.02
+
+
+def test_norms_start_at_one_without_decay() -> None:
+    gpt = tiny_gpt("deepnorm")
+    assert all(torch.equal(norm.weight, torch.ones(16)) for norm in gpt.residual.norms)
+    norms = {name: rate for name, rate in groups_by_name(gpt).items() if "norm" in name or "ln_" in name}
+    assert norms == {f"residual.norms.{k}.weight": (LR, 0.0) for k in range(6)}
 
 
 def test_initial_values_follow_from_the_seed() -> None:

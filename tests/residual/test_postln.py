@@ -1,22 +1,31 @@
-"""Post-LN against its equation."""
+"""Post-LN against the paper."""
 
 import torch
 
 from src.residual.postln import PostLN
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from tests.oracle import LR, compare_flow, groups_by_name
+from tests.residual.plain import Sublayers, jittered, stream_spec
 from tests.support import tiny_gpt
 
 
-def test_the_stream_is_normed_after_every_sum() -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+def test_it_equals_its_source() -> None:
+    """arXiv 1706.03762, section 3.1: LayerNorm(x + Sublayer(x)) around each of the two sublayers of a layer."""
+    spec = stream_spec()
     strategy = jittered(PostLN(spec))
-    x = x0
-    for branch, norm in zip(branches, strategy.norms, strict=True):
-        x = norm(x + branch(x))
-    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-13)
+
+    def oracle(x: torch.Tensor, branches: Sublayers) -> torch.Tensor:
+        for branch, norm in zip(branches, strategy.norms, strict=True):
+            z = x + branch(x)
+            centred = z - z.mean(-1, keepdim=True)
+            x = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+        return x
+
+    compare_flow(strategy, spec, oracle)
 
 
-def test_a_model_has_no_other_norm() -> None:
-    names = [name for name, _ in tiny_gpt("postln").named_parameters()]
-    assert sum("norms" in name for name in names) == 6
-    assert not any("ln_" in name for name in names)
+def test_a_model_has_one_norm_per_sublayer_and_no_other() -> None:
+    """The decoder of the paper (section 3.1, figure 1) ends with the norm of its last sublayer."""
+    gpt = tiny_gpt("postln")
+    norms = {name: rate for name, rate in groups_by_name(gpt).items() if "norm" in name or "ln_" in name}
+    assert norms == {f"residual.norms.{k}.weight": (LR, 0.0) for k in range(6)}
+    assert all(torch.equal(norm.weight, torch.ones(16)) for norm in gpt.residual.norms)
