@@ -3,7 +3,8 @@
     h = x + Attn(x)           with an RMSNorm of q, k and v per head
     u = N_l(h);  x <- u + MLP(u)
 
-Source: Zhuo et al., "HybridNorm" (arXiv 2503.04598), section 3; BryceZhuo/HybridNorm (norms per head).
+Source: Zhuo et al., "HybridNorm" (arXiv 2503.04598), section 3; BryceZhuo/HybridNorm (dense model, norms per
+head).
 At init: not vanilla.
 Shape letters: A attention sites.
 """
@@ -12,11 +13,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src.bounds import PositiveFloat
 from src.residual.base import Site, StreamSpec
+from src.residual.families.head_norms import norm_heads
 from src.residual.families.single_stream import SingleStream
+from src.source import Source
 
 
 class HybridNorm(SingleStream):
@@ -26,6 +28,15 @@ class HybridNorm(SingleStream):
         eps: epsilon of the norms inside attention.
     """
 
+    source: ClassVar[Source] = Source(
+        "arXiv 2503.04598, section 3",
+        "BryceZhuo/HybridNorm",
+        "f0dd60589c4c",
+        deviations=(
+            "Norms have no weight decay, like all norms of this project; the source's recipe decays the norms of every "
+            "model, its Pre-LN baseline included.",
+        ),
+    )
     taps_qkv: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, eps: PositiveFloat) -> None:
@@ -40,11 +51,8 @@ class HybridNorm(SingleStream):
     def tap_qkv(
         self, state: Tensor, site: Site, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        q, k, v = (
-            F.rms_norm(x.to(gain.dtype), gain.shape, gain, self.eps).to(x.dtype)
-            for x, gain in zip((q_BHTK, k_BHTK, v_BHTK), self.gain_A3K[site.block], strict=True)
-        )
-        return q, k, v, state
+        q_BHTK, k_BHTK, v_BHTK = norm_heads(self.gain_A3K[site.block], self.eps, q_BHTK, k_BHTK, v_BHTK)
+        return q_BHTK, k_BHTK, v_BHTK, state
 
     def read(self, state: Tensor, site: Site) -> tuple[Tensor, Tensor]:
         x_BTD = self.norms[site.layer](state) if site.kind == "mlp" else state
