@@ -32,8 +32,11 @@ ROOMS = tuple(
     for room in ("residual", "norm", "embedding", "recurrence", "datamodules", "evaluation", "models.optim")
 )
 
-#: Modules that moved: run folders of version 0.1.0 name the old path, which works for one version.
-MOVED = {"src.tasks.loggers": "src.callbacks.loggers"}
+#: Modules that moved: run folders of earlier versions name the old path, which works for one version.
+MOVED = {
+    "src.tasks.loggers": "src.callbacks.loggers",  # in 0.2.0
+    "src.residual.siamesenorm": "src.residual.siamesenorm_deit",  # in 0.3.0
+}
 #: Modules of `callbacks` that a `_target_` may name.
 OWN = ("src.callbacks.loggers", "src.callbacks.profilers")
 

@@ -85,8 +85,8 @@ def test_strategies_equal_to_vanilla_at_init_equal_it_with_additions(name: str, 
 #: Strategies whose scales, norms and lanes are not to touch an addition; x0 is nothing but their stream's start.
 ONLY_A_START = [
     "prores", "prores_block", "rezero", "layerscale", "lns", "gpas", "highway", "laurel_rw", "postln",
-    "deepnorm", "mixln", "hybridnorm", "siamesenorm", "parallel", "parallel_two_norms",
-    "variance_parallel", "serial_parallel", "dual_path", "parallel_lanes", "cached_attn_read",
+    "deepnorm", "mixln", "hybridnorm", "siamesenorm_deit", "parallel",
+    "parallel_two_norms", "variance_parallel", "serial_parallel", "dual_path", "parallel_lanes", "cached_attn_read",
     "channel_dense", "resformer", "unet_skips", "backout", "vanilla",
 ]
 # fmt: on
