@@ -6,7 +6,7 @@
 Outputs of the late MLPs do not pass through attention again. The source derives it from two lanes
 (`parallel_lanes`) by removing the writes to the attention lane.
 
-Source: KellerJordan/modded-nanogpt, pull request 241 (there combined with `backout` of the same c).
+Source: KellerJordan/modded-nanogpt, pull request 241, train_gpt.py (there combined with `backout` of the same c).
 At init: not vanilla, since late attention reads c (with `late_layers` 1: always vanilla).
 """
 
@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class CachedState(NamedTuple):
@@ -31,6 +32,16 @@ class CachedAttentionRead(ResidualStrategy[CachedState]):
         late_layers: number of layers whose attention reads c, in [1, n_layer] (3 of 11 in the source); None selects
             the same share of the depth, at least 2.
     """
+
+    source = Source(
+        "modded-nanogpt pull request 241, record 2026-03-06",
+        "KellerJordan/modded-nanogpt",
+        "81730c3057a0",
+        deviations=(
+            "Only the cached read of the record, without its learned carries and writes, embedding shortcut and backout"
+            " of the same activation, so as to compare one rule.",
+        ),
+    )
 
     may_skip: ClassVar[bool] = True
 

@@ -2,7 +2,7 @@
 
     h = N1_l(x);   x <- x + Attn(h) + MLP(h) / 2;   x <- x + MLP(N2_l(x)) / 2
 
-Source: a submission to MLS-Bench llm-pretrain-normalization.
+Source: a submission to MLS-Bench llm-pretrain-normalization, known from its transcript; no repository has its code.
 At init: not vanilla.
 """
 
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
 from src.residual.families.shared_norm import LayerStart, SharedNorm
+from src.source import Source
 
 
 class DualPath(SharedNorm):
     """Three visits per layer; no parameters except two norms per layer, instead of the trunk's."""
+
+    source = Source("MLS-Bench llm-pretrain-normalization, submission")
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__(spec)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class RecentStreams(NamedTuple):
@@ -28,6 +29,10 @@ class LaurelPA(ResidualStrategy[RecentStreams]):
         n_previous: number of streams in the sum, the current one included, at least 1.
     """
 
+    source = Source(
+        "arXiv 2411.07501, equation 4",
+        deviations=("The maps h of earlier streams are the identity; the runs of the paper have low-rank maps.",),
+    )
     init_equivalent = "vanilla"
 
     def __init__(self, spec: StreamSpec, *, n_previous: int) -> None:

@@ -4,7 +4,8 @@
 
 The block itself reads the unscaled x, and x0 enters after it, unlike in `x0_blend`.
 
-Source: MLS-Bench llm-pretrain-residual, baseline `learned_scaling`.
+Source: MLS-Bench llm-pretrain-residual, baseline `learned_scaling`; Imbernoulli/innovation_proior,
+trajectories/llm-pretrain-residual/03-learned_scaling-answer.md.
 At init (carry 1, blend 0): vanilla.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from src.kernels.fused_blend import blend_embedding
 from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class ScaledState(NamedTuple):
@@ -33,6 +35,9 @@ class LearnedScaling(ResidualStrategy[ScaledState]):
         blend_init: initial weight of x0 (0.0 in the source).
     """
 
+    source = Source(
+        "MLS-Bench llm-pretrain-residual, baseline learned_scaling", "Imbernoulli/innovation_proior", "9e202f78df21"
+    )
     may_skip: ClassVar[bool] = True
     init_equivalent = "vanilla"
 

@@ -1,25 +1,32 @@
-"""Cached attention read against the source's loop."""
+"""Cached attention read against modded-nanogpt."""
 
 import pytest
-import torch
+from torch import Tensor
 
 from src.residual.cached_attn_read import CachedAttentionRead
-from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
+from tests.oracle import compare_flow
+from tests.residual.plain import Sublayers, stream_spec
 
 
-@pytest.mark.parametrize("late_layers", [1, 2, 3, 4])
-def test_it_equals_the_sources_loop(late_layers: int) -> None:
-    spec, branches, x0 = stream_spec(4), sublayers(8), embedding_like()
-    x, cached = x0, None
-    if late_layers == 4:
-        cached = x0
-    for i in range(4):
-        x = x + branches[2 * i](x if cached is None else cached)
-        x = x + branches[2 * i + 1](x)
-        if i == 4 - late_layers - 1:
-            cached = x
-    strategy = CachedAttentionRead(spec, late_layers=late_layers)
-    assert torch.equal(flow(strategy, spec, x0, branches), x)
+@pytest.mark.parametrize(("n_layer", "late_layers", "cached_after"), [(11, None, 7), (4, 1, 2), (4, 3, 0), (4, 4, -1)])
+def test_it_equals_its_source(n_layer: int, late_layers: int | None, cached_after: int) -> None:
+    """KellerJordan/modded-nanogpt @ 81730c3, train_gpt.py, GPT.forward: attention reads the stream after layer 7 of 11.
+
+    Without its carries and writes, embedding shortcut, skip past layer 6 and backout.
+    """
+    spec = stream_spec(n_layer)
+
+    def record(x: Tensor, branches: Sublayers) -> Tensor:
+        x_backout = x if cached_after == -1 else None
+        for i in range(n_layer):
+            attn_in = x_backout if x_backout is not None else x
+            x = x + branches[2 * i](attn_in)
+            x = x + branches[2 * i + 1](x)
+            if i == cached_after:
+                x_backout = x
+        return x
+
+    compare_flow(CachedAttentionRead(spec, late_layers=late_layers), spec, record)
 
 
 @pytest.mark.parametrize(("n_layer", "first_late"), [(11, 8), (24, 17), (3, 1), (1, 0)])

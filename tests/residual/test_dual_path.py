@@ -1,19 +1,35 @@
 """Dual path against its equation, and its third visit."""
 
-import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from src.models.flops import count_flops_per_token
-from tests.support import jitter, tiny_gpt, tokens
+from src.models.gpt import GPT
+from tests.oracle import LR, compare_model, groups_by_name
+from tests.support import jitter, tiny_gpt
 
 
-def test_half_of_the_mlp_is_parallel_to_attention_and_half_after_it() -> None:
-    gpt = jitter(tiny_gpt("dual_path")).double()
-    x, strategy = gpt.embedding(tokens()), gpt.residual
+def described(gpt: GPT, idx: Tensor) -> Tensor:
+    x, w = gpt.embedding(idx), dict(gpt.named_parameters())
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], None, 1e-5)
+
     for i, block in enumerate(gpt.h):
-        h = strategy.norms[i](x)
+        h = norm(f"residual.norms.{i}", x)
         x = x + block.attn(h) + 0.5 * block.mlp(h)
-        x = x + 0.5 * block.mlp(strategy.after_norms[i](x))
-    assert torch.allclose(gpt.hidden(tokens()), gpt.ln_f(x), rtol=0, atol=1e-12)
+        x = x + 0.5 * block.mlp(norm(f"residual.after_norms.{i}", x))
+    return norm("ln_f", x)
+
+
+def test_it_equals_its_source() -> None:
+    """MLS-Bench llm-pretrain-normalization: h = N1(x); x <- x + attn(h) + mlp(h) / 2; x <- x + mlp(N2(x)) / 2."""
+    compare_model(jitter(tiny_gpt("dual_path")).double(), described)
+
+
+def test_its_norms_have_no_weight_decay() -> None:
+    groups = groups_by_name(tiny_gpt("dual_path"))
+    assert {groups[name] for name in groups if name.startswith("residual.")} == {(LR, 0.0)}
 
 
 def test_a_layer_has_three_visits_and_no_more_parameters() -> None:

@@ -2,24 +2,35 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from src.residual.laurel_pa import LaurelPA
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from tests.oracle import LR, compare_flow, groups_by_name
+from tests.residual.plain import Sublayers, embedding_like, jittered, stream_spec
+from tests.support import tiny_gpt
 
 
 @pytest.mark.parametrize("n_previous", [1, 3, 9])
-def test_each_sum_adds_the_last_streams(n_previous: int) -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+def test_it_equals_its_source(n_previous: int) -> None:
+    """arXiv 2411.07501, equation 4 with h the identity: x_{i+1} = f(x_i) + x_i + sum_{j < k} gamma_{i,j} x_{i-j}."""
+    spec = stream_spec()
     strategy = jittered(LaurelPA(spec, n_previous=n_previous))
-    gamma = iter(strategy.gamma_P)
-    streams = [x0]
-    for branch in branches:
-        x = streams[-1] + branch(streams[-1])
-        for old in reversed(streams[-n_previous:]):
-            x = x + next(gamma) * old
-        streams.append(x)
-    assert next(gamma, None) is None
-    assert torch.allclose(flow(strategy, spec, x0, branches), streams[-1], rtol=0, atol=1e-11)
+
+    def paper(x0: Tensor, branches: Sublayers) -> Tensor:
+        gamma, x = iter(strategy.gamma_P), [x0]
+        for i, f in enumerate(branches):
+            previous = [next(gamma) * x[i - j] for j in range(n_previous) if i - j >= 0]
+            x.append(f(x[i]) + x[i] + torch.stack(previous).sum(0))
+        assert next(gamma, None) is None
+        return x[-1]
+
+    compare_flow(strategy, spec, paper)
+
+
+def test_its_weights_start_at_zero_without_decay() -> None:
+    gpt = tiny_gpt("laurel_pa")
+    assert not gpt.residual.gamma_P.any()
+    assert groups_by_name(gpt)["residual.gamma_P"] == (LR, 0.0)
 
 
 def test_the_state_holds_no_more_streams_than_the_sum() -> None:

@@ -1,22 +1,34 @@
-"""Parallel attention and MLP with one norm, against the equation and the trunk's own norms."""
+"""Parallel attention and MLP with one norm, against GPT-NeoX's tied form and the trunk's own norms."""
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from src.residual.parallel import Parallel
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from src.models.gpt import GPT
+from tests.oracle import LR, compare_model, groups_by_name
 from tests.support import jitter, tiny_gpt, tokens
 
 
-def test_both_sublayers_read_the_layers_normed_input() -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = jittered(Parallel(spec))
-    x = x0
-    for i in range(3):
-        norm = strategy.norms[i]
-        h = (x - x.mean(-1, keepdim=True)) * (x.var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()
-        h = h * norm.weight + norm.bias
-        x = x + branches[2 * i](h) + branches[2 * i + 1](h)
-    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-12)
+def neox_hidden(gpt: GPT, idx: Tensor) -> Tensor:
+    x = gpt.embedding(idx)
+    w = dict(gpt.named_parameters())
+    for i, block in enumerate(gpt.h):
+        residual = x
+        x1 = x2 = F.layer_norm(x, x.shape[-1:], w[f"residual.norms.{i}.weight"], w[f"residual.norms.{i}.bias"], 1e-5)
+        output = block.mlp(x2) + block.attn(x1)
+        x = residual + output
+    return F.layer_norm(x, x.shape[-1:], w["ln_f.weight"], w["ln_f.bias"], 1e-5)
+
+
+def test_it_equals_its_source() -> None:
+    """EleutherAI/gpt-neox @ ea7aefd, megatron/model/transformer.py, gpt_j_residual with gpt_j_tied."""
+    compare_model(jitter(tiny_gpt("parallel", bias=True)).double(), neox_hidden)
+
+
+def test_its_norms_have_no_weight_decay() -> None:
+    """EleutherAI/gpt-neox @ ea7aefd, megatron/model/utils.py, get_params_for_weight_decay_optimization."""
+    groups = groups_by_name(tiny_gpt("parallel", bias=True))
+    assert {groups[name] for name in groups if name.startswith("residual.")} == {(LR, 0.0)}
 
 
 def test_the_trunk_builds_only_the_final_norm() -> None:

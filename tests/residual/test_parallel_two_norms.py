@@ -1,20 +1,33 @@
-"""Parallel attention and MLP with two norms, against the published model code."""
+"""Parallel attention and MLP with two norms, against GPT-NeoX and a library's layer of it."""
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from src.residual.parallel_two_norms import ParallelTwoNorms
-from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
+from src.models.gpt import GPT
+from tests.oracle import compare_model
 from tests.support import jitter, tiny_gpt, tokens
 
 
-def test_both_sublayers_read_the_layers_input() -> None:
-    spec, branches, x = stream_spec(), sublayers(6), embedding_like()
-    out = flow(ParallelTwoNorms(spec), spec, x, branches)
-    for i in range(3):
-        x = x + branches[2 * i](x) + branches[2 * i + 1](x)
-    assert torch.allclose(out, x, rtol=0, atol=1e-13)
+def neox_hidden(gpt: GPT, idx: Tensor) -> Tensor:
+    x = gpt.embedding(idx)
+    w = dict(gpt.named_parameters())
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
+
+    for i, block in enumerate(gpt.h):
+        residual = x
+        x1, x2 = norm(f"h.{i}.ln_1", x), norm(f"h.{i}.ln_2", x)
+        output = block.mlp(x2) + block.attn(x1)
+        x = residual + output
+    return norm("ln_f", x)
+
+
+def test_it_equals_its_source() -> None:
+    """EleutherAI/gpt-neox @ ea7aefd, megatron/model/transformer.py, gpt_j_residual without gpt_j_tied."""
+    compare_model(jitter(tiny_gpt("parallel_two_norms", bias=True)).double(), neox_hidden)
 
 
 def test_a_layer_is_transformers_gpt_neox_layer() -> None:
