@@ -2,21 +2,20 @@
 
     A[d, r] = 1 / sqrt(R D) if d mod R = r, else 0
 
-Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.2.
+Source: Menghani et al., "LAuReL" (arXiv 2411.07501), section 2.2; wdlctc/hyper-connection-factory,
+hcfactory/connections/laurel.py, and hcfactory/train.py for the optimizer groups.
 Shape letters: R rank.
 """
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ParamGroup, Site, StreamSpec
+from src.residual.base import Site, StreamSpec
 from src.residual.families.single_stream import SingleStream
 
 
 class LowRankStream(SingleStream):
-    """Stream with a low-rank map per site; 2 * R * D parameters per site with weight decay.
+    """Stream with a low-rank map per site; 2 * R * D parameters per site, no weight decay.
 
     Args:
         rank: rank R of the map, in [1, n_embd].
@@ -31,9 +30,6 @@ class LowRankStream(SingleStream):
         a_DR[channel_D, channel_D % rank] = (rank * spec.n_embd) ** -0.5
         self.a_SDR = nn.Parameter(a_DR.repeat(spec.n_site, 1, 1))
         self.b_SRD = nn.Parameter(torch.zeros(spec.n_site, rank, spec.n_embd))
-
-    def param_groups(self) -> Iterator[ParamGroup]:
-        yield ParamGroup((self.a_SDR, self.b_SRD), decay=True)
 
     def augment(self, x_BTD: Tensor, site: Site) -> Tensor:
         """Return x + x A B."""
