@@ -9,12 +9,15 @@ Source: KellerJordan/modded-nanogpt, record 2024-11-10 ("U-net pattern skip conn
 At init (w = 1): not vanilla (vanilla with `skip_init` 0).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.bounds import PositiveFloat
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class UNetState(NamedTuple):
@@ -25,19 +28,33 @@ class UNetState(NamedTuple):
 
 
 class UNetSkips(ResidualStrategy[UNetState]):
-    """Weighted skips; n_layer // 2 parameters, lr x 1, no weight decay.
+    """Weighted skips; n_layer // 2 parameters, no weight decay.
 
     Args:
         spec: the trunk, with at least two layers.
         skip_init: initial weight (1 in the source).
+        lr: peak learning rate (0.04 in the source); None: `optimizer.lr`.
     """
 
-    def __init__(self, spec: StreamSpec, *, skip_init: float) -> None:
+    source = Source(
+        "modded-nanogpt record 2024-11-10",
+        "KellerJordan/modded-nanogpt",
+        "f411b3d346aa",
+        deviations=(
+            "Only the skips of the record, without its embedding shortcut and value residual, so as to compare one rule.",
+        ),
+    )
+
+    def __init__(self, spec: StreamSpec, *, skip_init: float, lr: PositiveFloat | None) -> None:
         super().__init__()
         self.n_pair = spec.n_block // 2
         if self.n_pair < 1:
             raise ValueError("residual=unet_skips needs model.n_layer >= 2, got 1")
         self.w_L = nn.Parameter(torch.full((self.n_pair,), skip_init))
+        self.lr = lr
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.w_L,), lr=self.lr)
 
     def begin(self, x0_BTD: Tensor) -> UNetState:
         return UNetState(x0_BTD, ())

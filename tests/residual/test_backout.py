@@ -1,23 +1,44 @@
-"""Backout against its equation."""
+"""Backout against nanochat and modded-nanogpt."""
 
 import pytest
-import torch
+from torch import Tensor
 
 from src.residual.backout import Backout
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from tests.oracle import compare_flow, groups_by_name
+from tests.residual.plain import Sublayers, jittered, stream_spec
+from tests.support import component, tiny_gpt
 
 
-@pytest.mark.parametrize(("layer", "after"), [(None, 2), (0, 0), (3, 3)])
-def test_the_middle_of_the_stream_is_subtracted_at_the_end(layer: int | None, after: int) -> None:
-    spec, branches, x0 = stream_spec(4), sublayers(8), embedding_like()
-    strategy = jittered(Backout(spec, backout_init=0.2, layer=layer))
-    streams = [x0]
-    for branch in branches:
-        streams.append(streams[-1] + branch(streams[-1]))
-    out = streams[-1] - strategy.backout * streams[2 * after + 2]
-    assert torch.allclose(flow(strategy, spec, x0, branches), out, rtol=0, atol=1e-13)
+@pytest.mark.parametrize(("n_layer", "layer"), [(4, None), (5, None), (12, 8)])
+def test_it_equals_its_source(n_layer: int, layer: int | None) -> None:
+    """karpathy/nanochat @ 92d63d4, nanochat/gpt.py, GPT.forward: backout_layer = n_layer // 2.
+
+    KellerJordan/modded-nanogpt @ f411b3d, records/track_1_short/2025-10-04_Backout: layer 8 of 12.
+    """
+    spec = stream_spec(n_layer)
+    strategy: Backout = jittered(component("residual", "backout", layer=layer)(spec))
+    backout_layer = n_layer // 2 if layer is None else layer
+
+    def nanochat(x: Tensor, branches: Sublayers) -> Tensor:
+        x_backout = None
+        for i in range(n_layer):
+            x = x + branches[2 * i](x)
+            x = x + branches[2 * i + 1](x)
+            if i == backout_layer:
+                x_backout = x
+        assert x_backout is not None
+        return x - strategy.backout * x_backout
+
+    compare_flow(strategy, spec, nanochat)
+
+
+def test_initial_value_and_group_are_the_sources() -> None:
+    """karpathy/nanochat @ 92d63d4, nanochat/gpt.py: 0.2 (init_weights), lr 0.2 without decay (setup_optimizer)."""
+    gpt = tiny_gpt("backout")
+    assert gpt.residual.backout.tolist() == [pytest.approx(0.2)]
+    assert groups_by_name(gpt)["residual.backout"] == (pytest.approx(0.2), 0.0)
 
 
 def test_a_layer_out_of_bounds_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"residual.layer must be between 0 and 2, got 3; null selects the middle"):
-        Backout(stream_spec(), backout_init=0.2, layer=3)
+        component("residual", "backout", layer=3)(stream_spec())

@@ -1,27 +1,47 @@
-"""U-Net skips against an explicit stack."""
+"""U-Net skips against modded-nanogpt."""
 
 import pytest
 import torch
+from torch import Tensor
 
 from src.residual.unet_skips import UNetSkips
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
-from tests.support import tiny_gpt, tokens
+from tests.oracle import compare_flow, groups_by_name
+from tests.residual.plain import Sublayers, jittered, stream_spec
+from tests.support import component, tiny_gpt, tokens
 
 
 @pytest.mark.parametrize("n_layer", [2, 4, 5])
-def test_the_second_half_adds_the_streams_of_the_first_in_reverse(n_layer: int) -> None:
-    spec, branches, x0 = stream_spec(n_layer), sublayers(2 * n_layer), embedding_like()
-    strategy = jittered(UNetSkips(spec, skip_init=1.0))
-    x, stack = x0, []
-    for i in range(n_layer):
-        if i >= n_layer // 2 and stack:
-            x = x + strategy.w_L[i - n_layer // 2] * stack.pop()
-        x = x + branches[2 * i](x)
-        x = x + branches[2 * i + 1](x)
-        if i < n_layer // 2:
-            stack.append(x)
-    assert len(strategy.w_L) == n_layer // 2
-    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-12)
+def test_it_equals_its_source(n_layer: int) -> None:
+    """KellerJordan/modded-nanogpt @ f411b3d, records/track_1_short/2024-11-10_UNetDoubleLr, GPT.forward.
+
+    The record has an even number of layers; openai/parameter-golf @ 4908dc4, train_gpt.py, has the rule for odd ones.
+    """
+    spec = stream_spec(n_layer)
+    strategy: UNetSkips = jittered(component("residual", "unet_skips")(spec))
+    encoder_layers = n_layer // 2
+
+    def record(x: Tensor, branches: Sublayers) -> Tensor:
+        skip_connections = []
+        for i in range(encoder_layers):
+            x = x + branches[2 * i](x)
+            x = x + branches[2 * i + 1](x)
+            skip_connections.append(x)
+        for i in range(n_layer - encoder_layers):
+            if skip_connections:
+                x = x + strategy.w_L[i] * skip_connections.pop()
+            x = x + branches[2 * (encoder_layers + i)](x)
+            x = x + branches[2 * (encoder_layers + i) + 1](x)
+        return x
+
+    assert len(strategy.w_L) == encoder_layers
+    compare_flow(strategy, spec, record)
+
+
+def test_initial_values_and_groups_are_the_sources() -> None:
+    """KellerJordan/modded-nanogpt @ f411b3d, the same record: skip_weights of ones under Adam(lr=0.04)."""
+    gpt = tiny_gpt("unet_skips", n_layer=4)
+    assert gpt.residual.w_L.tolist() == [1.0, 1.0]
+    assert groups_by_name(gpt)["residual.w_L"] == (pytest.approx(0.04), 0.0)
 
 
 def test_without_skips_it_is_vanilla() -> None:
@@ -31,4 +51,4 @@ def test_without_skips_it_is_vanilla() -> None:
 
 def test_one_layer_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"needs model.n_layer >= 2, got 1"):
-        UNetSkips(stream_spec(1), skip_init=1.0)
+        component("residual", "unet_skips")(stream_spec(1))
