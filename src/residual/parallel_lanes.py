@@ -4,10 +4,10 @@
     lane_j <- carry[k] * lane_j + write[k, j] * y    j = 0 (read by attention), 1 (read by the MLP)
     out = (lane_0 + lane_1) / 2
 
-Source: KellerJordan/modded-nanogpt, pull request 230 (carry sqrt(1.1), attention writes 1.5 to the MLP's
-lane); openai/parameter-golf, pull request 1204 (carry sqrt(1.1), all writes 1).
-At init: not vanilla as shipped; with equal writes, one stream whose carry is `carry_init` in the upper layers,
-so vanilla if that is 1.
+Source: openai/parameter-golf, pull request 1204 (record 2026-03-31, ParallelResiduals_MiniDepthRecurrence). It ports
+KellerJordan/modded-nanogpt, pull request 230, where attention writes 1.5 to the MLP's lane, carries learn at 0.04 and
+writes at 0.008 without weight decay, and the single-lane layers have learned carries and writes too.
+At init (equal writes): one stream whose carry is `carry_init` in the upper layers, so vanilla if that is 1.
 Shape letters: A sites from the first of `start_layer` on.
 """
 
@@ -17,8 +17,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.bounds import NonNegativeFloat
+from src.bounds import NonNegativeFloat, PositiveFloat
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class Lanes(NamedTuple):
@@ -29,16 +30,27 @@ class Lanes(NamedTuple):
 
 
 class ParallelLanes(ResidualStrategy[Lanes]):
-    """Parallel lanes: 3 parameters for each site from `start_layer` on, no weight decay.
+    """Parallel lanes: 3 parameters for each site from `start_layer` on.
 
     Args:
-        start_layer: first layer with two lanes (7 of 11 in the sources); None takes the same share of the depth.
-        carry_init: initial weight of a lane in its own update (sqrt(1.1) in the sources).
-        write_init: initial weight of an output in a lane (1 in the sources).
-        attn_to_mlp_init: the same for attention's output in the MLP's lane (1.5 and 1 in the sources).
-        carry_lr_scale: learning rate of the carries over the schedule's (5 in the sources).
-        write_lr_scale: the same for the writes (1 in the sources).
+        start_layer: first layer with two lanes (7 of 11); None takes the same share of the depth.
+        carry_init: initial weight of a lane in its own update (sqrt(1.1)).
+        write_init: initial weight of an output in a lane (1).
+        attn_to_mlp_init: the same for attention's output in the MLP's lane (1; modded-nanogpt: 1.5).
+        lr: peak learning rate (0.025; modded-nanogpt: 0.008); None: `optimizer.lr`.
+        carry_lr_scale, write_lr_scale: factors on `lr` of carries and writes (1, 1; modded-nanogpt: 5, 1).
+        weight_decay: weight decay of both (0.04; modded-nanogpt: 0).
     """
+
+    source = Source(
+        "parameter-golf pull request 1204; modded-nanogpt pull request 230",
+        "openai/parameter-golf",
+        "4908dc46f21e",
+        deviations=(
+            "Only the lanes of the record, without its U-Net skips, embedding shortcut and branch gains, so as to compare"
+            " one rule.",
+        ),
+    )
 
     may_skip: ClassVar[bool] = True
 
@@ -50,8 +62,10 @@ class ParallelLanes(ResidualStrategy[Lanes]):
         carry_init: float,
         write_init: float,
         attn_to_mlp_init: float,
+        lr: PositiveFloat | None,
         carry_lr_scale: NonNegativeFloat,
         write_lr_scale: NonNegativeFloat,
+        weight_decay: NonNegativeFloat,
     ) -> None:
         super().__init__()
         last = spec.n_layer - 1
@@ -67,11 +81,11 @@ class ParallelLanes(ResidualStrategy[Lanes]):
         self.write_A2 = nn.Parameter(torch.full((len(active), 2), write_init))
         with torch.no_grad():
             self.write_A2[[site.kind == "attn" for site in active], 1] = attn_to_mlp_init
-        self.lr_scales = carry_lr_scale, write_lr_scale
+        self.lr, self.lr_scales, self.weight_decay = lr, (carry_lr_scale, write_lr_scale), weight_decay
 
     def param_groups(self) -> Iterator[ParamGroup]:
         for param, lr_scale in zip((self.carry_A, self.write_A2), self.lr_scales, strict=True):
-            yield ParamGroup((param,), lr_scale)
+            yield ParamGroup((param,), lr_scale, lr=self.lr, weight_decay=self.weight_decay)
 
     def begin(self, x0_BTD: Tensor) -> Lanes:
         return Lanes(x0_BTD, x0_BTD)
