@@ -24,6 +24,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 #: Iterations or repetitions.
 Count = Annotated[int, Field(ge=1, le=1000)]
+#: One value for all blocks, or a pair [first, last].
+ByDepth = float | Annotated[tuple[float, float], Strict(False)]
 #: Residual streams.
 StreamCount = Annotated[int, Field(ge=2, le=1024, description="use residual=vanilla for one stream")]
 

@@ -4,8 +4,9 @@
 
 The carried stream itself is rescaled, not only what the block reads.
 
-Source: KellerJordan/modded-nanogpt, record 2024-11-06 ("embed shortcut"); karpathy/nanochat, gpt.py.
-At init (keep 1, blend 0): vanilla. In nanochat, keep learns 100 times slower than blend.
+Source: KellerJordan/modded-nanogpt, record 2024-11-06 ("embed shortcut"); karpathy/nanochat, nanochat/gpt.py, whose
+values are `x0_blend_nanochat`.
+At init (keep 1, blend 0): vanilla.
 """
 
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.bounds import NonNegativeFloat
+from src.bounds import ByDepth, NonNegativeFloat, PositiveFloat
 from src.kernels.fused_blend import blend_embedding
-from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.base import InitEquivalent, ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class X0State(NamedTuple):
@@ -27,35 +29,47 @@ class X0State(NamedTuple):
 
 
 class X0Blend(ResidualStrategy[X0State]):
-    """Learned (keep, blend) pair for each block: 2 * n_layer parameters, no weight decay.
+    """Learned (keep, blend) pair for each block: 2 * n_layer parameters.
 
     Args:
-        keep_init: initial weight of the running stream (1.0 in the sources).
-        blend_init: initial weight of x0 (0.0 in the sources).
-        keep_lr_scale: multiplies the learning rate of keep.
-        blend_lr_scale: multiplies the learning rate of blend (10 with one AdamW, by the sources' ratios).
+        keep_init: initial weight of the running stream, a number or [first block, last block].
+        blend_init: initial weight of x0, likewise.
+        lr: peak learning rate (0.02 in the source); None: `optimizer.lr`.
+        keep_lr_scale, blend_lr_scale: factors on `lr` (both 1 in the source).
+        keep_weight_decay: weight decay of keep (0 in the source); blend has none.
     """
 
+    source = Source(
+        "modded-nanogpt record 2024-11-06",
+        "KellerJordan/modded-nanogpt",
+        "f411b3d346aa",
+        deviations=(
+            "Only the embedding shortcut of the record, without its value residual, so as to compare one rule.",
+        ),
+    )
     may_skip: ClassVar[bool] = True
-    init_equivalent = "vanilla"
+    init_equivalent: ClassVar[InitEquivalent] = "vanilla"
 
     def __init__(
         self,
         spec: StreamSpec,
         *,
-        keep_init: float,
-        blend_init: float,
+        keep_init: ByDepth,
+        blend_init: ByDepth,
+        lr: PositiveFloat | None,
         keep_lr_scale: NonNegativeFloat,
         blend_lr_scale: NonNegativeFloat,
+        keep_weight_decay: NonNegativeFloat,
     ) -> None:
         super().__init__()
-        self.keep_L = nn.Parameter(torch.full((spec.n_block,), keep_init))
-        self.blend_L = nn.Parameter(torch.full((spec.n_block,), blend_init))
-        self.lr_scales = keep_lr_scale, blend_lr_scale
+        self.keep_L = nn.Parameter(interpolate(keep_init, spec.n_block))
+        self.blend_L = nn.Parameter(interpolate(blend_init, spec.n_block))
+        self.lr, self.lr_scales, self.keep_weight_decay = lr, (keep_lr_scale, blend_lr_scale), keep_weight_decay
 
     def param_groups(self) -> Iterator[ParamGroup]:
-        for param, lr_scale in zip((self.keep_L, self.blend_L), self.lr_scales, strict=True):
-            yield ParamGroup((param,), lr_scale)
+        keep_scale, blend_scale = self.lr_scales
+        yield ParamGroup((self.keep_L,), keep_scale, lr=self.lr, weight_decay=self.keep_weight_decay)
+        yield ParamGroup((self.blend_L,), blend_scale, lr=self.lr)
 
     def begin(self, x0_BTD: Tensor) -> X0State:
         return X0State(x_BTD=x0_BTD, x0_BTD=x0_BTD)
@@ -74,3 +88,9 @@ class X0Blend(ResidualStrategy[X0State]):
 
     def end(self, state: X0State) -> Tensor:
         return state.x_BTD
+
+
+def interpolate(value: ByDepth, n_block: int) -> Tensor:
+    """Return one value per block: the same for all, or from the first to the last of a pair on a line."""
+    first, last = (value, value) if isinstance(value, int | float) else value
+    return torch.linspace(first, last, n_block)

@@ -27,7 +27,8 @@ def test_tensors_of_two_dimensions_decay_and_no_others() -> None:
 
 
 def test_the_strategys_own_scales_hold() -> None:
-    found = options_by_name(tiny_gpt("x0_blend"))
+    scales = {"lr": None, "keep_lr_scale": 1.0, "blend_lr_scale": 10.0}
+    found = options_by_name(tiny_gpt("x0_blend", strategy=scales))
     assert {own["lr_scale"] for name, own in found.items() if "residual." in name} == {1.0, 10.0}
 
 
@@ -55,7 +56,7 @@ def test_a_rule_changes_the_parameters_that_match_and_no_others() -> None:
 
 
 def test_a_rules_scale_multiplies_and_its_decay_replaces() -> None:
-    gpt = tiny_gpt("x0_blend", bias=True)
+    gpt = tiny_gpt("x0_blend", bias=True, strategy={"lr": None, "blend_lr_scale": 10.0})
     found = options_by_name(gpt, GroupRule("*", {"lr_scale": 0.1, "weight_decay": 0.7}))
     assert {own["weight_decay"] for own in found.values()} == {0.7}
     assert {own["lr_scale"] for name, own in found.items() if "blend" in name} == {10.0 * 0.1}
