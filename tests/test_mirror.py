@@ -92,6 +92,7 @@ COVERED_BY = {
 
 #: Tests of several files of a room, or of files outside of src.
 ROOM_WIDE = {
+    "tests/test_fidelity.py": "every method states its source, and an oracle names it",
     "tests/checks/test_checks.py": "planted faults, each caught by its check",
     "tests/datamodules/test_mutations.py": "any mutation of a shard",
     "tests/embedding/test_benchmark.py": "embeddings written for the benchmark",

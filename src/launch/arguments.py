@@ -1,5 +1,6 @@
 """Command-line arguments of runs that resume (`resume=`) or start again from a stored configuration (`from_run=`)."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
 from src.files import CONF
+from src.launch.world import World, read_world
 
 #: Folder of a new run; conf/config.yaml states the same, which the config.yaml of a run folder does not contain.
 RUN_DIR = "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}-${name}"
+#: Keys that a resumed run takes from its launcher.
+RANKS = ["++trainer.devices=auto", "++trainer.num_nodes=auto", "++trainer.strategy=auto"]
 
 
 def use_stored_config(arguments: list[str]) -> list[str]:
@@ -23,7 +27,7 @@ def use_stored_config(arguments: list[str]) -> list[str]:
     Raises:
         UserError: the folder holds no run, or an override would change what the run is.
     """
-    arguments = resolve_auto(arguments)
+    arguments = resolve_auto(resume_after_restart(arguments, read_world()))
     resume, again = (_value(arguments, key) for key in ("resume", "from_run"))
     if (resume is None and again is None) or _value(arguments, "hydra.run.dir") == resume is not None:
         return arguments
@@ -48,6 +52,7 @@ def use_stored_config(arguments: list[str]) -> list[str]:
                 f"{argument}: {key}= keeps the {_key(argument)} of the stored run; leave it out or start a new run"
             )
     quoted = _quote(folder)
+    ranks = RANKS if read_world().is_launched else []  # the launcher's may be others than the stored run had
     return [
         "--config-path",
         str(folder),
@@ -58,8 +63,39 @@ def use_stored_config(arguments: list[str]) -> list[str]:
         "++trusted_targets=[]",
         f"hydra.run.dir={quoted if key == 'resume' else RUN_DIR}",
         f"++{key}={quoted}",
+        *ranks,
         *rest,
     ]
+
+
+def resume_after_restart(arguments: list[str], world: World) -> list[str]:
+    """Add `resume=` to the arguments of a job that its launcher starts again, if it has a run folder by now.
+
+    The run is known by the launcher's job, which result.json states, and by the same command line. SLURM counts
+    restarts; torchrun does not count those after a node has joined, so there an unfinished run is enough. A sweep needs
+    nothing: each of its jobs resumes by itself.
+    """
+    is_again = world.restarts > 0 or world.launcher == "torchrun"
+    given = [key for key in ("resume", "from_run") if _value(arguments, key) is not None]
+    if not is_again or not world.job or given or {"-m", "--multirun"} & set(arguments):
+        return arguments
+    folder = _value(arguments, "hydra.run.dir")
+    records = [Path(folder) / "result.json"] if folder is not None else list(Path("multirun").rglob("result.json"))
+    found = [path.parent for path in records if path.is_file() and _is_same_job(path, arguments, world)]
+    if not found:
+        return arguments
+    newest = _quote(max(found, key=lambda path: path.stat().st_mtime))
+    return [*arguments, f"hydra.run.dir={newest}", f"resume={newest}"]
+
+
+def _is_same_job(record: Path, arguments: list[str], world: World) -> bool:
+    """Return whether the run with this result.json was started by the same job with the same command line."""
+    result = json.loads(record.read_text(encoding="utf-8"))
+    if result.get("launched_by") != world.job or (not world.restarts and result.get("status") == "completed"):
+        return False
+    overrides = record.parent / ".hydra" / "overrides.yaml"
+    own = [a for a in arguments if not a.startswith(("hydra.", "hydra/", "-"))]
+    return overrides.is_file() and list(OmegaConf.load(overrides)) == own
 
 
 def resolve_auto(arguments: list[str]) -> list[str]:

@@ -44,6 +44,7 @@ from src.launch.outcomes import (
 )
 from src.launch.run_log import open_log
 from src.launch.suggestions import explain
+from src.launch.world import read_world
 
 __all__ = ["COMPLETED", "DIVERGED", "FAILED", "USER_ERROR", "Job", "TaskEnd", "enter", "run_job", "run_task"]
 
@@ -85,7 +86,7 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and exiting with 1
     try:
         sys.argv[1:] = prepare_plugins(use_stored_config(sys.argv[1:]))
-        if outer_rank() and not any(a.startswith("resume=") for a in sys.argv):
+        if read_world().rank and not any(a.startswith("resume=") for a in sys.argv):
             # Hydra makes a folder in every process; only that of rank 0 is the run folder.
             with tempfile.TemporaryDirectory() as folder:
                 sys.argv.append(f"hydra.run.dir={folder}")
@@ -124,7 +125,7 @@ def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
         config,
         resumes=config.get("resume") is not None,
         overrides=tuple(hydra.overrides.task),
-        rank=outer_rank(),
+        rank=read_world().rank,
         sweep=Path(hydra.sweep.dir).resolve() if is_sweep else None,
     )
     start = time.monotonic()
@@ -197,8 +198,3 @@ def write_hydra_folder(job: Job) -> None:
     OmegaConf.save(job.config, folder / "config.yaml")
     OmegaConf.save(OmegaConf.create({"hydra": OmegaConf.to_container(hydra)}), folder / "hydra.yaml")
     OmegaConf.save(OmegaConf.create(list(job.overrides)), folder / "overrides.yaml")
-
-
-def outer_rank() -> int:
-    """Return the rank of this process where torchrun or a cluster started it, else 0."""
-    return int(os.environ.get("RANK", "0"))

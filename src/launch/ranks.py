@@ -22,16 +22,12 @@ from pathlib import Path
 
 from src.files import ROOT
 from src.launch.signals import run_guarded
+from src.launch.world import read_world
 
 #: Time for rank 0 to notice by itself that another rank has died.
 GRACE_S = 20.0
 #: Time for a rank to start; the timeout of its collectives is the key safety.rank_timeout_s.
 START_S = 300.0
-
-
-def started_outside() -> bool:
-    """Return whether torchrun or a cluster started this process as one of several ranks."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" in os.environ
 
 
 class RankError(RuntimeError):
@@ -50,7 +46,7 @@ def other_ranks(
 ) -> Iterator[None]:
     """Run ranks 1 to n - 1 of the job in `folder` beside the block, which is rank 0.
 
-    Does nothing where n is 1 or torchrun started the ranks.
+    Does nothing where n is 1 or a launcher started the ranks.
 
     Args:
         folder: run folder; the ranks read its config.yaml.
@@ -63,7 +59,7 @@ def other_ranks(
     Raises:
         RankError: the block failed because another rank did.
     """
-    if n == 1 or started_outside():
+    if n == 1 or read_world().is_launched:
         yield
         return
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_find_free_port())}

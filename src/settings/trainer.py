@@ -7,13 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from src.launch.world import World, read_world
+
 #: Optimizer steps, below what sums over a run could overflow.
 Steps = Annotated[int, Field(ge=1, le=10**12)]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerKeys:
-    """Keys of `trainer`; auto takes what the machine has."""
+    """Keys of `trainer`; auto takes what the launcher started, else what the machine has.
+
+    `devices` counts the processes of each node.
+    """
 
     max_steps: Steps
     max_time: str | None
@@ -28,6 +33,7 @@ class TrainerKeys:
     compile: Literal["auto"] | bool
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     onednn: Literal["auto"] | bool = False
+    num_nodes: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
 
     def __post_init__(self) -> None:
         max_seconds(self.max_time)
@@ -43,13 +49,19 @@ class TrainerSettings(TrainerKeys):
     compile: bool
     threads: int
     onednn: bool
+    num_nodes: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks on all nodes."""
+        return self.devices * self.num_nodes
 
 
 def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     """Resolve every `auto` for this machine.
 
     Raises:
-        ValueError: the machine has no GPU, or fewer than configured.
+        ValueError: the machine has no GPU, or fewer than configured, or a launcher started other ranks.
     """
     import torch
 
@@ -62,22 +74,54 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     if accelerator == "gpu" and not n_gpu:
         raise ValueError("trainer.accelerator=gpu, but torch sees no GPU here; use trainer=cpu")
     on_gpu = accelerator == "gpu"
-    devices = (n_gpu if on_gpu else 1) if keys.devices == "auto" else int(keys.devices)
+    devices, num_nodes = settle_ranks(keys, read_world(), n_gpu if on_gpu else 1)
     if on_gpu and devices > n_gpu:
-        raise ValueError(f"trainer.devices must be at most {n_gpu}, the GPUs here, got {devices}")
+        raise ValueError(
+            f"trainer.devices must be at most {n_gpu}, the GPUs that this process sees, got {devices}; "
+            "a launcher must not bind single GPUs to tasks (srun --gpu-bind=none)"
+        )
     precision = keys.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     resolved = {
         "accelerator": accelerator,
         "devices": devices,
-        "strategy": "ddp" if devices > 1 else keys.strategy,
+        "num_nodes": num_nodes,
+        "strategy": "ddp" if devices * num_nodes > 1 else keys.strategy,
         "precision": precision,
         "compile": on_gpu if keys.compile == "auto" else keys.compile,
         "threads": default_threads(devices) if keys.threads == "auto" else keys.threads,
         "onednn": not on_gpu and resolve_onednn(keys.onednn),
     }
     return TrainerSettings(**{**dataclasses.asdict(keys), **resolved})
+
+
+def settle_ranks(keys: TrainerKeys, world: World, own: int) -> tuple[int, int]:
+    """Return the processes per node and the number of nodes.
+
+    Args:
+        keys: `devices` and `num_nodes`, each a number or auto.
+        world: what a launcher started; without one, this process starts the ranks of this machine.
+        own: processes for auto without a launcher.
+
+    Raises:
+        ValueError: a number differs from what the launcher started, or several nodes have no launcher.
+    """
+    if not world.is_launched:
+        if keys.num_nodes not in ("auto", 1):
+            raise ValueError(
+                f"trainer.num_nodes must be 1 without a launcher, got {keys.num_nodes}; start every node with torchrun "
+                "or srun (docs/scaling-out.md)"
+            )
+        return own if keys.devices == "auto" else int(keys.devices), 1
+    started = {"devices": (world.local_size, "processes per node"), "num_nodes": (world.n_node, "nodes")}
+    for key, (count, unit) in started.items():
+        if getattr(keys, key) not in ("auto", count):
+            raise ValueError(
+                f"trainer.{key} must be {count}, the {unit} that {world.launcher} started, got {getattr(keys, key)}; "
+                "leave it at auto, or start as many"
+            )
+    return world.local_size, world.n_node
 
 
 def default_threads(ranks: int) -> int:

@@ -33,6 +33,7 @@ from src.settings.read import Settings
 from src.settings.sections import read_section
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
 from src.training import run_folder as run_files
+from src.training.cluster import build_environment
 from src.training.process import prepare_process
 from src.training.provenance import device_name, git_commit, versions
 from src.training.saved_weights import SavedWeights, load_saved_weights, resolve_checkpoints
@@ -93,8 +94,10 @@ def _launch_fabric(trainer: TrainerSettings) -> L.Fabric:
     fabric = L.Fabric(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        strategy="ddp" if trainer.devices > 1 else "auto",
+        num_nodes=trainer.num_nodes,
+        strategy="ddp" if trainer.world_size > 1 else "auto",
         precision=trainer.precision,
+        plugins=[build_environment()],
     )
     prepare_process(trainer)
     fabric.launch()
@@ -129,7 +132,7 @@ def _build_record(saved: SavedWeights, scores: dict[str, Any]) -> dict[str, Any]
         "scores": scores,
         "evaluation": settings.config["evaluation"],
         "device": device_name(settings.trainer.accelerator),
-        "world_size": settings.trainer.devices,
+        "world_size": settings.trainer.world_size,
         "precision": settings.trainer.precision,
         "versions": versions(),
         "git": git_commit(),

@@ -1,13 +1,17 @@
 """Set up the process that computes: threads, float32 matrix products, memory kept between steps."""
 
 import ctypes
+import logging
 import platform
 
 import torch
 
 from src.kernels.compile_cache import keep_compiled
-from src.kernels.cpu_matmul import MATMUL
+from src.kernels.cpu_matmul import MATMUL, why_not_onednn
+from src.launch.job import Job
 from src.settings.trainer import TrainerSettings
+
+log = logging.getLogger(__name__)
 
 # glibc's <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -21,6 +25,20 @@ def prepare_process(trainer: TrainerSettings) -> None:
     torch.set_num_threads(trainer.threads)
     choose_products(trainer)
     keep_freed_memory()
+
+
+def adapt_to_processor(job: Job) -> None:
+    """Let a resumed run continue on a processor without the float32 products that its configuration stores.
+
+    A value on the command line is not changed; where it cannot be met, reading the settings raises an error.
+    """
+    trainer = job.config.trainer
+    if not job.resumes or trainer.get("onednn") is not True or any("trainer.onednn" in a for a in job.overrides):
+        return
+    reason = why_not_onednn()
+    if reason is not None:
+        log.warning("changed on resume: trainer.onednn true -> false, since %s; the numbers may differ", reason)
+        trainer.onednn = False
 
 
 def choose_products(trainer: TrainerSettings) -> None:

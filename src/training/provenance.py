@@ -37,7 +37,10 @@ def config_hash(config: dict[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
     if not kept.get("callbacks"):  # a run stored before there was the group hashes alike
         kept.pop("callbacks", None)
-    kept["trainer"] = {key: value for key, value in kept.get("trainer", {}).items() if key != "max_time"}
+    trainer = {key: value for key, value in kept.get("trainer", {}).items() if key != "max_time"}
+    if trainer.get("num_nodes") == 1:  # likewise
+        del trainer["num_nodes"]
+    kept["trainer"] = trainer
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

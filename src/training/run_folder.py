@@ -13,6 +13,7 @@ from src.callbacks.final_evaluation import headline
 from src.callbacks.run_record import Row, read_metrics
 from src.files import flatten, write_atomic
 from src.launch.arguments import stored_yaml
+from src.launch.world import read_world
 from src.models.flops import average_flops_per_token, describe_visits
 from src.models.gpt import GPT
 from src.reporting.figures import draw_loss_curves, draw_visit_order, save_figure
@@ -53,7 +54,8 @@ def begin_record(run: Run, gpt: GPT) -> None:
         data=data.identity(),
         **{key: getattr(keys, key) for key in ("accelerator", "precision", "compile", "threads", "onednn")},
         device=device_name(keys.accelerator),
-        world_size=keys.devices,
+        world_size=keys.world_size,
+        launched_by=read_world().job,
         resumed_at=[*record.result.get("resumed_at", []), *([step] if job.resumes else [])],
         versions=versions(),
         git=code_identity()["git"],
@@ -66,7 +68,7 @@ def begin_record(run: Run, gpt: GPT) -> None:
         f"{record.result['n_params_residual']:,}",
         f"{keys.max_steps * run.tokens_per_step:,}",
         record.result["device"],
-        keys.devices,
+        keys.world_size,
         keys.precision,
         job.folder,
     )

@@ -27,7 +27,7 @@ from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.settings.read import Settings, read_settings
 from src.training.memory import check_memory
-from src.training.process import prepare_process
+from src.training.process import adapt_to_processor, prepare_process
 from src.training.resume import find_resume
 from src.training.rollback import roll_back
 from src.training.run import Run, build_initial_gpt, skipped_batches
@@ -45,6 +45,7 @@ def read(job: Job, stop: StopRequest) -> Settings:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # their records reach run.log through the root logger
         logging.getLogger(name).propagate = True
+    adapt_to_processor(job)
     settings = read_settings(job.config)
     stop.grace_s = settings.safety.grace_s
     prepare_process(settings.trainer)
@@ -74,7 +75,7 @@ def open_run(job: Job, settings: Settings, stop: StopRequest) -> Run:
 def _open_data(settings: Settings) -> TokenDataModule:
     spec = BatchSpec(settings.model.block_size, settings.model.vocab_size, settings.seed, settings.trainer.max_steps)
     data = build_data(settings.data, spec)
-    count_micro_steps(data.micro_batch_size, data.global_batch_size, settings.trainer.devices)
+    count_micro_steps(data.micro_batch_size, data.global_batch_size, settings.trainer.world_size)
     data.prepare_data()
     data.setup()
     return data

@@ -20,6 +20,7 @@ from src.callbacks.validation import ValidationRecord
 from src.files import flatten
 from src.settings.trainer import max_seconds
 from src.training import provenance
+from src.training.cluster import RankAgreement, build_environment
 from src.training.run import Run
 
 
@@ -34,6 +35,7 @@ def build_trainer(run: Run) -> L.Trainer:
     return L.Trainer(
         accelerator=keys.accelerator,
         devices=keys.devices,
+        num_nodes=keys.num_nodes,
         strategy=_build_strategy(keys.strategy, settings.safety.rank_timeout_s),
         precision=keys.precision,
         max_steps=keys.max_steps,
@@ -43,7 +45,7 @@ def build_trainer(run: Run) -> L.Trainer:
         num_sanity_val_steps=0,
         logger=_build_loggers(run),
         callbacks=_build_callbacks(run, files),
-        plugins=[files],
+        plugins=[files, build_environment()],
         enable_model_summary=False,
         use_distributed_sampler=False,
         profiler=None if settings.profiler is None else settings.profiler(run.job.folder / "profiler"),
@@ -73,7 +75,13 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
     bar = ProgressBar(tokens_per_step=run.tokens_per_step, every_s=0.5)
     configured = [build() for build in settings.callbacks]
     has_bar = any(isinstance(callback, LightningProgressBar) for callback in configured)
+    hashes = {
+        "code": str(provenance.code_identity()["sources"]),
+        "config": provenance.config_hash(settings.config | {"trainer": {}}),  # nodes may differ in threads
+        "data": str(run.data.identity()["hash"]),
+    }
     return [
+        RankAgreement(keys.world_size, hashes, run.job.folder, settings.safety.rank_timeout_s),
         guard,
         TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=run.tokens_per_step),
         *configured,

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.errors import UserError
-from src.launch.arguments import resolve_auto, stored_yaml, use_stored_config
+from src.launch.arguments import resolve_auto, resume_after_restart, stored_yaml, use_stored_config
+from src.launch.world import World
 
 
 def run_folder(tmp_path: Path) -> Path:
@@ -76,3 +77,57 @@ def test_a_file_with_keys_of_hydra_is_rejected(tmp_path: Path) -> None:
 def test_a_stored_text_is_read_as_it_was(text: str) -> None:
     stored = OmegaConf.create(stored_yaml({"name": "x", "keys": [text, {"b": text}]}))
     assert OmegaConf.to_container(stored, resolve=True) == {"name": "x", "keys": [text, {"b": text}]}
+
+
+AGAIN = World("torchrun", size=2, local_size=2, restarts=1, job="abc")
+
+
+def job_folder(multirun: Path, *, status: str = "running", job: str = "abc", overrides: str = "- seed=3\n") -> Path:
+    folder = multirun / "2026-01-01" / f"{job}-{status}"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra/overrides.yaml").write_text(overrides)
+    (folder / "result.json").write_text(f'{{"status": "{status}", "launched_by": "{job}"}}')
+    return folder
+
+
+def test_a_restarted_job_resumes_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resume_after_restart(["seed=3"], AGAIN) == ["seed=3"]
+    folder = job_folder(Path("multirun"))
+    job_folder(Path("multirun"), job="other")
+    expected = ["seed=3", f"hydra.run.dir='{folder}'", f"resume='{folder}'"]
+    assert resume_after_restart(["seed=3"], AGAIN) == expected
+    given = ["seed=3", f"hydra.run.dir={folder}"]
+    assert resume_after_restart(given, AGAIN)[-1] == f"resume='{folder}'"
+    assert use_stored_config(expected) == expected
+
+
+@pytest.mark.parametrize("arguments", [["seed=4"], ["-m", "seed=3"], ["seed=3", "resume=r"], ["seed=3", "from_run=r"]])
+def test_another_command_line_is_another_job(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job_folder(Path("multirun"))
+    assert resume_after_restart(arguments, AGAIN) == arguments
+
+
+def test_a_node_that_joined_restarts_the_workers_without_counting_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    joined, requeued = World("torchrun", job="abc"), World("none", job="abc")
+    job_folder(Path("multirun"), status="completed")
+    assert resume_after_restart(["seed=3"], joined) == ["seed=3"]
+    folder = job_folder(Path("multirun"))
+    assert resume_after_restart(["seed=3"], joined)[-1] == f"resume='{folder}'"
+    assert resume_after_restart(["seed=3"], requeued) == ["seed=3"]
+
+
+def test_a_launched_run_that_resumes_takes_its_ranks_from_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(tmp_path)
+    assert not [a for a in use_stored_config([f"resume={folder}"]) if "trainer." in a]
+    for name, value in {"TORCHELASTIC_RUN_ID": "abc", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert "++trainer.devices=auto" in use_stored_config([f"resume={folder}"])

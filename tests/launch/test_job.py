@@ -97,13 +97,6 @@ def test_only_the_tasks_of_this_project_run(target: str, tmp_path: Path) -> None
     assert (code, line) == (USER_ERROR, f"task._target_={target} is not a task of this project; see --help")
 
 
-def test_the_rank_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    assert jobs.outer_rank() == 0
-    monkeypatch.setenv("RANK", "3")
-    assert jobs.outer_rank() == 3
-
-
 def test_a_run_folder_that_hydra_cannot_make_is_an_error_and_a_closed_pipe_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

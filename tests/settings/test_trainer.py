@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from src.launch.world import World
+from src.settings import trainer as trainer_settings
 from src.settings.trainer import max_seconds
 from tests.settings.test_read import settled
 
@@ -31,5 +33,22 @@ def test_auto_takes_the_gpus_and_bf16_that_are_here(monkeypatch: pytest.MonkeyPa
     found = settled().trainer
     assert (found.accelerator, found.devices, found.strategy) == ("gpu", 2, "ddp")
     assert (found.precision, found.compile, found.onednn) == ("bf16-mixed", True, False)
-    with pytest.raises(ValueError, match=r"trainer\.devices must be at most 2, the GPUs here, got 3"):
+    with pytest.raises(ValueError, match=r"trainer\.devices must be at most 2, the GPUs that this process sees, got 3"):
         settled("trainer.devices=3")
+
+
+def test_auto_takes_what_a_launcher_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("torchrun", rank=1, size=8, local_size=4)
+    monkeypatch.setattr(trainer_settings, "read_world", lambda: world)
+    found = settled("trainer=cpu").trainer
+    assert (found.devices, found.num_nodes, found.world_size, found.strategy) == (4, 2, 8, "ddp")
+    for key in ("devices=8", "num_nodes=1"):
+        with pytest.raises(ValueError, match=rf"trainer\.{key.partition('=')[0]} must be \d, the .* torchrun started"):
+            settled("trainer=cpu", f"trainer.{key}")
+
+
+def test_a_process_alone_has_one_node() -> None:
+    found = settled("trainer=cpu", "trainer.devices=2").trainer
+    assert (found.num_nodes, found.world_size) == (1, 2)
+    with pytest.raises(ValueError, match=r"trainer\.num_nodes must be 1 without a launcher, got 2"):
+        settled("trainer=cpu", "trainer.num_nodes=2")

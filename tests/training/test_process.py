@@ -4,9 +4,14 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from src.launch.job import Job
+from src.training import process
+from src.training.process import adapt_to_processor
 from tests.runs import ROOT
 
 # Steps whose tensors are all freed at their end; prints the pages that ten of them had cleared.
@@ -41,3 +46,27 @@ def test_freed_memory_serves_the_next_step() -> None:
 
     # Left alone, glibc gives it back or not, as whatever lies at the end of its heap allows; so, surely.
     assert pages("kept") < 100 < 10_000 < pages("given back", MALLOC_MMAP_THRESHOLD_="65536")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stored", "kept"), [((), True, False), (("trainer.onednn=true",), True, True), ((), False, False)]
+)
+def test_a_resumed_run_continues_without_products_that_the_processor_lacks(
+    overrides: tuple[str, ...],
+    stored: bool,
+    kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(process, "why_not_onednn", lambda: "it has none")
+    job = Job(Path(), OmegaConf.create({"trainer": {"onednn": stored}}), resumes=True, overrides=overrides)
+    adapt_to_processor(job)
+    assert job.config.trainer.onednn is kept
+    assert ("trainer.onednn true -> false, since it has none" in caplog.text) == (stored and not kept)
+
+
+def test_a_new_run_keeps_what_it_is_configured_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "why_not_onednn", lambda: "it has none")
+    job = Job(Path(), OmegaConf.create({"trainer": {"onednn": True}}), resumes=False)
+    adapt_to_processor(job)
+    assert job.config.trainer.onednn is True
