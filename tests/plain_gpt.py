@@ -18,7 +18,7 @@ def plain_logits(
     values: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Return logits [B, T, V]; `stream` and `values` map layers to additions to the stream and to attention values."""
-    w, config = gpt.state_dict(), gpt.config
+    w, config = dict(gpt.named_parameters()), gpt.config
     x = w["embedding.wte.weight"][idx]
     if config.positions == "learned":
         x = x + w["embedding.wpe.weight"][: idx.shape[1]]

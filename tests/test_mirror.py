@@ -38,8 +38,6 @@ COVERED_BY = {
     "src/datamodules/shards/loader.py": "tests/datamodules/test_contract.py",
     "src/datamodules/shards/manifest.py": "tests/datamodules/prepare/test_prepare.py",
     "src/datamodules/shards/windows.py": "tests/datamodules/shards/test_stream.py",
-    "src/embedding/untied.py": "tests/embedding/test_tied.py",
-    "src/embedding/value_embed_attention.py": "tests/embedding/test_value_embed.py",
     "src/embedding/value_tables.py": "tests/embedding/test_value_embed.py",
     "src/evaluation/sources.py": "tests/evaluation/test_perplexity.py",
     "src/evaluation/suite.py": "tests/evaluation/test_perplexity.py",

@@ -2,7 +2,7 @@
 
     x0 = forward(idx);  rows = lookup(idx)
     x <- x + stream_addition(rows, l)     before layer l, unless None
-    v <- v + value_addition(rows, l)      in the attention of layer l, unless None
+    v <- v + value_addition(rows, l, x)   in the attention of layer l, whose values are projected from x, unless None
 
 `forward`, `get_lm_head_weight`, `get_num_pos_params` and `get_value_embed` are the methods of the embedding benchmark
 (MLS-Bench llm-pretrain-embedding); a `TokenEmbedding` written for it works unchanged (`adapt_embedding`).
@@ -13,8 +13,11 @@ Shape letters: B batch, T tokens, D n_embd, V vocab_size.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
+
+from src.source import Source
 
 Lookup = tuple[Tensor, ...]
 
@@ -40,6 +43,9 @@ class EmbeddingSpec:
 
 class TokenEmbedding(nn.Module, ABC):
     """Base class of all embeddings; the module docstring explains the contract."""
+
+    #: Publication and code of the method, and how this form differs from it.
+    source: ClassVar[Source]
 
     @abstractmethod
     def forward(self, idx_BT: Tensor) -> Tensor:
@@ -71,8 +77,11 @@ class TokenEmbedding(nn.Module, ABC):
         """Return the addition [B, T, D] to the stream before each visit to `layer`; by default `get_value_embed`."""
         return self.get_value_embed(layer)
 
-    def value_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
-        """Return the addition [B, T, D] to the attention values of `layer`, all heads side by side."""
+    def value_addition(self, lookup: Lookup, layer: int, x_BTD: Tensor) -> Tensor | None:
+        """Return the addition [B, T, D] to the attention values of `layer`, all heads side by side.
+
+        It is called at each visit, under autocast, with the input [B, T, D] of the value projection.
+        """
         return None
 
     def get_value_embed(self, layer: int) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from src.embedding.base import EmbeddingSpec, Lookup
 from src.embedding.tied import TiedEmbedding
+from src.source import Source
 
 CURRENT, PREVIOUS = 36313, 27191
 
@@ -28,6 +29,8 @@ class BigramHash(TiedEmbedding):
         table_factor: R / vocab_size, with R >= 2 (5 in the source: 257 M parameters at GPT-2 Medium).
         scale_init: initial weight of the table in each layer (0.1 in the source).
     """
+
+    source = Source("MLS-Bench llm-pretrain-embedding, baseline bigram_hash")
 
     def __init__(
         self, spec: EmbeddingSpec, *, table_factor: Annotated[float, Field(gt=0, le=1e6)], scale_init: float

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from src.embedding.base import EmbeddingSpec, TokenEmbedding
+from src.source import Source
 
 
 class TiedEmbedding(TokenEmbedding):
     """Token table shared with the head, and learned positions; V * D + block_size * D parameters."""
+
+    source = Source("arXiv 1608.05859, section 3; GPT-2 (Radford et al. 2019), section 2.3")
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__()

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from src.embedding.base import EmbeddingSpec
 from src.embedding.tied import TiedEmbedding
+from src.source import Source
 
 
 class UntiedEmbedding(TiedEmbedding):
     """Tied embedding with a separate head; V * D parameters more."""
+
+    source = Source("MLS-Bench llm-pretrain-embedding, baseline untied")
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__(spec)

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from src.embedding.base import Lookup
 from src.embedding.value_tables import ValueTables
+from src.source import Source
 
 
 class ValueEmbed(ValueTables):
     """Tables added to the stream; J * V * D + J parameters more than `tied`, keys of `ValueTables`."""
+
+    source = Source("MLS-Bench llm-pretrain-embedding, baseline value_embed")
 
     def stream_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
         return self.scale_rows(lookup, layer)

@@ -13,10 +13,23 @@ from torch import Tensor
 
 from src.embedding.base import Lookup
 from src.embedding.value_tables import ValueTables
+from src.source import Source
 
 
 class ValueEmbedAttention(ValueTables):
     """Tables added to values; J * V * D + J parameters more than `tied`, keys of `ValueTables`."""
 
-    def value_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
+    source = Source(
+        "KellerJordan/modded-nanogpt, records of 2025-01-16 (weights) and of 2026 (five tables)",
+        "KellerJordan/modded-nanogpt",
+        "f411b3d346aa",
+        deviations=(
+            "The projected values have no learned weight of their own (0.5 at init in the source), which the value "
+            "projection can absorb.",
+            "One learned weight per table, as in the record of 2025-01-16; later records gate the tables per head.",
+            "The tables have the learning rate and weight decay of the trunk's matrices; the source multiplies them.",
+        ),
+    )
+
+    def value_addition(self, lookup: Lookup, layer: int, x_BTD: Tensor) -> Tensor | None:
         return self.scale_rows(lookup, layer)

@@ -17,6 +17,7 @@ from src.models.rotary import rotate
 from src.residual.base import QKV
 
 TapQKV = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+AddToValues = Callable[[Tensor], Tensor | None]  # from the input of the value projection
 
 
 class CausalSelfAttention(nn.Module):
@@ -31,9 +32,15 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor | QKV, tap: TapQKV | None = None, value_addition_BTD: Tensor | None = None) -> Tensor:
-        """Map [B, T, D] (or three views of it) to [B, T, D]; `tap` may replace q, k, v [B, H, T, K]."""
-        q_BHTK, k_BHTK, v_BHTK = self._project(x, value_addition_BTD)
+    def forward(self, x: Tensor | QKV, tap: TapQKV | None = None, add_to_values: AddToValues | None = None) -> Tensor:
+        """Map [B, T, D] (or three views of it) to [B, T, D].
+
+        Args:
+            x: input, or the inputs of the three projections.
+            tap: replaces q, k, v [B, H, T, K].
+            add_to_values: returns the addition [B, T, D] to the values, or None.
+        """
+        q_BHTK, k_BHTK, v_BHTK = self._project(x, add_to_values)
         if tap is not None:
             q_BHTK, k_BHTK, v_BHTK = tap(q_BHTK, k_BHTK, v_BHTK)
         if self.rotates:
@@ -44,15 +51,16 @@ class CausalSelfAttention(nn.Module):
         y_BTD: Tensor = self.resid_dropout(self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * K)))
         return y_BTD
 
-    def _project(self, x: Tensor | QKV, value_addition_BTD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor | QKV, add_to_values: AddToValues | None) -> tuple[Tensor, Tensor, Tensor]:
         if isinstance(x, QKV):
             weights = self.c_attn.weight.chunk(3)
             biases = (None,) * 3 if self.c_attn.bias is None else self.c_attn.bias.chunk(3)
             parts = [F.linear(x_BTD, w, b) for x_BTD, w, b in zip(x, weights, biases, strict=True)]
         else:
             parts = list(self.c_attn(x).chunk(3, dim=-1))
-        if value_addition_BTD is not None:
-            parts[2] = parts[2] + value_addition_BTD.to(parts[2].dtype)
+        addition_BTD = None if add_to_values is None else add_to_values(x.v_BTD if isinstance(x, QKV) else x)
+        if addition_BTD is not None:
+            parts[2] = parts[2] + addition_BTD.to(parts[2].dtype)
         B, T, D = parts[0].shape
         q, k, v = (p.view(B, T, self.n_head, D // self.n_head).transpose(1, 2) for p in parts)
         return q, k, v

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.kernels.autocast import suspend_autocast
-from src.models.attention import CausalSelfAttention, TapQKV
+from src.models.attention import AddToValues, CausalSelfAttention, TapQKV
 from src.models.config import NORM_PLACEMENTS, GPTConfig
 from src.models.mlp import MLP, CopiedMLP
 from src.residual.base import QKV, ResidualStrategy, Site
@@ -51,11 +51,11 @@ class Block(nn.Module):
         self.ln_2, self.ln_2_out = mlp_norms
         self.mlp = MLP(config) if n_mlp == 1 else CopiedMLP(config, n_mlp)
 
-    def branch(self, site: Site, x: Tensor | QKV, tap: TapQKV | None, value_addition_BTD: Tensor | None) -> Tensor:
+    def branch(self, site: Site, x: Tensor | QKV, tap: TapQKV | None, add_to_values: AddToValues | None) -> Tensor:
         """Apply one sublayer with its norms, [B, T, D] -> [B, T, D]."""
         y_BTD: Tensor
         if site.kind == "attn":
-            norm_out, y_BTD = self.ln_1_out, self.attn(apply_norm(self.ln_1, x), tap, value_addition_BTD)
+            norm_out, y_BTD = self.ln_1_out, self.attn(apply_norm(self.ln_1, x), tap, add_to_values)
         else:
             norm_out, y_BTD = self.ln_2_out, self.mlp(apply_norm(self.ln_2, x), site.visit)
         if norm_out is not None:

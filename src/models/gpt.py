@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -209,10 +210,10 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, State]:
         """Return the output [B, T, D] of a site's sublayer, and the state, which `tap_qkv` may have replaced."""
         is_attention = site.kind == "attn"
-        value_BTD = self.embedding.value_addition(lookup, site.layer) if is_attention else None
+        add_to_values = partial(self.embedding.value_addition, lookup, site.layer) if is_attention else None
         tap = Tap(self.residual, site, state) if self.residual.taps_qkv and is_attention else None
         with autocast():
-            y_BTD = self._block(site).branch(site, x, tap, value_BTD)
+            y_BTD = self._block(site).branch(site, x, tap, add_to_values)
         # The outputs of repeated visits may grow from 0 to 1 over some steps (recurrence.ramp_steps).
         if self.recurrence.delayed and site.block in self.repeats:
             y_BTD = y_BTD * self.gain

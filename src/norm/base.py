@@ -1,6 +1,7 @@
 """Contract of a norm: a module over the last dimension, x [..., width] -> [..., width].
 
-A constructor takes `(spec, *, <the keys of the YAML>)`. Statistics are computed in float32 for every input dtype.
+A constructor takes `(spec, *, <the keys of the YAML>)`. Statistics are computed in float32 for every input dtype. The
+class has an attribute `source` (`src/source.py`).
 """
 
 from dataclasses import dataclass

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.bounds import PositiveFloat
-from src.norm.affine import AffineNorm
+from src.norm.affine import StatisticsNorm
 from src.norm.base import NormSpec
+from src.source import Source
 
 
-class CenteredGatedRMS(AffineNorm):
+class CenteredGatedRMS(StatisticsNorm):
     """RMSNorm with one gate per channel; 2 * width parameters (3 * width with biases).
 
     Args:
         eps: added to the mean square (1e-5 in the benchmark).
         gate_init: initial gate of every channel (0.5 in the source).
     """
+
+    source = Source("MLS-Bench llm-pretrain-normalization, a submission")
 
     def __init__(self, spec: NormSpec, *, eps: PositiveFloat, gate_init: float) -> None:
         super().__init__(spec, eps=eps)

@@ -6,11 +6,14 @@ Source: Ba, Kiros, Hinton, "Layer Normalization" (arXiv 1607.06450), section 3; 
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.norm.affine import AffineNorm
+from src.norm.affine import StatisticsNorm
+from src.source import Source
 
 
-class LayerNorm(AffineNorm):
-    """PyTorch's layer norm; width parameters (2 * width with biases), keys of `AffineNorm`."""
+class LayerNorm(StatisticsNorm):
+    """PyTorch's layer norm; width parameters (2 * width with biases), keys of `StatisticsNorm`."""
+
+    source = Source("arXiv 1607.06450, section 3")
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [..., width] -> [..., width]; autocast runs it in float32."""

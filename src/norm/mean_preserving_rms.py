@@ -9,11 +9,14 @@ At init: LayerNorm plus the mean of its input.
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.norm.affine import AffineNorm
+from src.norm.affine import StatisticsNorm
+from src.source import Source
 
 
-class MeanPreservingRMS(AffineNorm):
-    """LayerNorm plus the mean of its input; width parameters (2 * width with biases), keys of `AffineNorm`."""
+class MeanPreservingRMS(StatisticsNorm):
+    """LayerNorm plus the mean of its input; width parameters (2 * width with biases), keys of `StatisticsNorm`."""
+
+    source = Source("MLS-Bench llm-pretrain-normalization, a submission")
 
     def normalize(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) + x.mean(-1, keepdim=True)

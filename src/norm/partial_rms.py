@@ -10,17 +10,20 @@ At init with fraction 1: `mean_preserving_rms`.
 from torch import Tensor
 
 from src.bounds import PositiveFloat
-from src.norm.affine import AffineNorm
+from src.norm.affine import StatisticsNorm
 from src.norm.base import NormSpec
+from src.source import Source
 
 
-class PartialRMS(AffineNorm):
+class PartialRMS(StatisticsNorm):
     """Mean-preserving norm by a partial RMS; width parameters (2 * width with biases).
 
     Args:
         eps: added to the mean square (1e-5 in the benchmark).
         fraction: share of channels in the root mean square, in (0, 1] (0.25 in the source).
     """
+
+    source = Source("MLS-Bench llm-pretrain-normalization, a submission")
 
     def __init__(self, spec: NormSpec, *, eps: PositiveFloat, fraction: float) -> None:
         super().__init__(spec, eps=eps)

@@ -9,7 +9,9 @@ Visits are fixed for a run, so that every per-visit parameter belongs to the sam
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from src.source import Source
 
 Kind = Literal["attn", "mlp"]
 BOTH: tuple[Kind, ...] = ("attn", "mlp")
@@ -32,6 +34,9 @@ class Visit:
 
 class Recurrence:
     """Base class; visits every layer once, in order."""
+
+    #: Publication and code of the method, and how this form differs from it.
+    source: ClassVar[Source]
 
     def __init__(self, spec: RecurrenceSpec) -> None:
         self.spec = spec

@@ -13,10 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from src.recurrence.base import Recurrence, RecurrenceSpec, Visit
+from src.recurrence.base import RecurrenceSpec
+from src.recurrence.repeated_layers import RepeatedLayers
+from src.source import Source
 
 
-class MiniRecurrence(Recurrence):
+class MiniRecurrence(RepeatedLayers):
     """Repeated layers; 8 * D^2 parameters per repeated visit with mlp=untied, none with mlp=shared.
 
     Args:
@@ -31,6 +33,15 @@ class MiniRecurrence(Recurrence):
         ValueError: `layers` are missing in the model or not consecutive, or another key is out of its bounds.
     """
 
+    source = Source(
+        "openai/parameter-golf, pull request 1204",
+        "openai/parameter-golf",
+        "4908dc46f21e",
+        deviations=(
+            "The optimizer's moments of a copied MLP are copied with its weights; the source copies the weights only.",
+        ),
+    )
+
     def __init__(
         self,
         spec: RecurrenceSpec,
@@ -42,56 +53,31 @@ class MiniRecurrence(Recurrence):
         start_step: int | None,
         ramp_steps: int,
     ) -> None:
-        super().__init__(spec)
-        self.layers = self._validate(layers)
-        for key, value, least in (("repeats", repeats, 1), ("ramp_steps", ramp_steps, 0)):
-            if value < least:
-                raise ValueError(f"recurrence.{key} must be >= {least}, got {value}")
+        super().__init__(
+            spec,
+            layers=_select_layers(spec.n_layer, layers),
+            repeats=repeats,
+            start_fraction=start_fraction,
+            start_step=start_step,
+            ramp_steps=ramp_steps,
+        )
         if mlp not in ("untied", "shared"):
             raise ValueError(f"recurrence.mlp must be untied or shared, got {mlp}")
-        if (start_fraction is None) == (start_step is None):
-            raise ValueError(
-                "exactly one of recurrence.start_fraction and recurrence.start_step must be null, got "
-                f"{start_fraction} and {start_step}"
-            )
-        if start_fraction is not None and not 0 <= start_fraction < 1:
-            raise ValueError(f"recurrence.start_fraction must be in [0, 1), got {start_fraction}")
-        if start_step is not None and start_step < 0:
-            raise ValueError(f"recurrence.start_step must be >= 0, got {start_step}")
-        self.repeats, self.mlp, self.ramp_steps = repeats, mlp, ramp_steps
-        self.start = start_fraction, start_step
-
-    def _validate(self, layers: list[int] | None) -> list[int]:
-        n_layer = self.spec.n_layer
-        if layers is None:
-            middle = max(0, (n_layer - 1) // 2 - 1 + n_layer % 2)
-            return [middle, middle + 1] if n_layer > 1 else [0]
-        consecutive = list(range(layers[0], layers[0] + len(layers))) if layers else []
-        if not layers or list(layers) != consecutive or layers[0] < 0 or layers[-1] >= n_layer:
-            raise ValueError(
-                f"recurrence.layers must be consecutive layers between 0 and {n_layer - 1}, got {list(layers)}; for "
-                "none use recurrence=none"
-            )
-        return list(layers)
-
-    def visits(self) -> tuple[Visit, ...]:
-        first, last = self.layers[0], self.layers[-1]
-        order = [*range(last + 1), *(self.layers * self.repeats), *range(last + 1, self.spec.n_layer)]
-        assert order[first] == first  # the first visits are in order
-        return tuple(map(Visit, order))
+        self.mlp = mlp
 
     @property
     def untied(self) -> frozenset[int]:
         return frozenset(self.layers) if self.mlp == "untied" else frozenset()
 
-    @property
-    def delayed(self) -> bool:
-        return any(self.start)
 
-    def start_step(self, max_steps: int) -> int:
-        fraction, step = self.start
-        return round(fraction * max_steps) if fraction is not None else step or 0
-
-    def gain(self, step: int, max_steps: int) -> float:
-        since = step - self.start_step(max_steps)
-        return min(1.0, max(0.0, since / self.ramp_steps)) if self.ramp_steps else 1.0
+def _select_layers(n_layer: int, layers: list[int] | None) -> list[int]:
+    if layers is None:
+        middle = max(0, (n_layer - 1) // 2 - 1 + n_layer % 2)
+        return [middle, middle + 1] if n_layer > 1 else [0]
+    consecutive = list(range(layers[0], layers[0] + len(layers))) if layers else []
+    if not layers or list(layers) != consecutive or layers[0] < 0 or layers[-1] >= n_layer:
+        raise ValueError(
+            f"recurrence.layers must be consecutive layers between 0 and {n_layer - 1}, got {list(layers)}; for "
+            "none use recurrence=none, for others recurrence=delayed_repeat"
+        )
+    return list(layers)

@@ -4,7 +4,10 @@ Source: GPT-2 (Radford et al. 2019).
 """
 
 from src.recurrence.base import Recurrence
+from src.source import Source
 
 
 class NoRecurrence(Recurrence):
     """Plain order of layers; no parameters."""
+
+    source = Source("GPT-2 (Radford et al. 2019), section 2.3")

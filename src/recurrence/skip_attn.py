@@ -4,6 +4,7 @@ Source: openai/parameter-golf, pull request 1204 (layer 0); KellerJordan/modded-
 """
 
 from src.recurrence.base import Recurrence, RecurrenceSpec, Visit
+from src.source import Source
 
 
 class SkipAttention(Recurrence):
@@ -12,6 +13,8 @@ class SkipAttention(Recurrence):
     Args:
         layers: indices in [0, n_layer) of the layers without attention, not of all ([0] in the source).
     """
+
+    source = Source("openai/parameter-golf, pull request 1204", "openai/parameter-golf", "4908dc46f21e")
 
     def __init__(self, spec: RecurrenceSpec, *, layers: list[int]) -> None:
         super().__init__(spec)

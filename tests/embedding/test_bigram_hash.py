@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.oracle import LR, WEIGHT_DECAY, assert_same, groups_by_name
 from tests.plain_gpt import plain_logits
 from tests.support import component, jitter, tiny_gpt, tokens
 
@@ -25,12 +26,18 @@ def test_the_largest_ids_of_gpt2_stay_in_the_table() -> None:
     assert ((rows[:, 1:] >= 0) & (rows[:, 1:] < 5 * 50304 - 1)).all()
 
 
-def test_a_layer_adds_its_scale_times_the_row_to_the_stream() -> None:
-    gpt = jitter(tiny_gpt(embedding="bigram_hash")).double()
-    idx, embedding = tokens(), gpt.embedding
-    rows = embedding.table_RD[embedding.hash_rows(idx)]
-    stream = {layer: embedding.scale_L[layer] * rows for layer in range(3)}
-    assert torch.allclose(gpt(idx), plain_logits(gpt, idx, stream=stream), rtol=0, atol=1e-10)
+def test_it_equals_its_source() -> None:
+    """MLS-Bench llm-pretrain-embedding, baseline bigram_hash: 0.1 times a row of 5 V, before every layer.
+
+    The hash is `get_bigram_hash` of KellerJordan/modded-nanogpt @ f411b3d, train_gpt.py.
+    """
+    gpt, idx = jitter(tiny_gpt(embedding="bigram_hash")).double(), tokens()
+    table, mod = gpt.embedding.table_RD, 5 * 64 - 1
+    hashed = torch.full_like(idx, mod)
+    hashed[:, 1:] = torch.bitwise_xor(36313 * idx[:, 1:], 27191 * idx[:, :-1]) % mod
+    stream = {layer: gpt.embedding.scale_L[layer] * table[hashed] for layer in range(3)}
+    params = list(gpt.parameters())
+    assert_same(gpt(idx), plain_logits(gpt, idx, stream=stream), params, 1e-10)
     assert not torch.allclose(gpt(idx), plain_logits(gpt, idx), rtol=0, atol=1e-3)
 
 
@@ -40,6 +47,9 @@ def test_it_starts_as_tied_with_scales_of_a_tenth() -> None:
     assert gpt.embedding.scale_L.tolist() == pytest.approx([0.1] * 3)
     gpt.loss(tokens(), tokens(seed=1)).backward()
     assert (gpt.embedding.table_RD.grad != 0).any()
+    groups = groups_by_name(gpt)
+    assert groups["embedding.table_RD"] == (LR, WEIGHT_DECAY)  # the benchmark decays tensors of two dimensions
+    assert groups["embedding.scale_L"] == (LR, 0.0)
 
 
 def test_the_order_of_a_pair_matters() -> None:

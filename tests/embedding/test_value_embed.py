@@ -1,6 +1,6 @@
-"""Value embeddings, in the stream and in attention, against their definition.
+"""Value embeddings in the stream beside the benchmark's description.
 
-Covers `value_embed_attention.py` and `value_tables.py` too.
+Covers `value_tables.py` too, for the embeddings that are built on it.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 
 from src.embedding.base import EmbeddingSpec
 from src.models.gpt import GPT
+from tests.oracle import LR, WEIGHT_DECAY, assert_same, groups_by_name
 from tests.plain_gpt import plain_logits
 from tests.support import component, jitter, tiny_gpt, tokens
 
@@ -20,23 +21,17 @@ def spec(n_layer: int = 3) -> EmbeddingSpec:
     return EmbeddingSpec(64, 16, 12, n_layer, 2, False, 0.0, True)
 
 
-def tables(gpt: GPT) -> dict[int, Any]:
-    """Return the rows of each layer's table for the tokens."""
-    embedding = gpt.embedding
-    parts = zip(embedding.slots, embedding.table_RD.split(64), embedding.scale_J, strict=True)
-    return {layer: scale * table[tokens()] for layer, table, scale in parts}
+def tables(gpt: GPT, layers: list[int]) -> dict[int, Any]:
+    """Return the weighted rows of each layer's table for the tokens."""
+    parts = zip(gpt.embedding.table_RD.split(64), gpt.embedding.scale_J, strict=True)
+    return {layer: scale * table[tokens()] for layer, (table, scale) in zip(layers, parts, strict=True)}
 
 
-def test_value_embed_adds_the_row_of_each_layers_table_to_the_stream() -> None:
-    gpt = jitter(tiny_gpt(embedding="value_embed")).double()
-    assert torch.allclose(gpt(tokens()), plain_logits(gpt, tokens(), stream=tables(gpt)), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("positions", ["learned", "rope"])
-def test_value_embed_attention_adds_the_row_to_the_values(positions: str) -> None:
-    gpt = jitter(tiny_gpt(embedding="value_embed_attention", positions=positions)).double()
-    assert torch.allclose(gpt(tokens()), plain_logits(gpt, tokens(), values=tables(gpt)), rtol=0, atol=1e-10)
-    assert not torch.allclose(gpt(tokens()), plain_logits(gpt, tokens()), rtol=0, atol=1e-3)
+def test_it_equals_its_source() -> None:
+    """MLS-Bench llm-pretrain-embedding, baseline value_embed: one table for each layer of {1, 2, L-3, L-2, L-1}."""
+    gpt = jitter(tiny_gpt(embedding="value_embed", n_layer=6)).double()
+    oracle = plain_logits(gpt, tokens(), stream=tables(gpt, [1, 2, 3, 4, 5]))
+    assert_same(gpt(tokens()), oracle, gpt.parameters(), 1e-10)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -47,6 +42,9 @@ def test_the_shipped_layers_with_tables_are_1_2_and_the_last_three(name: str) ->
     assert embedding.scale_J.tolist() == [0.5] * 5
     embedding.reset()
     assert embedding.table_RD.std().item() == pytest.approx(0.01, rel=0.05)
+    groups = groups_by_name(tiny_gpt(embedding=name))
+    assert groups["embedding.table_RD"] == (LR, WEIGHT_DECAY)
+    assert groups["embedding.scale_J"] == (LR, 0.0)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -59,7 +57,8 @@ def test_a_layer_named_twice_has_one_table(name: str) -> None:
 def test_layers_without_a_table_have_no_addition(name: str) -> None:
     embedding = component("embedding", name, layers=[1])(spec())
     found = embedding.lookup(tokens())
-    given = [(embedding.stream_addition(found, i), embedding.value_addition(found, i)) for i in range(3)]
+    x = torch.zeros(3, 12, 16)
+    given = [(embedding.stream_addition(found, i), embedding.value_addition(found, i, x)) for i in range(3)]
     assert [(a is not None, b is not None) for a, b in given] == [
         (False, False),
         (name == "value_embed", name == "value_embed_attention"),

@@ -1,20 +1,23 @@
-"""Centered gated RMS norm equals its equation, channel by channel."""
+"""Centered gated RMS norm beside the benchmark's description."""
 
-import pytest
 import torch
+from torch import Tensor
 
 from src.norm.base import NormSpec
-from tests.norm.equations import rms, row
-from tests.norm.test_contract import built, inputs
+from tests.norm.test_contract import EPS, built, inputs
+from tests.oracle import compare_module
 from tests.support import component
 
 
-def test_centered_gated_rms_equals_its_equation() -> None:
-    norm, x = built("centered_gated_rms").double(), inputs()[0, 0]
-    values, weight, bias, mean = row(norm, x)
-    mixed = [v + g * (v - mean) for v, g in zip(values, norm.gate.tolist(), strict=True)]
-    expected = [m / rms(mixed) * w + b for m, w, b in zip(mixed, weight, bias, strict=True)]
-    assert norm(x).tolist() == pytest.approx(expected)
+def test_it_equals_its_source() -> None:
+    """MLS-Bench llm-pretrain-normalization, submission: mix = x + g (x - mean x), y = mix / rms(mix) w + b."""
+    norm = built("centered_gated_rms").double()
+
+    def oracle(x: Tensor) -> Tensor:
+        mix = x + norm.gate * (x - x.sum(-1, keepdim=True) / 8)
+        return mix / ((mix**2).sum(-1, keepdim=True) / 8 + EPS).sqrt() * norm.weight + norm.bias
+
+    compare_module(norm, inputs(), oracle)
 
 
 def test_the_gate_starts_at_a_half_and_at_zero_it_is_rmsnorm() -> None:

@@ -5,6 +5,7 @@ Covers `affine.py` too.
 
 import inspect
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from src.norm.base import NormSpec
 from tests.support import ROOT, class_of, component, jitter, module_of, option, options, tiny_gpt, tokens
 
+EPS = 1e-5
 every_norm = pytest.mark.parametrize("name", options("norm"))
 
 
-def built(name: str, *, bias: bool = True) -> nn.Module:
+def built(name: str, *, bias: bool = True, **changes: Any) -> nn.Module:
     """Build a jittered norm over eight channels."""
-    norm: nn.Module = component("norm", name)(NormSpec(8, bias=bias))
+    norm: nn.Module = component("norm", name, **changes)(NormSpec(8, bias=bias))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for param in norm.parameters():

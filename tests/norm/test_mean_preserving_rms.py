@@ -1,20 +1,24 @@
-"""Mean-preserving RMS norm equals its equation, channel by channel."""
+"""Mean-preserving RMS norm beside the benchmark's description."""
 
-import pytest
 import torch
+from torch import Tensor
 
 from src.norm.base import NormSpec
-from tests.norm.equations import rms, row
-from tests.norm.test_contract import built, inputs
+from tests.norm.test_contract import EPS, built, inputs
+from tests.oracle import compare_module
 from tests.support import component
 
 
-def test_mean_preserving_rms_equals_its_equation() -> None:
-    norm, x = built("mean_preserving_rms").double(), inputs()[0, 0]
-    values, weight, bias, mean = row(norm, x)
-    scale = rms([v - mean for v in values])
-    expected = [((v - mean) / scale + mean) * w + b for v, w, b in zip(values, weight, bias, strict=True)]
-    assert norm(x).tolist() == pytest.approx(expected)
+def test_it_equals_its_source() -> None:
+    """MLS-Bench llm-pretrain-normalization, submission: xc = x - mu, y = (xc / rms(xc) + mu) w + b."""
+    norm = built("mean_preserving_rms").double()
+
+    def oracle(x: Tensor) -> Tensor:
+        mu = x.sum(-1, keepdim=True) / 8
+        scale = (((x - mu) ** 2).sum(-1, keepdim=True) / 8 + EPS).sqrt()
+        return ((x - mu) / scale + mu) * norm.weight + norm.bias
+
+    compare_module(norm, inputs(), oracle)
 
 
 def test_the_mean_is_kept() -> None:

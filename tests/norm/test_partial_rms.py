@@ -1,24 +1,26 @@
-"""Partial RMS norm equals its equation, channel by channel."""
+"""Partial RMS norm beside the benchmark's description."""
 
 import pytest
 import torch
+from torch import Tensor
 
 from src.norm.base import NormSpec
-from tests.norm.equations import rms, row
-from tests.norm.test_contract import inputs
+from tests.norm.test_contract import EPS, built, inputs
+from tests.oracle import compare_module
 from tests.support import component
 
 
 @pytest.mark.parametrize(("fraction", "channels"), [(0.25, 2), (0.5, 4), (0.01, 1)])
-def test_partial_rms_equals_its_equation(fraction: float, channels: int) -> None:
-    norm = component("norm", "partial_rms", fraction=fraction)(NormSpec(8, bias=True)).double()
-    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(0))
-    torch.nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(2))
-    x = inputs()[0, 0]
-    values, weight, bias, mean = row(norm, x)
-    scale = rms([v - mean for v in values[:channels]])
-    expected = [((v - mean) / scale + mean) * w + b for v, w, b in zip(values, weight, bias, strict=True)]
-    assert norm(x).tolist() == pytest.approx(expected)
+def test_it_equals_its_source(fraction: float, channels: int) -> None:
+    """MLS-Bench llm-pretrain-normalization, submission: as mean-preserving RMSNorm, rms over the first channels only."""
+    norm = built("partial_rms", fraction=fraction).double()
+
+    def oracle(x: Tensor) -> Tensor:
+        mu = x.sum(-1, keepdim=True) / 8
+        scale = (((x - mu)[..., :channels] ** 2).sum(-1, keepdim=True) / channels + EPS).sqrt()
+        return ((x - mu) / scale + mu) * norm.weight + norm.bias
+
+    compare_module(norm, inputs(), oracle)
 
 
 def test_over_all_channels_partial_rms_is_mean_preserving_rms() -> None:

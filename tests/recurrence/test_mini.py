@@ -4,13 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from src.models.flops import count_flops_per_token
+from src.models.gpt import GPT
 from src.models.optim.base import build_optimizer
 from src.models.repeated_visits import start_repeated_visits
 from src.recurrence.base import RecurrenceSpec
 from src.recurrence.mini import MiniRecurrence
 from src.residual.base import build_sites
+from tests.oracle import compare_model
 from tests.support import adamw, jitter, tiny_gpt, tokens
 
 KEYS: dict[str, Any] = {
@@ -30,6 +34,32 @@ def mini(n_layer: int = 11, **changes: Any) -> MiniRecurrence:
 
 def order(recurrence: MiniRecurrence) -> list[int]:
     return [visit.layer for visit in recurrence.visits()]
+
+
+def test_it_equals_its_source() -> None:
+    """openai/parameter-golf @ 4908dc4, records/.../2026-03-31_ParallelResiduals_MiniDepthRecurrence/train_gpt.py.
+
+    `_v2p_recur` is the order, `RepeatMLPWeights` the MLP of a repeated visit; all else is shared with the layer.
+    """
+    recur_layers, num_layers = [1, 2], 4
+    visits = {"layers": recur_layers, **FROM_THE_BEGINNING}
+    gpt = jitter(tiny_gpt(recurrence="mini", n_layer=num_layers, visits=visits)).double()
+
+    def oracle(gpt: GPT, idx: Tensor) -> Tensor:
+        cutoff = max(recur_layers) + 1
+        x: Tensor = gpt.embedding(idx)
+        for virtual, layer in enumerate([*range(cutoff), *recur_layers, *range(cutoff, num_layers)]):
+            block, repeated = gpt.h[layer], cutoff <= virtual < cutoff + len(recur_layers)
+            x = x + block.attn(block.ln_1(x))
+            u = block.ln_2(x)
+            if layer in recur_layers:  # the copy of a repeated visit is the second of the packed weights
+                copy = int(repeated)
+                x = x + F.gelu(u @ block.mlp.c_fc.weight[copy].T) @ block.mlp.c_proj.weight[copy].T
+            else:
+                x = x + block.mlp(u)
+        return gpt.ln_f(x)
+
+    compare_model(gpt, oracle)
 
 
 def test_the_order_equals_the_sources() -> None:

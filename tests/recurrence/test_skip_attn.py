@@ -1,21 +1,35 @@
 """Recurrence skip_attn: layers without attention."""
 
 import pytest
-import torch
+from torch import Tensor
 
-from tests.support import jitter, tiny_gpt, tokens
+from src.models.gpt import GPT
+from tests.oracle import compare_model
+from tests.support import jitter, tiny_gpt
+
+
+def test_it_equals_its_source() -> None:
+    """openai/parameter-golf @ 4908dc4, records/.../2026-03-31_ParallelResiduals_MiniDepthRecurrence/train_gpt.py.
+
+    `if not block.disable_attn` around the attention of layer 0; the MLP is the same in all layers.
+    """
+    gpt = jitter(tiny_gpt(recurrence="skip_attn")).double()
+
+    def oracle(gpt: GPT, idx: Tensor) -> Tensor:
+        x: Tensor = gpt.embedding(idx)
+        for layer, block in enumerate(gpt.h):
+            if layer != 0:
+                x = x + block.attn(block.ln_1(x))
+            x = x + block.mlp(block.ln_2(x))
+        return gpt.ln_f(x)
+
+    compare_model(gpt, oracle)
 
 
 def test_the_layers_attention_does_not_exist() -> None:
-    gpt = jitter(tiny_gpt(recurrence="skip_attn")).double()
+    gpt = tiny_gpt(recurrence="skip_attn")
     assert [(s.layer, s.kind, s.opens_block) for s in gpt.sites[:2]] == [(0, "mlp", True), (1, "attn", True)]
     assert not any(name.startswith("h.0.attn") or name.startswith("h.0.ln_1") for name in gpt.state_dict())
-    x = gpt.embedding(tokens())
-    x = x + gpt.h[0].mlp(gpt.h[0].ln_2(x))
-    for block in gpt.h[1:]:
-        x = x + block.attn(block.ln_1(x))
-        x = x + block.mlp(block.ln_2(x))
-    assert torch.allclose(gpt.hidden(tokens()), gpt.ln_f(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ Shape letters: B batch, T tokens, D n_embd, V vocab_size.
 """
 
 import copy
-from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +85,10 @@ def _is_plain_embedding(embedding: TokenEmbedding, n_layer: int) -> bool:
     x0_BTD = embedding.eval()(idx_BT)
     embedding.train(mode)
     lookup = embedding.lookup(idx_BT)
-    for layer, addition in product(range(n_layer), (embedding.stream_addition, embedding.value_addition)):
-        if addition(lookup, layer) is not None:
+    for layer in range(n_layer):
+        if embedding.stream_addition(lookup, layer) is not None:
+            return False
+        if embedding.value_addition(lookup, layer, x0_BTD) is not None:
             return False
     return embedding.get_lm_head_weight() is wte_VD and torch.allclose(x0_BTD, wte_VD[idx_BT] + wpe_TD[:1])
 

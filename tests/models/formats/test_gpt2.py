@@ -74,7 +74,7 @@ class Halved(Vanilla):
 
 
 class Adding(TiedEmbedding):
-    def value_addition(self, lookup: Lookup, layer: int) -> Tensor | None:
+    def value_addition(self, lookup: Lookup, layer: int, x_BTD: Tensor) -> Tensor | None:
         return self.wte(lookup[0]) if layer == 2 else None
 
 
