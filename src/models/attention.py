@@ -2,6 +2,8 @@
 
     q, k, v = x W_qkv;  y = softmax(q k^T / sqrt(K), causal) v W_proj
 
+With `model.qk_norm`, q and k are normed first; with `model.positions=rope` they are rotated then.
+
 Source: GPT-2 (Radford et al. 2019); names as in nanoGPT.
 Shape letters: B batch, T tokens, D n_embd, H heads, K head size.
 """
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from src.kernels.attention import causal_attention
 from src.models.config import GPTConfig
+from src.models.qk_norm import build_qk_norm
 from src.models.rotary import rotate
 from src.residual.base import QKV
 
@@ -21,13 +24,17 @@ AddToValues = Callable[[Tensor], Tensor | None]  # from the input of the value p
 
 
 class CausalSelfAttention(nn.Module):
-    """Attention of every token over itself and earlier ones: 4 * D^2 parameters, and 4 * D biases if they are on."""
+    """Attention of every token over itself and earlier ones: 4 * D^2 parameters, and 4 * D biases if they are on.
+
+    With model.qk_norm=layer it has 2 * K parameters more.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.rotates = config.positions == "rope"
+        self.qk_norm = build_qk_norm(config.qk_norm, config.n_embd // config.n_head)
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -43,6 +50,8 @@ class CausalSelfAttention(nn.Module):
         q_BHTK, k_BHTK, v_BHTK = self._project(x, add_to_values)
         if tap is not None:
             q_BHTK, k_BHTK, v_BHTK = tap(q_BHTK, k_BHTK, v_BHTK)
+        if self.qk_norm is not None:
+            q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         if self.rotates:
             q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
         dropout = self.dropout if self.training else 0.0

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 NORM_PLACEMENTS = {"pre": (True, False), "sandwich": (True, True), "output": (False, True)}
 #: Position encodings: a learned table in the embedding, rotations in attention, or none besides the causal mask.
 POSITIONS = ("learned", "rope", "none")
+#: Norms of queries and keys (see `qk_norm.py`).
+QK_NORMS = ("none", "rms", "layer")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class GPTConfig:
         gelu_approximate: none (exact) or tanh (OpenAI's GPT-2).
         norm_placement: pre, sandwich or output (see `block.py`).
         positions: learned, rope or none.
+        qk_norm: none, rms or layer (see `qk_norm.py`); run folders of earlier versions do not have it.
     """
 
     n_layer: int
@@ -33,6 +36,7 @@ class GPTConfig:
     gelu_approximate: str
     norm_placement: str
     positions: str
+    qk_norm: str = "none"
 
     def __post_init__(self) -> None:
         for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -50,7 +54,8 @@ class GPTConfig:
             raise ValueError(
                 f"model.gelu_approximate must be none (exact) or tanh (OpenAI's GPT-2), got {self.gelu_approximate}"
             )
-        for key, allowed in (("norm_placement", NORM_PLACEMENTS), ("positions", POSITIONS)):
+        choices = {"norm_placement": NORM_PLACEMENTS, "positions": POSITIONS, "qk_norm": QK_NORMS}
+        for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"model.{key} must be one of {', '.join(allowed)}, got {getattr(self, key)}")
         if self.positions == "rope" and self.n_embd // self.n_head % 2:

@@ -253,7 +253,7 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def tap_qkv(
         self, state: StateT, site: Site, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, StateT]:
-        """Replace queries, keys and values after their projection, before any rotation; needs `taps_qkv`."""
+        """Replace queries, keys and values after their projection, before QK-norm and rotation; needs `taps_qkv`."""
         raise NotImplementedError
 
     # ---- figures

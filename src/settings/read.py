@@ -182,6 +182,10 @@ def _store(config: DictConfig, optimizer: OptimizerConfig, trainer: TrainerSetti
     stored["optimizer"] = stored_optimizer(stored["optimizer"], optimizer)
     stored.update(stored_schedule(stored.pop("schedule", None)))
     stored["trainer"] = dataclasses.asdict(trainer)
+    # Absent where they change nothing, so that a run of an earlier version is found equal.
+    for field in dataclasses.fields(GPTConfig):
+        if stored["model"].get(field.name) == field.default:
+            stored["model"].pop(field.name)
     for key in ("callbacks", "profiler"):  # absent where empty, so that hashes are those of version 0.1.0
         if not stored.get(key):
             stored.pop(key, None)
