@@ -1,7 +1,9 @@
 """Contract of a norm: a module over the last dimension, x [..., width] -> [..., width].
 
 A constructor takes `(spec, *, <the keys of the YAML>)`. Statistics are computed in float32 for every input dtype. The
-class has an attribute `source` (`src/source.py`).
+class has an attribute `source` (`src/source.py`), and may have one more:
+
+    decayed      names of its parameters with weight decay; those of one dimension have none otherwise
 """
 
 from dataclasses import dataclass

@@ -47,13 +47,13 @@ def test_the_yaml_holds_exactly_the_constructors_keys(name: str) -> None:
 def test_the_shape_is_kept_and_biases_follow_the_model(name: str, bias: bool) -> None:
     norm = built(name, bias=bias).double()
     assert norm(inputs()).shape == (3, 5, 8)
-    assert all(norm(inputs())[0, 0].shape == p.shape for p in norm.parameters())
-    if not bias:
-        assert "bias" not in dict(norm.named_parameters())
+    assert all(p.shape in ((8,), (1,)) for p in norm.parameters())
+    if name not in ("rmsnorm", "seednorm", "derf"):  # never a bias, and always one in the source
+        assert ("bias" in dict(norm.named_parameters())) == bias
 
 
 @every_norm
-def test_bf16_inputs_have_float32_statistics(name: str) -> None:
+def test_bf16_inputs_are_computed_in_float32(name: str) -> None:
     norm = built(name, bias=False)
     x = inputs(1000.0, torch.bfloat16)
     y = norm.bfloat16()(x) if name == "layernorm" else norm(x)
@@ -113,7 +113,7 @@ def test_every_parameter_of_a_model_is_trained(name: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in gpt.parameters())
 
 
-@every_norm
+@pytest.mark.parametrize("name", [name for name in options("norm") if "eps" in option("norm", name)])
 def test_an_eps_that_is_not_positive_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"norm\.eps must be > 0, got 0"):
         component("norm", name, eps=0.0)(NormSpec(8, bias=False))

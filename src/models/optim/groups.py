@@ -2,7 +2,7 @@
 
 Three rules decide, each on top of the one before:
 
-1. nanoGPT's: weight decay on the trunk's tensors of at least two dimensions, none on the others.
+1. nanoGPT's: weight decay on the trunk's tensors of at least two dimensions, none on the others (but see `norm`).
 2. The residual strategy's `param_groups()`: learning rate and weight decay of the strategy's own parameters.
 3. `optimizer.groups`: options for the parameters whose name matches a pattern; the last pattern that matches counts.
 
@@ -81,13 +81,17 @@ def parameter_groups(gpt: GPT, lr: float, weight_decay: float, rules: Sequence[G
 
 
 def base_groups(gpt: GPT) -> Iterator[ParamGroup]:
-    """Yield the trunk's tensors of two and more dimensions (decayed), the rest of the trunk, the strategy's groups."""
+    """Yield the trunk's decayed tensors, the rest of the trunk, the strategy's groups.
+
+    Tensors of two and more dimensions are decayed, and those that a norm names in `decayed`.
+    """
     own = {id(p) for p in gpt.residual.parameters()}
     trunk = [p for p in gpt.parameters() if id(p) not in own]
     copied = {id(p) for p in gpt.copied_params()}  # their first axis counts copies
-    matrices = {id(p) for p in trunk if p.dim() - (id(p) in copied) >= 2}
-    yield ParamGroup(tuple(p for p in trunk if id(p) in matrices), decay=True)
-    yield ParamGroup(tuple(p for p in trunk if id(p) not in matrices))
+    decayed = {id(p) for p in trunk if p.dim() - (id(p) in copied) >= 2}
+    decayed |= {id(m.get_parameter(name)) for m in gpt.modules() for name in getattr(m, "decayed", ())}
+    yield ParamGroup(tuple(p for p in trunk if id(p) in decayed), decay=True)
+    yield ParamGroup(tuple(p for p in trunk if id(p) not in decayed))
     grouped: set[int] = set()
     for group in gpt.residual.param_groups():
         grouped.update(map(id, group.params))
