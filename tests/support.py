@@ -1,5 +1,6 @@
 """Small models from the shipped configurations."""
 
+import functools
 import importlib
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,24 @@ def tiny_gpt(
         recurrence=component("recurrence", recurrence, **(visits or {})),
         seed=seed,
     )
+
+
+def start_at_once(recurrence: str, residual: str) -> dict[str, Any]:
+    """Return keys of a delayed recurrence that starts at step 0, if the strategy cannot leave visits out."""
+    delayed = "start_step" in option("recurrence", recurrence)
+    return {"start_fraction": None, "start_step": 0} if delayed and not tiny_gpt(residual).residual.may_skip else {}
+
+
+@functools.cache
+def has_one_stream(residual: str) -> bool:
+    """Return whether a strategy's state is one stream, which recurrences with an adapter need."""
+    try:
+        tiny_gpt(residual, recurrence="looped")
+    except ValueError as error:
+        if "whose state is not one stream" not in str(error):
+            raise
+        return False
+    return True
 
 
 def jitter(gpt: GPT, scale: float = 0.3) -> GPT:

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from src.models.config import NORM_PLACEMENTS, POSITIONS
+from src.models.config import NORM_PLACEMENTS, POSITIONS, QK_NORMS
 from src.models.gpt import GPT
-from tests.support import jitter, options, tiny_gpt, tokens
+from tests.support import has_one_stream, jitter, options, start_at_once, tiny_gpt, tokens
 
 AXES: dict[str, list[str]] = {
     "norm": options("norm"),
@@ -15,6 +15,7 @@ AXES: dict[str, list[str]] = {
     "positions": list(POSITIONS),
     "norm_placement": list(NORM_PLACEMENTS),
     "recurrence": options("recurrence"),
+    "qk_norm": list(QK_NORMS),
 }
 Case = dict[str, str]
 
@@ -24,15 +25,25 @@ def places_norms(residual: str) -> bool:
     return any(gpt.residual.owns_norm(site) for site in gpt.sites)
 
 
+def axes_of(residual: str) -> dict[str, list[str]]:
+    """Return the axes without the options that exclude a strategy."""
+    axes = dict(AXES)
+    if places_norms(residual):
+        axes["norm_placement"] = ["pre"]
+    if not has_one_stream(residual):
+        axes["recurrence"] = [name for name in AXES["recurrence"] if name != "looped"]
+    return axes
+
+
 def cover() -> list[Case]:
     """Return for each strategy as many cases as the longest axis has options, each axis with its own offset."""
     longest = max(map(len, AXES.values()))
     cases = []
     for s, residual in enumerate(options("residual")):
-        axes = {**AXES, "norm_placement": ["pre"]} if places_norms(residual) else AXES
         for i in range(longest):
-            offsets = (i, i + s, i + s // 2, i + s // 3, i + s // 5)
-            picked = {axis: names[k % len(names)] for (axis, names), k in zip(axes.items(), offsets, strict=True)}
+            offsets = (i, i + s, i + s // 2, i + s // 3, i + s // 5, i + s // 7)
+            axes = axes_of(residual).items()
+            picked = {axis: names[k % len(names)] for (axis, names), k in zip(axes, offsets, strict=True)}
             cases.append({"residual": residual, **picked})
     return cases
 
@@ -42,9 +53,8 @@ cases = pytest.mark.parametrize("case", COVER, ids=lambda case: "-".join(case.va
 
 
 def build_case(case: Case, seed: int = 0) -> GPT:
-    at_once = {"start_fraction": None, "start_step": 0}
-    delayed = case["recurrence"] != "mini" or tiny_gpt(case["residual"]).residual.may_skip
-    gpt = tiny_gpt(**case, seed=seed, visits={} if delayed else at_once)  # type: ignore[arg-type]  # axes are keywords or sizes
+    visits = start_at_once(case["recurrence"], case["residual"])
+    gpt = tiny_gpt(**case, seed=seed, visits=visits)  # type: ignore[arg-type]  # axes are keywords or sizes
     gpt.follow(0, 100)
     return gpt
 
@@ -80,9 +90,9 @@ def test_under_bf16_the_stream_stays_float32(case: Case) -> None:
 
 
 def test_every_option_meets_every_strategy() -> None:
-    for residual, (axis, names) in itertools.product(options("residual"), AXES.items()):
-        met = {case[axis] for case in COVER if case["residual"] == residual}
-        assert met == ({"pre"} if axis == "norm_placement" and places_norms(residual) else set(names))
+    for residual in options("residual"):
+        for axis, names in axes_of(residual).items():
+            assert {case[axis] for case in COVER if case["residual"] == residual} == set(names)
 
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(AXES, 2)))

@@ -62,6 +62,7 @@ COVERED_BY = {
     "src/models/formats/folder.py": "tests/models/formats/test_huggingface.py",
     "src/models/repeated_visits.py": "tests/recurrence/test_mini.py",
     "src/norm/affine.py": "tests/norm/test_contract.py",
+    "src/recurrence/repeated_layers.py": "tests/recurrence/test_delayed_repeat.py",
     "src/reporting/curves.py": "tests/reporting/test_report.py",
     "src/reporting/document.py": "tests/reporting/test_report.py",
     "src/reporting/figures.py": "tests/reporting/test_report.py",

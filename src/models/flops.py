@@ -20,6 +20,9 @@ def count_flops_per_token(gpt: GPT, sites: tuple[Site, ...] | None = None) -> in
     sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in sublayers.items()}
     others = gpt.n_params(positions=False) - sum(sizes.values()) - gpt.embedding.get_num_lookup_params()
     visited = sum(sizes[s.sublayer] // getattr(sublayers[s.sublayer], "n_copy", 1) for s in sites)
+    if gpt.loops is not None and gpt.adapter is not None:  # `others` has one pass through the adapter
+        n_loop = sum(site.opens_block and site.block in gpt.loops.starts for site in sites)
+        others += (n_loop - 1) * sum(p.numel() for p in gpt.adapter.parameters())
     n_attention = sum(site.kind == "attn" for site in sites)
     return 6 * (others + visited) + 12 * n_attention * gpt.config.n_embd * gpt.config.block_size
 

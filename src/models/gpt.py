@@ -32,7 +32,7 @@ from src.kernels.cross_entropy import linear_cross_entropy, token_losses
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
 from src.models.mlp import CopiedLinear
-from src.models.repeated_visits import copy_first_, require_skippable, select_first_visits
+from src.models.repeated_visits import copy_first_, require_one_stream, require_skippable, select_first_visits
 from src.models.trace import NullRecorder, Trace, TraceRecorder
 from src.norm.base import NormSpec
 from src.recurrence.base import Recurrence, RecurrenceSpec
@@ -74,7 +74,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.recurrence = (recurrence or Recurrence)(RecurrenceSpec(config.n_layer))
+        self.recurrence = (recurrence or Recurrence)(RecurrenceSpec(config.n_layer, config.n_embd, config.bias))
         sites = build_sites((visit.layer, visit.kinds) for visit in self.recurrence.visits())
         spec = StreamSpec(
             config.n_layer,
@@ -95,6 +95,10 @@ class GPT(nn.Module):
             self.sites = strategy.visits(sites)
             self.early_sites = select_first_visits(self.sites)
             require_skippable(self.recurrence, strategy)
+            self.loops = self.recurrence.loops
+            if self.loops is not None:
+                require_one_stream(self.loops, strategy, self.sites, config.n_embd)
+            self.adapter = None if self.loops is None else self.recurrence.build_adapter()
             first = {(site.layer, site.kind): site for site in reversed(self.sites)}
             n_mlp = Counter(site.layer for site in self.sites if site.kind == "mlp")
             self.h = nn.ModuleList(
@@ -132,6 +136,8 @@ class GPT(nn.Module):
                         nn.init.zeros_(module.bias)
             self.embedding.reset()
             self.residual.reset()
+            if self.adapter is not None:
+                self.adapter.reset()
             with torch.no_grad():
                 for site in self.sites:
                     if site.visit == 0:
@@ -176,7 +182,11 @@ class GPT(nn.Module):
             lookup = self.embedding.lookup(idx_BT)
             recorder.record_start(x0_BTD)
             state = self.residual.begin(x0_BTD)
+            anchor_BTD: Tensor | None = None
             for site in self.active_sites:
+                # Loop: where one starts or the last one ends, the stream passes the recurrence's adapter or a norm.
+                if self.loops is not None and site.opens_block:
+                    state, anchor_BTD = self._cross_loops(state, anchor_BTD, site, autocast)
                 # Inject: the embedding's addition to this layer enters the stream; `rest` is what the strategy declines.
                 state, rest_BTD = self._inject(state, site, lookup, recorder)
                 # Read: the strategy mixes the sublayer's input from the stream.
@@ -190,6 +200,29 @@ class GPT(nn.Module):
                 # Record: a no-op except in `trace`.
                 recorder.record_site(x, y_BTD)
             return self.residual.end(state)
+
+    def _cross_loops(
+        self,
+        x_BTD: Tensor,
+        anchor_BTD: Tensor | None,
+        site: Site,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the stream at the border of a loop (elsewhere unchanged), and the stream where the first one started.
+
+        The strategy's state is the stream, as `require_one_stream` has checked.
+        """
+        assert self.loops is not None
+        assert self.adapter is not None
+        if site.block in self.loops.starts:
+            if anchor_BTD is None:
+                x_BTD, anchor_BTD = self.adapter.begin(x_BTD), x_BTD
+            with autocast():
+                adapted_BTD = self.adapter(x_BTD, anchor_BTD)
+            return adapted_BTD.to(x_BTD.dtype), anchor_BTD
+        if site.block == self.loops.end and self.loops.norm_after:
+            return self._apply_final_norm(x_BTD), anchor_BTD
+        return x_BTD, anchor_BTD
 
     def _inject(self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder) -> tuple[State, Tensor | None]:
         """Return the state with the embedding's addition before `site`, and what the strategy declined."""

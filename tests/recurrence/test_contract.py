@@ -6,24 +6,30 @@ import pytest
 import torch
 
 from src.models.gpt import GPT
-from tests.support import ROOT, class_of, jitter, option, options, tiny_gpt, tokens
+from tests.support import (
+    ROOT,
+    class_of,
+    has_one_stream,
+    jitter,
+    option,
+    options,
+    start_at_once,
+    tiny_gpt,
+    tokens,
+)
 
 NAMES = options("recurrence")
-AT_ONCE = {"start_fraction": None, "start_step": 0}
-
-
-def visits(name: str, residual: str) -> dict[str, object]:
-    return AT_ONCE if name == "mini" and not tiny_gpt(residual).residual.may_skip else {}
 
 
 def built(name: str, residual: str, step: int) -> GPT:
-    gpt = tiny_gpt(residual, recurrence=name, visits=visits(name, residual))
+    gpt = tiny_gpt(residual, recurrence=name, visits=start_at_once(name, residual))
     gpt.follow(step, 100)
     return gpt
 
 
 everywhere = pytest.mark.parametrize(
-    ("name", "residual"), [(n, r) for n in NAMES if n != "none" for r in options("residual")]
+    ("name", "residual"),
+    [(n, r) for n in NAMES if n != "none" for r in options("residual") if n != "looped" or has_one_stream(r)],
 )
 
 

@@ -29,7 +29,7 @@ FROM_THE_BEGINNING = {"start_fraction": None, "start_step": 0}
 
 
 def mini(n_layer: int = 11, **changes: Any) -> MiniRecurrence:
-    return MiniRecurrence(RecurrenceSpec(n_layer), **{**KEYS, **changes})
+    return MiniRecurrence(RecurrenceSpec(n_layer, 16, bias=False), **{**KEYS, **changes})
 
 
 def order(recurrence: MiniRecurrence) -> list[int]:

@@ -26,7 +26,7 @@ def test_it_equals_its_source() -> None:
 
 
 def test_every_layer_is_visited_once_in_order() -> None:
-    visits = NoRecurrence(RecurrenceSpec(4)).visits()
+    visits = NoRecurrence(RecurrenceSpec(4, 16, bias=False)).visits()
     assert build_sites((visit.layer, visit.kinds) for visit in visits) == build_plain_sites(4)
 
 
@@ -35,4 +35,4 @@ def test_nothing_starts_later() -> None:
     before = gpt(tokens())
     gpt.follow(99, 100)
     assert torch.equal(gpt(tokens()), before)
-    assert not NoRecurrence(RecurrenceSpec(4)).delayed
+    assert not NoRecurrence(RecurrenceSpec(4, 16, bias=False)).delayed
