@@ -60,6 +60,7 @@ COVERED_BY = {
     "src/models/block.py": "tests/models/test_norm_placement.py",
     "src/models/flops.py": "tests/models/test_gpt.py",
     "src/models/formats/folder.py": "tests/models/formats/test_huggingface.py",
+    "src/models/loops.py": "tests/recurrence/test_looped.py",
     "src/models/repeated_visits.py": "tests/recurrence/test_mini.py",
     "src/norm/affine.py": "tests/norm/test_contract.py",
     "src/recurrence/repeated_layers.py": "tests/recurrence/test_delayed_repeat.py",

@@ -31,8 +31,9 @@ from src.kernels.autocast import capture_autocast, suspend_autocast
 from src.kernels.cross_entropy import linear_cross_entropy, token_losses
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
+from src.models.loops import require_one_stream, start_loop
 from src.models.mlp import CopiedLinear
-from src.models.repeated_visits import copy_first_, require_one_stream, require_skippable, select_first_visits
+from src.models.repeated_visits import copy_first_, require_skippable, select_first_visits
 from src.models.trace import NullRecorder, Trace, TraceRecorder
 from src.norm.base import NormSpec
 from src.recurrence.base import Recurrence, RecurrenceSpec
@@ -215,14 +216,9 @@ class GPT(nn.Module):
         assert self.loops is not None
         assert self.adapter is not None
         if site.block in self.loops.starts:
-            if anchor_BTD is None:
-                x_BTD, anchor_BTD = self.adapter.begin(x_BTD), x_BTD
-            with autocast():
-                adapted_BTD = self.adapter(x_BTD, anchor_BTD)
-            return adapted_BTD.to(x_BTD.dtype), anchor_BTD
-        if site.block == self.loops.end and self.loops.norm_after:
-            return self._apply_final_norm(x_BTD), anchor_BTD
-        return x_BTD, anchor_BTD
+            return start_loop(self.adapter, x_BTD, anchor_BTD, autocast)
+        normed = site.block == self.loops.end and self.loops.norm_after
+        return self._apply_final_norm(x_BTD) if normed else x_BTD, anchor_BTD
 
     def _inject(self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder) -> tuple[State, Tensor | None]:
         """Return the state with the embedding's addition before `site`, and what the strategy declined."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.recurrence.base import Loops, Recurrence
+from src.recurrence.base import Recurrence
 from src.residual.base import ResidualStrategy, Site
 
 
@@ -33,28 +33,6 @@ def require_skippable(recurrence: Recurrence, strategy: ResidualStrategy[Any]) -
             f"recurrence.start_step must be 0 with {type(strategy).__name__}, whose weights belong to a fixed number "
             "of earlier outputs; give recurrence.start_fraction=null recurrence.start_step=0 or another residual"
         )
-
-
-@torch.no_grad()
-def require_one_stream(
-    loops: Loops, strategy: ResidualStrategy[Any], sites: tuple[Site, ...], n_embd: int
-) -> None:  # of any state
-    """Reject loops through an adapter if the strategy's state is not one tensor [B, T, D] at each of their borders.
-
-    Raises:
-        ValueError: the state is something else.
-    """
-    zeros_BTD = torch.zeros(1, 1, n_embd)
-    state = strategy.begin(zeros_BTD)
-    for site in sites:
-        border = site.index == 0 or (site.opens_block and site.block in {*loops.starts, loops.end})
-        if border and not (isinstance(state, Tensor) and state.shape == zeros_BTD.shape):
-            raise ValueError(
-                f"recurrence must not loop through an adapter with {type(strategy).__name__}, whose state is not one "
-                "stream; give recurrence=delayed_repeat or residual=vanilla"
-            )
-        _, state = strategy.read(state, site)
-        state = strategy.write(state, site, zeros_BTD)
 
 
 def copy_first_(packed: Tensor) -> None:

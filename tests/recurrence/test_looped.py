@@ -1,4 +1,7 @@
-"""Looped depth beside Huginn's code."""
+"""Looped depth beside Huginn's code.
+
+Covers `src/models/loops.py` too.
+"""
 
 import pytest
 import torch
