@@ -70,6 +70,7 @@ def draw_tokens(batch: int = 3, length: int = CONTEXT, vocab_size: int = VOCABUL
 
 
 def format_figures(figures: Figures) -> str:
-    """Return the scalar figures in one line."""
-    shown = {k: v for k, v in figures.items() if isinstance(v, int | float)}
-    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in shown.items())
+    """Return the scalar figures and the words in one line."""
+    formats = {int: ",", float: ".3g", str: ""}
+    shown = ((k, v, spec) for k, v in figures.items() for kind, spec in formats.items() if isinstance(v, kind))
+    return ", ".join(f"{k} {v:{spec}}" for k, v, spec in shown if v != "")

@@ -78,7 +78,7 @@ def check_depth(subject: Subject, idx_BT: Tensor) -> tuple[list[str], Figures]:
     grads = torch.autograd.grad(loss, outputs, allow_unused=True)
     out_rms = [float(y.detach().square().mean().sqrt()) for y in outputs]
     grad_rms = [0.0 if g is None else float(g.square().mean().sqrt()) for g in grads]
-    figures: Figures = {"branch_rms": out_rms, "gradient_rms": grad_rms}
+    figures: Figures = {"strategy": gpt.residual.describe(), "branch_rms": out_rms, "gradient_rms": grad_rms}
     faults = []
     for name, values in (("outputs", out_rms), ("gradients", grad_rms)):
         alive = [v for v in values if v > 0]

@@ -5,9 +5,12 @@
         over s = b_0..b_{n-1}      for the first sublayer of group n
         over s = b_0..b_{n-1}, p   for its others; at the end over all groups, the unfinished one too
 
-The paper calls a group of P consecutive sublayers a block. An empty sum is no source.
+The paper calls a group of P consecutive sublayers a block; its size is fixed and the last may be smaller, so that there
+may be fewer than `n_block` (12 sublayers in 8 groups are 6 of 2; the log states it). An empty sum is no source. The
+paper's figure 2 is the same where its list of blocks starts empty: there the running sum of a finished group takes part
+before it is moved to that list.
 
-Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), equations 5-6, figure 2.
+Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 3.2, equations 5-6, figure 2.
 At init (w = 0): the uniform mean of the sources; not vanilla.
 Shape letters: Q queries (sites 1..S-1, and the end); of `mixing`, K readers and J sources.
 """
@@ -21,6 +24,8 @@ from src.bounds import PositiveFloat
 from src.kernels import depth_attention
 from src.kernels.depth_attention import Sources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.families.groups import describe_groups, group_size
+from src.source import Source
 
 
 class GroupSources(NamedTuple):
@@ -34,21 +39,26 @@ class BlockAttentionResiduals(ResidualStrategy[GroupSources]):
     """Attention over groups of outputs: 2 * D parameters a query (query, key gain), S queries; no weight decay.
 
     Args:
-        n_block: number of groups, of ceil(S / n_block) sublayers each (about 8 in the paper).
+        n_block: largest number of groups, of ceil(S / n_block) sublayers each (about 8 in the paper).
         eps: added to the mean square in the key norm.
 
     Raises:
         ValueError: `n_block` is below 1.
     """
 
+    source = Source("arXiv 2603.15031, section 3.2, equations 5-6")
+
     def __init__(self, spec: StreamSpec, *, n_block: int, eps: PositiveFloat) -> None:
         super().__init__()
         if n_block < 1:
             raise ValueError(f"residual.n_block must be >= 1, got {n_block}; the paper uses 8")
-        self.group_sites = -(-spec.n_site // n_block)
+        self.group_sites = group_size(spec.n_site, n_block)
         self.eps = eps
         self.query_QD = nn.Parameter(torch.zeros(spec.n_site, spec.n_embd))
         self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site, spec.n_embd))
+
+    def describe(self) -> str:
+        return describe_groups(len(self.query_QD), self.group_sites, "sublayer")
 
     def begin(self, x0_BTD: Tensor) -> GroupSources:
         key_QD, between = self.query_QD * self.key_gain_QD, self.group_sites

@@ -256,7 +256,14 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         """Replace queries, keys and values after their projection, before QK-norm and rotation; needs `taps_qkv`."""
         raise NotImplementedError
 
-    # ---- figures
+    # ---- figures and the log
+
+    def describe(self) -> str:
+        """Return in one line what follows from the keys and the trunk's size, such as the number of groups, or nothing.
+
+        `task=check` and the start of a training show it.
+        """
+        return ""
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor | None:
         """Return the weights [S + 1, S + 1] with which sites read earlier outputs, as a mean over tokens.

@@ -72,6 +72,8 @@ def begin_record(run: Run, gpt: GPT) -> None:
         keys.precision,
         job.folder,
     )
+    if layout := gpt.residual.describe():
+        log.info("residual strategy: %s", layout)
     _report_visits(run, gpt)
 
 
