@@ -5,7 +5,7 @@
 
 RMSNorm_k has a learned gain, which folds into the query; there is no 1/sqrt(D).
 
-Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 3.1.
+Source: Kimi team, "Attention Residuals" (arXiv 2603.15031), section 3.1, equations 1-4; zero queries: section 5.
 At init (w = 0): the uniform mean of all sources; not vanilla.
 Shape letters: Q queries (sites 1..S-1, and the end); of `mixing`, K readers and J sources.
 """
@@ -19,6 +19,7 @@ from src.bounds import PositiveFloat
 from src.kernels import depth_attention
 from src.kernels.depth_attention import Sources
 from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class AttentionResiduals(ResidualStrategy[Sources]):
@@ -29,6 +30,7 @@ class AttentionResiduals(ResidualStrategy[Sources]):
         eps: added to the mean square in the key norm.
     """
 
+    source = Source("arXiv 2603.15031, section 3.1, equations 1-4")
     may_skip: ClassVar[bool] = True
 
     def __init__(self, spec: StreamSpec, *, eps: PositiveFloat) -> None:

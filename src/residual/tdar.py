@@ -5,7 +5,7 @@
 
 The block keeps its own residual; the H_j are therefore streams. RMS has no gain.
 
-Source: a submission to MLS-Bench llm-pretrain-residual.
+Source: a submission to MLS-Bench llm-pretrain-residual, of which there is a description but no public code.
 At init: near vanilla (the newest stream's bias is 5, so it weighs 0.87 to 0.99), not equal to it.
 Shape letters: Q queries (layers after the first, and the end), J sources, P pairs of query and source.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from src.bounds import NonNegativeFloat, PositiveFloat
 from src.residual.base import ParamGroup, StreamSpec
 from src.residual.families.stream_attention import StreamAndSources, StreamAttention, open_streams
+from src.source import Source
 
 
 class TDAR(StreamAttention):
@@ -31,6 +32,7 @@ class TDAR(StreamAttention):
         lr_scale: learning rate over the schedule's (the source names 0.1, which its loop overwrote).
     """
 
+    source = Source("MLS-Bench llm-pretrain-residual, a submission")
     init_equivalent = "near vanilla"
 
     def __init__(
