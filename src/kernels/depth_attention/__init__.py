@@ -7,9 +7,10 @@
 `reference.py` defines it. `blocked.py` has the algorithm of the kernels and its autograd functions, `ops.py` its torch
 operators; `cpp.py` and `depth.cpp` run them on the CPU, `triton_launch.py` and `triton_kernels.py` on a CUDA device.
 `eager.py` is the reference with gradients written by hand, `running_sum.py` adds a running sum as a source, and
-`static_sum.py` sums sources by static weights.
+`static_sum.py` sums sources by static weights. Heads (a softmax per group of channels) and a window (the newest sources
+alone) have no kernels; both keep one tensor per source, and none per pair of query and source but weights.
 
-Shape letters: Q queries, J sources so far.
+Shape letters: Q queries, J sources so far, H heads, E channels of a head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,12 +51,14 @@ class Sources(NamedTuple):
     """All sources so far, the keys, and what is known of each source for the queries to come."""
 
     v_BTD: tuple[Tensor, ...]
-    key_QD: Tensor
+    key_QD: Tensor  # with several heads [Q, H, D]
     eps: float
     bias_QJ: Tensor | None
     queries_per_source: int
     backend: str
-    #: Of the reference: by source, by query; the last is the last query.
+    n_head: int = 1
+    window: int | None = None
+    #: Of the reference: by source, by query (the last is the last query); [B, T], or [B, T * H] with several heads.
     score_BT: tuple[tuple[Tensor, ...], ...] = ()
     blocked: Blocked = Blocked()  # of the kernels
 
@@ -67,6 +70,8 @@ def open(
     bias_QJ: Tensor | None = None,
     *,
     queries_per_source: int = 1,
+    n_head: int = 1,
+    window: int | None = None,
 ) -> Sources:
     """Return sources of which the embedding is the first.
 
@@ -76,7 +81,14 @@ def open(
         eps: added to the mean square in rms.
         bias_QJ: added to the scores, for all sources to come; None adds nothing.
         queries_per_source: number of queries between two sources; more than one allows `attend_with_sum`.
+        n_head: number of contiguous groups of channels, each with its own softmax; rms is always that of all channels.
+        window: number of the newest sources that are kept beside the first; None keeps all.
+
+    Heads and a window exclude a bias and `attend_with_sum`; a window needs `first_query` in `append`.
     """
+    if n_head > 1 or window is not None:
+        key = _keys_of_heads(key_QD, n_head) if n_head > 1 else key_QD
+        return append(Sources((), key, eps, None, 1, "reference", n_head, window), x0_BTD, 0)
     plain = bias_QJ is None and queries_per_source == 1 and len(key_QD) >= MIN_QUERIES
     operation = DEPTH_ATTENTION if plain else FEW_QUERIES
     backend = operation.backend_for(x0_BTD, width=x0_BTD.shape[-1])
@@ -94,8 +106,12 @@ def append(sources: Sources, v_BTD: Tensor, first_query: int | None = None) -> S
     if sources.backend != "triton" or v_BTD.dtype != torch.bfloat16:  # the Triton kernels read bfloat16
         v_BTD = v_BTD.to(key_QD.dtype)
     if sources.backend == "reference":
-        score_BT = eager.scores(v_BTD, key_QD, sources.eps).unbind(-1)
-        return sources._replace(v_BTD=(*sources.v_BTD, v_BTD), score_BT=(*sources.score_BT, score_BT))
+        score_BT = _scores_by_query(v_BTD, key_QD, sources.eps)
+        values, scores = (*sources.v_BTD, v_BTD), (*sources.score_BT, score_BT)
+        window = sources.window
+        if window is not None and index > window:  # a window loses its oldest source, never the first of all
+            values, scores = (values[0], *values[-window:]), (scores[0], *scores[-window:])
+        return sources._replace(v_BTD=values, score_BT=scores)
     bias_Q = None if sources.bias_QJ is None else sources.bias_QJ[first:, index]
     args = v_BTD, key_QD, sources.eps, sources.queries_per_source, bias_Q
     blocked, v_BTD = append_source(sources.blocked, sources.v_BTD, *args)
@@ -111,7 +127,11 @@ def attend(sources: Sources, query: int | None = None) -> Tensor:
         return sources.v_BTD[0]
     query = len(sources.v_BTD) - 2 if query is None else query
     if sources.backend == "reference":
-        return sum_by_token(_scores(sources, query).softmax(-1), sources.v_BTD)
+        weight_BTJ = _scores(sources, query).softmax(-1)
+        if sources.n_head == 1:
+            return sum_by_token(weight_BTJ, sources.v_BTD)
+        heads = [_split_heads(v_BTD, sources.n_head) for v_BTD in sources.v_BTD]
+        return sum_by_token(weight_BTJ, heads).view_as(sources.v_BTD[0])
     return attend_blocked(sources.blocked, sources.v_BTD, query - len(sources.key_QD))
 
 
@@ -128,7 +148,7 @@ def attend_with_sum(sources: Sources, query: int, p_BTD: Tensor, y_BTD: Tensor |
 
 
 def average_weights(sources: Sources, query: int, p_BTD: Tensor | None = None) -> Tensor:
-    """Return one query's softmax weights, their mean over tokens: [J], or [J + 1] with a running sum p as the last."""
+    """Return one query's softmax weights, their mean over tokens and heads: [J]; with a running sum p, [J + 1]."""
     if len(sources.v_BTD) == 1 and p_BTD is None:
         return sources.key_QD.new_ones(1)
     score_BTJ = _scores(sources, query)
@@ -138,8 +158,30 @@ def average_weights(sources: Sources, query: int, p_BTD: Tensor | None = None) -
     return score_BTJ.softmax(-1).mean((0, 1))
 
 
+def _split_heads(v_BTD: Tensor, n_head: int) -> Tensor:
+    """Return the heads of each row as rows of their own, [B, T * H, E]: a view where the rows are contiguous."""
+    B, T, D = v_BTD.shape
+    return v_BTD.reshape(B, T * n_head, D // n_head)
+
+
+def _keys_of_heads(key_QD: Tensor, n_head: int) -> Tensor:
+    """Return the keys of heads, [Q, H, D]: a query's key with zeros in the channels of the other heads."""
+    key_Q1HE = key_QD.view(len(key_QD), 1, n_head, -1)
+    own_HH1 = torch.eye(n_head, dtype=key_QD.dtype, device=key_QD.device).unsqueeze(-1)
+    return (key_Q1HE * own_HH1).flatten(2)
+
+
+def _scores_by_query(v_BTD: Tensor, key: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Return the scores of one source for keys [Q, D] or [Q, H, D], by query: [B, T] or [B, T * H] each."""
+    if key.dim() == 2:
+        return eager.scores(v_BTD, key, eps).unbind(-1)
+    score_BTP = eager.scores(v_BTD, key.flatten(0, 1), eps)  # P pairs of query and head
+    score_BTQH = score_BTP.view(*score_BTP.shape[:2], *key.shape[:2])
+    return tuple(score_BTH.flatten(1) for score_BTH in score_BTQH.unbind(2))
+
+
 def _scores(sources: Sources, query: int) -> Tensor:
-    """Return the scores [B, T, J] of all sources so far for one query."""
+    """Return the scores [B, T, J] of all sources so far for one query; with several heads [B, T * H, J]."""
     from_the_end = query - len(sources.key_QD)  # where all sources' scores agree
     if sources.backend != "reference":
         return torch.stack([score_BTQ[..., from_the_end] for score_BTQ in sources.blocked.score_BTQ], dim=-1)
