@@ -74,6 +74,7 @@ COVERED_BY = {
     "src/reporting/tables.py": "tests/reporting/test_report.py",
     "src/reporting/bench_figure.py": "tests/tasks/test_bench.py",
     "src/reporting/stream_figures.py": "tests/test_runs.py",
+    "src/residual/families/delta_attention.py": "tests/residual/test_delta_attnres.py",
     "src/residual/families/groups.py": "tests/residual/test_attnres_block.py",
     "src/residual/families/hyper_connections.py": "tests/residual/test_hyperconn.py",
     "src/residual/families/low_rank.py": "tests/residual/test_laurel_lr.py",

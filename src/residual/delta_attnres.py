@@ -1,75 +1,67 @@
 """Delta attention residuals: a plain stream, on which each sublayer's input adds attention over depth.
 
     v_0 = x0,  v_i = y of the i-th sublayer
-    input_k = x + gate[k] * sum_i softmax_i( w_k . RMSNorm_k(v_i) ) v_i    over v_0..v_k;    x <- x + y
+    input_k = x + sum_i softmax_i( w_k . RMSNorm_k(v_i) ) v_i    over v_0..v_k, k > 0;    input_0 = x0;    x <- x + y
 
-Attention runs over the stream's deltas, not its states. RMSNorm_k has a learned gain, which folds into the
-query.
+Attention runs over the stream's deltas, not its states, and nothing scales what it adds. RMSNorm_k has a learned gain,
+which folds into the query. The head reads the stream itself. The code's other modes are not part of this: a null
+source and gates (for pretrained checkpoints; `delta_attnres_gated`), and a second query for values.
 
-Source: "Delta Attention Residuals"; wdlctc/hyper-connection-factory, with its zero-initialised gate.
-At init (gate 0): vanilla.
-Shape letters: Q queries (all sites but the first, which has one source); of `mixing`, K readers, J
-sources.
+Source: Luo et al., "Delta Attention Residuals" (arXiv 2605.18855); wdlctc/delta-attention-residuals-code @ fc11c3e,
+mode `delta`.
+At init (queries of standard deviation 0.02): nearly the mean of the sources is added; not vanilla.
+Shape letters: Q queries (all sites but the first); of `mixing`, K readers, J sources.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from src.bounds import PositiveFloat
+from src.bounds import NonNegativeFloat, PositiveFloat
 from src.kernels import depth_attention
-from src.kernels.depth_attention import Sources
-from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.base import ParamGroup, Site, StreamSpec
+from src.residual.families.delta_attention import DeltaAttention, RoutedDeltas
+from src.source import Source
 
 
-class RoutedDeltas(NamedTuple):
-    """Stream, and the outputs that it is the sum of."""
-
-    x_BTD: Tensor
-    sources: Sources
-
-
-class DeltaAttentionResiduals(ResidualStrategy[RoutedDeltas]):
-    """Gated attention over the stream's deltas: 2 * D + 1 parameters a site (1 at the first); no weight decay.
+class DeltaAttentionResiduals(DeltaAttention):
+    """Attention over the stream's deltas: 2 * D parameters a site but the first, with weight decay.
 
     Args:
-        gate_init: initial gate (0 in the source).
-        eps: added to the mean square in the key norm.
+        spec: the trunk. The first site reads x0 alone and has no query.
+        query_std: standard deviation of the initial queries (0.02 in the source, as of all its matrices).
+        eps: added to the mean square in the key norm (1e-6 in the source).
     """
 
+    source = Source(
+        "arXiv 2605.18855",
+        "wdlctc/delta-attention-residuals-code",
+        "fc11c3e570f4",
+        changed_in="0.3.0",
+    )
     may_skip: ClassVar[bool] = True
-    init_equivalent = "vanilla"
 
-    def __init__(self, spec: StreamSpec, *, gate_init: float, eps: PositiveFloat) -> None:
-        super().__init__()
-        self.eps = eps
-        self.gate_S = nn.Parameter(torch.full((spec.n_site,), gate_init))
-        self.query_QD = nn.Parameter(torch.zeros(spec.n_site - 1, spec.n_embd))
-        self.key_gain_QD = nn.Parameter(torch.ones(spec.n_site - 1, spec.n_embd))
+    def __init__(self, spec: StreamSpec, *, query_std: NonNegativeFloat, eps: PositiveFloat) -> None:
+        super().__init__(spec, n_query=spec.n_site - 1, eps=eps)
+        self.query_std = query_std
 
-    def begin(self, x0_BTD: Tensor) -> RoutedDeltas:
-        key_QD = self.query_QD * self.key_gain_QD
-        return RoutedDeltas(x0_BTD, depth_attention.open(x0_BTD, key_QD, self.eps))
+    def reset(self) -> None:
+        nn.init.normal_(self.query_QD, std=self.query_std)
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.query_QD, self.key_gain_QD), decay=True)
 
     def read(self, state: RoutedDeltas, site: Site) -> tuple[Tensor, RoutedDeltas]:
-        routed_BTD = depth_attention.attend(state.sources, site.index - 1)
-        return torch.addcmul(state.x_BTD, self.gate_S[site.index], routed_BTD), state
-
-    def write(self, state: RoutedDeltas, site: Site, y_BTD: Tensor) -> RoutedDeltas:
-        x_BTD = state.x_BTD + y_BTD
-        if site.index == len(self.gate_S) - 1:
-            return state._replace(x_BTD=x_BTD)
-        return RoutedDeltas(x_BTD, depth_attention.append(state.sources, y_BTD, site.index))
-
-    def end(self, state: RoutedDeltas) -> Tensor:
-        return state.x_BTD
+        if site.index == 0:
+            return state.x_BTD, state
+        return state.x_BTD + depth_attention.attend(state.sources, site.index - 1), state
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor:
         state = self.begin(x0_BTD)
         weight_KJ = x0_BTD.new_ones(len(y_BTD) + 1, len(y_BTD) + 1).tril()
         for k, (site, output_BTD) in enumerate(zip(sites, y_BTD, strict=True)):
-            weight_J = depth_attention.average_weights(state.sources, site.index - 1)
-            weight_KJ[k, : k + 1] += self.gate_S[site.index] * weight_J
+            if site.index > 0:
+                weight_KJ[k, : k + 1] += depth_attention.average_weights(state.sources, site.index - 1)
             state = self.write(state, site, output_BTD)
         return weight_KJ

@@ -34,6 +34,8 @@ BARS = {
     "x0_blend": 26,
     "attnres": 70,
     "attnres_block": 55,
+    "attnres_multihead": 70,
+    "attnres_window": 60,
     "attnres_stream_block": 10,
     "tdar": 60,
     "hyperconn": 250,
@@ -42,6 +44,8 @@ BARS = {
     "ihc": 300,
     "frac_connections": 160,
     "delta_attnres": 100,
+    "delta_attnres_block": 50,
+    "delta_attnres_gated": 100,
     "muddformer": 100,  # of an attention's three views each has a norm that keeps it
     "muddformer_prepost": 200,
 }

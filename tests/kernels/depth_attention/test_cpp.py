@@ -19,15 +19,21 @@ from src.residual.attnres_block import BlockAttentionResiduals
 from src.residual.attnres_stream_block import StreamBlockAttention
 from src.residual.base import ResidualStrategy
 from src.residual.delta_attnres import DeltaAttentionResiduals
+from src.residual.delta_attnres_block import BlockDeltaAttentionResiduals
+from src.residual.delta_attnres_gated import GatedDeltaAttentionResiduals
 from src.residual.denseformer import DenseFormer
 from src.residual.tdar import TDAR
 from tests.residual.plain import flow, jittered, stream_spec
 from tests.support import jitter, tiny_gpt, tokens
 
 D = 32
+BLOCK_KEYS = {"query_std": 0.02, "eps": 1e-5}
 STRATEGIES: dict[str, Callable[[int, int], ResidualStrategy[Any]]] = {
     "attnres": lambda n, d: AttentionResiduals(stream_spec(n, d), eps=1e-5),
-    "delta_attnres": lambda n, d: DeltaAttentionResiduals(stream_spec(n, d), gate_init=0.5, eps=1e-5),
+    "delta_attnres": lambda n, d: DeltaAttentionResiduals(stream_spec(n, d), query_std=0.02, eps=1e-5),
+    "delta_attnres_gated": lambda n, d: GatedDeltaAttentionResiduals(stream_spec(n, d), gate_init=0.5, eps=1e-5),
+    "delta_attnres_block of 1": lambda n, d: BlockDeltaAttentionResiduals(stream_spec(n, d), n_block=n, **BLOCK_KEYS),
+    "delta_attnres_block of 3": lambda n, d: BlockDeltaAttentionResiduals(stream_spec(n, d), n_block=2, **BLOCK_KEYS),
     "attnres_block of 2": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=n, eps=1e-5),
     "attnres_block of 3": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=4, eps=1e-5),
     "attnres_block of 10": lambda n, d: BlockAttentionResiduals(stream_spec(n, d), n_block=2, eps=1e-5),
