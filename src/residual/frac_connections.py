@@ -3,7 +3,9 @@
     H = x split into N fractions;   H~ = LayerNorm(H) per fraction;   [Y | A_r | B] = static + scale * tanh(H~ W)
     u = concat(Y^T H);   H <- A_r^T H + B * (y split likewise)
 
-Source: Zhu et al., "Frac-Connections" (arXiv 2503.14125), section 3.
+Source: Zhu et al., "Frac-Connections" (arXiv 2503.14125), section 4, equations 6-15, algorithm 2; and
+`hcfactory/connections/hyper.py` in wdlctc/hyper-connection-factory, which gives no parameter of a connection weight
+decay, while the paper decays W.
 At init (W = 0, Y = A_r = identity, B = 1): vanilla.
 Shape letters: N fractions, F = D / N their width, M = 2 * N columns of [Y | A_r], C = M + 1 columns of W.
 """
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import DHCParameters, Streams
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class FracConnections(ResidualStrategy[Streams]):
@@ -27,6 +30,7 @@ class FracConnections(ResidualStrategy[Streams]):
         scale_init: initial factor of the dynamic part (0.01 in the source).
     """
 
+    source = Source("arXiv 2503.14125, equations 6-15", "wdlctc/hyper-connection-factory", "412aeba8be65")
     may_skip: ClassVar[bool] = True
     init_equivalent = "vanilla"
 

@@ -3,7 +3,7 @@
     H~ = LayerNorm(H) per stream;   [A | B] = static + scale * tanh(H~ W)
     u = A_m^T H;   H <- A_r^T H + B y;   out = mean_i H_i
 
-Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.2, equations 10-13, algorithm 2.
+Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.2, equations 10-14, algorithm 2.
 At init (W = 0): vanilla (with `output_init_scale` 1).
 Shape letters: N streams, C = N + 2 columns of W (A_m, A_r, B).
 """
@@ -17,7 +17,13 @@ from src.bounds import StreamCount
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import DHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
-from src.residual.families.hyper_connections import StreamDtype, WeightedStreams, static_weights
+from src.residual.families.hyper_connections import (
+    HYPER_DEVIATIONS,
+    StreamDtype,
+    WeightedStreams,
+    static_weights,
+)
+from src.source import Source
 
 
 class HyperConnections(WeightedStreams):
@@ -26,11 +32,12 @@ class HyperConnections(WeightedStreams):
     Args:
         n_stream: N, at least 2 (4 in the paper).
         scale_init: initial factor of the dynamic part (0.01 in the paper).
-        output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
-            the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
+        output_init_scale: factor on the sublayers' initial output projections (1; the paper scales
+            them by sqrt(N) so that the sum of the streams has vanilla's deviation, which their mean has anyway).
         stream_dtype: dtype of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
+    source = Source("arXiv 2409.19606, sections 2 and 4, algorithms 2 and 3", deviations=HYPER_DEVIATIONS)
     init_equivalent = "vanilla"
 
     def __init__(

@@ -2,7 +2,7 @@
 
     u = A_m^T H,  H' = A_r^T H;   H <- H' + B y;   out = mean_i H_i
 
-Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.1, equations 1-5.
+Source: Zhu et al., "Hyper-Connections" (arXiv 2409.19606), section 2.1, equations 1-5 and 14.
 At init: vanilla (all streams are equal; site k reads stream k mod N), with `output_init_scale` 1.
 Shape letters: N streams.
 """
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from src.bounds import StreamCount
 from src.kernels.hyper_streams import SiteWeights
 from src.residual.base import Site, StreamSpec
-from src.residual.families.hyper_connections import WeightedStreams, static_weights
+from src.residual.families.hyper_connections import HYPER_DEVIATIONS, WeightedStreams, static_weights
+from src.source import Source
 
 
 class StaticHyperConnections(WeightedStreams):
@@ -20,10 +21,11 @@ class StaticHyperConnections(WeightedStreams):
 
     Args:
         n_stream: N, at least 2 (4 in the paper).
-        output_init_scale: factor on the sublayers' initial output projections (1, as in the published code;
-            the paper's text scales by sqrt(n) to keep the output's deviation, which takes n_stream^-0.5).
+        output_init_scale: factor on the sublayers' initial output projections (1; the paper scales
+            them by sqrt(N) so that the sum of the streams has vanilla's deviation, which their mean has anyway).
     """
 
+    source = Source("arXiv 2409.19606, section 2.1, equations 1-5 and 14", deviations=HYPER_DEVIATIONS)
     init_equivalent = "vanilla"
 
     def __init__(self, spec: StreamSpec, *, n_stream: StreamCount, output_init_scale: float) -> None:

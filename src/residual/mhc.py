@@ -6,7 +6,7 @@
 The paper states only the scales' initial value. The initial biases here make the streams differ (site k reads mostly
 stream k mod N) and start the mixing close to the identity.
 
-Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.2, equations 14-19, table 5.
+Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.2, equations 7-9 and 14-19, table 5.
 At init: equal to vanilla up to the rounding of the read's weights, whose sum is 1 (about 1e-7).
 Shape letters: N streams, C = N * N + 2 * N columns of phi, V = N * D.
 """
@@ -21,6 +21,7 @@ from src.kernels import hyper_streams
 from src.kernels.hyper_streams import MHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
 from src.residual.families.hyper_connections import StreamDtype, WeightedStreams
+from src.source import Source
 
 
 class ManifoldHyperConnections(WeightedStreams):
@@ -36,6 +37,16 @@ class ManifoldHyperConnections(WeightedStreams):
         stream_dtype: dtype of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
+    source = Source(
+        "arXiv 2512.24880, equations 3 and 7-9, table 5",
+        deviations=(
+            "The paper gives no initial values but the scales': phi starts at 0, each site reads mostly one stream, and "
+            "the mixing starts close to the identity, so that the model starts as vanilla.",
+            "The paper gives no readout: the streams are averaged, where the later kernels of its authors "
+            "(deepseek-ai/TileKernels) have a learned one.",
+            "The paper excepts nothing from weight decay: phi has it, scales and biases have none.",
+        ),
+    )
     init_equivalent = "vanilla"
 
     def __init__(

@@ -1,41 +1,63 @@
-"""Dynamic hyper-connections equal equations 10-13 of the paper, written out, and the published package.
+"""Dynamic hyper-connections equal algorithms 2 and 3 of the paper, and the published package.
 
 Covers `src/residual/families/hyper_connections.py` too.
 """
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.kernels.hyper_streams import settle
 from src.residual.hyperconn import HyperConnections
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from tests.oracle import LR, WEIGHT_DECAY, compare_flow, groups_by_name
+from tests.residual.plain import Sublayers, embedding_like, flow, jittered, stream_spec, sublayers
+from tests.support import tiny_gpt
+
+KEYS: dict[str, Any] = {"n_stream": 3, "scale_init": 0.01, "output_init_scale": 1.0, "stream_dtype": "float32"}
 
 
-def test_it_equals_the_papers_recurrence() -> None:
-    spec, branches, x0, n = stream_spec(), sublayers(6), embedding_like(), 3
-    strategy = jittered(
-        HyperConnections(spec, n_stream=n, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32")
-    )
-    h = x0.unsqueeze(2).repeat(1, 1, n, 1)
-    for k, branch in enumerate(branches):
-        normed = F.layer_norm(h, (6,), strategy.norm_weight_SD[k], strategy.norm_bias_SD[k], 1e-5)
-        dynamic = torch.tanh(normed @ strategy.w_SDC[k])
-        a = strategy.a_SNM[k] + strategy.scale_S2[k, 0] * dynamic[..., : n + 1]
-        b = strategy.b_SN[k] + strategy.scale_S2[k, 1] * dynamic[..., n + 1]
-        u = (a[..., :1] * h).sum(2)
-        mixed = torch.stack([(a[..., 1 + j : 2 + j] * h).sum(2) for j in range(n)], dim=2)
-        h = mixed + b.unsqueeze(-1) * branch(u).unsqueeze(2)
-    assert torch.allclose(flow(strategy, spec, x0, branches), h.mean(2), rtol=0, atol=1e-11)
+def test_it_equals_its_source() -> None:
+    """Compare with arXiv 2409.19606, algorithms 2 and 3; the streams are averaged where the paper sums them."""
+    spec, n = stream_spec(), 3
+    strategy = jittered(HyperConnections(spec, **KEYS))
+
+    def oracle(x0: Tensor, branches: Sublayers) -> Tensor:
+        h = torch.stack([x0] * n, dim=2)
+        for k, branch in enumerate(branches):
+            norm_h = F.layer_norm(h, (6,), strategy.norm_weight_SD[k], strategy.norm_bias_SD[k])
+            dynamic_alpha_fn, dynamic_beta_fn = strategy.w_SDC[k, :, : n + 1], strategy.w_SDC[k, :, n + 1]
+            alpha = torch.tanh(norm_h @ dynamic_alpha_fn) * strategy.scale_S2[k, 0] + strategy.a_SNM[k]
+            beta = torch.tanh(norm_h @ dynamic_beta_fn) * strategy.scale_S2[k, 1] + strategy.b_SN[k]
+            mix_h = alpha.transpose(-1, -2) @ h
+            h = torch.einsum("blh,bln->blnh", branch(mix_h[..., 0, :]), beta) + mix_h[..., 1:, :]
+        return h.sum(-2) / n
+
+    compare_flow(strategy, spec, oracle)
 
 
-def test_only_the_projection_has_weight_decay_and_the_parameter_count_is_the_papers() -> None:
-    strategy = HyperConnections(
-        stream_spec(24, 1024), n_stream=4, scale_init=0.01, output_init_scale=1.0, stream_dtype="float32"
-    )
-    assert [g.decay for g in strategy.param_groups()] == [True, False]
-    assert next(strategy.param_groups()).params == (strategy.w_SDC,)
+def test_initial_values_and_groups_are_the_sources() -> None:
+    """arXiv 2409.19606, equation 14 and algorithm 2; section 4: the static part has no weight decay, the dynamic has."""
+    gpt = tiny_gpt("hyperconn")
+    strategy = gpt.residual
+    for k in range(6):
+        assert strategy.a_SNM[k, :, 0].tolist() == [float(i == k % 4) for i in range(4)]
+        assert torch.equal(strategy.a_SNM[k, :, 1:], torch.eye(4))
+    assert strategy.b_SN.eq(1).all()
+    assert strategy.w_SDC.eq(0).all()
+    assert torch.equal(strategy.scale_S2, torch.full((6, 2), 0.01))
+    groups = {name: group for name, group in groups_by_name(gpt).items() if name.startswith("residual.")}
+    static = ("a_SNM", "b_SN", "norm_weight_SD", "norm_bias_SD", "scale_S2")
+    assert groups == {
+        "residual.w_SDC": (LR, WEIGHT_DECAY),
+        **{f"residual.{name}": (LR, 0.0) for name in static},
+    }
+
+
+def test_the_parameter_count_is_the_papers() -> None:
+    strategy = HyperConnections(stream_spec(24, 1024), **{**KEYS, "n_stream": 4})
     assert sum(p.numel() for p in strategy.parameters()) == 394_464
 
 

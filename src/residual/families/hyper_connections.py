@@ -27,6 +27,14 @@ DTYPES: dict[StreamDtype, torch.dtype | None] = {
     "bfloat16": torch.bfloat16,
 }  # None: that of the embedding output
 
+#: Deviations that dynamic and static hyper-connections have in common.
+HYPER_DEVIATIONS = (
+    "The streams are averaged at the end, not summed: the same function up to the final norm's epsilon, and exactly "
+    "vanilla at the start.",
+    "Output projections keep their initial deviation (residual.output_init_scale): the paper's factor sqrt(n_stream) "
+    "compensates for the sum.",
+)
+
 
 class WeightedStreams(ResidualStrategy[Streams]):
     """N streams; subclasses return each site's weights.
