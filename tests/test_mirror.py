@@ -79,6 +79,7 @@ COVERED_BY = {
     "src/residual/families/hyper_connections.py": "tests/residual/test_hyperconn.py",
     "src/residual/families/low_rank.py": "tests/residual/test_laurel_lr.py",
     "src/residual/families/mudd_weights.py": "tests/residual/test_muddformer.py",
+    "src/residual/families/permutation_streams.py": "tests/residual/test_mhc_lite.py",
     "src/residual/families/shared_norm.py": "tests/residual/test_prores_block.py",
     "src/residual/families/single_stream.py": "tests/residual/test_contract.py",
     "src/residual/families/stream_attention.py": "tests/residual/test_attnres_stream_block.py",
