@@ -1,10 +1,11 @@
 """Identity hyper-connections (iHC): N streams, read and written with weights that depend on them, never mixed.
 
-    [pre | post] from vec(H), under sigmoid + eps and 2 sigmoid;   u = pre . H;   H <- H + post^T y
+    [pre | post] from vec(H), under sigmoid + eps and 2 sigmoid + eps;   u = pre . H;   H <- H + post^T y
     out = head . H,  head computed from the last H like `pre`
 
-Source: Tencent HY V4, `hy_v4` in Hugging Face transformers; the ablation "identity H_res" of mHC
-(arXiv 2512.24880).
+The source is inference code; that phi has weight decay, and nothing else, is this project's choice.
+
+Source: Tencent HY V4, `src/transformers/models/hy_v4/modular_hy_v4.py` in huggingface/transformers.
 At init: close to vanilla (every read is close to the streams' mean), but not equal: the random phi makes the streams
 differ, which would stay equal without it.
 Shape letters: N streams, V = N * D.
@@ -21,6 +22,7 @@ from src.kernels import hyper_streams
 from src.kernels.hyper_streams import SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
 from src.residual.families.hyper_connections import WeightedStreams
+from src.source import Source
 
 
 class IdentityHyperConnections(WeightedStreams):
@@ -29,10 +31,12 @@ class IdentityHyperConnections(WeightedStreams):
     Args:
         n_stream: N, at least 2 (4 in the source).
         scale_init: initial factor of the dynamic part (0.01 in the source).
-        phi_std: standard deviation of the initial phi (0.02 in the source).
-        eps: added to the mean square of vec(H), and to the weights of every read (1e-6 in the source).
+        phi_std: standard deviation of the initial phi (0.006 in the source).
+        eps: added to the weights of every read and write (1e-6 in the source).
+        norm_eps: added to the mean square of vec(H) (1e-5 in the source).
     """
 
+    source = Source("Tencent HY V4, iHC", "huggingface/transformers", "cdda7eb050c0", changed_in="0.3.0")
     init_equivalent = "near vanilla"
 
     def __init__(
@@ -43,9 +47,10 @@ class IdentityHyperConnections(WeightedStreams):
         scale_init: float,
         phi_std: NonNegativeFloat,
         eps: PositiveFloat,
+        norm_eps: PositiveFloat,
     ) -> None:
         super().__init__(n_stream)
-        self.phi_std, self.eps = phi_std, eps
+        self.phi_std, self.eps, self.norm_eps = phi_std, eps, norm_eps
         width = n_stream * spec.n_embd
         mean_logit = -math.log(n_stream - 1)  # sigmoid gives 1 / n_stream
         self.phi_SCV = nn.Parameter(torch.zeros(spec.n_site, 2 * n_stream, width))
@@ -81,9 +86,9 @@ class IdentityHyperConnections(WeightedStreams):
         return SiteWeights(hyper_streams.mixing_weights(pre_BTN, same_NN.expand(*pre_BTN.shape, -1)), post_BTN)
 
     def _weights(self, k: int, h_BTND: Tensor) -> tuple[Tensor, Tensor]:
-        weights = hyper_streams.project(h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.eps)
-        return weights.pre_BTN + self.eps, weights.post_BTN
+        weights = hyper_streams.project(h_BTND, self.phi_SCV[k], self.scale_S2[k], self.bias_SC[k], self.norm_eps)
+        return weights.pre_BTN + self.eps, weights.post_BTN + self.eps
 
     def end_weights(self, h_BTND: Tensor) -> Tensor:
-        read = hyper_streams.project_read(h_BTND, self.head_phi_NV, self.head_scale, self.head_bias_N, self.eps)
+        read = hyper_streams.project_read(h_BTND, self.head_phi_NV, self.head_scale, self.head_bias_N, self.norm_eps)
         return read + self.eps
