@@ -133,6 +133,8 @@ def test_each_fault_of_a_loss_curve_is_named() -> None:
         learning.find_faults([6.0, 5.0, *[3.0] * 5, 6.0, 5.0, *[3.0] * 3], vanilla) == []
     )  # spikes of one or two steps
     assert learning.find_faults([6.0, 5.0, *[3.9] * 10], vanilla) == []
+    slow_start = [6.0, *[5.5] * 6, *[3.9] * 10]
+    assert learning.find_faults([6.0, *[4.0] * 16], slow_start) == []  # a head start that vanilla makes up for
 
 
 def test_the_memory_of_gpt2_medium_is_counted_on_fake_tensors() -> None:
