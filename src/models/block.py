@@ -20,6 +20,19 @@ from src.residual.base import QKV, ResidualStrategy, Site
 BranchNorms = tuple[nn.Module | None, nn.Module | None]  # on the input, on the output
 
 
+class ViewNorms(nn.Module):
+    """One norm for each input of attention's projections, for strategies with `norms_each_view`."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.q, self.k, self.v = make(), make(), make()
+
+    def forward(self, x: Tensor | QKV) -> QKV:
+        """Norm three views [B, T, D], or one tensor three times."""
+        q_BTD, k_BTD, v_BTD = x if isinstance(x, QKV) else (x, x, x)
+        return QKV(self.q(q_BTD), self.k(k_BTD), self.v(v_BTD))
+
+
 class Tap:
     """Callable for attention that runs `tap_qkv` outside autocast and keeps the new state."""
 
@@ -79,14 +92,20 @@ def build_branch_norms(
                 f"branches itself, got {config.norm_placement}; give model.norm_placement=pre or another residual"
             )
         return None, None
-    return make() if before else None, make() if after else None
+    norm: nn.Module | None = None
+    if before:
+        norm = ViewNorms(make) if site.kind == "attn" and strategy.norms_each_view(site) else make()
+    return norm, make() if after else None
 
 
 def apply_norm(norm: nn.Module | None, x: Tensor | QKV) -> Tensor | QKV:
-    """Return the normed input of a sublayer; each of the views in `QKV` is normed separately."""
+    """Return the normed input of a sublayer; the views in `QKV` are normed one by one, by one norm or by three."""
     if norm is None:
         return x
-    return QKV(*map(norm, x)) if isinstance(x, QKV) else norm(x)
+    if isinstance(norm, ViewNorms) or isinstance(x, Tensor):
+        normed: Tensor | QKV = norm(x)
+        return normed
+    return QKV(*map(norm, x))
 
 
 def add_to_views(x: Tensor | QKV, addition_BTD: Tensor | None) -> Tensor | QKV:

@@ -209,6 +209,14 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         """
         return False
 
+    def norms_each_view(self, site: Site) -> bool:
+        """Return True if the trunk norms the inputs of q, k and v at an attention site by three norms, each its own.
+
+        Then `read` may return `QKV` or one tensor, which the three norms make into three views. By default one norm is
+        shared by all views.
+        """
+        return False
+
     # ---- additions of the embedding
 
     def inject(self, state: StateT, site: Site, e_BTD: Tensor) -> tuple[StateT, Tensor | None]:

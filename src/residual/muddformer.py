@@ -2,11 +2,11 @@
 
     X_0 = x0,  X_{l+1} = the stream after layer l
     s_c = sum_j w_l[c, j] X_j   for c = q, k, v, r, with weights from X_{l+1} (`mudd_weights`)
-    the next layer's projections read N(s_q), N(s_k), N(s_v), and its residual starts from s_r
+    the next layer's projections read N_q(s_q), N_k(s_k), N_v(s_v), and its residual starts from s_r
 
-It is known to diverge at 24 layers; `muddformer_prepost` is the stable form there.
+The first layer has a single norm. It is known to diverge at 24 layers; `muddformer_prepost` is the stable form there.
 
-Source: Xiao et al., "MUDDFormer" (arXiv 2502.12170), section 2; Caiyun-AI/MUDDFormer.
+Source: Xiao et al., "MUDDFormer" (arXiv 2502.12170), section 2; Caiyun-AI/MUDDFormer, the PyTorch form.
 At init (W2 = 0, a = 1 on the newest stream): vanilla.
 """
 
@@ -15,10 +15,11 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from src.bounds import PositiveFloat
+from src.bounds import NonNegativeInt, PositiveFloat
 from src.kernels import depth_attention
 from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
 from src.residual.families.mudd_weights import DenseWeights
+from src.source import Source
 
 
 class Ways(NamedTuple):
@@ -30,18 +31,44 @@ class Ways(NamedTuple):
 
 
 class MUDDFormer(ResidualStrategy[Ways]):
-    """Sums for four ways: D * G + G * C * J + C * J parameters a layer, J = l + 2, C = 4, G = C * J; decay on matrices.
+    """Sums for four ways: D * G + G * C * J + C * J parameters a layer, J = l + 2, C = 4; all have weight decay.
+
+    The trunk has two more norms a layer for them. G is C * J, rounded up to a multiple of `round_hidden`.
 
     Args:
+        spec: the trunk.
+        round_hidden: hidden units are rounded up to a multiple of it (64 in the source); 0 does not round.
         eps: added to the mean square in the norm before W1.
     """
 
+    source = Source(
+        "arXiv 2502.12170, section 2",
+        "Caiyun-AI/MUDDFormer",
+        "fc067b274a5f",
+        deviations=(
+            "MLPs have the trunk's width in every layer; the source widens them from 0.5 to 1.5 times with depth.",
+            "Queries and keys have no norm of their own, which the source's configurations add inside attention.",
+        ),
+        changed_in="0.3.0",
+    )
     init_equivalent = "vanilla"
     newest_init: ClassVar[float] = 1.0  # static weight of the newest stream
+    has_gain: ClassVar[bool] = False  # of the norm before W1
+    gelu: ClassVar[str] = "none"
 
-    def __init__(self, spec: StreamSpec, *, eps: PositiveFloat) -> None:
+    def __init__(self, spec: StreamSpec, *, round_hidden: NonNegativeInt, eps: PositiveFloat) -> None:
         super().__init__()
-        self.dense = DenseWeights(spec, newest_init=self.newest_init, eps=eps)
+        self.dense = DenseWeights(
+            spec,
+            newest_init=self.newest_init,
+            round_hidden=round_hidden,
+            has_gain=self.has_gain,
+            gelu=self.gelu,
+            eps=eps,
+        )
+
+    def norms_each_view(self, site: Site) -> bool:
+        return site.layer > 0
 
     def reset(self) -> None:
         self.dense.reset()

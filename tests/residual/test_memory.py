@@ -47,7 +47,7 @@ BARS = {
     "delta_attnres_block": 50,
     "delta_attnres_gated": 100,
     "muddformer": 100,  # of an attention's three views each has a norm that keeps it
-    "muddformer_prepost": 200,
+    "muddformer_prepost": 245,  # 68 of them are W1 times the gain, of the size of a parameter
 }
 
 

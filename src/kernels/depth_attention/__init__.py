@@ -4,6 +4,9 @@
     x = attend(sources, query)              x = sum_j softmax_j(key . v_j / rms(v_j)) v_j
     sources = append(sources, y)            y is one more source
 
+    s = scores(v, keys, eps)                s_q = key_q . v / rms(v), for weights of another form
+    x = sum_by_token(weight, values)        x = sum_j weight_j v_j, with weights of each token
+
 `reference.py` defines it. `blocked.py` has the algorithm of the kernels and its autograd functions, `ops.py` its torch
 operators; `cpp.py` and `depth.cpp` run them on the CPU, `triton_launch.py` and `triton_kernels.py` on a CUDA device.
 `eager.py` is the reference with gradients written by hand, `running_sum.py` adds a running sum as a source, and
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from src.kernels.depth_attention import eager, ops, reference, running_sum
 from src.kernels.depth_attention.blocked import CHUNK, Blocked, append_source, attend_blocked
-from src.kernels.depth_attention.eager import sum_by_token
+from src.kernels.depth_attention.eager import scores, sum_by_token
 from src.kernels.depth_attention.running_sum import attend_with_sum_blocked
 from src.kernels.depth_attention.static_sum import StaticSources, append_static, open_static, sum_static
 from src.kernels.dispatch import Operation, verify
@@ -36,6 +39,7 @@ __all__ = [
     "average_weights",
     "open",
     "open_static",
+    "scores",
     "sum_by_token",
     "sum_static",
 ]
