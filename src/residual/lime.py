@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from src.bounds import NonNegativeFloat
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class Memory(NamedTuple):
@@ -33,16 +34,17 @@ class LIMe(ResidualStrategy[Memory]):
 
     Args:
         spec: the trunk, with at least two layers.
-        lr_scale: factor on the schedule's learning rate (33: the source uses 0.01 with lr 3e-4).
+        lr: peak learning rate instead of `optimizer.lr` (0.01 in the source).
     """
 
+    source = Source("arXiv 2502.09245, section 3", "corl-team/lime", "424281209236")
     taps_qkv: ClassVar[bool] = True
 
-    def __init__(self, spec: StreamSpec, *, lr_scale: NonNegativeFloat) -> None:
+    def __init__(self, spec: StreamSpec, *, lr: NonNegativeFloat) -> None:
         super().__init__()
         if spec.n_block < 2:
             raise ValueError("residual=lime needs model.n_layer >= 2, got 1")
-        self.lr_scale = lr_scale
+        self.lr = lr
         n_attn = sum(site.kind == "attn" for site in spec.sites)
         self.n_sources = list(range(2, n_attn + 1))
         self.router_PHH = nn.Parameter(torch.zeros(sum(self.n_sources), spec.n_head, spec.n_head))
@@ -55,7 +57,7 @@ class LIMe(ResidualStrategy[Memory]):
                 nn.init.eye_(r_JHH[-1])
 
     def param_groups(self) -> Iterator[ParamGroup]:
-        yield ParamGroup((self.router_PHH,), self.lr_scale)
+        yield ParamGroup((self.router_PHH,), lr=self.lr)
 
     def begin(self, x0_BTD: Tensor) -> Memory:
         return Memory(x0_BTD, (), ())

@@ -1,38 +1,50 @@
-"""LIMe against attention over the stacked heads of all layers."""
+"""LIMe against the code of its authors: attention over the routed heads of all layers."""
 
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor
 
 from src.residual.base import StreamSpec, build_plain_sites
 from src.residual.lime import LIMe
-from tests.support import jitter, tiny_gpt, tokens
+from tests.oracle import compare_model, groups_by_name
+from tests.support import jitter, tiny_gpt
 
 
-def test_keys_and_values_are_sums_over_all_layers_heads() -> None:
-    gpt = jitter(tiny_gpt("lime")).double()
-    idx, strategy = tokens(), gpt.residual
-    routers = torch.split(strategy.router_PHH, strategy.n_sources)
+def source_model(gpt: Any, idx: Tensor) -> Tensor:
+    """LIMeModel with LIMeAttention, StaticRouter and FirstLayerRouter, on the trunk's weights, without rotation."""
+    routers = torch.split(gpt.residual.router_PHH, gpt.residual.n_sources)
     x = gpt.embedding(idx)
     B, T, D = x.shape
-    keys, values = [], []
+    H, K = 2, D // 2
+    kv_buffer = x.new_zeros(0, B * T * 2 * K)
     for i, block in enumerate(gpt.h):
-        q, k, v = (p.view(B, T, 2, D // 2) for p in block.attn.c_attn(block.ln_1(x)).chunk(3, -1))
-        keys.append(k)
-        values.append(v)
-        if i > 0:
-            router = torch.cat(list(routers[i - 1]), dim=1)  # [H, (i + 1) H]
-            k, v = (torch.einsum("gh,bthk->btgk", router, torch.cat(s, 2)) for s in (keys, values))
-        score = torch.einsum("bthk,bshk->bhts", q, k) / (D // 2) ** 0.5
-        weight = score.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
-        x = x + block.attn.c_proj(torch.einsum("bhts,bshk->bthk", weight, v).reshape(B, T, D))
+        w_q, w_k, w_v = block.attn.c_attn.weight.view(3, H, K, D)
+        normed = block.ln_1(x).view(B * T, D)
+        q = (normed @ w_q.reshape(D, D).T).view(B, T, H, K).transpose(1, 2)
+        kv = normed @ torch.cat((w_k, w_v), dim=1).reshape(2 * D, D).T  # rows: a head's keys, then its values
+        kv_buffer = torch.cat((kv_buffer, kv.view(B * T, H, 2 * K).transpose(0, 1).reshape(H, -1)))
+        static_weights = torch.cat(list(routers[i - 1]), dim=1) if i > 0 else torch.eye(H, dtype=x.dtype)
+        k, v = (static_weights @ kv_buffer).view(H, B, T, 2 * K).transpose(0, 1).chunk(2, dim=-1)
+        score = (q @ k.transpose(-2, -1) / K**0.5).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+        x = x + block.attn.c_proj((score.softmax(-1) @ v).transpose(1, 2).reshape(B, T, D))
         x = x + block.mlp(block.ln_2(x))
-    assert torch.allclose(gpt.hidden(idx), gpt.ln_f(x), rtol=0, atol=1e-10)
+    return gpt.ln_f(x)
 
 
-def test_the_count_is_the_papers_and_a_layer_starts_with_its_own_heads() -> None:
-    strategy = LIMe(StreamSpec(24, 16, 1024, build_plain_sites(24), torch.nn.LayerNorm), lr_scale=33.0)
+def test_it_equals_its_source() -> None:
+    """corl-team/lime @ 4242812, src/lm/lime.py."""
+    compare_model(jitter(tiny_gpt("lime")).double(), source_model)
+
+
+def test_initial_values_and_groups_are_those_of_its_source() -> None:
+    """corl-team/lime @ 4242812, StaticRouter and configure_optimizers (train_utils.py) with router_lr of config.py."""
+    strategy = LIMe(StreamSpec(24, 16, 1024, build_plain_sites(24), torch.nn.LayerNorm), lr=0.01)
     strategy.reset()
-    assert strategy.router_PHH.numel() == 76_544
+    assert strategy.router_PHH.numel() == 76_544  # the paper's count
     for router_JHH in torch.split(strategy.router_PHH, strategy.n_sources):
         assert torch.equal(router_JHH[-1], torch.eye(16))
-        assert router_JHH[:-1].abs().max() <= (3 / (16 * len(router_JHH))) ** 0.5
-    assert [g.lr_scale for g in strategy.param_groups()] == [33.0]
+        bound = (3 / (16 * len(router_JHH))) ** 0.5
+        assert 0.97 * bound < router_JHH[:-1].abs().max() <= bound
+    assert groups_by_name(tiny_gpt("lime"))["residual.router_PHH"] == (pytest.approx(0.01), 0.0)
