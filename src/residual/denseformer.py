@@ -9,6 +9,7 @@ At init (a = 1 on the newest stream, 0 elsewhere): vanilla.
 Shape letters: Q averaging layers, J streams, P pairs of these, the first layer's first, its oldest first.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from src.kernels import depth_attention
 from src.kernels.depth_attention import StaticSources
-from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class StreamAndDepth(NamedTuple):
@@ -27,7 +29,7 @@ class StreamAndDepth(NamedTuple):
 
 
 class DenseFormer(ResidualStrategy[StreamAndDepth]):
-    """Weighted sums of streams: about L * L / (2 * dilation * period) parameters, lr x 1, no weight decay.
+    """Weighted sums of streams: about L * L / (2 * dilation * period) parameters, with weight decay.
 
     Args:
         dilation: distance between the streams of a sum (1; 4 in the source's 4x5).
@@ -37,6 +39,7 @@ class DenseFormer(ResidualStrategy[StreamAndDepth]):
         ValueError: `dilation` or `period` is below 1 or above the number of layer visits.
     """
 
+    source = Source("arXiv 2402.02622, section 3", "epfml/DenseFormer", "c99a623bdb5f")
     init_equivalent = "vanilla"
 
     def __init__(self, spec: StreamSpec, *, dilation: int, period: int) -> None:
@@ -55,6 +58,9 @@ class DenseFormer(ResidualStrategy[StreamAndDepth]):
         self.register_buffer("pair_JQ", pair_JQ, persistent=False)  # the pair of a source and a query
 
     pair_JQ: Tensor
+
+    def param_groups(self) -> Iterator[ParamGroup]:
+        yield ParamGroup((self.a_P,), decay=True)
 
     def _sources(self, newest: int) -> range:
         return range(newest % self.dilation, newest + 1, self.dilation)
