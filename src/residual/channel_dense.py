@@ -3,7 +3,8 @@
     x_in = h_i + sum_{j<=i} h_j * W_in[i, j]
     h_{i+1} = h_i + (Block_i(x_in) - x_in) + sum_{j<=i} h_j * W_out[i, j]        h_0 = x0
 
-Source: a submission to MLS-Bench llm-pretrain-residual (published annotation b574219).
+Source: MLS-Bench llm-pretrain-residual, a submission as its published annotation b574219 describes it; there is no
+public code.
 At init (W = 0): vanilla.
 Shape letters: P pairs (layer, earlier stream), layer by layer; J streams.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
+from src.source import Source
 
 
 class DenseState(NamedTuple):
@@ -27,6 +29,7 @@ class DenseState(NamedTuple):
 class ChannelDense(ResidualStrategy[DenseState]):
     """Dense sums over earlier streams; n_layer * (n_layer + 1) * D parameters, lr x 1, no weight decay."""
 
+    source = Source("MLS-Bench llm-pretrain-residual, a submission as described in the published annotation b574219")
     init_equivalent = "vanilla"
 
     def __init__(self, spec: StreamSpec) -> None:
