@@ -47,7 +47,7 @@ class MUDDFormer(ResidualStrategy[Ways]):
         "fc067b274a5f",
         deviations=(
             "MLPs have the trunk's width in every layer; the source widens them from 0.5 to 1.5 times with depth.",
-            "Queries and keys have no norm of their own, which the source's configurations add inside attention.",
+            "Queries and keys have no norm by default, which the source's configurations have; `model.qk_norm` adds it.",
         ),
         changed_in="0.3.0",
     )
