@@ -19,7 +19,7 @@ from src.models.qk_norm import build_qk_norm
 from src.models.rotary import rotate
 from src.residual.base import QKV
 
-TapQKV = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+TapQKV = Callable[[Tensor | QKV, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 AddToValues = Callable[[Tensor], Tensor | None]  # from the input of the value projection
 
 
@@ -49,7 +49,7 @@ class CausalSelfAttention(nn.Module):
         """
         q_BHTK, k_BHTK, v_BHTK = self._project(x, add_to_values)
         if tap is not None:
-            q_BHTK, k_BHTK, v_BHTK = tap(q_BHTK, k_BHTK, v_BHTK)
+            q_BHTK, k_BHTK, v_BHTK = tap(x, q_BHTK, k_BHTK, v_BHTK)
         if self.qk_norm is not None:
             q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         if self.rotates:

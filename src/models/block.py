@@ -34,13 +34,16 @@ class ViewNorms(nn.Module):
 
 
 class Tap:
-    """Callable for attention that runs `tap_qkv` outside autocast and keeps the new state."""
+    """Callable for attention that runs `note_input` and `tap_qkv` outside autocast and keeps the new state."""
 
     def __init__(self, residual: ResidualStrategy[Any], site: Site, state: object) -> None:
         self.residual, self.site, self.state = residual, site, state
 
-    def __call__(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor | QKV, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with suspend_autocast(q_BHTK):
+            self.state = self.residual.note_input(self.state, self.site, x)
             *qkv, self.state = self.residual.tap_qkv(self.state, self.site, q_BHTK, k_BHTK, v_BHTK)
         q_BHTK, k_BHTK, v_BHTK = qkv
         return q_BHTK, k_BHTK, v_BHTK

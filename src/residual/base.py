@@ -38,6 +38,12 @@ Rules:
 Norm, embedding, recurrence, norm placement and positions compose with every strategy, except: a strategy that places
 norms itself (`owns_norm`) needs model.norm_placement=pre, and one without `may_skip` needs recurrence.start_step=0.
 
+Strategies compose with each other, `residual=[lns,resformer]`, if at most one of them defines the stream. The others
+are *branch strategies* (`families/branch.py`), which change what enters and leaves a sublayer: its input or its output
+(lns, prores, rezero, layerscale), its values (resformer, satformer), or the start of the streams (stream_scaling).
+Without a stream among them they act on vanilla's. Parts apply in the order of the list. An error names the two parts
+and what they both touch: two streams, the norms of one sublayer, or a quantity that only one may replace.
+
 Shape letters: B batch, T tokens, D n_embd, H heads, K head size, L n_layer, S sites, N streams.
 """
 
@@ -116,6 +122,7 @@ class StreamSpec:
         n_layer, n_head, n_embd: sizes of the trunk.
         sites: all sites in visiting order.
         make_norm: builds one norm of the configured kind for a width.
+        n_stream: number of streams of full width of the strategy that a branch strategy composes with.
     """
 
     n_layer: int
@@ -123,6 +130,7 @@ class StreamSpec:
     n_embd: int
     sites: tuple[Site, ...]
     make_norm: Callable[[int], nn.Module]
+    n_stream: int = 1
 
     @property
     def n_site(self) -> int:
@@ -174,10 +182,16 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     may_skip: ClassVar[bool] = False
     #: The function that the shipped configuration equals at initialization, up to rounding; `other` if none of these.
     init_equivalent: ClassVar[InitEquivalent] = "other"
+    #: Number of streams of full width; with several, `begin_streams` may start them apart.
+    n_stream: int = 1
 
     @abstractmethod
     def begin(self, x0_BTD: Tensor) -> StateT:
         """Return the initial state for the embedding output [B, T, D]."""
+
+    def begin_streams(self, h_BTND: Tensor) -> StateT:
+        """Return the initial state for `n_stream` streams that a branch strategy has started apart."""
+        raise NotImplementedError
 
     @abstractmethod
     def read(self, state: StateT, site: Site) -> tuple[Tensor | QKV, StateT]:
@@ -257,6 +271,10 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         return
 
     # ---- inside attention
+
+    def note_input(self, state: StateT, site: Site, x: Tensor | QKV) -> StateT:
+        """Return the state after the normed input of attention is known; called before `tap_qkv`, needs `taps_qkv`."""
+        return state
 
     def tap_qkv(
         self, state: StateT, site: Site, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor

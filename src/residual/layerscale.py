@@ -2,7 +2,10 @@
 
     x <- x + gate[k] * F_k(N_k(x))    elementwise
 
-Source: Touvron et al., "Going deeper with Image Transformers" (CaiT, arXiv 2103.17239), section 2.
+A branch strategy: it composes with the stream of any other strategy.
+
+Source: Touvron et al., "Going deeper with Image Transformers" (CaiT, arXiv 2103.17239), section 2;
+facebookresearch/deit.
 At init (small gates): close to the identity; not vanilla.
 """
 
@@ -10,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from src.residual.base import Site, StreamSpec
-from src.residual.families.single_stream import SingleStream
+from src.residual.families.branch import WeightedBranches
+from src.source import Source
 
 
-class LayerScale(SingleStream):
+class LayerScale(WeightedBranches):
     """Branches with a gate per channel; D parameters per site, lr x 1, no weight decay.
 
     Args:
-        gate_init: initial gate; None selects the source's by depth: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6
+        gate_init: initial gate; None selects the paper's by depth: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6
             for more.
     """
 
+    source = Source("arXiv 2103.17239, section 2", "facebookresearch/deit", "7e160fe43f02")
     init_equivalent = "near identity"
 
     def __init__(self, spec: StreamSpec, *, gate_init: float | None) -> None:
@@ -29,5 +34,5 @@ class LayerScale(SingleStream):
         value = by_depth if gate_init is None else gate_init
         self.gate_SD = nn.Parameter(torch.full((spec.n_site, spec.n_embd), value))
 
-    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
-        return torch.addcmul(state, self.gate_SD[site.index], y_BTD)
+    def weight(self, site: Site) -> Tensor:
+        return self.gate_SD[site.index]

@@ -2,7 +2,8 @@
 
     x <- x + alpha[l](t) * (Block_l(x) - x)    alpha = 1 in evaluation
 
-The benchmark's variant of `prores`; its t counts forward passes, here it counts optimizer steps.
+The benchmark's variant of `prores`; its t counts forward passes, here it counts optimizer steps. The sublayers of a
+layer read the layer's own unscaled outputs, so it has a stream of its own and is no branch strategy.
 
 Source: MLS-Bench llm-pretrain-residual, baseline `prores`.
 At init (t = 0, alpha 0 with the default schedule): the identity, so sublayers have zero gradients in the first
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from src.residual.base import Site
 from src.residual.families.warmup_schedules import WarmupStrategy
+from src.source import Source
 
 
 class ProResBlockState(NamedTuple):
@@ -35,6 +37,12 @@ class ProResBlock(WarmupStrategy[ProResBlockState]):
             None.
     """
 
+    source = Source(
+        "MLS-Bench llm-pretrain-residual, baseline `prores`",
+        deviations=(
+            "The warm-up counts optimizer steps, not forward passes, so that gradient accumulation does not shorten it.",
+        ),
+    )
     init_equivalent = "identity"
 
     def begin(self, x0_BTD: Tensor) -> ProResBlockState:

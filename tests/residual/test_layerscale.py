@@ -1,49 +1,42 @@
-"""LayerScale against its equation."""
-
-from collections.abc import Callable
+"""LayerScale against its source."""
 
 import pytest
 import torch
+from torch import Tensor
 
 from src.residual.layerscale import LayerScale
-from tests.residual.plain import embedding_like, flow, jittered, stream_spec, sublayers
+from tests.oracle import LR, compare_flow, groups_by_name
+from tests.residual.plain import Sublayers, jittered, stream_spec
+from tests.support import tiny_gpt
 
 
-def test_each_output_is_scaled_by_its_channels_gates() -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
+def test_it_equals_its_source() -> None:
+    """facebookresearch/deit @ 7e160fe, cait_models.py, `LayerScale_Block`."""
+    spec = stream_spec()
     strategy = jittered(LayerScale(spec, gate_init=0.1))
-    x = x0
-    for k in range(6):
-        x = x + branches[k](x) @ strategy.gate_SD[k].diag()
-    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-13)
+    (gamma,) = strategy.parameters()
+
+    def oracle(x: Tensor, branches: Sublayers) -> Tensor:
+        for layer in range(3):
+            gamma_1, gamma_2 = gamma[2 * layer], gamma[2 * layer + 1]
+            x = x + gamma_1 * branches[2 * layer](x)
+            x = x + gamma_2 * branches[2 * layer + 1](x)
+        return x
+
+    compare_flow(strategy, spec, oracle)
 
 
 @pytest.mark.parametrize(("n_layer", "gate"), [(18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)])
-def test_the_initial_gate_follows_the_depth(n_layer: int, gate: float) -> None:
+def test_the_initial_gate_follows_the_depth_as_in_its_source(n_layer: int, gate: float) -> None:
+    """arXiv 2103.17239, section 2; facebookresearch/deit @ 7e160fe: 1e-5 in `cait_S24`, 1e-6 in `cait_S36`."""
     strategy = LayerScale(stream_spec(n_layer), gate_init=None)
     assert torch.equal(strategy.gate_SD, torch.full((2 * n_layer, 6), gate))
 
 
+def test_the_groups_are_those_of_its_source() -> None:
+    """The same repository, main.py: timm's optimizer, which does not decay one-dimensional parameters."""
+    assert groups_by_name(tiny_gpt("layerscale"))["residual.gate_SD"] == (LR, 0.0)
+
+
 def test_an_explicit_gate_holds_at_any_depth() -> None:
     assert LayerScale(stream_spec(24), gate_init=0.5).gate_SD.eq(0.5).all()
-
-
-def test_it_equals_the_published_package_with_the_same_gates() -> None:
-    package = pytest.importorskip("x_transformers.x_transformers", reason="optional: pip install x-transformers")
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = jittered(LayerScale(spec, gate_init=0.1))
-    x = x0
-    for k, branch in enumerate(branches):
-        theirs = package.LayerScale(_Function(branch), 6).double()
-        theirs.load_state_dict({"gamma": strategy.gate_SD[k]})
-        x = x + theirs(x)
-    assert torch.allclose(flow(strategy, spec, x0, branches), x, rtol=0, atol=1e-13)
-
-
-class _Function(torch.nn.Module):
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)

@@ -1,14 +1,18 @@
-"""ProRes against published values of its schedules, and against its equation."""
+"""ProRes against its source and published values of its schedules."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from src.residual.families.warmup_schedules import SCHEDULES
 from src.residual.prores import ProRes
-from tests.residual.plain import embedding_like, flow, stream_spec, sublayers
+from tests.oracle import compare_flow
+from tests.residual.plain import Sublayers, embedding_like, flow, stream_spec, sublayers
+from tests.support import tiny_gpt
 
 KEYS: dict[str, Any] = {
     "schedule": "linear",
@@ -71,15 +75,47 @@ def test_before_any_step_all_weights_are_one_and_the_buffer_is_not_saved() -> No
     assert strategy.state_dict() == {}
 
 
-def test_alpha_scales_each_output() -> None:
-    spec, branches, x0 = stream_spec(), sublayers(6), embedding_like()
-    strategy = ProRes(spec, **KEYS).double()
-    strategy.on_step(150, 1000)
-    x = x0
-    for k, branch in enumerate(branches):
-        x = x + strategy.alpha_L[k // 2] * branch(x)
-    for mode in (strategy.train(), strategy.eval()):
-        assert torch.allclose(flow(mode, spec, x0, branches), x, rtol=0, atol=1e-12)
+def published_alphas(schedule: str, step: int, warmup: int, n_layer: int) -> Any:
+    steps = np.linspace(warmup // n_layer, warmup, n_layer)  # until a layer's weight is 1
+    layers = np.arange(1, n_layer + 1)
+    if schedule.startswith("fix_"):
+        fixed = {"fix_L": 1 / n_layer, "fix_sqrt_L": n_layer**-0.5, "fix_sqrt_l": layers**-0.5}
+        return fixed[schedule] * np.ones(n_layer)
+    if schedule.startswith("stagewise_"):
+        least = {"0": 0.0, "L": 1 / n_layer, "sqrt_L": (1 / n_layer) ** 0.5, "sqrt_l": 1 / np.sqrt(layers)}
+        m = least[schedule.removeprefix("stagewise_")] * np.ones(n_layer)
+        begun = step - np.concatenate(([0], steps[:-1]))
+        return np.clip(m + (1 - m) * begun / np.diff(steps, prepend=0), m, 1)
+    steps = {"linear_equal": np.full(n_layer, warmup), "linear_reverse": steps[::-1]}.get(schedule, steps)
+    power = {"sqrt": 0.5, "square": 2}.get(schedule, 1)
+    return np.clip((step / steps) ** power, 0, 1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("step", [0, 130, 300, 700])
+@pytest.mark.parametrize("training", [True, False])
+def test_it_equals_its_source(schedule: str, step: int, training: bool) -> None:
+    """dandingsky/ProRes @ 5253e0d, torchrun_main.py (weights) and peft_pretraining/modeling_llama.py (`pre_prores`)."""
+    spec = stream_spec(4)
+    strategy = ProRes(spec, **{**KEYS, "schedule": schedule}).double().train(training)
+    strategy.on_step(step, 1000)
+    weights = published_alphas(schedule, step, 400, 4)
+
+    def oracle(x: Tensor, branches: Sublayers) -> Tensor:
+        for layer in range(4):
+            x = x + branches[2 * layer](x) * weights[layer]
+            x = x + branches[2 * layer + 1](x) * weights[layer]
+        return x
+
+    compare_flow(strategy, spec, oracle)
+
+
+def test_the_warm_up_is_that_of_its_source() -> None:
+    """24,000 of 100,000 steps: scripts/run_1b.sh; no parameters, so the optimizer groups are the trunk's."""
+    gpt = tiny_gpt("prores")
+    gpt.follow(12_000, 100_000)
+    assert gpt.residual.alpha_L.tolist() == pytest.approx([1, 3 / 4, 1 / 2])
+    assert not list(gpt.residual.parameters())
 
 
 def test_all_steps_use_one_compiled_graph() -> None:
