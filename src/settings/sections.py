@@ -21,7 +21,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 #: Old name of a key -> its present name. An old name works for one version, with a warning; then its line goes.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "residual.first_init": "residual.first_weight",  # resformer; its learned weights are now resformer_learned
+    "residual.own_init": "residual.own_weight",
+}
 
 
 def read_section(name: str, section: DictConfig, schema: type[T], beside: Sequence[str] = ()) -> T:
