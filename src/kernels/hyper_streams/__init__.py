@@ -1,6 +1,6 @@
 """Hyper streams: N streams of full width, which sublayers read, mix and write with learned weights.
 
-    state = widen(x0, N)                    N copies of the embedding output
+    state = widen(x0, N)                    N copies of the embedding output; start(H): N streams that differ
     u, state = read(state, weigh)           u = A_m^T H,  H <- A_r^T H, with A and B from weigh(H)
     u, state = read_dhc(state, parameters)  the same with the weights of dynamic hyper-connections
     u, state = read_mhc(state, ...)         the same with those of manifold-constrained hyper-connections
@@ -17,7 +17,7 @@ from src.kernels.hyper_streams.dhc import DHCParameters, dhc_weights, read_dhc
 from src.kernels.hyper_streams.mhc import MHCParameters, mhc_weights, read_mhc
 from src.kernels.hyper_streams.projection import mixing_weights, project, project_read
 from src.kernels.hyper_streams.reference import SiteWeights
-from src.kernels.hyper_streams.streams import Streams, blend, end, mix, read, settle, widen, write
+from src.kernels.hyper_streams.streams import Streams, blend, end, mix, read, settle, start, widen, write
 
 __all__ = [
     "DHCParameters",
@@ -36,6 +36,7 @@ __all__ = [
     "read_dhc",
     "read_mhc",
     "settle",
+    "start",
     "widen",
     "write",
 ]

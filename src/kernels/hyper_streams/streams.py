@@ -44,6 +44,12 @@ def widen(x0_BTD: Tensor, n_stream: int, dtype: torch.dtype | None = None) -> St
     return Streams(h_BTND, x0_BTD.new_ones(n_stream), None, Segment(stored_BTD))
 
 
+def start(h_BTND: Tensor, dtype: torch.dtype | None = None) -> Streams:
+    """Return N streams that start apart; `dtype` (default: that of `h`) stores them."""
+    stored_BTND = h_BTND if dtype is None else h_BTND.to(dtype)
+    return Streams(stored_BTND, h_BTND.new_ones(h_BTND.shape[2]), None, Segment(stored_BTND))
+
+
 def read(state: Streams, weigh: Callable[[Tensor], SiteWeights]) -> tuple[Tensor, Streams]:
     """Return the sublayer's input [B, T, D] and the mixed streams, by the weights that `weigh` returns for H."""
     h_BTND = settle(state)

@@ -61,6 +61,9 @@ class WeightedStreams(ResidualStrategy[Streams]):
     def begin(self, x0_BTD: Tensor) -> Streams:
         return hyper_streams.widen(x0_BTD, self.n_stream, self.stored_dtype)
 
+    def begin_streams(self, h_BTND: Tensor) -> Streams:
+        return hyper_streams.start(h_BTND, self.stored_dtype)
+
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
         return hyper_streams.read(state, partial(self.site_weights, site.index))
 

@@ -3,6 +3,7 @@
 Covers `dhc_triton.py`, `mhc_triton.py` and `triton_common.py` too.
 """
 
+import copy
 import gc
 import importlib.util
 import os
@@ -128,6 +129,23 @@ def test_a_read_recomputes_over_several_segments(
     use_reference(monkeypatch)
     theirs = outcome(strategy, x0, y_type)
     assert_close(ours, theirs, TOLERANCE[dtype] if y_type == dtype else 0.02)
+
+
+def flow_apart(strategy: ResidualStrategy[Any], x0: Tensor, y_type: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """Return these for streams that start apart."""
+    h_BTND = torch.stack([x0 * (s + 0.6) for s in range(strategy.n_stream)], dim=2)
+    strategy = copy.copy(strategy)
+    strategy.begin = lambda _x0: strategy.begin_streams(h_BTND)  # type: ignore[method-assign]
+    return flow(strategy, x0, y_type)
+
+
+@pytest.mark.parametrize("name", ["hyperconn", "mhc"])
+def test_streams_that_start_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(max_sites(name), torch.float64, 2)
+    strategy, x0 = build(name, 2, 16, torch.float64), random(1, 2, 16)
+    ours = outcome(strategy, x0, torch.float64, flow_apart)
+    use_reference(monkeypatch)
+    assert_close(ours, outcome(strategy, x0, torch.float64, flow_apart), 1e-11)
 
 
 @pytest.mark.parametrize(
