@@ -46,6 +46,6 @@ def find_sources(factory: object) -> Iterator[tuple[str, Source | None]]:
         yield factory.func.__name__, getattr(factory.func, "source", None)
         for value in factory.keywords.values():
             yield from find_sources(value)
-    elif isinstance(factory, list | tuple):
-        for value in factory:
+    elif isinstance(factory, list | tuple | dict):
+        for value in factory.values() if isinstance(factory, dict) else factory:
             yield from find_sources(value)

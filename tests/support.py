@@ -22,6 +22,12 @@ from src.models.optim.base import OptimizerConfig
 from src.settings.read import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Compositions of residual strategies: those of papers, and one of each kind of part.
+COMPOSITIONS = [
+    *("lns+resformer", "satformer+lns", "prores+attnres", "prores+hyperconn", "prores+deepnorm", "resformer+hyperconn"),
+    *("resformer+attnres", "stream_scaling+hyperconn", "stream_scaling+mhc", "stream_scaling+mhc_lite"),
+    *("layerscale+denseformer", "prores+lns+resformer"),
+]
 SIZES: dict[str, Any] = {
     "n_layer": 3,
     "n_head": 2,
@@ -47,7 +53,11 @@ def options(group: str) -> list[str]:
 
 
 def option(group: str, name: str) -> DictConfig:
-    """Return one shipped option, its own keys merged over those of its defaults list."""
+    """Return one shipped option, its own keys merged over those of its defaults list; `a+b` is a composition."""
+    if "+" in name:
+        parts = {part: option(group, part) for part in name.split("+")}
+        target = {"_target_": "src.residual.composed.Composed", "_partial_": True, "_convert_": "all"}
+        return OmegaConf.create({**target, "parts": parts})
     own = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
     names = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
     bases = [option(group, base) for base in names]

@@ -38,8 +38,10 @@ def test_a_source_reads_as_paper_and_code_at_a_short_commit() -> None:
 
 
 def test_the_parts_of_a_part_are_found_too() -> None:
-    factory = partial(dict, parts=[partial(Changed), partial(Steady)])
-    assert list(find_sources(factory)) == [("dict", None), ("Changed", Changed.source), ("Steady", Steady.source)]
+    parts = [partial(Changed), partial(Steady)]
+    for nested in (parts, {"one": parts[0], "two": parts[1]}):
+        found = list(find_sources(partial(dict, parts=nested)))
+        assert found == [("dict", None), ("Changed", Changed.source), ("Steady", Steady.source)]
 
 
 @pytest.mark.parametrize("stored", [{}, {"version": "0.2.0"}])

@@ -54,7 +54,9 @@ def strategy_table(baseline: str, costs: Mapping[str, Cost], timings: Mapping[st
 
 
 def strategy_summary(name: str) -> str:
-    """Return a strategy's one-line summary: the first line of its YAML, `# name: summary (source).`."""
+    """Return a strategy's one-line summary: the first line of its YAML, `# name: summary (source).`, or of its parts'."""
+    if "+" in name:
+        return "; ".join(map(strategy_summary, name.split("+")))
     first = (CONF / "residual" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     return first.removeprefix(f"# {name}: ").rstrip(".")
 

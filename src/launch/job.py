@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import Interrupted, UserError, exit_code, one_line
 from src.launch.arguments import use_stored_config
+from src.launch.compositions import GROUP, name_compositions, register_compositions
 from src.launch.folder_lock import lock_folder
 from src.launch.hydra_plugins import prepare_plugins
 from src.launch.outcomes import (
@@ -85,7 +86,8 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
     """Run Hydra's `main`, print an error of the user as one line, and return the exit code of the process."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and exiting with 1
     try:
-        sys.argv[1:] = prepare_plugins(use_stored_config(sys.argv[1:]))
+        sys.argv[1:] = prepare_plugins(use_stored_config(name_compositions(sys.argv[1:])))
+        register_compositions()
         if read_world().rank and not any(a.startswith("resume=") for a in sys.argv):
             # Hydra makes a folder in every process; only that of rank 0 is the run folder.
             with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +121,8 @@ def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
     hydra = HydraConfig.get()
     if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
         raise UserError("trusted_targets must be given on the command line; a file cannot declare itself trusted")
+    if GROUP not in hydra.runtime.choices and not (config.get("resume") or config.get("from_run")):
+        raise UserError(f"{GROUP} takes one option; in a file name a composition {GROUP}: lns+resformer, not by a list")
     is_sweep = hydra.mode == RunMode.MULTIRUN
     job = Job(
         Path(hydra.runtime.output_dir).resolve(),

@@ -29,7 +29,10 @@ def explain(error: BaseException) -> str:
 def unknown_key(key: str) -> str:
     """Return the message for a key that does not exist, or exists under options other than the chosen ones."""
     group, _, rest = key.partition(".")
-    having = [name for name in options(group) if rest and rest in _dotted_keys(_load(CONF / group / f"{name}.yaml"))]
+    if part := re.fullmatch(r"parts\.(\w+)\.(.+)", rest):  # of a composition
+        known = [name for name in keys_of_option(group, part[1]) if "." not in name]
+        return f"{key} is not a key of {group}={part[1]}{nearest(part[2], known)}; keys: {', '.join(known) or 'none'}"
+    having = [name for name in options(group) if rest and rest in keys_of_option(group, name)]
     if having:
         return f"{key} is not a key of this configuration but of {group}={' or '.join(having)}; choose that first"
     if key in all_keys():  # of a file at the top level
@@ -48,6 +51,12 @@ def nearest(name: str, known: list[str]) -> str:
 def options(group: str) -> list[str]:
     """Return the options of a config group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def keys_of_option(group: str, name: str) -> list[str]:
+    """Return the dotted keys of an option; none if there is no such option."""
+    path = CONF / group / f"{name}.yaml"
+    return _dotted_keys(_load(path)) if path.is_file() else []
 
 
 @cache

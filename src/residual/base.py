@@ -10,10 +10,10 @@ norm N_k. It calls four methods of the strategy, outside autocast:
         state = write(state, site, y)
     x = end(state)                          x: input of the final norm
 
-A new strategy is one file with one class, one YAML with its keys, and one test. Example: `src/residual/rezero.py`,
+A new strategy is one file with one class, one YAML with its keys, and one test. Example: one gate per sublayer,
 x <- x + gate[k] * y, with `SingleStream` of `families/single_stream.py` (begin returns x0, read and end the state):
 
-    class ReZero(SingleStream):
+    class GatedSublayers(SingleStream):
         def __init__(self, spec: StreamSpec, *, gate_init: float, lr_scale: float) -> None:
             super().__init__()
             self.lr_scale = lr_scale

@@ -16,10 +16,11 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from src.errors import one_line
+from src.launch.arguments import escape_references
 from src.launch.suggestions import nearest
 from src.settings.sections import check_keys, to_plain
 
@@ -76,7 +77,8 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
         return _read_library_part(name, section, target)
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-    values = {key: _build_nested(value) for key, value in check_keys(name, section, schema).items()}
+    checked = check_keys(name, section, schema).items()
+    values = {key: _build_nested(f"{name}.{key}", value, trusted) for key, value in checked}
     _check_hydra_keys(name, section)
     return functools.partial(target, **values) if section.get("_partial_") else target(**values)
 
@@ -101,15 +103,18 @@ def _read_library_part(name: str, section: DictConfig, target: Any) -> Callable[
                 "optimizer=torch has the keys of every optimizer and no other"
             )
     checked = check_keys(name, section, dict.fromkeys([*named, *optional], Any), optional=optional)
-    return functools.partial(target, **{key: _build_nested(value) for key, value in checked.items()})
+    values = {key: _build_nested(f"{name}.{key}", value, ()) for key, value in checked.items()}
+    return functools.partial(target, **values)
 
 
-def _build_nested(value: Any) -> Any:  # of whatever type the constructor asks for
+def _build_nested(name: str, value: Any, trusted: Sequence[str]) -> Any:  # of whatever type the constructor asks for
     """Return a value with every nested `_target_` built; Hydra would take a text with `${` for a reference."""
     if isinstance(value, dict):
-        items = {key: _build_nested(item) for key, item in value.items()}
+        if value.get("_partial_"):  # a part of a composition: validated as a component of its own
+            return read_component(name, OmegaConf.create(escape_references(value)), trusted)
+        items = {key: _build_nested(f"{name}.{key}", item, trusted) for key, item in value.items()}
         return instantiate(items) if "_target_" in items else items
-    return [_build_nested(item) for item in value] if isinstance(value, list) else value
+    return [_build_nested(name, item, trusted) for item in value] if isinstance(value, list) else value
 
 
 def _check_hydra_keys(name: str, section: DictConfig) -> None:

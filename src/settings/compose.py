@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
+from src.launch.compositions import name_compositions
 from src.launch.suggestions import explain
 
 
@@ -18,6 +19,6 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         UserError: an override names no option or no key, or does not parse.
     """
     try:
-        return compose("config", list(overrides))
+        return compose("config", name_compositions(list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error

@@ -8,6 +8,7 @@ Writes bench.json, table.md and bench.png into the run folder.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class BenchKeys:
-    """Section `bench`: strategies by the names of their options, configurations by their overrides."""
+    """Section `bench`: strategies by the names of their options (`lns+resformer`), configurations by their overrides."""
 
     residual: str | list[str] | None
     configurations: list[str]
@@ -70,7 +71,8 @@ class BenchKeys:
         asked = "all" if self.residual is None and not self.configurations else self.residual
         asked = shipped if asked == "all" else asked or []
         asked = [asked] if isinstance(asked, str) else [str(name) for name in asked]
-        for name in [*asked, *([] if "=" in self.baseline else [self.baseline])]:
+        named = [*asked, *([] if "=" in self.baseline else [self.baseline])]
+        for name in itertools.chain.from_iterable(name.split("+") for name in named):  # parts of compositions
             if name not in shipped:
                 raise ValueError(
                     f"bench.residual={name} is not a strategy{nearest(name, shipped)}; all, or {', '.join(shipped)}"

@@ -43,3 +43,7 @@ def test_a_peer_with_other_losses_stands_out() -> None:
 @pytest.mark.parametrize("name", options("residual"))
 def test_every_strategy_has_a_summary_in_its_yaml(name: str) -> None:
     assert len(strategy_summary(name)) > 20
+
+
+def test_the_summary_of_a_composition_is_those_of_its_parts() -> None:
+    assert strategy_summary("lns+prores") == f"{strategy_summary('lns')}; {strategy_summary('prores')}"

@@ -1,4 +1,4 @@
-"""Contract of a residual strategy, tested for every shipped option.
+"""Contract of a residual strategy, tested for every shipped option and for compositions.
 
 Covers `src/residual/families/single_stream.py` too.
 """
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from src.models.gpt import GPT
 from src.models.optim.groups import base_groups
-from tests.support import ROOT, class_of, jitter, module_of, option, options, tiny_gpt, tokens
+from tests.support import COMPOSITIONS, ROOT, class_of, jitter, module_of, option, options, tiny_gpt, tokens
 
 NAMES = options("residual")
 CLAIMS = [n for n in NAMES if class_of(option("residual", n)).init_equivalent == "vanilla"]
@@ -29,7 +29,8 @@ def built(name: str, state: str, dtype: torch.dtype = torch.float32) -> GPT:
 
 
 everywhere = pytest.mark.parametrize("state", ["at init", "jittered"])
-every_strategy = pytest.mark.parametrize("name", NAMES)
+every_strategy = pytest.mark.parametrize("name", NAMES + COMPOSITIONS)
+every_option = pytest.mark.parametrize("name", NAMES)
 
 
 @every_strategy
@@ -134,7 +135,7 @@ def test_weights_survive_a_round_trip(name: str) -> None:
     assert torch.equal(gpt(tokens()), other(tokens()))
 
 
-@every_strategy
+@every_option
 def test_the_yaml_holds_exactly_the_constructors_keys(name: str) -> None:
     config = option("residual", name)
     parameters = inspect.signature(class_of(config)).parameters.values()
@@ -146,7 +147,7 @@ def test_the_yaml_holds_exactly_the_constructors_keys(name: str) -> None:
     assert (ROOT / f"tests/residual/test_{name}.py").is_file()
 
 
-@every_strategy
+@every_option
 def test_the_docstring_gives_equations_source_and_init(name: str) -> None:
     text = module_of(option("residual", name)).__doc__
     assert "Source:" in text

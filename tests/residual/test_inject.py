@@ -9,9 +9,9 @@ from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from tests.residual.test_contract import CLAIMS, NAMES, ROUNDING
-from tests.support import SIZES, component, jitter, tiny_gpt, tokens
+from tests.support import COMPOSITIONS, SIZES, component, jitter, tiny_gpt, tokens
 
-every_strategy = pytest.mark.parametrize("name", NAMES)
+every_strategy = pytest.mark.parametrize("name", NAMES + COMPOSITIONS)
 
 
 class Adds(TiedEmbedding):
@@ -87,7 +87,8 @@ ONLY_A_START = [
     "prores", "prores_block", "rezero", "layerscale", "lns", "gpas", "highway", "laurel_rw", "postln",
     "deepnorm", "mixln", "hybridnorm", "siamesenorm_deit", "parallel",
     "parallel_two_norms", "variance_parallel", "serial_parallel", "dual_path", "parallel_lanes", "cached_attn_read",
-    "channel_dense", "resformer", "unet_skips", "backout", "vanilla",
+    "channel_dense", "resformer", "resformer_learned", "satformer", "unet_skips", "backout", "vanilla",
+    "lns+resformer", "satformer+lns", "prores+deepnorm", "prores+lns+resformer",
 ]
 # fmt: on
 

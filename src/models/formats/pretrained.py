@@ -171,4 +171,13 @@ def _component(where: str, room: str, keys: dict[str, Any]) -> Any:  # a factory
             f"{where} names {target} for {room}, which is not a class of this project's src/{room}/; "
             "put it there to export and load it"
         )
-    return partial(kind, **{key: value for key, value in keys.items() if not key.startswith("_")})
+    return partial(kind, **{key: _nested(where, room, value) for key, value in keys.items() if not key.startswith("_")})
+
+
+def _nested(where: str, room: str, value: Any) -> Any:  # of whatever type the constructor asks for
+    """Return a value with the parts of a composition as factories."""
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return _component(where, room, value)
+    return {key: _nested(where, room, item) for key, item in value.items()}

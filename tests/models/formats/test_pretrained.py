@@ -24,6 +24,7 @@ from src.models.gpt import GPT
 from tests.support import SIZES, jitter, option, options, tiny_gpt, tokens
 
 EVERY = [(room, name) for room in ROOMS for name in options(room)]
+EVERY += [("residual", name) for name in ("lns+resformer", "prores+hyperconn")]
 STEP, MAX_STEPS = 2, 10
 
 
