@@ -4,6 +4,8 @@
     beta = 2 sigmoid(a_k . c + b_k);   v = 4 sigmoid(w_k . x + v_k)
     d = y / sqrt(|y|^2 + eps^2);   x <- x + beta (v - d . x) d
 
+The source's models also norm queries and keys (`model.qk_norm`).
+
 Source: Zhang et al., "Deep Delta Learning" (arXiv 2601.00417), section 3.1; yifanzhang-pro/deep-delta-learning
 (`DDL-vdim1-gpt-mha-rope.py`).
 At init (beta about 1, v about 2): not vanilla.
