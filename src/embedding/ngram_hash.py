@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.bounds import Count
+from src.bounds import Count, NonNegativeFloat
 from src.embedding.base import EmbeddingSpec
 from src.embedding.tied import TiedEmbedding
 from src.source import Source
@@ -32,6 +32,7 @@ class NgramHash(TiedEmbedding):
         table_factor: m / vocab_size, with m >= 1.
         max_n: n, the longest n-gram (3 in the source).
         slices: k, tables for each length (1 in the source up to D = 1152, about D / (256 n)).
+        table_std: standard deviation of the initial tables (that of the token table).
     """
 
     source = Source(
@@ -41,6 +42,7 @@ class NgramHash(TiedEmbedding):
         deviations=(
             "The tables have 5 V rows in place of 12.8 million, which would be 8.7 G parameters at GPT-2 Medium.",
             "N-grams reach across the end of a document, as attention does here; the source stops both there.",
+            "Initial projections are normal, without the cut at three standard deviations.",
             "Moduli differ by 2, as in the paper; the code that was read has 4, for tables on four devices.",
         ),
     )
@@ -52,6 +54,7 @@ class NgramHash(TiedEmbedding):
         table_factor: Annotated[float, Field(gt=0, le=1e6)],
         max_n: Annotated[int, Field(ge=2, le=16)],
         slices: Count,
+        table_std: NonNegativeFloat,
     ) -> None:
         super().__init__(spec)
         rows = round(table_factor * spec.vocab_size)
@@ -62,7 +65,7 @@ class NgramHash(TiedEmbedding):
                 "source uses max_n=3 slices=1"
             )
         width = spec.n_embd // (max_n * slices)
-        self.vocab_size = spec.vocab_size
+        self.vocab_size, self.table_std = spec.vocab_size, table_std
         self.lengths = [i for i in range(2, max_n + 1) for _ in range(slices)]
         self.moduli = [rows + 2 * q for q in range(len(self.lengths))]
         self.table_RC = nn.Parameter(torch.empty(sum(self.moduli), width))
@@ -70,9 +73,8 @@ class NgramHash(TiedEmbedding):
         self.reset()
 
     def reset(self) -> None:
-        nn.init.normal_(self.table_RC, std=self.wte.weight.std().item())
-        std = self.proj_JCD.shape[1] ** -0.5
-        nn.init.trunc_normal_(self.proj_JCD, std=std, a=-3 * std, b=3 * std)
+        nn.init.normal_(self.table_RC, std=self.table_std)
+        nn.init.normal_(self.proj_JCD, std=self.proj_JCD.shape[1] ** -0.5)
 
     def forward(self, idx_BT: Tensor) -> Tensor:
         rows_BTJC = F.embedding(self.hash_rows(idx_BT), self.table_RC)

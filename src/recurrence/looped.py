@@ -32,8 +32,7 @@ class ConcatAdapter(LoopAdapter):
         self.linear = nn.Linear(2 * spec.n_embd, spec.n_embd, bias=spec.bias)
 
     def reset(self) -> None:
-        std = math.sqrt(2 / (5 * self.linear.out_features))
-        nn.init.trunc_normal_(self.linear.weight, std=std, a=-3 * std, b=3 * std)
+        nn.init.normal_(self.linear.weight, std=math.sqrt(2 / (5 * self.linear.out_features)))
         if self.linear.bias is not None:
             nn.init.zeros_(self.linear.bias)
 
@@ -66,7 +65,7 @@ class LoopedDepth(Recurrence):
             "The state starts at zero, state_init=zero in the source's code; its large run draws it at random in every "
             "forward, so that an evaluation is not deterministic.",
             "Blocks and initial values are those of the trunk; the source has sandwich norms that include the skip "
-            "connection, and an initialization of its own.",
+            "connection, and an initialization of its own, of which the adapter has the deviation without the cut.",
         ),
     )
 

@@ -46,14 +46,13 @@ def test_it_equals_its_source(n: int, k: int) -> None:
 
 
 def test_its_values_start_as_in_the_source() -> None:
-    """Tables as the token table; `hnn.Linear.init`: normal, cut at three standard deviations of In^-1/2."""
+    """Tables as the token table; `hnn.Linear.init`: standard deviation In^-1/2."""
     gpt = tiny_gpt(embedding="ngram_hash", n_embd=192, vocab_size=512)
     embedding, width = gpt.embedding, 64
     assert embedding.moduli == [2560, 2562]
     assert embedding.table_RC.shape == (2560 + 2562, width)
     assert embedding.table_RC.std().item() == pytest.approx(0.02, rel=0.02)
     assert embedding.proj_JCD.std().item() == pytest.approx(width**-0.5, rel=0.03)
-    assert embedding.proj_JCD.abs().max() <= 3 * width**-0.5
     groups = groups_by_name(gpt)
     assert groups["embedding.table_RC"] == groups["embedding.proj_JCD"] == (LR, WEIGHT_DECAY)
 
