@@ -1,5 +1,6 @@
 """Small models from the shipped configurations."""
 
+import copy
 import functools
 import importlib
 from functools import partial
@@ -54,13 +55,18 @@ def options(group: str) -> list[str]:
 
 def option(group: str, name: str) -> DictConfig:
     """Return one shipped option, its own keys merged over those of its defaults list; `a+b` is a composition."""
+    return copy.deepcopy(_read_option(group, name))
+
+
+@functools.cache
+def _read_option(group: str, name: str) -> DictConfig:
     if "+" in name:
-        parts = {part: option(group, part) for part in name.split("+")}
+        parts = {part: _read_option(group, part) for part in name.split("+")}
         target = {"_target_": "src.residual.composed.Composed", "_partial_": True, "_convert_": "all"}
         return OmegaConf.create({**target, "parts": parts})
     own = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
     names = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
-    bases = [option(group, base) for base in names]
+    bases = [_read_option(group, base) for base in names]
     config = OmegaConf.merge(*bases, own)
     assert isinstance(config, DictConfig)
     return config
@@ -68,7 +74,7 @@ def option(group: str, name: str) -> DictConfig:
 
 def component(group: str, name: str, **changes: Any) -> Any:
     """Instantiate an option with some of its keys changed."""
-    return instantiate({**option(group, name), **changes})
+    return instantiate({**_read_option(group, name), **changes})
 
 
 def composed_settings(*overrides: str) -> Settings:
@@ -101,7 +107,12 @@ def tiny_gpt(
 def start_at_once(recurrence: str, residual: str) -> dict[str, Any]:
     """Return keys of a delayed recurrence that starts at step 0, if the strategy cannot leave visits out."""
     delayed = "start_step" in option("recurrence", recurrence)
-    return {"start_fraction": None, "start_step": 0} if delayed and not tiny_gpt(residual).residual.may_skip else {}
+    return {"start_fraction": None, "start_step": 0} if delayed and not _may_skip(residual) else {}
+
+
+@functools.cache
+def _may_skip(residual: str) -> bool:
+    return bool(tiny_gpt(residual).residual.may_skip)
 
 
 @functools.cache

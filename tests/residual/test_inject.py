@@ -26,10 +26,10 @@ class Adds(TiedEmbedding):
         return self.e_D.expand(*lookup[0].shape, -1) if layer == self.layer else None
 
 
-def with_addition(name: str, layer: int) -> GPT:
+def with_addition(name: str, layer: int, n_layer: int = 3) -> GPT:
     """Build a jittered model whose embedding has an addition before one layer."""
     gpt = GPT(
-        GPTConfig(**SIZES),
+        GPTConfig(**SIZES | {"n_layer": n_layer}),
         residual=component("residual", name),
         norm=component("norm", "layernorm"),
         embedding=lambda spec: Adds(spec, layer=layer),
@@ -104,10 +104,10 @@ def test_branch_weights_do_not_scale_an_addition(name: str) -> None:
     assert torch.allclose(gpt(tokens()), added, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["attnres", "hyperconn", "prores", "parallel"])
+@pytest.mark.parametrize("name", ["attnres", "parallel"])  # one declines an addition, the other takes it
 def test_compiled_in_one_graph_it_equals_eager(name: str) -> None:
     torch.compiler.reset()
-    gpt = with_addition(name, 1)
+    gpt = with_addition(name, 1, n_layer=2)
     with torch.no_grad():
         gpt.embedding.e_D += 1
     compiled = torch.compile(gpt.hidden, fullgraph=True, backend="aot_eager")
