@@ -107,7 +107,8 @@ class Cayley(Manifold):
         upper_BTNN[..., row, column] = logit_BTL
         skew_BTNN = upper_BTNN - upper_BTNN.transpose(-1, -2)
         one_NN = torch.eye(n, dtype=logit_BTL.dtype, device=logit_BTL.device)
-        rotation_BTNN: Tensor = torch.linalg.solve(one_NN + skew_BTNN, one_NN - skew_BTNN)
+        # I + K is always invertible; `solve` would wait for the device to report that it is.
+        rotation_BTNN: Tensor = torch.linalg.solve_ex(one_NN + skew_BTNN, one_NN - skew_BTNN).result
         return rotation_BTNN
 
 
