@@ -54,7 +54,7 @@ VERIFY_EPS = 1e-6
 class Sources(NamedTuple):
     """All sources so far, the keys, and what is known of each source for the queries to come."""
 
-    v_BTD: tuple[Tensor, ...]
+    v_BTD: tuple[Tensor, ...]  # with several heads [B, T, H, E]
     key_QD: Tensor  # with several heads [Q, H, D]
     eps: float
     bias_QJ: Tensor | None
@@ -62,7 +62,7 @@ class Sources(NamedTuple):
     backend: str
     n_head: int = 1
     window: int | None = None
-    #: Of the reference: by source, by query (the last is the last query); [B, T], or [B, T * H] with several heads.
+    #: Of the reference: by source, by query (the last is the last query); [B, T], or [B, T, H] with several heads.
     score_BT: tuple[tuple[Tensor, ...], ...] = ()
     blocked: Blocked = Blocked()  # of the kernels
 
@@ -111,6 +111,7 @@ def append(sources: Sources, v_BTD: Tensor, first_query: int | None = None) -> S
         v_BTD = v_BTD.to(key_QD.dtype)
     if sources.backend == "reference":
         score_BT = _scores_by_query(v_BTD, key_QD, sources.eps)
+        v_BTD = _split_heads(v_BTD, sources.n_head)
         values, scores = (*sources.v_BTD, v_BTD), (*sources.score_BT, score_BT)
         window = sources.window
         if window is not None and index > window:  # a window loses its oldest source, never the first of all
@@ -128,14 +129,10 @@ def attend(sources: Sources, query: int | None = None) -> Tensor:
     A single source is its own mixture and needs no query.
     """
     if len(sources.v_BTD) == 1:
-        return sources.v_BTD[0]
+        return _join_heads(sources.v_BTD[0])
     query = len(sources.v_BTD) - 2 if query is None else query
     if sources.backend == "reference":
-        weight_BTJ = _scores(sources, query).softmax(-1)
-        if sources.n_head == 1:
-            return sum_by_token(weight_BTJ, sources.v_BTD)
-        heads = [_split_heads(v_BTD, sources.n_head) for v_BTD in sources.v_BTD]
-        return sum_by_token(weight_BTJ, heads).view_as(sources.v_BTD[0])
+        return _join_heads(sum_by_token(_scores(sources, query).softmax(-1), sources.v_BTD))
     return attend_blocked(sources.blocked, sources.v_BTD, query - len(sources.key_QD))
 
 
@@ -159,13 +156,17 @@ def average_weights(sources: Sources, query: int, p_BTD: Tensor | None = None) -
     if p_BTD is not None:
         own_BT1 = eager.scores(p_BTD, sources.key_QD[query : query + 1], sources.eps)
         score_BTJ = torch.cat((score_BTJ, own_BT1), dim=-1)
-    return score_BTJ.softmax(-1).mean((0, 1))
+    return score_BTJ.softmax(-1).mean(tuple(range(score_BTJ.dim() - 1)))
 
 
 def _split_heads(v_BTD: Tensor, n_head: int) -> Tensor:
-    """Return the heads of each row as rows of their own, [B, T * H, E]: a view where the rows are contiguous."""
-    B, T, D = v_BTD.shape
-    return v_BTD.reshape(B, T * n_head, D // n_head)
+    """Return a source as its queries read it: with several heads as a view [B, T, H, E]."""
+    return v_BTD if n_head == 1 else v_BTD.view(*v_BTD.shape[:2], n_head, -1)
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    """Return rows [B, T, D] of rows [B, T, D] or [B, T, H, E]."""
+    return x if x.dim() == 3 else x.flatten(2)
 
 
 def _keys_of_heads(key_QD: Tensor, n_head: int) -> Tensor:
@@ -176,16 +177,15 @@ def _keys_of_heads(key_QD: Tensor, n_head: int) -> Tensor:
 
 
 def _scores_by_query(v_BTD: Tensor, key: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """Return the scores of one source for keys [Q, D] or [Q, H, D], by query: [B, T] or [B, T * H] each."""
+    """Return the scores of one source for keys [Q, D] or [Q, H, D], by query: [B, T] or [B, T, H] each."""
     if key.dim() == 2:
         return eager.scores(v_BTD, key, eps).unbind(-1)
     score_BTP = eager.scores(v_BTD, key.flatten(0, 1), eps)  # P pairs of query and head
-    score_BTQH = score_BTP.view(*score_BTP.shape[:2], *key.shape[:2])
-    return tuple(score_BTH.flatten(1) for score_BTH in score_BTQH.unbind(2))
+    return score_BTP.view(*score_BTP.shape[:2], *key.shape[:2]).unbind(2)
 
 
 def _scores(sources: Sources, query: int) -> Tensor:
-    """Return the scores [B, T, J] of all sources so far for one query; with several heads [B, T * H, J]."""
+    """Return the scores [B, T, J] of all sources so far for one query; with several heads [B, T, H, J]."""
     from_the_end = query - len(sources.key_QD)  # where all sources' scores agree
     if sources.backend != "reference":
         return torch.stack([score_BTQ[..., from_the_end] for score_BTQ in sources.blocked.score_BTQ], dim=-1)

@@ -64,5 +64,5 @@ class _SumByToken(torch.autograd.Function):
         weight_BTJ, *values = ctx.saved_tensors
         product_BTD = torch.empty_like(dx_BTD)  # one buffer for all J products
         dots = [torch.mul(dx_BTD, v_BTD, out=product_BTD).sum(-1) for v_BTD in values]
-        weights = weight_BTJ.unsqueeze(-1).unbind(2)
+        weights = weight_BTJ.unsqueeze(-1).unbind(-2)
         return torch.stack(dots, dim=-1), *(weight_BT1 * dx_BTD for weight_BT1 in weights)

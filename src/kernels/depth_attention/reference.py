@@ -35,8 +35,8 @@ def inverse_rms(v_BTD: Tensor, eps: float) -> Tensor:
 
 
 def sum_by_token(weight_BTJ: Tensor, values: Sequence[Tensor]) -> Tensor:
-    """Return sum_j weight_BTJ[..., j] v_j, [B, T, D]."""
-    return weighted_sum(weight_BTJ.unsqueeze(-1).unbind(2), values)
+    """Return sum_j weight_BTJ[..., j] v_j, [B, T, D]; there may be more dimensions before the last, as for heads."""
+    return weighted_sum(weight_BTJ.unsqueeze(-1).unbind(-2), values)
 
 
 def weighted_sum(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
