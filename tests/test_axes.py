@@ -18,7 +18,18 @@ from src.embedding.base import TokenEmbedding
 from src.models.config import NORM_PLACEMENTS, POSITIONS, QK_NORMS
 from src.models.gpt import GPT
 from tests.residual.plain import stream_spec
-from tests.support import class_of, component, has_one_stream, jitter, option, options, start_at_once, tiny_gpt, tokens
+from tests.support import (
+    COMPOSITIONS,
+    class_of,
+    component,
+    has_one_stream,
+    jitter,
+    option,
+    options,
+    start_at_once,
+    tiny_gpt,
+    tokens,
+)
 
 AXES: dict[str, list[str]] = {
     "recurrence": options("recurrence"),
@@ -28,6 +39,7 @@ AXES: dict[str, list[str]] = {
     "embedding": options("embedding"),
     "norm": options("norm"),
 }
+STRATEGIES = [*options("residual"), *COMPOSITIONS[:4]]
 Case = dict[str, str]
 
 
@@ -71,7 +83,7 @@ def cover() -> list[Case]:
     """Return as many cases for each strategy as its axis with the most kinds has, then vanilla with the missing pairs."""
     met: Met = Counter()
     cases = []
-    for residual in options("residual"):
+    for residual in STRATEGIES:
         n_case = max(len(kinds(axis, names)) for axis, names in axes_of(residual).items())
         cases += [complete({"residual": residual}, met) for _ in range(n_case)]
     for one, other in itertools.combinations(AXES, 2):
@@ -152,7 +164,7 @@ def test_all_parameters_have_gradients_the_stream_is_float32_and_no_token_sees_a
 
 
 def test_every_strategy_meets_every_kind_of_option() -> None:
-    for residual in options("residual"):
+    for residual in STRATEGIES:
         cases = [case for case in COVER if case["residual"] == residual]
         for axis, names in axes_of(residual).items():
             assert kinds(axis, [case[axis] for case in cases]) == kinds(axis, names)

@@ -204,21 +204,26 @@ class GPT(nn.Module):
 
     def _cross_loops(
         self,
-        x_BTD: Tensor,
+        state: State,
         anchor_BTD: Tensor | None,
         site: Site,
         autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the stream at the border of a loop (elsewhere unchanged), and the stream where the first one started.
+    ) -> tuple[State, Tensor | None]:
+        """Return the state at the border of a loop (elsewhere unchanged), and the stream where the first one started.
 
-        The strategy's state is the stream, as `require_one_stream` has checked.
+        The strategy's state holds one stream, as `require_one_stream` has checked.
         """
         assert self.loops is not None
         assert self.adapter is not None
-        if site.block in self.loops.starts:
-            return start_loop(self.adapter, x_BTD, anchor_BTD, autocast)
-        normed = site.block == self.loops.end and self.loops.norm_after
-        return self._apply_final_norm(x_BTD) if normed else x_BTD, anchor_BTD
+        starts, normed = site.block in self.loops.starts, site.block == self.loops.end and self.loops.norm_after
+        if not (starts or normed):
+            return state, anchor_BTD
+        x_BTD = cast(Tensor, self.residual.get_stream(state))
+        if starts:
+            x_BTD, anchor_BTD = start_loop(self.adapter, x_BTD, anchor_BTD, autocast)
+        else:
+            x_BTD = self._apply_final_norm(x_BTD)
+        return self.residual.replace_stream(state, x_BTD), anchor_BTD
 
     def _inject(self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder) -> tuple[State, Tensor | None]:
         """Return the state with the embedding's addition before `site`, and what the strategy declined."""

@@ -32,7 +32,7 @@ def start_loop(
 def require_one_stream(
     loops: Loops, strategy: ResidualStrategy[Any], sites: tuple[Site, ...], n_embd: int
 ) -> None:  # of any state
-    """Reject loops through an adapter if the strategy's state is not one tensor [B, T, D] at each of their borders.
+    """Reject loops through an adapter if the strategy's state is not one stream [B, T, D] at each of their borders.
 
     Raises:
         ValueError: the state is something else.
@@ -41,7 +41,8 @@ def require_one_stream(
     state = strategy.begin(zeros_BTD)
     for site in sites:
         border = site.index == 0 or (site.opens_block and site.block in {*loops.starts, loops.end})
-        if border and not (isinstance(state, Tensor) and state.shape == zeros_BTD.shape):
+        stream = strategy.get_stream(state) if border else zeros_BTD
+        if stream is None or stream.shape != zeros_BTD.shape:
             raise ValueError(
                 f"recurrence must not loop through an adapter with {type(strategy).__name__}, whose state is not one "
                 "stream; give recurrence=delayed_repeat or residual=vanilla"

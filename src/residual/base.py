@@ -205,6 +205,16 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def end(self, state: StateT) -> Tensor:
         """Return the input of the final norm, [B, T, D]."""
 
+    # ---- the stream itself, for recurrences that change it between layers
+
+    def get_stream(self, state: StateT) -> Tensor | None:
+        """Return the stream [B, T, D] if the state is one stream, apart from memories; None if it is something else."""
+        return state if isinstance(state, Tensor) else None
+
+    def replace_stream(self, state: StateT, x_BTD: Tensor) -> StateT:
+        """Return the state with another stream; called where `get_stream` returned one."""
+        return cast(StateT, x_BTD)
+
     # ---- order of visits
 
     def visits(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:

@@ -123,6 +123,12 @@ class Composed(ResidualStrategy[ComposedState]):
     def end(self, state: ComposedState) -> Tensor:
         return self.stream.end(state.stream)
 
+    def get_stream(self, state: ComposedState) -> Tensor | None:
+        return self.stream.get_stream(state.stream)
+
+    def replace_stream(self, state: ComposedState, x_BTD: Tensor) -> ComposedState:
+        return state._replace(stream=self.stream.replace_stream(state.stream, x_BTD))
+
     # ---- inside attention
 
     def note_input(self, state: ComposedState, site: Site, x: Tensor | QKV) -> ComposedState:

@@ -62,6 +62,12 @@ class BranchStrategy(ResidualStrategy[BranchState]):
     def inject(self, state: BranchState, site: Site, e_BTD: Tensor) -> tuple[BranchState, None]:
         return state._replace(x_BTD=state.x_BTD + e_BTD), None
 
+    def get_stream(self, state: BranchState) -> Tensor:
+        return state.x_BTD
+
+    def replace_stream(self, state: BranchState, x_BTD: Tensor) -> BranchState:
+        return state._replace(x_BTD=x_BTD)
+
     def read(self, state: BranchState, site: Site) -> tuple[Tensor, BranchState]:
         return self.enter(state.x_BTD, site), state
 
