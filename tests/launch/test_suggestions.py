@@ -35,6 +35,11 @@ def test_known_keys_are_dotted_and_leave_out_what_hydra_reads() -> None:
             "recurrence.repeats is not a key of this configuration but of recurrence=mini; choose that first",
         ),
         (
+            "residual.parts.rezero.gate",
+            "residual.parts.rezero.gate is not a key of residual=rezero, did you mean gate_init?; "
+            "keys: gate_init, lr_scale",
+        ),
+        (
             "bench.peer",
             "bench.peer is not a key of this configuration but of task=bench; choose that first",
         ),

@@ -98,6 +98,12 @@ def test_all_are_the_shipped_strategies_without_the_baseline() -> None:
     assert keys(configurations=["a=b"]).strategies() == []
 
 
+def test_a_composition_is_named_by_its_parts() -> None:
+    assert keys(residual=["lns+resformer", "vanilla"]).strategies() == ["lns+resformer"]
+    with pytest.raises(ValueError, match=r"bench\.residual=resfomer is not a strategy, did you mean resformer\?"):
+        keys(residual="lns+resfomer").strategies()
+
+
 def test_an_unknown_strategy_is_an_error_that_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"bench\.residual=atnres is not a strategy, did you mean attnres\?"):
         keys(residual=["atnres"]).strategies()
