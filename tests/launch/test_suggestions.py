@@ -31,8 +31,8 @@ def test_known_keys_are_dotted_and_leave_out_what_hydra_reads() -> None:
             "trainer.max_step is not a key, did you mean trainer.max_steps?; `python run.py --cfg job` shows them all",
         ),
         (
-            "recurrence.repeats",
-            "recurrence.repeats is not a key of this configuration but of recurrence=mini; choose that first",
+            "recurrence.mlp",
+            "recurrence.mlp is not a key of this configuration but of recurrence=mini; choose that first",
         ),
         (
             "residual.parts.rezero.gate",

@@ -86,8 +86,8 @@ def test_the_reference_protocol_is_the_published_one() -> None:
         (["trainer.compile=maybe"], "trainer.compile must be auto, true or false, got 'maybe'"),
         (["+trainer.max_step=5"], "trainer.max_step is not a key, did you mean trainer.max_steps?"),
         (
-            ["+recurrence.repeats=2"],
-            "recurrence.repeats is not a key of this configuration but of recurrence=mini;",
+            ["+recurrence.mlp=shared"],
+            "recurrence.mlp is not a key of this configuration but of recurrence=mini;",
         ),
         (["+optimiser=1"], "optimiser is not a key, did you mean optimizer?"),
         (
