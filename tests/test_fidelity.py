@@ -26,8 +26,6 @@ def oracle_docstrings(axis: str, name: str) -> list[str]:
 @every_method
 def test_the_source_is_stated(axis: str, name: str) -> None:
     source = class_of(option(axis, name)).__dict__.get("source")
-    if source is None:
-        pytest.skip("not stated yet")
     assert isinstance(source, Source), "the class of the option has its own attribute `source`"
     for deviation in source.deviations:
         assert "|" not in deviation
@@ -36,9 +34,7 @@ def test_the_source_is_stated(axis: str, name: str) -> None:
 
 @every_method
 def test_an_oracle_names_the_code_that_was_read(axis: str, name: str) -> None:
-    source = getattr(class_of(option(axis, name)), "source", None)
-    if source is None:
-        pytest.skip("not stated yet")
+    source = class_of(option(axis, name)).source
     docstrings = oracle_docstrings(axis, name)
     assert docstrings, f"tests/{axis}/test_{name}.py has no test_it_equals_its_source"
     wanted = f"{source.code} @ {source.commit[:7]}" if source.code else source.paper.partition(",")[0]
