@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from src.models.formats.pretrained import from_pretrained
 from src.models.gpt import GPT
+from src.residual.families.branch import BranchStrategy
 from tests.oracle import compare_flow, compare_model, groups_by_name
 from tests.residual.attention import attend
 from tests.residual.plain import Sublayers, jittered, stream_spec
 from tests.runs import SMALL, begin, computed, kill_after, make_shards, result, run, same_weights
-from tests.support import component, jitter, tiny_gpt, tokens
+from tests.support import class_of, component, jitter, option, options, tiny_gpt, tokens
 
 
 def test_lns_and_resformer_equal_their_two_equations() -> None:
@@ -60,6 +61,28 @@ def test_prores_and_attention_residuals_equal_their_two_equations() -> None:
         return read(sources, 5)
 
     compare_flow(strategy, spec, oracle)
+
+
+STREAMS = [name for name in options("residual") if not issubclass(class_of(option("residual", name)), BranchStrategy)]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_stream_takes_a_warm_up_a_value_residual_and_a_scaled_start(name: str) -> None:
+    gpt = tiny_gpt(f"prores+satformer+stream_scaling+{name}", n_layer=4)
+    gpt.follow(50, 100)
+    gpt.loss(tokens(), tokens(seed=1)).backward()
+    assert [key for key, p in gpt.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_lns_goes_on_every_stream_that_leaves_the_norms_to_the_trunk(name: str) -> None:
+    spec = stream_spec(4, 16)
+    stream = component("residual", name)(spec)
+    if any(stream.owns_norm(site) for site in stream.visits(spec.sites)):
+        with pytest.raises(ValueError, match=rf"residual: lns and {name} both place the input norm of \w+ \d, so"):
+            component("residual", f"lns+{name}")(spec)
+    else:
+        assert component("residual", f"lns+{name}")(spec).owns_norm(spec.sites[0])
 
 
 def test_the_order_of_branch_strategies_that_scale_does_not_matter() -> None:
