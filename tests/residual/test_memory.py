@@ -36,6 +36,7 @@ BARS = {
     "attnres_block": 55,
     "attnres_multihead": 70,
     "attnres_window": 60,
+    "lr_attnres": 80,
     "attnres_stream_block": 10,
     "tdar": 60,
     "hyperconn": 250,
