@@ -4,7 +4,8 @@
 
 Source: Zhu et al., "Transformers without Normalization" (arXiv 2503.10622), section 4; jiachenzhu/DyT,
 other_tasks/LLaMA (no bias), whose models also scale the embedding (`embedding=scaled`).
-At init: no norm; x keeps its size where it is small, and saturates at 1.
+At init: no norm; x keeps its size where it is small, and saturates at 1. A direction that all positions share and that
+outgrows 1 / alpha hides the rest of the stream from every later sublayer: it needs a long warm-up.
 """
 
 import torch
