@@ -82,7 +82,7 @@ def test_every_row_of_a_packed_parameter_is_used(name: str) -> None:
         assert (rows.abs().amax(1) > 0).all(), key
 
 
-@every_strategy
+@pytest.mark.parametrize("name", [*NAMES, "lns+resformer", "prores+hyperconn"])  # a composition calls its parts
 def test_compiled_in_one_graph_it_equals_eager_in_value_and_gradient(name: str) -> None:
     torch.compiler.reset()
     gpt = built(name, "jittered", torch.float64, n_layer=2)  # runs every line of a strategy that more layers run
