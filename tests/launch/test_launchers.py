@@ -1,0 +1,201 @@
+"""Runs whose ranks torchrun starts, and runs beside the variables that a launcher left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ROOT, SMALL, computed, environment, error_lines, make_shards, metrics, result, run
+
+#: A batch script's variables under SLURM: one task, whose process starts the ranks itself.
+BATCH_SCRIPT = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
+#: Of an agent; without the last one, torch 2.13 gives a node that joins later no address of its store.
+AGENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def one_rank(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run to the end in one process, for comparison."""
+    folder = tmp_path_factory.mktemp("one")
+    done = run(*SMALL, f"data.path={shards}", "hydra.run.dir=r", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "r"
+
+
+def start_agent(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start a torchrun agent in a session of its own; `arguments` are its options, then run.py's."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        cwd=cwd,
+        env={**environment(), **AGENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
+    """Wait for an agent; kill its session where it does not end. Returns its standard error."""
+    try:
+        return process.communicate(timeout=timeout)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def workers_of(cwd: Path) -> list[int]:
+    """Return the processes of run.py that work below a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            is_worker = str(ROOT / "run.py").encode() in words and b"torch.distributed.run" not in words
+            if is_worker and (path / "cwd").resolve() == cwd:
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_for_step(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_same_losses(folder: Path, other: Path) -> None:
+    """Compare every step's loss, each step once; another number of ranks sums in another order."""
+    found, expected = computed(folder), computed(other)
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+
+
+def test_torchruns_ranks_train_together_without_a_key(shards: Path, one_rank: Path, tmp_path: Path) -> None:
+    agent = start_agent(
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "run.py"),
+        *SMALL,
+        f"data.path={shards}",
+        "hydra.run.dir=r",
+        cwd=tmp_path,
+    )
+    words = finish(agent)
+    assert agent.returncode == 0, words
+    assert result(tmp_path / "r")["world_size"] == 2
+    assert_same_losses(tmp_path / "r", one_rank)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("trainer.devices=3", "trainer.devices must be 2, the processes per node that torchrun started, got 3"),
+        ("trainer.num_nodes=2", "trainer.num_nodes must be 1, the nodes that torchrun started, got 2"),
+    ],
+)
+def test_other_ranks_than_torchruns_are_one_sentence(key: str, words: str, shards: Path, tmp_path: Path) -> None:
+    agent = start_agent(
+        "--standalone", "--nproc-per-node=2", str(ROOT / "run.py"), *SMALL, key, f"data.path={shards}", cwd=tmp_path
+    )
+    assert words in finish(agent)
+    assert agent.returncode != 0
+
+
+def test_several_nodes_without_a_launcher_are_one_sentence(tmp_path: Path) -> None:
+    done = run(*SMALL, "trainer.num_nodes=2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(error_lines(done)) == 1
+    assert (
+        "trainer.num_nodes must be 1 without a launcher, got 2; start every node with torchrun or srun" in done.stderr
+    )
+
+
+@pytest.mark.parametrize("left_over", [LEFT_OVER, BATCH_SCRIPT], ids=["variables", "batch script"])
+def test_left_over_variables_do_not_change_the_world(
+    left_over: dict[str, str],
+    shards: Path,
+    one_rank: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in {**left_over, "MASTER_PORT": str(taken.getsockname()[1])}.items():
+            monkeypatch.setenv(name, value)
+        done = run(*SMALL, "trainer.devices=2", f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "r")["world_size"] == 2
+    assert_same_losses(tmp_path / "r", one_rank)
+
+
+def test_a_killed_worker_is_restarted_and_resumes(shards: Path, one_rank: Path, tmp_path: Path) -> None:
+    keys = [*SMALL, "trainer.max_steps=12", f"data.path={shards}"]
+    slow = ["trainer.checkpoint_every_steps=2", "safety.rank_timeout_s=120"]
+    agent = start_agent(
+        "--standalone",
+        "--nproc-per-node=2",
+        "--max-restarts=2",
+        str(ROOT / "run.py"),
+        *keys,
+        *slow,
+        "name=again",
+        cwd=tmp_path,
+    )
+    folders: list[Path] = []
+    while not folders:
+        assert agent.poll() is None, agent.communicate()[1]
+        folders = [path.parent for path in tmp_path.glob("multirun/*/*/config.yaml")]
+        time.sleep(0.02)
+    wait_for_step(4, folders[0], agent)
+    os.kill(workers_of(tmp_path)[-1], signal.SIGKILL)
+    words = finish(agent)
+    assert agent.returncode == 0, words
+    assert_same_losses(folders[0], one_rank)
+    resumed = result(folders[0])["resumed_at"]
+    assert len(resumed) == 1
+    assert resumed[0] >= 2
+    assert [path.parent for path in tmp_path.glob("multirun/*/*/config.yaml")] == folders
+
+
+@pytest.mark.stress
+def test_a_node_that_joins_late_continues_the_run_with_more_ranks(shards: Path, tmp_path: Path) -> None:
+    keys = [*SMALL, "trainer.max_steps=1500", "trainer.val_every_steps=500", "trainer.checkpoint_every_steps=20"]
+    options = [
+        "--nnodes=1:2",
+        "--nproc-per-node=1",
+        "--max-restarts=3",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+        "--rdzv-id=elastic",
+    ]
+    arguments = [*options, str(ROOT / "run.py"), *keys, f"data.path={shards}", "hydra.run.dir=r"]
+    first = start_agent(*arguments, cwd=tmp_path)
+    wait_for_step(10, tmp_path / "r", first)
+    assert result(tmp_path / "r")["world_size"] == 1
+    second = start_agent(*arguments, cwd=tmp_path)
+    words = finish(first), finish(second)
+    assert (first.returncode, second.returncode) == (0, 0), words
+    assert result(tmp_path / "r")["world_size"] == 2
+    assert [row["step"] for row in metrics(tmp_path / "r")] == list(range(1, 1501))
