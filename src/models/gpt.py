@@ -31,7 +31,7 @@ from src.kernels.autocast import capture_autocast, suspend_autocast
 from src.kernels.cross_entropy import linear_cross_entropy, token_losses
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
-from src.models.loops import require_one_stream, start_loop
+from src.models.loops import cross_loops, require_one_stream
 from src.models.mlp import CopiedLinear
 from src.models.repeated_visits import copy_first_, require_skippable, select_first_visits
 from src.models.trace import NullRecorder, Trace, TraceRecorder
@@ -186,8 +186,9 @@ class GPT(nn.Module):
             anchor_BTD: Tensor | None = None
             for site in self.active_sites:
                 # Loop: where one starts or the last one ends, the stream passes the recurrence's adapter or a norm.
-                if self.loops is not None and site.opens_block:
-                    state, anchor_BTD = self._cross_loops(state, anchor_BTD, site, autocast)
+                if self.loops is not None and self.adapter is not None and site.opens_block:
+                    parts = (self.loops, self.adapter, self.residual, self._apply_final_norm)
+                    state, anchor_BTD = cross_loops(*parts, site, state, anchor_BTD, autocast)
                 # Inject: the embedding's addition to this layer enters the stream; `rest` is what the strategy declines.
                 state, rest_BTD = self._inject(state, site, lookup, recorder)
                 # Read: the strategy mixes the sublayer's input from the stream.
@@ -201,29 +202,6 @@ class GPT(nn.Module):
                 # Record: a no-op except in `trace`.
                 recorder.record_site(x, y_BTD)
             return self.residual.end(state)
-
-    def _cross_loops(
-        self,
-        state: State,
-        anchor_BTD: Tensor | None,
-        site: Site,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> tuple[State, Tensor | None]:
-        """Return the state at the border of a loop (elsewhere unchanged), and the stream where the first one started.
-
-        The strategy's state holds one stream, as `require_one_stream` has checked.
-        """
-        assert self.loops is not None
-        assert self.adapter is not None
-        starts, normed = site.block in self.loops.starts, site.block == self.loops.end and self.loops.norm_after
-        if not (starts or normed):
-            return state, anchor_BTD
-        x_BTD = cast(Tensor, self.residual.get_stream(state))
-        if starts:
-            x_BTD, anchor_BTD = start_loop(self.adapter, x_BTD, anchor_BTD, autocast)
-        else:
-            x_BTD = self._apply_final_norm(x_BTD)
-        return self.residual.replace_stream(state, x_BTD), anchor_BTD
 
     def _inject(self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder) -> tuple[State, Tensor | None]:
         """Return the state with the embedding's addition before `site`, and what the strategy declined."""

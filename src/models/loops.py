@@ -1,11 +1,11 @@
-"""Loops of a recurrence with an adapter: the stream where a loop starts, and the strategies that allow one.
+"""Loops of a recurrence with an adapter: the stream at their borders, and the strategies that allow them.
 
 Shape letters: B batch, T tokens, D n_embd.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,18 +14,32 @@ from src.recurrence.base import LoopAdapter, Loops
 from src.residual.base import ResidualStrategy, Site
 
 
-def start_loop(
+def cross_loops(
+    loops: Loops,
     adapter: LoopAdapter,
-    x_BTD: Tensor,
+    strategy: ResidualStrategy[Any],
+    final_norm: Callable[[Tensor], Tensor],
+    site: Site,
+    state: Any,  # the strategy's
     anchor_BTD: Tensor | None,
     autocast: Callable[[], AbstractContextManager[Any]],
-) -> tuple[Tensor, Tensor]:
-    """Return the stream at the start of a loop, and the anchor: the stream where the first loop starts."""
+) -> tuple[Any, Tensor | None]:
+    """Return the state before a site that opens a block, changed at the border of a loop, and the anchor.
+
+    The anchor is the stream where the first loop starts, None before. The strategy's state holds one stream, as
+    `require_one_stream` has checked.
+    """
+    starts, normed = site.block in loops.starts, site.block == loops.end and loops.norm_after
+    if not (starts or normed):
+        return state, anchor_BTD
+    x_BTD = cast(Tensor, strategy.get_stream(state))
+    if normed:
+        return strategy.replace_stream(state, final_norm(x_BTD)), anchor_BTD
     if anchor_BTD is None:
         x_BTD, anchor_BTD = adapter.begin(x_BTD), x_BTD
     with autocast():
         adapted_BTD = adapter(x_BTD, anchor_BTD)
-    return adapted_BTD.to(x_BTD.dtype), anchor_BTD
+    return strategy.replace_stream(state, adapted_BTD.to(x_BTD.dtype)), anchor_BTD
 
 
 @torch.no_grad()
