@@ -39,10 +39,8 @@ Norm, embedding, recurrence, norm placement and positions compose with every str
 norms itself (`owns_norm`) needs model.norm_placement=pre, and one without `may_skip` needs recurrence.start_step=0.
 
 Strategies compose with each other, `residual=[lns,resformer]`, if at most one of them defines the stream. The others
-are *branch strategies* (`families/branch.py`), which change what enters and leaves a sublayer: its input or its output
-(lns, prores, rezero, layerscale), its values (resformer, satformer), or the start of the streams (stream_scaling).
-Without a stream among them they act on vanilla's. Parts apply in the order of the list. An error names the two parts
-and what they both touch: two streams, the norms of one sublayer, or a quantity that only one may replace.
+are *branch strategies* (`families/branch.py`): they change the input or output of a sublayer, its values, or the start
+of the streams, and apply in the order of the list (`composed.py`).
 
 Shape letters: B batch, T tokens, D n_embd, H heads, K head size, L n_layer, S sites, N streams.
 """
@@ -218,10 +216,7 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     # ---- order of visits
 
     def visits(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:
-        """Return the sites that the trunk visits, in order; by default `sites`, those of `spec`.
-
-        A strategy that visits a sublayer again returns more sites, with new indices.
-        """
+        """Return the sites that the trunk visits, in order; one that visits a sublayer again has a new index."""
         return sites
 
     # ---- norms: by default the trunk builds an input norm per sublayer and a final norm
@@ -236,8 +231,7 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def norms_each_view(self, site: Site) -> bool:
         """Return True if the trunk norms the inputs of q, k and v at an attention site by three norms, each its own.
 
-        Then `read` may return `QKV` or one tensor, which the three norms make into three views. By default one norm is
-        shared by all views.
+        Then `read` may return one tensor, too, which the norms make into three views. By default all views share a norm.
         """
         return False
 
@@ -295,10 +289,7 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     # ---- figures and the log
 
     def describe(self) -> str:
-        """Return in one line what follows from the keys and the trunk's size, such as the number of groups, or nothing.
-
-        `task=check` and the start of a training show it.
-        """
+        """Return one line for the log on what follows from the keys and the trunk's size, such as a number of groups."""
         return ""
 
     def mixing(self, sites: tuple[Site, ...], x0_BTD: Tensor, y_BTD: tuple[Tensor, ...]) -> Tensor | None:

@@ -1,4 +1,7 @@
-"""Deep Delta Learning with a scalar target against its source."""
+"""Deep Delta Learning with a scalar target against its source.
+
+Covers `src/residual/families/delta_rule.py` too.
+"""
 
 import pytest
 import torch

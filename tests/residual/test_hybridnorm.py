@@ -1,4 +1,7 @@
-"""HybridNorm against its source, attention and stream written out."""
+"""HybridNorm against its source, attention and stream written out.
+
+Covers `src/residual/families/head_norms.py` too.
+"""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""SiameseNorm for image models against its source."""
+"""SiameseNorm for image models against its source.
+
+Covers `src/residual/families/siamese_streams.py` too.
+"""
 
 import pytest
 import torch
