@@ -33,7 +33,6 @@ Rules:
   costs one optimizer kernel and one bucket entry instead of one per site.
 - The constructor takes `(spec, *, <the keys of the YAML>)`; it may depend on `spec.sites`, not on the number of layers
   alone, so that it also works under `recurrence`.
-- Everything below `end` is optional, has a default, and costs nothing if unused.
 
 Norm, embedding, recurrence, norm placement and positions compose with every strategy, except: a strategy that places
 norms itself (`owns_norm`) needs model.norm_placement=pre, and one without `may_skip` needs recurrence.start_step=0.
