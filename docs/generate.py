@@ -96,6 +96,11 @@ def render_strategies() -> str:
         "which function the shipped configuration equals at initialization. Measured step times are on "
         "[Performance](performance.md).",
         "",
+        "Two strategies that touch different things compose: `residual=[lns,resformer]`, or `residual=prores "
+        "residual.base=attnres`. One of them may define the stream, the others change what enters and leaves the "
+        "sublayers; a pair that does not compose is answered in one sentence. Keys are "
+        "`residual.parts.<part>.<key>`.",
+        "",
         "| residual | idea and source | at init | parameters | FLOPs |",
         "|---|---|---|---:|---:|",
     ]

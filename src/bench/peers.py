@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 #: The package of this repository whose functions need no `trusted_targets`.
 OWN = "benchmarks"
-#: Old module names, accepted with a warning until version 0.3.0.
+#: Old module names, accepted with a warning for one more version.
 RENAMED = {"src.tasks.peers": "benchmarks.peers"}
 LOSS_STEPS = 3
 #: Largest relative loss gap of an equal peer: float32 reaches 1e-6, bf16 with other kernels a few 1e-4.

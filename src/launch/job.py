@@ -44,6 +44,7 @@ from src.launch.outcomes import (
     record_interruption,
 )
 from src.launch.run_log import open_log
+from src.launch.signals import end_with_parent
 from src.launch.suggestions import explain
 from src.launch.world import read_world
 
@@ -86,6 +87,8 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
     """Run Hydra's `main`, print an error of the user as one line, and return the exit code of the process."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and exiting with 1
     try:
+        if read_world().launcher == "torchrun":
+            end_with_parent(signal.SIGTERM)  # an agent that is killed leaves its workers behind
         sys.argv[1:] = prepare_plugins(use_stored_config(name_compositions(sys.argv[1:])))
         register_compositions()
         if read_world().rank and not any(a.startswith("resume=") for a in sys.argv):
@@ -122,7 +125,10 @@ def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
     if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
         raise UserError("trusted_targets must be given on the command line; a file cannot declare itself trusted")
     if GROUP not in hydra.runtime.choices and not (config.get("resume") or config.get("from_run")):
-        raise UserError(f"{GROUP} takes one option; in a file name a composition {GROUP}: lns+resformer, not by a list")
+        raise UserError(
+            f"{GROUP} must name one option or a composition such as {GROUP}=[lns,resformer], got an empty list or, in "
+            f"a file, a list; a file names a composition {GROUP}: lns+resformer"
+        )
     is_sweep = hydra.mode == RunMode.MULTIRUN
     job = Job(
         Path(hydra.runtime.output_dir).resolve(),

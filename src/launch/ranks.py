@@ -7,7 +7,6 @@ wrote. A rank never outlives rank 0 (the operating system kills it), and a rank 
 collectives. The job reports the rank that failed first.
 """
 
-import ctypes
 import importlib
 import os
 import signal
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from src.files import ROOT
-from src.launch.signals import run_guarded
+from src.launch.signals import end_with_parent, run_guarded
 from src.launch.world import read_world
 
 #: Time for rank 0 to notice by itself that another rank has died.
@@ -149,17 +148,15 @@ def _describe_exit(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
+def _die_with_parent() -> None:
+    end_with_parent(signal.SIGKILL)
+
+
 def _start_rank(folder: Path, rank: int, resumes: bool) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     env = {**os.environ, "LOCAL_RANK": str(rank), "RANK": str(rank), "PYTHONPATH": path}
     command = [sys.executable, "-m", "src.launch.ranks", str(folder), "resume" if resumes else "start"]
     return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _watch(

@@ -4,6 +4,7 @@ This module imports little, because it runs before the imports that take seconds
 own on top (`src/callbacks/stop.py`), which finish the step; before, between and after jobs these here are active.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -29,6 +30,13 @@ class SignalState:
 
 #: Signal state of this process; handlers of signals have no other place to write to.
 SIGNAL_STATE = SignalState()
+
+
+def end_with_parent(signum: signal.Signals) -> None:
+    """Send `signum` to this process when its parent ends, which the operating system does on Linux."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signum)
 
 
 def run_guarded(start: Callable[[], int]) -> int:

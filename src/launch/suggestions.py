@@ -10,6 +10,11 @@ from omegaconf import OmegaConf
 from src.errors import one_line
 from src.files import CONF
 
+#: Options that have another name now.
+RENAMED_OPTIONS = {"residual": {"siamesenorm": "siamesenorm_deit"}}
+#: Most options that a message lists.
+LISTED = 20
+
 
 def explain(error: BaseException) -> str:
     """Return a configuration error in one line, with the nearest name where one is likely meant."""
@@ -17,8 +22,7 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Could not (?:find|load) '([\w./-]+)/([^'/]+)'", text):
         group, option = found.groups()
         if (CONF / group).is_dir():
-            known = options(group)
-            return f"{group}={option} is not an option{nearest(option, known)}; options: {', '.join(known)}"
+            return unknown_option(group, option)
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found.group(1))
     if found := re.search(r"full_key: (\S+)", text):
@@ -26,11 +30,22 @@ def explain(error: BaseException) -> str:
     return one_line(error).split(" See https://")[0]
 
 
+def unknown_option(group: str, option: str) -> str:
+    """Return the message for an option that does not exist; many options are counted, not listed."""
+    if option in RENAMED_OPTIONS.get(group, {}):
+        return f"{group}={option} is now {group}={RENAMED_OPTIONS[group][option]}"
+    known = options(group)
+    shown = ", ".join(known) if len(known) <= LISTED else f"{len(known)}, see docs/strategies.md"
+    return f"{group}={option} is not an option{nearest(option, known)}; options: {shown}"
+
+
 def unknown_key(key: str) -> str:
     """Return the message for a key that does not exist, or exists under options other than the chosen ones."""
     group, _, rest = key.partition(".")
     if part := re.fullmatch(r"parts\.(\w+)\.(.+)", rest):  # of a composition
         known = [name for name in keys_of_option(group, part[1]) if "." not in name]
+        if part[2] in known:
+            return f"{key}: {part[1]} is not a part of this {group}; give {group}=[{part[1]},...] or {group}.{part[2]}"
         return f"{key} is not a key of {group}={part[1]}{nearest(part[2], known)}; keys: {', '.join(known) or 'none'}"
     having = [name for name in options(group) if rest and rest in keys_of_option(group, name)]
     if having:

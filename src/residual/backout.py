@@ -9,7 +9,7 @@ KellerJordan/modded-nanogpt, record 2025-10-04 (0.5, layer 8 of 12).
 At init (lambda 0.2): not vanilla; with `backout_init` 0 it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -46,6 +46,8 @@ class Backout(ResidualStrategy[BackoutState]):
         ),
     )
     may_skip: ClassVar[bool] = True
+
+    added_keys: ClassVar[Mapping[str, object]] = {"lr": None}
 
     def __init__(self, spec: StreamSpec, *, backout_init: float, layer: int | None, lr: PositiveFloat | None) -> None:
         super().__init__()

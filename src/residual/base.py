@@ -31,8 +31,7 @@ Rules:
 - Parameters per site are rows of one packed tensor, indexed by `site.index`. Under DDP every parameter must receive a
   gradient in every step; a packed tensor does so even if some rows are unused in a step (their gradient is zero), and
   costs one optimizer kernel and one bucket entry instead of one per site.
-- The constructor takes `(spec, *, <the keys of the YAML>)`; it may depend on `spec.sites`, not on the number of layers
-  alone, so that it also works under `recurrence`.
+- The constructor takes `(spec, *, <the keys of the YAML>)`; it depends on `spec.sites`, which `recurrence` changes.
 
 Norm, embedding, recurrence, norm placement and positions compose with every strategy, except: a strategy that places
 norms itself (`owns_norm`) needs model.norm_placement=pre, and one without `may_skip` needs recurrence.start_step=0.
@@ -45,7 +44,7 @@ Shape letters: B batch, T tokens, D n_embd, H heads, K head size, L n_layer, S s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
@@ -171,7 +170,7 @@ class ParamGroup:
 class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     """Base class of all residual strategies; the module docstring explains the contract."""
 
-    #: Publication and code of the method, and how this form differs from it.
+    #: Publication and code of the method, and deviations.
     source: ClassVar[Source]
     #: True for strategies that implement `tap_qkv`.
     taps_qkv: ClassVar[bool] = False
@@ -179,6 +178,9 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     may_skip: ClassVar[bool] = False
     #: The function that the shipped configuration equals at initialization, up to rounding; `other` if none of these.
     init_equivalent: ClassVar[InitEquivalent] = "other"
+    #: Values of keys that configurations of earlier versions lack, and for keys that went, what to do instead.
+    added_keys: ClassVar[Mapping[str, object]] = {}
+    removed_keys: ClassVar[Mapping[str, str]] = {}
     #: Number of streams of full width; with several, `begin_streams` may start them apart.
     n_stream: int = 1
 
@@ -239,9 +241,8 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def inject(self, state: StateT, site: Site, e_BTD: Tensor) -> tuple[StateT, Tensor | None]:
         """Add an embedding's addition [B, T, D] to the stream before `site`, which opens a layer, reads.
 
-        Returns the state, and the part that was not added (None: all was). The trunk adds that part to the input and
-        to the output of `site`, which is the same on a stream that is read and written with weight 1. By default a
-        state that is one tensor takes everything, any other state nothing.
+        Returns the state, and the part that was not added (None: all was), which the trunk adds to the input and to the
+        output of `site`. By default a state that is one tensor takes everything, any other state nothing.
         """
         if isinstance(state, Tensor):
             return cast(StateT, state + e_BTD), None
@@ -268,10 +269,9 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def on_step(self, step: int, max_steps: int) -> None:
         """Fill schedule-driven buffers before optimizer step `step` (0-based) of `max_steps`.
 
-        Called once per optimizer step, outside the compiled graph. Write tensors in place (`buffer.fill_`), so that
-        the graph is compiled once; register them as non-persistent, since they follow from `step`.
+        Called outside the compiled graph. Write tensors in place (`buffer.fill_`), so that the graph is compiled once;
+        register them as non-persistent, since they follow from `step`.
         """
-        return
 
     # ---- inside attention
 

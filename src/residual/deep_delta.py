@@ -4,8 +4,6 @@
     beta = 2 sigmoid(a_k . c + b_k);   v = 4 sigmoid(w_k . x + v_k)
     d = y / sqrt(|y|^2 + eps^2);   x <- x + beta (v - d . x) d
 
-The source's models also norm queries and keys (`model.qk_norm`).
-
 Source: Zhang et al., "Deep Delta Learning" (arXiv 2601.00417), section 3.1; yifanzhang-pro/deep-delta-learning
 (`DDL-vdim1-gpt-mha-rope.py`).
 At init (beta about 1, v about 2): not vanilla.
@@ -18,7 +16,7 @@ from torch import Tensor
 from src.bounds import PositiveFloat
 from src.residual.base import Site, StreamSpec
 from src.residual.families.delta_rule import RATES, Delta, DeltaRule
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class DeepDelta(DeltaRule):
@@ -31,7 +29,10 @@ class DeepDelta(DeltaRule):
     """
 
     source: ClassVar[Source] = Source(
-        "arXiv 2601.00417, section 3.1", "yifanzhang-pro/deep-delta-learning", "2b55f2511502", deviations=(RATES,)
+        "arXiv 2601.00417, section 3.1",
+        "yifanzhang-pro/deep-delta-learning",
+        "2b55f2511502",
+        deviations=(RATES, QK_NORM),
     )
 
     def __init__(self, spec: StreamSpec, *, beta_init: float, value_scale: PositiveFloat, eps: PositiveFloat) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from src.bounds import Count, PositiveFloat, StreamCount
 from src.residual.base import Site, StreamSpec
 from src.residual.families.delta_rule import RATES, Delta, DeltaRule
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class DeepDeltaExpanded(DeltaRule):
@@ -40,7 +40,10 @@ class DeepDeltaExpanded(DeltaRule):
     """
 
     source: ClassVar[Source] = Source(
-        "arXiv 2601.00417, section 3.2", "yifanzhang-pro/deep-delta-learning", "2b55f2511502", deviations=(RATES,)
+        "arXiv 2601.00417, section 3.2",
+        "yifanzhang-pro/deep-delta-learning",
+        "2b55f2511502",
+        deviations=(RATES, QK_NORM),
     )
 
     def __init__(

@@ -22,7 +22,7 @@ from src.bounds import NonNegativeFloat, PositiveFloat
 from src.kernels import depth_attention
 from src.residual.base import ParamGroup, Site, StreamSpec
 from src.residual.families.delta_attention import DeltaAttention, RoutedDeltas
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class DeltaAttentionResiduals(DeltaAttention):
@@ -38,6 +38,7 @@ class DeltaAttentionResiduals(DeltaAttention):
         "arXiv 2605.18855",
         "wdlctc/delta-attention-residuals-code",
         "fc11c3e570f4",
+        deviations=(QK_NORM,),
         changed_in="0.3.0",
     )
     may_skip: ClassVar[bool] = True

@@ -24,7 +24,7 @@ from src.kernels import depth_attention
 from src.residual.base import ParamGroup, Site, StreamSpec
 from src.residual.families.delta_attention import DeltaAttention, RoutedDeltas
 from src.residual.families.groups import describe_groups, group_size
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class BlockDeltaAttentionResiduals(DeltaAttention):
@@ -39,7 +39,7 @@ class BlockDeltaAttentionResiduals(DeltaAttention):
         ValueError: `n_block` gives fewer than two groups.
     """
 
-    source = Source("arXiv 2605.18855", "wdlctc/delta-attention-residuals-code", "fc11c3e570f4")
+    source = Source("arXiv 2605.18855", "wdlctc/delta-attention-residuals-code", "fc11c3e570f4", deviations=(QK_NORM,))
 
     def __init__(self, spec: StreamSpec, *, n_block: int, query_std: NonNegativeFloat, eps: PositiveFloat) -> None:
         if min(n_block, spec.n_block) < 2:

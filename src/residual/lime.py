@@ -10,7 +10,7 @@ At init (R: identity for the own layer, uniform with variance 1 / fan-in for the
 Shape letters: P pairs (layer, earlier or same layer), layer by layer, oldest first; J layers; E = T * K.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -37,8 +37,21 @@ class LIMe(ResidualStrategy[Memory]):
         lr: peak learning rate instead of `optimizer.lr` (0.01 in the source).
     """
 
-    source = Source("arXiv 2502.09245, section 3", "corl-team/lime", "424281209236")
+    source = Source(
+        "arXiv 2502.09245, section 3",
+        "corl-team/lime",
+        "424281209236",
+        deviations=(
+            "The router has no weight decay: the release reads a flag for it that its configuration does not define.",
+            "Key and value projections start as the trunk's; the source draws them uniformly.",
+        ),
+    )
     taps_qkv: ClassVar[bool] = True
+
+    removed_keys: ClassVar[Mapping[str, str]] = {
+        "lr_scale": "is residual.lr since 0.3.0, a peak rate that does not follow optimizer.lr; a stored run continues "
+        "with reslab 0.2.0"
+    }
 
     def __init__(self, spec: StreamSpec, *, lr: NonNegativeFloat) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from src.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
 from src.kernels import depth_attention
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.source import Source
+from src.source import EMBEDDING_NORM, QK_NORM, Source
 
 N_WEIGHT = (6, 4)  # before the last layer: three for v and three for the residual; at the end: four
 EARLY, LATE = 3 / 11, 7 / 11  # of the depth, in the source
@@ -63,7 +63,10 @@ class MUDDTwoSite(ResidualStrategy[Snapshots]):
             "Attention of the last layers reads the stream, not the stream after layer 7, which is `cached_attn_read`.",
             "There is no weight decay; the source's is 1e-5 at the peak rate, and only where it agrees with the "
             "gradient's sign.",
-            "Adam has the run's betas, not 0.9 and 0.99.",
+            "Adam has the run's betas, not 0.9 and 0.99, and acts in every step, not in every second one.",
+            "The peak rate is the source's base rate, which its stages multiply by up to 1.5.",
+            EMBEDDING_NORM,
+            QK_NORM,
         ),
     )
     taps_qkv: ClassVar[bool] = True

@@ -4,7 +4,7 @@
     s_c = sum_j w_l[c, j] X_j   for c = q, k, v, r, with weights from X_{l+1} (`mudd_weights`)
     the next layer's projections read N_q(s_q), N_k(s_k), N_v(s_v), and its residual starts from s_r
 
-The first layer has a single norm. It is known to diverge at 24 layers; `muddformer_prepost` is the stable form there.
+The first layer has a single norm. `muddformer_prepost` is the form of the deep models.
 
 Source: Xiao et al., "MUDDFormer" (arXiv 2502.12170), section 2; Caiyun-AI/MUDDFormer, the PyTorch form.
 At init (W2 = 0, a = 1 on the newest stream): vanilla.
@@ -19,7 +19,7 @@ from src.bounds import NonNegativeInt, PositiveFloat
 from src.kernels import depth_attention
 from src.residual.base import QKV, ParamGroup, ResidualStrategy, Site, StreamSpec
 from src.residual.families.mudd_weights import DenseWeights
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class Ways(NamedTuple):
@@ -47,7 +47,7 @@ class MUDDFormer(ResidualStrategy[Ways]):
         "fc067b274a5f",
         deviations=(
             "MLPs have the trunk's width in every layer; the source widens them from 0.5 to 1.5 times with depth.",
-            "Queries and keys have no norm by default, which the source's configurations have; `model.qk_norm` adds it.",
+            QK_NORM,
         ),
         changed_in="0.3.0",
     )

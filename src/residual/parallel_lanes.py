@@ -11,7 +11,7 @@ At init (equal writes): one stream whose carry is `carry_init` in the upper laye
 Shape letters: A sites from the first of `start_layer` on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -53,6 +53,8 @@ class ParallelLanes(ResidualStrategy[Lanes]):
     )
 
     may_skip: ClassVar[bool] = True
+
+    added_keys: ClassVar[Mapping[str, object]] = {"lr": None, "weight_decay": 0.0}
 
     def __init__(
         self,

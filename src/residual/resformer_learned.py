@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from src.residual.base import ParamGroup, StreamSpec
 from src.residual.families.value_residual import ValueResidual
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class LearnedResFormer(ValueResidual):
@@ -31,7 +31,7 @@ class LearnedResFormer(ValueResidual):
         scale_init: initial sum of the first values' weights; None selects the number of layers, as in the source.
     """
 
-    source = Source("arXiv 2410.17897, section 3", "SkyeGunasekaran/SATFormer", "98520bff1ff1")
+    source = Source("arXiv 2410.17897, section 3", "SkyeGunasekaran/SATFormer", "98520bff1ff1", (QK_NORM,))
 
     def __init__(self, spec: StreamSpec, *, own_weight_init: float, scale_init: float | None) -> None:
         super().__init__(spec, "resformer_learned")

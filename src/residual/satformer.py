@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from src.bounds import NonNegativeFloat
 from src.residual.base import ParamGroup, StreamSpec
 from src.residual.families.value_residual import ValueResidual
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class SATFormer(ValueResidual):
@@ -30,7 +30,7 @@ class SATFormer(ValueResidual):
         init_std: deviation of W at init (0.02 in the source).
     """
 
-    source = Source("arXiv 2605.03953", "SkyeGunasekaran/SATFormer", "98520bff1ff1")
+    source = Source("arXiv 2605.03953", "SkyeGunasekaran/SATFormer", "98520bff1ff1", (QK_NORM,))
 
     def __init__(self, spec: StreamSpec, *, init_std: NonNegativeFloat) -> None:
         super().__init__(spec, "satformer")

@@ -37,7 +37,8 @@ class SiameseNormLM(SiameseStreams):
         "70efa00c6e37",
         deviations=(
             "The release keeps its configuration and optimizer in a patch that could not be read: which norms are on "
-            "is taken from HybridNorm's configuration, and the scale c and the norms have no weight decay.",
+            "is taken from HybridNorm's configuration. That one decays norms and biases too; here the scale c and the "
+            "norms have no weight decay, like all norms of this project.",
         ),
     )
     taps_qkv: ClassVar[bool] = True

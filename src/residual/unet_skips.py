@@ -9,8 +9,8 @@ Source: KellerJordan/modded-nanogpt, record 2024-11-10 ("U-net pattern skip conn
 At init (w = 1): not vanilla (vanilla with `skip_init` 0).
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class UNetSkips(ResidualStrategy[UNetState]):
             "Only the skips of the record, without its embedding shortcut and value residual, so as to compare one rule.",
         ),
     )
+
+    added_keys: ClassVar[Mapping[str, object]] = {"lr": None}
 
     def __init__(self, spec: StreamSpec, *, skip_init: float, lr: PositiveFloat | None) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ values are `x0_blend_nanochat`.
 At init (keep 1, blend 0): vanilla.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from src.bounds import ByDepth, NonNegativeFloat, PositiveFloat
 from src.kernels.fused_blend import blend_embedding
 from src.residual.base import InitEquivalent, ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.source import Source
+from src.source import EMBEDDING_NORM, QK_NORM, Source
 
 
 class X0State(NamedTuple):
@@ -45,10 +45,14 @@ class X0Blend(ResidualStrategy[X0State]):
         "f411b3d346aa",
         deviations=(
             "Only the embedding shortcut of the record, without its value residual, so as to compare one rule.",
+            EMBEDDING_NORM,
+            QK_NORM,
         ),
     )
     may_skip: ClassVar[bool] = True
     init_equivalent: ClassVar[InitEquivalent] = "vanilla"
+
+    added_keys: ClassVar[Mapping[str, object]] = {"lr": None, "keep_weight_decay": 0.0}
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ At init (keep 1.15 ... 1.05, blend 0.20 ... 0.05): not vanilla.
 """
 
 from src.residual.x0_blend import X0Blend
-from src.source import Source
+from src.source import EMBEDDING_NORM, QK_NORM, Source
 
 
 class X0BlendNanochat(X0Blend):
@@ -20,6 +20,11 @@ class X0BlendNanochat(X0Blend):
         deviations=(
             "The scalars have the betas of the run; nanochat gives keep (0.8, 0.95) and blend (0.96, 0.95), which"
             " optimizer.groups can set.",
+            "Only the blend with x0, without the smeared embedding, value embeddings and backout, so as to compare one "
+            "rule.",
+            "The rates are nanochat's for its reference batch; it scales them by the root of the batch size.",
+            EMBEDDING_NORM,
+            QK_NORM,
         ),
     )
     init_equivalent = "other"

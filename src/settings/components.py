@@ -8,7 +8,7 @@ import functools
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -75,12 +75,24 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
     target = _import_target(name, str(section._target_))
     if name.partition(".")[0] in LIBRARY_PARTS and not target.__module__.startswith("src."):
         return _read_library_part(name, section, target)
+    removed = getattr(target, "removed_keys", {})
+    if wrong := [f"{name}.{key} {removed[key]}" for key in map(str, section) if key in removed]:
+        raise ValueError("; ".join(wrong))
+    section = _add_keys(section, getattr(target, "added_keys", {}))
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
     checked = check_keys(name, section, schema).items()
     values = {key: _build_nested(f"{name}.{key}", value, trusted) for key, value in checked}
     _check_hydra_keys(name, section)
     return functools.partial(target, **values) if section.get("_partial_") else target(**values)
+
+
+def _add_keys(section: DictConfig, added: Mapping[str, object]) -> DictConfig:
+    """Return a section with the keys that its class got after the configuration was stored, in their meaning of then."""
+    missing = {key: value for key, value in added.items() if key not in section}
+    plain = to_plain(section)
+    assert isinstance(plain, dict)  # a section is a mapping
+    return OmegaConf.create({**missing, **plain}) if missing else section
 
 
 def _read_library_part(name: str, section: DictConfig, target: Any) -> Callable[..., Any]:

@@ -111,7 +111,11 @@ def test_torchruns_ranks_train_together_without_a_key(shards: Path, one_rank: Pa
     ("key", "words"),
     [
         ("trainer.devices=3", "trainer.devices must be 2, the processes per node that torchrun started, got 3"),
-        ("trainer.num_nodes=2", "trainer.num_nodes must be 1, the nodes that torchrun started, got 2"),
+        pytest.param(
+            "trainer.num_nodes=2",
+            "trainer.num_nodes must be 1, the nodes that torchrun started, got 2",
+            marks=pytest.mark.stress,
+        ),
     ],
 )
 def test_other_ranks_than_torchruns_are_one_sentence(key: str, words: str, shards: Path, tmp_path: Path) -> None:
@@ -131,7 +135,11 @@ def test_several_nodes_without_a_launcher_are_one_sentence(tmp_path: Path) -> No
     )
 
 
-@pytest.mark.parametrize("left_over", [LEFT_OVER, BATCH_SCRIPT], ids=["variables", "batch script"])
+@pytest.mark.parametrize(
+    "left_over",
+    [pytest.param(LEFT_OVER, marks=pytest.mark.stress), BATCH_SCRIPT],
+    ids=["variables", "batch script"],
+)
 def test_left_over_variables_do_not_change_the_world(
     left_over: dict[str, str],
     shards: Path,
@@ -150,6 +158,7 @@ def test_left_over_variables_do_not_change_the_world(
     assert_same_losses(tmp_path / "r", one_rank)
 
 
+@pytest.mark.stress
 def test_a_killed_worker_is_restarted_and_resumes(shards: Path, one_rank: Path, tmp_path: Path) -> None:
     keys = [*SMALL, "trainer.max_steps=12", f"data.path={shards}"]
     slow = ["trainer.checkpoint_every_steps=2", "safety.rank_timeout_s=120"]
@@ -177,6 +186,28 @@ def test_a_killed_worker_is_restarted_and_resumes(shards: Path, one_rank: Path, 
     assert len(resumed) == 1
     assert resumed[0] >= 2
     assert [path.parent for path in tmp_path.glob("multirun/*/*/config.yaml")] == folders
+
+
+@pytest.mark.stress
+def test_the_workers_of_a_killed_agent_save_and_end(shards: Path, tmp_path: Path) -> None:
+    keys = [*SMALL, "trainer.max_steps=100000", "trainer.val_every_steps=50000", "trainer.checkpoint_every_steps=50000"]
+    agent = start_agent(
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "run.py"),
+        *keys,
+        f"data.path={shards}",
+        "hydra.run.dir=r",
+        cwd=tmp_path,
+    )
+    wait_for_step(5, tmp_path / "r", agent)
+    os.kill(agent.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while workers_of(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert result(tmp_path / "r")["status"] == "interrupted"
+    assert (tmp_path / "r/checkpoints/last.ckpt").exists()
 
 
 @pytest.mark.stress

@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from src.launch.suggestions import all_keys, explain, nearest, options, unknown_key
+from src.launch.suggestions import all_keys, explain, nearest, options, unknown_key, unknown_option
 from tests.support import ROOT
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
     [
         (
             "residual=hypercon",
-            "residual=hypercon is not an option, did you mean hyperconn?; options: attnres, ",
+            "residual=hypercon is not an option, did you mean hyperconn?; options: ",
         ),
         ("trainer.max_step=5", "trainer.max_step is not a key, did you mean trainer.max_steps?"),
         ("callbacks=[emaa]", "callbacks=emaa is not an option, did you mean ema?"),
@@ -71,3 +71,21 @@ def test_an_error_of_hydra_is_one_line(override: str, start: str) -> None:
     assert line.startswith(start)
     assert "\n" not in line
     assert "See https://" not in line
+
+
+def test_an_option_with_another_name_now_is_named() -> None:
+    assert unknown_option("residual", "siamesenorm") == "residual=siamesenorm is now residual=siamesenorm_deit"
+
+
+def test_many_options_are_counted_and_few_are_listed() -> None:
+    words = unknown_option("residual", "vanila")
+    assert words.startswith("residual=vanila is not an option, did you mean vanilla?; options: ")
+    assert words.endswith(f"{len(options('residual'))}, see docs/strategies.md")
+    assert "rmsnorm" in unknown_option("norm", "nothing")
+
+
+def test_a_key_of_a_part_that_is_not_there_names_the_part() -> None:
+    words = unknown_key("residual.parts.mhc.n_stream")
+    assert words == (
+        "residual.parts.mhc.n_stream: mhc is not a part of this residual; give residual=[mhc,...] or residual.n_stream"
+    )

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from omegaconf import OmegaConf
 
 from src.errors import UserError
+from src.settings.components import read_component
 from tests.robust.support import LONGER
 from tests.runs import SMALL, computed, make_shards, result, run, same_weights
 from tests.support import composed_settings, options
@@ -131,3 +133,22 @@ def test_a_wrong_callback_is_named(overrides: list[str], words: str) -> None:
     with pytest.raises(UserError) as error:
         composed_settings(*overrides)
     assert words in str(error.value)
+
+
+# ---- configurations of earlier versions
+
+
+def test_a_key_that_came_later_has_its_meaning_of_then() -> None:
+    stored = OmegaConf.create({"_target_": "src.residual.backout.Backout", "_partial_": True, "layer": None})
+    with pytest.raises(ValueError, match=r"residual\.backout_init is missing"):
+        read_component("residual", stored, ())
+    stored.backout_init = 0.2
+    assert read_component("residual", stored, ()).keywords["lr"] is None
+    stored.lr = 0.5
+    assert read_component("residual", stored, ()).keywords["lr"] == 0.5
+
+
+def test_a_key_that_went_names_its_successor() -> None:
+    stored = OmegaConf.create({"_target_": "src.residual.lime.LIMe", "_partial_": True, "lr_scale": 33.0})
+    with pytest.raises(ValueError, match=r"residual\.lr_scale is residual\.lr since 0\.3\.0, .* reslab 0\.2\.0"):
+        read_component("residual", stored, ())

@@ -171,6 +171,7 @@ def _component(where: str, room: str, keys: dict[str, Any]) -> Any:  # a factory
             f"{where} names {target} for {room}, which is not a class of this project's src/{room}/; "
             "put it there to export and load it"
         )
+    keys = {**getattr(kind, "added_keys", {}), **keys}  # an older export lacks them
     return partial(kind, **{key: _nested(where, room, value) for key, value in keys.items() if not key.startswith("_")})
 
 
