@@ -33,7 +33,7 @@ def test_counts_are_those_at_gpt2_medium(folder: Path) -> None:
     assert [cost["init_equivalent"] for cost in costs.values()] == ["vanilla", "identity", "vanilla", "other"]
     assert {name: cost["n_params"] for name, cost in costs.items()} == {
         "vanilla": 0,
-        "rezero": 48,
+        "rezero": 24,
         "denseformer": 324,
         "dual_path": 48 * 1024,  # the norms that the trunk does not build
     }
@@ -72,8 +72,8 @@ def test_reading_and_loop_are_measured_too(folder: Path) -> None:
 def test_a_configuration_is_timed_with_all_its_overrides(folder: Path) -> None:
     timings = json.loads((folder / "bench.json").read_text())["timings"]
     assert [timings[name]["tokens"] for name in ("vanilla", "twice")] == [64, 32]
-    # RMSNorm has as many weights as LayerNorm; a scalar per sublayer; sixteen positions fewer
-    assert timings["twice"]["n_params"] - timings["vanilla"]["n_params"] == 4 - 16 * 32
+    # RMSNorm has as many weights as LayerNorm; a scalar per layer; sixteen positions fewer
+    assert timings["twice"]["n_params"] - timings["vanilla"]["n_params"] == 2 - 16 * 32
     # both layers are visited again from the middle of a run on: the later, costlier state is timed
     assert timings["recurrence=mini"]["flops_per_token"] > 1.2 * timings["vanilla"]["flops_per_token"]
 
