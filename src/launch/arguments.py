@@ -90,7 +90,10 @@ def resume_after_restart(arguments: list[str], world: World) -> list[str]:
 
 def _is_same_job(record: Path, arguments: list[str], world: World) -> bool:
     """Return whether the run with this result.json was started by the same job with the same command line."""
-    result = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        result = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:  # a damaged record is of no job; the job that it belongs to reports it
+        return False
     if result.get("launched_by") != world.job or (not world.restarts and result.get("status") == "completed"):
         return False
     overrides = record.parent / ".hydra" / "overrides.yaml"

@@ -44,7 +44,7 @@ from src.launch.outcomes import (
     record_interruption,
 )
 from src.launch.run_log import open_log
-from src.launch.signals import end_with_parent
+from src.launch.signals import stop_with_parent
 from src.launch.suggestions import explain
 from src.launch.world import read_world
 
@@ -88,7 +88,7 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and exiting with 1
     try:
         if read_world().launcher == "torchrun":
-            end_with_parent(signal.SIGTERM)  # an agent that is killed leaves its workers behind
+            stop_with_parent()  # an agent that is killed leaves its workers behind
         sys.argv[1:] = prepare_plugins(use_stored_config(name_compositions(sys.argv[1:])))
         register_compositions()
         if read_world().rank and not any(a.startswith("resume=") for a in sys.argv):

@@ -7,6 +7,7 @@ wrote. A rank never outlives rank 0 (the operating system kills it), and a rank 
 collectives. The job reports the rank that failed first.
 """
 
+import ctypes
 import importlib
 import os
 import signal
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from src.files import ROOT
-from src.launch.signals import end_with_parent, run_guarded
+from src.launch.signals import run_guarded
 from src.launch.world import read_world
 
 #: Time for rank 0 to notice by itself that another rank has died.
@@ -149,7 +150,9 @@ def _describe_exit(code: int) -> str:
 
 
 def _die_with_parent() -> None:
-    end_with_parent(signal.SIGKILL)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _start_rank(folder: Path, rank: int, resumes: bool) -> subprocess.Popen[bytes]:

@@ -4,11 +4,12 @@ This module imports little, because it runs before the imports that take seconds
 own on top (`src/callbacks/stop.py`), which finish the step; before, between and after jobs these here are active.
 """
 
-import ctypes
 import os
 import select
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -32,11 +33,20 @@ class SignalState:
 SIGNAL_STATE = SignalState()
 
 
-def end_with_parent(signum: signal.Signals) -> None:
-    """Send `signum` to this process when its parent ends, which the operating system does on Linux."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signum)
+def stop_with_parent(every_s: float = 0.5) -> None:
+    """Send SIGTERM to this process, once, when its parent has ended.
+
+    The operating system's own signal (PR_SET_PDEATHSIG) comes once for each thread of the parent, and the second stop
+    signal ends a process at once.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="watch-parent").start()
 
 
 def run_guarded(start: Callable[[], int]) -> int:

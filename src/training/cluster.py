@@ -129,7 +129,6 @@ class RankAgreement(L.Callback):
         deadline = time.monotonic() + self.timeout_s / 2
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.2)
-            os.utime(folder) if folder.is_dir() and os.access(folder, os.W_OK) else None  # refresh NFS attributes
         seen: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(seen, path.exists())
         if distributed.get_rank() == 0:

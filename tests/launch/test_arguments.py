@@ -131,3 +131,11 @@ def test_a_launched_run_that_resumes_takes_its_ranks_from_the_launcher(
     for name, value in {"TORCHELASTIC_RUN_ID": "abc", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert "++trainer.devices=auto" in use_stored_config([f"resume={folder}"])
+
+
+def test_a_damaged_record_of_another_run_does_not_stop_a_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (job_folder(Path("multirun"), job="other") / "result.json").write_text("{")
+    assert resume_after_restart(["seed=3"], AGAIN) == ["seed=3"]

@@ -206,6 +206,7 @@ def test_the_workers_of_a_killed_agent_save_and_end(shards: Path, tmp_path: Path
     while workers_of(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    agent.communicate()
     assert result(tmp_path / "r")["status"] == "interrupted"
     assert (tmp_path / "r/checkpoints/last.ckpt").exists()
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from tests.faulty import faulty
 from tests.robust.support import FAULTS, LONGER, no_process_of, rank_pid, saved_step, wait_for_row
-from tests.runs import computed, kill_after, make_shards, result, run, same_weights, start
+from tests.runs import ROOT, computed, kill_after, make_shards, result, run, same_weights, start
 
 TWO = ["trainer.devices=2", "safety.rank_timeout_s=60"]
 
@@ -126,3 +128,27 @@ def test_a_signal_before_the_first_step_leaves_a_record_to_resume_from(
     done = run("resume=r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "r")["status"] == "completed"
+
+
+def test_a_process_whose_parent_has_ended_gets_one_sigterm(tmp_path: Path) -> None:
+    child = (
+        "import signal, time\n"
+        "from src.launch.signals import stop_with_parent\n"
+        "got = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: got.append(1))\n"
+        "stop_with_parent(every_s=0.05)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "time.sleep(2)\n"
+        f"open({str(tmp_path / 'got')!r}, 'w').write(str(len(got)))\n"
+    )
+    parent = (
+        "import subprocess, sys, time, pathlib\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        f"while not pathlib.Path({str(tmp_path / 'ready')!r}).exists(): time.sleep(0.02)\n"
+    )
+    subprocess.run([sys.executable, "-c", parent], cwd=ROOT, check=True, timeout=60)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "got").exists() or not (tmp_path / "got").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (tmp_path / "got").read_text() == "1"
