@@ -31,6 +31,7 @@ SMALL = [
     "trainer.val_every_steps=6",
     "trainer.checkpoint_every_steps=4",
     "trainer.threads=1",
+    "trainer.stream_pictures=false",
     "evaluation=none",
 ]
 

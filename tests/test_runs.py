@@ -45,7 +45,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run that was never stopped."""
     cwd = tmp_path_factory.mktemp("whole")
-    done = run(*SMALL, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
+    keys = [*SMALL, "trainer.stream_pictures=true"]
+    done = run(*keys, f"data.path={shards}", "hydra.run.dir=r", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "r"
 
@@ -94,7 +95,7 @@ def test_the_stream_is_measured_at_each_validation(whole: Path) -> None:
 
 def test_the_stream_probe_changes_no_number_of_the_run(whole: Path, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "blind"
-    done = run(*SMALL, f"data.path={shards}", "hydra.run.dir=blind", "trainer.stream_pictures=false", cwd=tmp_path)
+    done = run(*SMALL, f"data.path={shards}", "hydra.run.dir=blind", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert computed(folder) == computed(whole)
     assert not (folder / "stream.jsonl").exists()

@@ -13,7 +13,7 @@ from src.launch.hydra_plugins import SUPPORTED
 from tests.faulty import faulty
 from tests.runs import SMALL, error_lines, make_shards, result, run, start
 
-QUICK = [*SMALL, "trainer.max_steps=4", "samples.tokens=0", "trainer.stream_pictures=false"]
+QUICK = [*SMALL, "trainer.max_steps=4", "samples.tokens=0"]
 
 
 def needs(module: str) -> pytest.MarkDecorator:

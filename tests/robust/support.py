@@ -16,7 +16,7 @@ from tests.runs import ROOT, SMALL
 FAULTS = ROOT / "tests" / "robust" / "faults"
 
 #: Sixty short steps; a checkpoint at every fourth, a validation at every sixth.
-LONGER = [*SMALL, "trainer.max_steps=60", "trainer.stream_pictures=false", "samples.tokens=0"]
+LONGER = [*SMALL, "trainer.max_steps=60", "samples.tokens=0"]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tests.faulty import faulty
 from tests.runs import DDP, SMALL, begin, computed, kill_after, make_shards, metrics, result, run, same_weights
 from tests.support import composed_settings, options, tiny_gpt, tokens
 
-LEAN = [*SMALL, "trainer.stream_pictures=false", "samples.tokens=0", "check=off"]
+LEAN = [*SMALL, "samples.tokens=0", "check=off"]
 MUON = [*LEAN, "optimizer=muon"]
 PLAIN = {"lr", "min_lr", "warmup_steps", "weight_decay", "betas", "eps", "grad_clip"}
 

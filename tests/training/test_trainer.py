@@ -36,7 +36,7 @@ from tests.runs import SMALL, make_shards
 from tests.support import composed_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
-KEYS = [*SMALL, "model.n_layer=1", "trainer.stream_pictures=false", "samples.tokens=0", "check=off"]
+KEYS = [*SMALL, "model.n_layer=1", "samples.tokens=0", "check=off"]
 
 
 @pytest.fixture(scope="module")
