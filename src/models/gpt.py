@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from src.embedding.base import EmbeddingSpec, Lookup, adapt_embedding
 from src.kernels.autocast import capture_autocast, suspend_autocast
 from src.kernels.cross_entropy import linear_cross_entropy, token_losses
+from src.models.activations import recompute_in_backward
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
 from src.models.loops import cross_loops, require_one_stream
@@ -113,6 +114,7 @@ class GPT(nn.Module):
             )
             self.repeats = {s.block for s in self.sites} - {s.block for s in self.early_sites}
             self.recurs = True
+            self.checkpoints_activations = False  # True: training keeps the inputs of sublayers, not what is inside
             self.register_buffer("gain", torch.ones(()), persistent=False)
             self.ln_f = None if strategy.owns_norm(None) else spec.norm()
             self.residual = strategy
@@ -223,13 +225,20 @@ class GPT(nn.Module):
         """Return the output [B, T, D] of a site's sublayer, and the state, which `tap_qkv` may have replaced."""
         is_attention = site.kind == "attn"
         add_to_values = partial(self.embedding.value_addition, lookup, site.layer) if is_attention else None
-        tap = Tap(self.residual, site, state) if self.residual.taps_qkv and is_attention else None
-        with autocast():
-            y_BTD = self._block(site).branch(site, x, tap, add_to_values)
+        taps = self.residual.taps_qkv and is_attention
+
+        def visit(x: Tensor | QKV, before: State) -> tuple[Tensor, State]:
+            tap = Tap(self.residual, site, before) if taps else None
+            with autocast():
+                y_BTD = self._block(site).branch(site, x, tap, add_to_values)
+            return y_BTD, None if tap is None else tap.state
+
+        run = recompute_in_backward(visit, self.config.dropout) if self.checkpoints_activations else visit
+        y_BTD, after = run(x, state if taps else None)  # a state that nothing taps may be freed
         # The outputs of repeated visits may grow from 0 to 1 over some steps (recurrence.ramp_steps).
         if self.recurrence.delayed and site.block in self.repeats:
             y_BTD = y_BTD * self.gain
-        return y_BTD, state if tap is None else tap.state
+        return y_BTD, after if taps else state
 
     def _apply_final_norm(self, x_BTD: Tensor) -> Tensor:
         if self.ln_f is None:

@@ -41,15 +41,24 @@ class LanguageModel(L.LightningModule):
         optimizer: the optimizer's settings.
         schedule: the learning rate by step.
         compile_trunk: run training through `torch.compile`; evaluation stays eager because its shapes vary.
+        checkpoint_activations: recompute sublayers in the backward.
         seed: dropout of a step depends on (seed, step, rank) only.
     """
 
     def __init__(
-        self, gpt: GPT, optimizer: OptimizerConfig, schedule: Schedule, *, compile_trunk: bool, seed: int
+        self,
+        gpt: GPT,
+        optimizer: OptimizerConfig,
+        schedule: Schedule,
+        *,
+        compile_trunk: bool,
+        seed: int,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.gpt = gpt
+        gpt.checkpoints_activations = checkpoint_activations
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.seed = seed

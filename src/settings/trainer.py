@@ -34,6 +34,7 @@ class TrainerKeys:
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     onednn: Literal["auto"] | bool = False
     num_nodes: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         max_seconds(self.max_time)

@@ -14,6 +14,7 @@ Shape letters: M micro-batch size, T block_size, D n_embd.
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from src.checks.quick import build_subject
 from src.errors import UserError, one_line
 from src.files import format_bytes
 from src.models.config import GPTConfig
+from src.models.gpt import GPT
 from src.settings.read import Settings
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ def check_memory(settings: Settings) -> None:
             f"{format_bytes(memory.total)}; lower data.micro_batch_size"
         )
     subject = build_subject(settings)
+    if settings.trainer.checkpoint_activations:
+        subject = dataclasses.replace(subject, make=partial(_make_checkpointed, subject))
     n_params = _count_params(subject, model)
     if n_params is None:
         return
@@ -85,6 +89,12 @@ def check_memory(settings: Settings) -> None:
             memory.name,
             micro,
         )
+
+
+def _make_checkpointed(subject: Subject, config: GPTConfig, seed: int) -> GPT:
+    gpt = subject.make(config, seed)
+    gpt.checkpoints_activations = True
+    return gpt
 
 
 def _reject_params(settings: Settings, memory: Memory, n_params: int) -> None:

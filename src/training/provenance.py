@@ -28,6 +28,8 @@ NOT_COMPUTED = (
     *("name", "resume", "from_run", "task", "check", "logger", "profiler", "samples", "safety"),
     "trusted_targets",
 )
+#: Keys of `trainer` that earlier versions lack, with the value that computes what those did.
+ADDED_TRAINER_KEYS = {"num_nodes": 1, "checkpoint_activations": False}
 #: Sections that a checkpoint's weights depend on; they cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")
 
@@ -38,8 +40,9 @@ def config_hash(config: dict[str, Any]) -> str:
     if not kept.get("callbacks"):  # a run stored before there was the group hashes alike
         kept.pop("callbacks", None)
     trainer = {key: value for key, value in kept.get("trainer", {}).items() if key != "max_time"}
-    if trainer.get("num_nodes") == 1:  # likewise
-        del trainer["num_nodes"]
+    for key, default in ADDED_TRAINER_KEYS.items():  # likewise
+        if trainer.get(key) == default:
+            del trainer[key]
     kept["trainer"] = trainer
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

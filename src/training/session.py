@@ -128,6 +128,7 @@ def _fit_once(run: Run, gpt: GPT) -> None:
         settings.schedule,
         compile_trunk=settings.trainer.compile,
         seed=settings.seed,
+        checkpoint_activations=settings.trainer.checkpoint_activations,
     )
     trainer = build_trainer(run)
     try:
