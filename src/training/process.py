@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import platform
+import warnings
 
 import torch
 
@@ -21,6 +22,8 @@ TOP_PAD = 64 * 2**20
 
 def prepare_process(trainer: TrainerSettings) -> None:
     """Apply `trainer` to this process, before anything is built; training, scoring and timing share it."""
+    # Lightning advises srun wherever it is installed; `launch/world.py` knows what started the ranks.
+    warnings.filterwarnings("ignore", "The `srun` command is available")
     keep_compiled()
     torch.set_num_threads(trainer.threads)
     choose_products(trainer)

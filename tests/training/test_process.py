@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from src.launch.job import Job
 from src.training import process
-from src.training.process import adapt_to_processor
+from src.training.process import adapt_to_processor, prepare_process
 from tests.runs import ROOT
+from tests.support import composed_settings
 
 # Steps whose tensors are all freed at their end; prints the pages that ten of them had cleared.
 STEPS = """
@@ -63,6 +65,18 @@ def test_a_resumed_run_continues_without_products_that_the_processor_lacks(
     adapt_to_processor(job)
     assert job.config.trainer.onednn is kept
     assert ("trainer.onednn true -> false, since it has none" in caplog.text) == (stored and not kept)
+
+
+def test_lightning_does_not_advise_srun_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("keep_compiled", "keep_freed_memory", "choose_products"):
+        monkeypatch.setattr(process, name, lambda *_: None)
+    monkeypatch.setattr(process.torch, "set_num_threads", lambda n: None)
+    with pytest.warns(match="The `srun` command is available"):
+        SLURMEnvironment.detect()
+    prepare_process(composed_settings().trainer)
+    assert not SLURMEnvironment.detect()  # a warning would be an error here
 
 
 def test_a_new_run_keeps_what_it_is_configured_with(monkeypatch: pytest.MonkeyPatch) -> None:
