@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.errors import one_line
 from src.files import read_object, write_atomic
 from src.launch.arguments import stored_yaml
+from src.launch.world import read_world
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def record_interruption(folder: Path, config: DictConfig, reason: str) -> None:
         if not (folder / "config.yaml").exists():
             plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
             own = {"name": plain["name"], "seed": plain["seed"], "max_steps": plain["trainer"]["max_steps"]}
-            result = {**own, **result}
+            result = {**own, "launched_by": read_world().job, **result}
             write_atomic(folder / "config.yaml", stored_yaml({**plain, "resume": None, "from_run": None}))
         write_atomic(path, json.dumps({**result, "status": "interrupted", "reason": reason}, indent=2) + "\n")
     except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:

@@ -72,10 +72,11 @@ def test_a_sweep_prints_a_line_for_each_job_and_a_single_job_none(capsys: pytest
     assert capsys.readouterr().out == "#0 seed=1: line (2 s, r)\n#1 seed=1: line (2 s, r)\n"
 
 
-def test_an_early_interruption_can_be_resumed(tmp_path: Path) -> None:
+def test_an_early_interruption_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")  # by which a requeued job knows its run
     record_interruption(tmp_path, TRAINING, "stopped by SIGTERM")
     assert json.loads((tmp_path / "result.json").read_text()) == {
-        **{"name": "x", "seed": 1, "max_steps": 9, "steps": 0},
+        **{"name": "x", "seed": 1, "max_steps": 9, "steps": 0, "launched_by": "17"},
         **{"status": "interrupted", "reason": "stopped by SIGTERM"},
     }
     stored = OmegaConf.load(tmp_path / "config.yaml")
