@@ -43,7 +43,7 @@ def continue_or_skip(job: Job, settings: Settings) -> Job | TaskEnd:
             log.info("%s is completed; nothing to do (a larger trainer.max_steps continues it)", job.folder)
             return TaskEnd(COMPLETED, "completed earlier")
         return job
-    if job.sweep is None or job.rank:
+    if job.sweep is None:
         return job
     wanted = config_hash({**settings.config, "resume": None})
     completed = _find_completed(job.sweep, wanted)

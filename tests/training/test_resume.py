@@ -1,5 +1,6 @@
 """A sweep that was stopped goes on by the same command: nothing is run twice, nothing is lost."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -51,8 +52,9 @@ def leave(folder: Path, *overrides: str, **values: object) -> None:
     (folder / "result.json").write_text(json.dumps(stated))
 
 
-def left(folder: Path, *overrides: str) -> Job | TaskEnd:
-    return continue_or_skip(job(folder, *overrides), settled("trainer=cpu", *overrides))
+def left(folder: Path, *overrides: str, rank: int = 0) -> Job | TaskEnd:
+    own = dataclasses.replace(job(folder, *overrides), rank=rank)
+    return continue_or_skip(own, settled("trainer=cpu", *overrides))
 
 
 def test_a_completed_record_anywhere_in_the_sweep_stands_for_the_job(tmp_path: Path) -> None:
@@ -73,9 +75,10 @@ def test_a_diverged_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path: Pat
     assert (end.code, end.line) == (DIVERGED, "diverged earlier: step 4: loss is nan")
     for status in ("interrupted", "failed", "running"):
         leave(tmp_path / status / "0", status=status)
-        again = left(tmp_path / status)
-        assert isinstance(again, Job)
-        assert again.resumes
+        for rank in (0, 1):  # every rank of a launcher decides by itself
+            again = left(tmp_path / status, rank=rank)
+            assert isinstance(again, Job)
+            assert again.resumes
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
