@@ -98,6 +98,8 @@ class StopRequest:
                 self._timer.cancel()
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+            if self.signum == signal.SIGUSR2 and "SUBMITIT_EXECUTOR" in os.environ:
+                signal.raise_signal(signal.SIGUSR2)  # submitit's handler requeues the job, which then resumes
 
 
 class StopOnSignal(StepEndCallback):

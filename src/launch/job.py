@@ -5,7 +5,7 @@
             run_task         lock the folder, open run.log, call `src.tasks.<task>.run(job)`, map errors to codes
 
 Exit codes: 0 completed; 2 an error of the user, in one line; 3 diverged; 130 and 143 interrupted after a checkpoint,
-by SIGINT and by SIGTERM, SIGUSR1 or `trainer.max_time`; 1 any other error, or a sweep in which a job failed.
+by SIGINT and by SIGTERM, SIGUSR1, SIGUSR2 or `trainer.max_time`; 1 any other error, or a sweep in which a job failed.
 """
 
 import logging

@@ -15,7 +15,7 @@ from types import FrameType
 
 from src.errors import Interrupted, exit_code
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class SignalState:

@@ -56,6 +56,23 @@ def test_a_signal_while_the_ranks_agree_on_none_stops_them_after_the_next_step(
         assert request.signum == signal.SIGTERM
 
 
+def test_submitits_handler_requeues_a_job_that_has_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    requeued: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda signum, frame: requeued.append(signum))
+    try:
+        for executor, expected in (("", []), ("slurm", [signal.SIGUSR2])):
+            if executor:
+                monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+            request = StopRequest(grace_s=60.0)
+            with request.installed():
+                request.deferred = True
+                os.kill(os.getpid(), signal.SIGUSR2)
+                assert (request.signum, requeued) == (signal.SIGUSR2, [])  # the step is finished first
+            assert requeued == expected
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def test_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest(grace_s=60.0).installed():
