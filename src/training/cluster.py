@@ -4,6 +4,8 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,26 @@ def build_environment() -> ClusterEnvironment:
     return WorldEnvironment(world) if world.is_launched else LightningEnvironment()
 
 
+@contextmanager
+def explain_rendezvous(trainer: L.Trainer, timeout_s: float) -> Iterator[None]:
+    """Turn the error of a process group that was not formed in time into one of the user.
+
+    Raises:
+        UserError: not all ranks came to the address of rank 0.
+    """
+    try:
+        yield
+    except (distributed.DistStoreError, distributed.DistNetworkError) as error:
+        if distributed.is_initialized():
+            raise
+        environment = build_environment()
+        raise UserError(
+            f"rank {trainer.global_rank} did not meet all {trainer.world_size} ranks at {environment.main_address}:"
+            f"{environment.main_port} within {timeout_s:g} s (safety.rank_timeout_s); start every rank, and set "
+            "MASTER_ADDR and MASTER_PORT to a free port of rank 0's node that all nodes reach"
+        ) from error
+
+
 class RankAgreement(L.Callback):
     """Check at the start of a training that the process group is the one that is recorded and that its ranks agree.
 
@@ -98,8 +120,8 @@ class RankAgreement(L.Callback):
     def __init__(self, world_size: int, identity: dict[str, str], folder: Path, timeout_s: float) -> None:
         self.world_size, self.identity, self.folder, self.timeout_s = world_size, identity, folder, timeout_s
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare over all ranks.
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Compare over all ranks, before the strategy wraps the model, which must be the same on all of them.
 
         Raises:
             RuntimeError: the group has another number of ranks than is recorded.

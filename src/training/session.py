@@ -26,6 +26,7 @@ from src.launch.ranks import other_ranks
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.settings.read import Settings, read_settings
+from src.training.cluster import explain_rendezvous
 from src.training.memory import check_memory
 from src.training.process import adapt_to_processor, prepare_process
 from src.training.resume import find_resume
@@ -133,7 +134,8 @@ def _fit_once(run: Run, gpt: GPT) -> None:
     trainer = build_trainer(run)
     try:
         path = run.resume.path if run.resume else None
-        trainer.fit(module, datamodule=run.data, ckpt_path=path, weights_only=True)
+        with explain_rendezvous(trainer, settings.safety.rank_timeout_s):
+            trainer.fit(module, datamodule=run.data, ckpt_path=path, weights_only=True)
     finally:
         # A full disk here must not hide what ended the training; the final statement writes again.
         with contextlib.suppress(OSError):

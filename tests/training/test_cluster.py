@@ -1,15 +1,20 @@
 """Lightning's environment of launched ranks, and the agreement of ranks before the first step."""
 
+from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import torch
+from torch import distributed
 
 from src.errors import UserError
 from src.launch.world import World
 from src.training import cluster
-from src.training.cluster import RankAgreement, WorldEnvironment, build_environment
+from src.training.cluster import WorldEnvironment, build_environment, explain_rendezvous
+from tests.launch.test_launchers import free_port
+from tests.runs import PREPARED
+from tests.training import agreeing_rank
 
 SLURM = World("slurm", rank=3, local_rank=1, size=4, local_size=2, job="1234567")
 
@@ -42,45 +47,33 @@ def test_without_a_launcher_lightnings_own_environment_is_used(monkeypatch: pyte
     assert isinstance(build_environment(), WorldEnvironment)
 
 
-def agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, others: list[dict[str, str]], *, sees: bool = True) -> None:
-    """Run the agreement as rank 0 of a group whose other ranks answer `others`."""
-    own = {"code": "a", "config": "b", "data": "c"}
-
-    def gather(found: list[Any], value: Any) -> None:
-        found[:] = [value, *({**own, "folder": "", **other} if isinstance(value, dict) else sees for other in others)]
-
-    group = SimpleNamespace(
-        is_initialized=lambda: True,
-        get_world_size=lambda: 1 + len(others),
-        get_rank=lambda: 0,
-        all_gather_object=gather,
-        broadcast_object_list=lambda values: None,
-    )
-    monkeypatch.setattr(cluster, "distributed", group)
-    trainer = cast(Any, SimpleNamespace(world_size=1 + len(others)))
-    RankAgreement(2, own, tmp_path, timeout_s=0.1).on_fit_start(trainer, cast(Any, torch.nn.Identity()))
-
-
-def test_equal_ranks_agree_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    agree(monkeypatch, tmp_path, [{}])
-    assert list(tmp_path.iterdir()) == []
+def test_ranks_that_differ_are_named_by_every_rank(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    ranks = []
+    for rank in ("0", "1"):
+        (tmp_path / rank / "run").mkdir(parents=True)
+        ranks.append(PREPARED.begin(str(Path(agreeing_rank.__file__)), rank, cwd=tmp_path / rank))
+    printed = [rank.communicate(timeout=120) for rank in ranks]
+    said = dict(zip(agreeing_rank.CASES, printed[0][0].splitlines(), strict=True))
+    assert printed[1][0] == printed[0][0], printed
+    assert said == {
+        "equal": "",
+        "code": "UserError: rank 1 has other code than rank 0; check out the same commit on every node",
+        "config": "UserError: rank 1 has other config than rank 0; give every rank the same command line",
+        "data": "UserError: rank 1 has other data than rank 0; give every node the same data",
+        "folder": "UserError: run is not shared between the nodes: rank 1 does not see it; "
+        "give hydra.run.dir=<folder on a shared file system>",
+        "size": "RuntimeError: the process group has 2 ranks, the record 3; start the job again",
+    }
+    assert [path for path in tmp_path.rglob("run/*") if path.name != "store"] == []  # nothing is left behind
 
 
-@pytest.mark.parametrize("key", ["code", "config", "data"])
-def test_a_rank_with_something_else_is_named(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    with pytest.raises(UserError, match=rf"rank 1 has other {key} than rank 0; "):
-        agree(monkeypatch, tmp_path, [{key: "z"}])
-
-
-def test_a_group_of_another_size_than_recorded_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    with pytest.raises(RuntimeError, match="the process group has 3 ranks, the record 2"):
-        agree(monkeypatch, tmp_path, [{}, {}])
-
-
-def test_a_run_folder_that_another_node_does_not_see_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
-    with pytest.raises(
-        UserError, match=r"is not shared between the nodes: rank 1 does not see it; give hydra\.run\.dir"
-    ):
-        agree(monkeypatch, tmp_path, [{}], sees=False)
+def test_a_rendezvous_that_times_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    words = rf"rank {{}} did not meet all 2 ranks at 127\.0\.0\.1:{port} within 1 s \(safety\.rank_timeout_s\); start"
+    for rank in (0, 1):  # the first waits for the second, the second finds nobody
+        trainer = cast(Any, SimpleNamespace(global_rank=rank, world_size=2))
+        with pytest.raises(UserError, match=words.format(rank)), explain_rendezvous(trainer, 1.0):
+            distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=1))

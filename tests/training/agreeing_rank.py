@@ -1,0 +1,36 @@
+"""One of two gloo ranks that agree as at the start of a training: `agreeing_rank.py <rank>`, each in its own folder.
+
+Prints what `RankAgreement` raises, one line for each case of `CASES`.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from torch import distributed, nn
+
+from src.errors import one_line
+from src.training.cluster import RankAgreement
+
+CASES = ("equal", "code", "config", "data", "folder", "size")
+
+
+def agree(case: str, rank: int) -> str:
+    """Return the error of this rank where rank 1 differs in `case`; empty where there is none."""
+    identity = {key: f"other {rank}" if key == case else "same" for key in ("code", "config", "data")}
+    folder = Path("run") if case == "folder" else Path.cwd().parent / "run"  # a relative one is a rank's own
+    agreement = RankAgreement(3 if case == "size" else 2, identity, folder, timeout_s=2.0)
+    try:
+        agreement.setup(cast(Any, SimpleNamespace(world_size=2)), cast(Any, nn.Identity()), "fit")
+    except Exception as error:
+        return f"{type(error).__name__}: {one_line(error)}"
+    return ""
+
+
+if __name__ == "__main__":
+    own = int(sys.argv[1])
+    distributed.init_process_group("gloo", init_method=f"file://{Path.cwd().parent}/store", rank=own, world_size=2)
+    for name in CASES:
+        print(agree(name, own))
+    distributed.destroy_process_group()
