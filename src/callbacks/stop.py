@@ -3,7 +3,8 @@
 The handler records the signal. After each step the ranks agree on it (the highest signal number wins) over a gloo
 process group on the CPU, so a signal to any rank stops all of them after the same step without a GPU
 synchronization. Outside the training loop there is no step to finish and the first signal exits at once. A second
-signal always exits at once, and so does the end of the grace period. `trainer.max_time` acts like a SIGTERM.
+signal, after `REPEATED_S`, exits at once, and so does the end of the grace period. `trainer.max_time` acts like a
+SIGTERM.
 """
 
 import os
@@ -24,6 +25,9 @@ from src.callbacks.step_end import StepEndCallback
 from src.errors import Interrupted, exit_code
 from src.launch.signals import SIGNAL_STATE, STOP_SIGNALS
 
+#: Seconds in which another signal repeats the first: SLURM signals every process of a task, and a launcher passes it on.
+REPEATED_S = 2.0
+
 
 class StopRequest:
     """Request to stop, by a signal to this process or to another rank.
@@ -37,14 +41,16 @@ class StopRequest:
         self.signum = 0
         self.reason = ""
         self.deferred = False
-        self._began = time.monotonic()
+        self._began = self._signalled = time.monotonic()
         self._timer: threading.Timer | None = None
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Record the first signal (or raise, if no step is to be finished); exit at the second."""
+        if self.signum and time.monotonic() < self._signalled + REPEATED_S:
+            return
         if self.signum:
             os._exit(exit_code(signum))
-        self.signum = signum
+        self.signum, self._signalled = signum, time.monotonic()
         self.reason = f"stopped by {signal.Signals(signum).name}"
         self._timer = threading.Timer(self.grace_s, self._exit_late)
         self._timer.daemon = True
@@ -66,6 +72,8 @@ class StopRequest:
 
         Never called with 0: a signal that arrives while the ranks agree on "none" stays recorded for the next step.
         """
+        if not self.signum:
+            self._signalled = time.monotonic()  # the signal may reach this process, too
         self.signum = signum
         self.reason = self.reason or f"stopped by {signal.Signals(signum).name} to another rank"
 

@@ -24,10 +24,19 @@ def test_a_signal_inside_a_step_is_recorded(tmp_path: object) -> None:
     request = StopRequest(grace_s=60.0)
     with request.installed():
         request.deferred = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(2):  # from SLURM and from a launcher
+            os.kill(os.getpid(), signal.SIGTERM)
         assert request.signum == signal.SIGTERM
         with pytest.raises(Interrupted, match="SIGTERM"):
             request.check()
+
+
+def test_a_signal_that_reaches_a_rank_after_the_others_agreed_on_it_is_the_same_one() -> None:
+    request = StopRequest(grace_s=60.0)
+    with request.installed():
+        request.agree(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a second signal would end this process
+        assert request.reason == "stopped by SIGTERM to another rank"
 
 
 class _TwoRanks(L.Trainer):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from src.callbacks.stop import REPEATED_S
 from tests.faulty import faulty
 from tests.robust.support import FAULTS, LONGER, no_process_of, rank_pid, saved_step, wait_for_row
 from tests.runs import ROOT, computed, kill_after, make_shards, result, run, same_weights, start
@@ -65,7 +66,7 @@ def test_a_second_signal_and_the_end_of_the_grace_period_exit_at_once(shards: Pa
     wait_for_row(9, tmp_path / "a", process)
     time.sleep(1.0)  # until it hangs in the next step
     process.send_signal(signal.SIGTERM)
-    time.sleep(1.0)
+    time.sleep(REPEATED_S + 0.5)
     assert process.poll() is None  # it waits for the end of the step
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=10)
