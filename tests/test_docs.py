@@ -67,8 +67,10 @@ def commands_of(text: str) -> list[str]:
 
 
 def list_jobs(command: str) -> list[list[str]]:
-    """Return the overrides of one job per value of each swept key, without Hydra's own flags."""
-    words = [word for word in shlex.split(command)[2:] if word not in ("-m", "--cfg", "job")]
+    """Return the overrides of one job per value of each swept key, without Hydra's own flags and its launcher."""
+    given = shlex.split(command.replace("$SLURM_ARRAY_TASK_ID", "1"))[2:]
+    own = ("hydra/launcher", "hydra.launcher")
+    words = [word for word in given if word not in ("-m", "--cfg", "job") and not word.startswith(own)]
     overrides = OverridesParser.create().parse_overrides(words)
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     swept = [o for o in overrides if o.is_sweep_override()]

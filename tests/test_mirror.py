@@ -101,6 +101,7 @@ COVERED_BY = {
 #: Tests of several files of a room, or of files outside of src.
 ROOM_WIDE = {
     "tests/launch/test_launchers.py": "runs under torchrun, and beside variables that a launcher left behind",
+    "tests/launch/test_slurm.py": "documented batch scripts on two virtual nodes",
     "tests/test_fidelity.py": "every method states its source, and an oracle names it",
     "tests/checks/test_checks.py": "planted faults, each caught by its check",
     "tests/datamodules/test_mutations.py": "any mutation of a shard",
