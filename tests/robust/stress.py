@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.robust.striking import INSIDE, Fault, Row, Stress
+from tests.slurm_cluster import missing_programs
 from tests.support import options
 
 
@@ -52,6 +53,7 @@ def all_rows(stress: Stress) -> dict[str, Callable[[], Row]]:
         "term-rank": row("SIGTERM to rank 1 of 2", stress.signalled(term, two, rank=1), two),
         "kill-rank": row("`kill -9` of rank 1 of 2", stress.signalled(kill, two, rank=1), two),
         "stop-rank": row("rank 1 of 2 stopped", stress.signalled(signal.SIGSTOP, two, rank=1), two),
+        **({} if missing_programs() else {"slurm": row("two SLURM nodes preempted", stress.preempted, "two nodes")}),
         "truncated": row("newest checkpoint truncated", stress.damaged(_truncate)),
         "flipped": row("a bit of the newest checkpoint flipped", stress.damaged(_flip)),
         "missing": row("newest checkpoint missing", stress.damaged(_unlink)),

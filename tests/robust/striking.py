@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from tests.robust.support import FAULTS, LONGER, environ, rank_pid, wait_for_row
 from tests.runs import computed, make_shards, result, run, same_weights, start
+from tests.slurm_cluster import Cluster, documented_script
 
 STEPS = 240
 #: Steps of the runs that take longer each: one of every strategy, compiled ones.
@@ -29,6 +31,7 @@ SCORED = [
 KINDS: dict[str, list[str]] = {
     "one rank": [],
     "two ranks": TWO,
+    "two nodes": ["trainer.devices=2"],
     "compiled": ["trainer.compile=true", f"trainer.max_steps={FEW}"],
     "scored": SCORED,
     "background": ["safety.background_saves=true"],
@@ -121,6 +124,19 @@ class Stress:
             return [process.returncode]
 
         return inject
+
+    def preempted(self, folder: Path, step: int) -> Codes:
+        """Preempt a job of two SLURM nodes by one of a partition of higher priority, after a step."""
+        script = documented_script(*self.keys, f"hydra.run.dir={folder}")
+        with Cluster() as cluster:
+            job = cluster.submit(script, self.place, "--ntasks-per-node=1", "--cpus-per-task=1", "--time=60")
+            cluster.wait_for_step(step // 2, folder)
+            cluster.submit("#!/bin/bash\ntrue\n", self.place, "--partition=high", "--nodes=2", "--ntasks-per-node=2")
+            cluster.wait(job, "COMPLETED", output=self.place)
+        output = self.place / f"slurm-{job}.out"
+        codes = {int(code) for code in re.findall(r"Exited with exit code (\d+)", output.read_text())}
+        output.unlink()  # the next cluster counts from 1 again
+        return [*codes, 0]
 
     def killed_often(self, kills: int) -> Fault:
         """Return a fault: kills at random moments of start, training and saving, until a launch completes."""
