@@ -13,8 +13,9 @@ from src.launch.world import World, read_world
 
 #: Folder of a new run; conf/config.yaml states the same, which the config.yaml of a run folder does not contain.
 RUN_DIR = "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}-${name}"
-#: Keys that a resumed run takes from its launcher.
-RANKS = ["++trainer.devices=auto", "++trainer.num_nodes=auto", "++trainer.strategy=auto"]
+#: Keys that a resumed run takes from its launcher; without one there is one node.
+NODES = "++trainer.num_nodes=auto"
+RANKS = ["++trainer.devices=auto", NODES, "++trainer.strategy=auto"]
 
 
 def use_stored_config(arguments: list[str]) -> list[str]:
@@ -52,7 +53,7 @@ def use_stored_config(arguments: list[str]) -> list[str]:
                 f"{argument}: {key}= keeps the {_key(argument)} of the stored run; leave it out or start a new run"
             )
     quoted = _quote(folder)
-    ranks = RANKS if read_world().is_launched else []  # the launcher's may be others than the stored run had
+    ranks = RANKS if read_world().is_launched else [NODES]  # the launcher's may be others than the stored run had
     return [
         "--config-path",
         str(folder),
@@ -62,8 +63,8 @@ def use_stored_config(arguments: list[str]) -> list[str]:
         "hydra/job_logging=none",
         "++trusted_targets=[]",
         f"hydra.run.dir={quoted if key == 'resume' else RUN_DIR}",
-        f"++{key}={quoted}",
         *ranks,
+        f"++{key}={quoted}",
         *rest,
     ]
 
