@@ -37,6 +37,7 @@ GROUPS = {
     "logger": "Loggers beside TensorBoard; several at once: `logger=[csv,wandb]`.",
     "callbacks": "Lightning callbacks; several at once: `callbacks=[lr_monitor,ema]`.",
     "profiler": "A Lightning profiler.",
+    "study": "Planned comparisons of `task=study`; see [Studies](study.md).",
     "scale": "Sizes and budgets for an experiment.",
     "experiment": "Published experiments and reference protocols.",
 }

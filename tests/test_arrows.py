@@ -14,7 +14,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("residual", "norm", "embedding", "recurrence", "datamodules"),
     ("models",),
     ("evaluation", "reporting"),
-    ("callbacks",),
+    ("callbacks", "study"),
     ("settings",),
     ("checks",),
     ("training",),

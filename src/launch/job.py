@@ -9,6 +9,7 @@ by SIGINT and by SIGTERM, SIGUSR1, SIGUSR2 or `trainer.max_time`; 1 any other er
 """
 
 import logging
+import math
 import os
 import re
 import signal
@@ -140,12 +141,14 @@ def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
     )
     start = time.monotonic()
     code, line, value = run_task(job)
+    if code == DIVERGED and config.get("study") is not None:
+        code, value = COMPLETED, math.inf  # a study counts it as a result
     number = int(hydra.job.num) if is_sweep else 0
     outcomes.jobs.append(Outcome(number, job.folder, job.overrides, code, line, time.monotonic() - start))
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and outcomes.is_owner():
         raise Interrupted(code - 128)
     if code != COMPLETED and is_sweep:
-        raise JobFailedError(line)  # Hydra runs the other jobs, then raises it again
+        raise JobFailedError(line, code)  # Hydra runs the other jobs, then raises it again
     return value
 
 

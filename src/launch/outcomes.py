@@ -36,6 +36,13 @@ class Outcome:
 class JobFailedError(Exception):
     """Error of a job that did not complete; its outcome has been recorded and printed."""
 
+    def __init__(self, line: str, code: int = FAILED) -> None:
+        super().__init__(line, code)  # both, so that a launcher can pickle it
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 @dataclass
 class Outcomes:

@@ -11,7 +11,7 @@ from src.reporting.runs import Run, final_scores
 NOTHING = "-"
 #: Keys on where and how a run is executed, which do not affect what it computes.
 PLACE = (
-    *("name", "seed", "resume", "task", "check", "evaluation", "logger", "profiler", "samples", "safety"),
+    *("name", "seed", "resume", "task", "study", "check", "evaluation", "logger", "profiler", "samples", "safety"),
     "trusted_targets",
     *("data.path", "data.cache", "data.workers", "data.micro_batch_size"),
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.threads"),

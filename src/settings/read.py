@@ -40,6 +40,7 @@ SINGLE_KEYS = {
     "from_run": str | None,
     "init_from": str | None,
     "check": Literal["quick", "off"],
+    "study": dict[str, str] | None,  # of a study's run: its name, plan, phase and size
 }
 
 
@@ -136,6 +137,8 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     rename_keys(config)
     if missing := find_missing_values(config):
         raise UserError("; ".join(missing))
+    if OmegaConf.select(config, "study.systems") is not None:
+        raise UserError("study=<name> is conducted by task=study; give that task, or leave out the study")
     reader = SettingsReader(config)
     reader.check_names(own_keys)
     reader.check_single_keys()

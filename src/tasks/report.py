@@ -2,6 +2,7 @@
 
 python run.py task=report runs=<folder> [baseline=vanilla] [axis=residual] [bench=<folder>]
 python run.py task=report 'runs=[<folder>,<folder>]'
+python run.py task=report runs=<folder of a study>            its verdict; baseline and axis are those of the plan
 """
 
 import logging
@@ -13,6 +14,8 @@ from src.errors import UserError, raise_user_errors
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.reporting.document import write_report
 from src.reporting.report import build_report
+from src.study.page import write_verdict
+from src.study.verdict import is_study
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ def run(job: Job) -> TaskEnd:
     folders = [Path(folder) for folder in _read_names(job.config, "runs")]
     axis = _read_names(job.config, "axis")
     baseline = job.config.baseline
+    if len(folders) == 1 and is_study(folders[0]):
+        return report_study(folders[0], job.folder)
     with raise_user_errors():
         bench = None if job.config.bench is None else Path(str(job.config.bench))
         report = build_report(folders, None if baseline is None else str(baseline), axis, bench)
@@ -38,6 +43,20 @@ def run(job: Job) -> TaskEnd:
     line = f"{len(report.found.systems)} systems compared in {page}"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
+
+
+def report_study(study: Path, folder: Path) -> TaskEnd:
+    """Write the page of a study's verdict into `folder`.
+
+    Raises:
+        UserError: the study's record or a run cannot be read, or nothing has been timed yet.
+    """
+    with raise_user_errors():
+        page, sentences = write_verdict(study, folder)
+    for line in sentences:
+        log.info("%s", line)
+    log.info("%s", page)
+    return TaskEnd(COMPLETED, f"study reported in {page}")
 
 
 def _read_names(config: DictConfig, key: str) -> list[str]:

@@ -25,7 +25,7 @@ CODE = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
 #: Sections that do not change what a run computes.
 NOT_COMPUTED = (
-    *("name", "resume", "from_run", "task", "check", "logger", "profiler", "samples", "safety"),
+    *("name", "resume", "from_run", "task", "study", "check", "logger", "profiler", "samples", "safety"),
     "trusted_targets",
 )
 #: Keys of `trainer` that earlier versions lack, with the value that computes what those did.

@@ -46,7 +46,8 @@ def continue_or_skip(job: Job, settings: Settings) -> Job | TaskEnd:
     if job.sweep is None:
         return job
     wanted = config_hash({**settings.config, "resume": None})
-    completed = _find_completed(job.sweep, wanted)
+    # A study reads each run from its own folder, also where two of its systems are equal.
+    completed = _find_completed(job.folder if settings.config.get("study") else job.sweep, wanted)
     if completed is not None:
         return completed
     here = read_result(job.folder)

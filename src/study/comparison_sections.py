@@ -1,0 +1,164 @@
+"""Sections of a study's page on its comparisons: planned contrasts, the search, equal budgets."""
+
+import math
+
+import pandas as pd
+
+from src.reporting.curves import render_svg
+from src.reporting.page import Picture, Section, Table
+from src.study import figures
+from src.study.describe import format_loss
+from src.study.verdict import Comparison, Verdict
+from src.study.words import format_interval, format_p
+
+
+def join_numbers(numbers: list[int]) -> str:
+    """Return numbers separated by commas, or `none`."""
+    return ", ".join(map(str, numbers)) or "none"
+
+
+# ---- contrasts
+
+
+def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
+    """Build the section of the planned contrasts."""
+    level = f"{100 * (1 - verdict.plan.alpha):g} %"
+    texts = [
+        f"Final validation loss at size {main.size} and equal {main.kind}; the difference is the first system's minus "
+        "the "
+        f"second's. Intervals ({level}) and p values use the error pooled over all systems and seeds; the paired ones "
+        "use "
+        "the two systems alone, and hold if systems differ in their variance."
+    ]
+    if main.error is not None:
+        found = "no difference is too small to detect, as no run varies"
+        if main.detectable is not None:
+            found = f"with it, {main.detectable:.4f} nats are detected with power {verdict.plan.power:g}"
+        texts.append(
+            f"Block error: sd {main.error.sd:.4f} nats with {main.error.freedom} degrees of freedom; {found} at the "
+            "first "
+            "level of Holm's method."
+        )
+    table = _contrast_table(main.contrasts, level)
+    pictures = []
+    if main.contrasts["difference"].notna().any():
+        svg = render_svg(figures.draw_contrasts(main.contrasts, verdict.plan.margin, main.detectable))
+        pictures.append(Picture(f"Planned contrasts with {level} intervals", svg=svg))
+    return Section("Planned contrasts", texts, tables=[table], pictures=pictures)
+
+
+def _contrast_table(frame: pd.DataFrame, level: str) -> Table:
+    columns = ["system", "against", "seeds", "difference", f"{level} interval", "p", "p (Holm)", "paired interval"]
+    rows = [
+        [
+            str(row["system"]),
+            str(row["against"]),
+            str(row["pairs"]),
+            format_signed(row["difference"]),
+            format_interval(row["low"], row["high"]),
+            format_p(row["p"]),
+            format_p(row["p (Holm)"]),
+            format_interval(row["paired low"], row["paired high"]),
+            format_p(row["p (paired)"]),
+            str(row["verdict"]),
+        ]
+        for row in frame.to_dict("records")
+    ]
+    return Table([*columns, "p (paired)", "verdict"], rows)
+
+
+def format_signed(value: float | None) -> str:
+    """Return a difference with its sign and four digits, or a dash without one."""
+    return "-" if value is None or pd.isna(value) else f"{value:+.4f}"
+
+
+# ---- search
+
+
+def build_search(verdict: Verdict, main: Comparison) -> Section:
+    """Build the section of the search: chosen rates, the losses confirmed, loss against rate."""
+    plan = verdict.plan
+    tokens = f"{plan.budget.search_share:.0%} of the budget"
+    text = (
+        f"Each system at the rate with the smallest mean loss of the search (seeds {join_numbers(plan.seeds.search)}, "
+        f"{tokens}, "
+        f"size {main.size}), then run with fresh seeds. Losses of the search enter no comparison."
+    )
+    rows = []
+    for system, choice in verdict.choices.items():
+        losses = main.losses.get(system, {})
+        finite = pd.Series([loss for loss in losses.values() if math.isfinite(loss)], dtype=float)
+        rows.append(
+            [
+                system,
+                "-" if choice.lr is None else f"{choice.lr:g}",
+                ", ".join(f"{lr:g}" for lr in choice.curve),
+                "yes" if choice.is_edge else "no",
+                "-" if choice.lr is None else format_loss(choice.curve[choice.lr]),
+                "-" if finite.empty else f"{finite.mean():.4f}",
+                "-" if len(finite) < 2 else f"{finite.std():.4f}",
+                str(len(finite)),
+                str(len(losses) - len(finite)),
+            ]
+        )
+    columns = [
+        "system",
+        "rate",
+        "tried",
+        "at the edge",
+        "loss of the search",
+        "loss confirmed",
+        "sd",
+        "seeds",
+        "diverged",
+    ]
+    svg = render_svg(figures.draw_rates(verdict.choices))
+    caption = "Search: loss against learning rate; filled: chosen, x: diverged"
+    table = Table(columns, rows, plan.baseline)
+    return Section("Best against best", [text], tables=[table], pictures=[Picture(caption, svg=svg)])
+
+
+# ---- equal budgets
+
+
+def build_budgets(verdict: Verdict) -> Section:
+    """Build the section of the equal budgets, a table each."""
+    text = (
+        f"Every run's learning-rate schedule ends at its budget. The budget is {verdict.plan.budget.kind}; in another "
+        "unit a "
+        f"system gets what {verdict.plan.baseline}'s run costs in it. Seconds are those of training steps at the speed "
+        "that "
+        "the timing phase measured; the column states what the runs took."
+    )
+    shown = []
+    level = f"{100 * (1 - verdict.plan.alpha):g} %"
+    for kind, comparison in verdict.comparisons.items():
+        rows = []
+        against = comparison.against_baseline.set_index("system")
+        for system, runs in comparison.runs.items():
+            if not runs:
+                continue
+            first, losses = runs[0].result, [run.result["val_loss"] for run in runs]
+            seconds = sum(run.result["tokens"] / run.result["tokens_per_s"] for run in runs) / len(runs)
+            row = against.loc[system].to_dict() if system in against.index else None
+            rows.append(
+                [
+                    system,
+                    f"{first['steps']:,}",
+                    f"{first['tokens']:,}",
+                    f"{first['tokens'] * first['flops_per_token']:.4g}",
+                    f"{seconds:,.4g}",
+                    f"{sum(losses) / len(losses):.4f}",
+                    "-" if row is None else format_signed(row["difference"]),
+                    "-" if row is None else format_interval(row["low"], row["high"]),
+                ]
+            )
+        if rows:
+            columns = ["system", "steps", "tokens", "FLOPs", "seconds", f"loss at equal {kind}", "difference"]
+            shown.append(Table([*columns, f"{level} interval"], rows, verdict.plan.baseline))
+    pictures = []
+    frames = {f"equal {kind}": c.against_baseline for kind, c in verdict.comparisons.items()}
+    if any(frame["difference"].notna().any() for frame in frames.values()):
+        svg = render_svg(figures.draw_budgets(frames, verdict.plan.baseline))
+        pictures.append(Picture(f"Differences to {verdict.plan.baseline} with {level} intervals", svg=svg))
+    return Section("At equal tokens, FLOPs and seconds", [text], tables=shown, pictures=pictures)

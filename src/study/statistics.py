@@ -1,0 +1,196 @@
+"""Statistics of a study: block error, planned contrasts, and scaling fits.
+
+    y_ij = m + system_i + seed_j + e_ij,   s^2 = sum e_ij^2 / ((k - 1)(n - 1))
+    difference of two systems:             t = (mean_a - mean_b) / (s sqrt(2 / n)),  (k - 1)(n - 1) degrees of freedom
+
+The seeds are blocks: runs of one seed share data order and initial weights. Pooling over k systems gives the error
+(k - 1)(n - 1) degrees of freedom where a paired t test has n - 1; it assumes one error variance for all systems, so the
+paired test stands beside it.
+
+    L(N) = E + A / N^a,   E >= 0, A >= 0, by least squares; intervals by resampling seeds
+
+Source: Fisher 1935 for randomized blocks; Holm 1979; Hoffmann et al. 2022 (arXiv 2203.15556) for the form of the fit;
+Efron and Tibshirani 1993 for percentile intervals.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from src.reporting.statistics import correct_holm
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+#: Exponents a of the fit that are tried; beyond them the data does not determine a.
+EXPONENTS = np.geomspace(0.01, 3.0, 600)
+REPLICATES = 2000
+
+
+class BlockError(NamedTuple):
+    """Standard deviation of a run after the effects of system and seed are removed, and its degrees of freedom."""
+
+    sd: float
+    freedom: int
+
+
+def block_error(losses: Array) -> BlockError:
+    """Return the block error of a table of losses, one row per system and one column per seed.
+
+    Raises:
+        ValueError: there are fewer than two systems or seeds.
+    """
+    k, n = losses.shape
+    if min(k, n) < 2:
+        raise ValueError(f"a block error needs 2 systems and 2 seeds, got {k} and {n}")
+    rows, columns = losses.mean(axis=1, keepdims=True), losses.mean(axis=0, keepdims=True)
+    residuals = losses - rows - columns + losses.mean()
+    freedom = (k - 1) * (n - 1)
+    return BlockError(math.sqrt(float((residuals**2).sum()) / freedom), freedom)
+
+
+# ---- contrasts
+
+COLUMNS = (
+    *("system", "against", "pairs", "difference", "low", "high", "p", "p (Holm)"),
+    *("paired low", "paired high", "p (paired)", "verdict"),
+)
+
+
+def compare_contrasts(
+    losses: Mapping[str, Mapping[int, float]], pairs: Sequence[Sequence[str]], alpha: float, margin: float
+) -> pd.DataFrame:
+    """Return one row of `COLUMNS` per planned contrast.
+
+    Args:
+        losses: losses by system and seed; only finite ones count.
+        pairs: system and the one it is compared with.
+        alpha: level of all contrasts together; the intervals have the level 1 - alpha each.
+        margin: nats within which systems are called equal.
+
+    Returns:
+        `verdict` is better, worse, equal (the interval lies within the margin), unresolved, or not tested.
+    """
+    table = complete_table(losses)
+    error = block_error(table.to_numpy()) if min(table.shape) > 1 else None
+    rows = []
+    for system, against in pairs:
+        row: dict[str, Any] = dict.fromkeys(COLUMNS, None)  # cells of several kinds
+        row |= {"system": system, "against": against, "pairs": table.shape[1]}
+        if error is not None and {system, against} <= set(table.index):
+            row |= _compare_pair(table.loc[system].to_numpy(), table.loc[against].to_numpy(), error, alpha)
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame["p (Holm)"] = correct_holm(frame["p"])
+    frame["verdict"] = [_judge(row, alpha, margin) for row in frame.to_dict("records")]
+    return frame
+
+
+def complete_table(losses: Mapping[str, Mapping[int, float]]) -> pd.DataFrame:
+    """Return the finite losses of systems (rows) by seed; systems with fewer than all seeds are left out."""
+    seeds = sorted({seed for values in losses.values() for seed in values})
+    whole = {
+        system: [values[seed] for seed in seeds]
+        for system, values in losses.items()
+        if values.keys() == {*seeds} and all(math.isfinite(loss) for loss in values.values())
+    }
+    return pd.DataFrame.from_dict(whole, orient="index", columns=seeds, dtype=float)
+
+
+def _compare_pair(ours: Array, theirs: Array, error: BlockError, alpha: float) -> dict[str, float]:
+    n = len(ours)
+    difference = float(ours.mean() - theirs.mean())
+    row = {"difference": difference}
+    paired = float((ours - theirs).std(ddof=1)) / math.sqrt(n)
+    pooled = error.sd * math.sqrt(2 / n)
+    for se, freedom, (low, high, p) in (
+        (pooled, error.freedom, ("low", "high", "p")),
+        (paired, n - 1, ("paired low", "paired high", "p (paired)")),
+    ):
+        half = float(stats.t.isf(alpha / 2, freedom)) * se
+        row |= {low: difference - half, high: difference + half}
+        row[p] = float(2 * stats.t.sf(abs(difference) / se, freedom)) if se else float(difference == 0)
+    return row
+
+
+def _judge(row: Mapping[str, Any], alpha: float, margin: float) -> str:
+    if pd.isna(row["p"]):
+        return "not tested"
+    if row["p (Holm)"] < alpha:
+        return "better" if row["difference"] < 0 else "worse"
+    return "equal" if -margin <= row["low"] and row["high"] <= margin else "unresolved"
+
+
+# ---- scaling fits
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fit L(N) = E + A / N^a, as arrays over replicates; the first is the fit itself."""
+
+    floor: Array
+    scale: Array
+    exponent: Array
+    reference: float  # N is measured in this unit, so that A is a loss
+
+    def loss(self, size: float) -> Array:
+        """Return L(N)."""
+        return self.floor + self.scale * (size / self.reference) ** -self.exponent
+
+    def size_for(self, loss: Array) -> Array:
+        """Return the N at which the fit has a loss; infinite at or below E."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            size = self.reference * (self.scale / (loss - self.floor)) ** (1 / self.exponent)
+        reachable = (loss > self.floor) & (self.scale > 0)
+        return np.where(reachable, size, np.inf)
+
+
+def fit_scaling(sizes: Array, losses: Array) -> Fit:
+    """Fit L(N) = E + A / N^a to each row of losses by least squares.
+
+    Args:
+        sizes: N of each column, at least three distinct ones.
+        losses: one row per replicate, one column per size.
+
+    Raises:
+        ValueError: there are fewer than three sizes.
+    """
+    if len(set(sizes.tolist())) < 3:
+        raise ValueError(f"a fit of three numbers needs three sizes, got {len(set(sizes.tolist()))}")
+    reference = float(np.exp(np.log(sizes).mean()))
+    powers = (sizes / reference)[None] ** -EXPONENTS[:, None]  # one row per exponent
+    # For a fixed exponent the fit is linear: slope and intercept, then the bounds.
+    centered = powers - powers.mean(axis=1, keepdims=True)
+    scale = losses @ centered.T / (centered**2).sum(axis=1)
+    floor = losses.mean(axis=1, keepdims=True) - scale * powers.mean(axis=1)
+    through_zero = losses @ powers.T / (powers**2).sum(axis=1)
+    scale = np.where(floor < 0, through_zero, scale)
+    floor = np.where(floor < 0, 0.0, floor)
+    is_rising = scale < 0
+    floor = np.where(is_rising, losses.mean(axis=1, keepdims=True), floor)
+    scale = np.where(is_rising, 0.0, scale)
+    predicted = floor[..., None] + scale[..., None] * powers
+    best = ((losses[:, None, :] - predicted) ** 2).sum(axis=2).argmin(axis=1)
+    rows = np.arange(len(losses))
+    return Fit(floor[rows, best], scale[rows, best], EXPONENTS[best], reference)
+
+
+def resample_means(losses: Sequence[Array], rng: np.random.Generator, replicates: int = REPLICATES) -> Array:
+    """Return the mean over seeds at each size: a first row of the means themselves, then resampled ones."""
+    columns = []
+    for values in losses:
+        drawn = values[rng.integers(0, len(values), (replicates, len(values)))].mean(axis=1)
+        columns.append(np.concatenate(([values.mean()], drawn)))
+    return np.stack(columns, axis=1)
+
+
+def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of the replicates after the first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # infinite replicates
+        low, high = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    return float(low), float(high)

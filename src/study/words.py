@@ -1,0 +1,105 @@
+"""Verdict of a study in sentences that claim no more than its numbers."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from src.study.verdict import Comparison, Verdict
+
+
+def format_interval(low: float | None, high: float | None) -> str:
+    """Return the bounds of an interval, or a dash without them."""
+    return "-" if low is None or pd.isna(low) else f"{low:+.4f} to {high:+.4f}"
+
+
+def format_p(value: float | None) -> str:
+    """Return a p value with four digits, or a dash without one."""
+    if value is None or pd.isna(value):
+        return "-"
+    return "<0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def state_verdict(verdict: Verdict) -> list[str]:
+    """State what the study shows, one sentence each."""
+    main = verdict.main
+    if main is None:
+        return ["The confirmation has not begun, so the study shows nothing yet."]
+    plan = verdict.plan
+    n = len(plan.seeds.confirmation)
+    sentences = [
+        f"At size {main.size}, with {plan.budget.amount(main.size):,.6g} {main.kind} a run, a learning rate searched "
+        "for each "
+        f"system and {n} fresh seeds:"
+    ]
+    sentences += [_state_contrast(row, main, plan.alpha, plan.margin) for row in main.contrasts.to_dict("records")]
+    sentences += _state_budgets(verdict)
+    sentences += _state_scaling(verdict)
+    sentences.append("Other sizes, budgets and data may differ.")
+    return sentences
+
+
+def _state_contrast(row: Mapping[str, Any], main: Comparison, alpha: float, margin: float) -> str:
+    names = f"{row['system']} and {row['against']}"
+    if row["verdict"] == "not tested":
+        ended = {name: main.losses.get(name, {}) for name in (row["system"], row["against"])}
+        diverged = [name for name, losses in ended.items() if any(map(math.isinf, losses.values()))]
+        why = f"since a run of {' and '.join(diverged)} diverged" if diverged else "since their runs are not complete"
+        return f"{names} are not tested, {why}."
+    size, p = f"{abs(row['difference']):.4f} nats", format_p(row["p (Holm)"])
+    facts = f"({100 * (1 - alpha):g} % interval {format_interval(row['low'], row['high'])}, p {p} after Holm)"
+    if row["verdict"] in ("better", "worse"):
+        return f"{row['system']} is {size} {row['verdict']} than {row['against']} {facts}."
+    if row["verdict"] == "equal":
+        return f"{names} are equal within the margin of {margin:g} nats {facts}."
+    seen = (
+        ""
+        if main.detectable is None
+        else f"; a difference of {main.detectable:.4f} nats would be seen with the planned power"
+    )
+    return f"{names} are not distinguished {facts}{seen}."
+
+
+def _state_budgets(verdict: Verdict) -> list[str]:
+    """State which of the planned contrasts come out otherwise at the other equal budgets."""
+    main = verdict.main
+    sentences = []
+    for kind, comparison in verdict.comparisons.items():
+        if main is None or comparison is main or comparison.contrasts["difference"].isna().all():
+            continue
+        changed = [
+            f"{ours['system']} against {ours['against']} is {ours['verdict']} ({ours['difference']:+.4f} nats)"
+            for ours, theirs in zip(
+                comparison.contrasts.to_dict("records"), main.contrasts.to_dict("records"), strict=True
+            )
+            if ours["verdict"] != theirs["verdict"]
+        ]
+        if changed:
+            sentences.append(f"At equal {kind}, {', '.join(changed)}.")
+        else:
+            sentences.append(f"At equal {kind} the verdicts are the same.")
+    return sentences
+
+
+def _state_scaling(verdict: Verdict) -> list[str]:
+    if verdict.scaling is None or verdict.scaling.multipliers.empty:
+        return []
+    largest = verdict.scaling.points.sort_values("parameters")["size"].iloc[-1]
+    sentences = []
+    for row in verdict.scaling.multipliers.to_dict("records"):
+        if row["size"] != largest or row["system"] == verdict.plan.baseline:
+            continue
+        if not all(math.isfinite(row[key]) for key in ("compute", "low", "high", "with throughput")):
+            sentences.append(
+                f"By its own fit {verdict.plan.baseline} may not reach {row['system']}'s loss at size {largest}."
+            )
+            continue
+        beyond = ", an extrapolation" if row["beyond"] == "yes" else ""
+        sentences.append(
+            f"At size {largest} {verdict.plan.baseline} would need {row['compute']:.2f} times the compute of "
+            f"{row['system']} "
+            f"(95 % interval {row['low']:.2f} to {row['high']:.2f}{beyond}), and {row['with throughput']:.2f} times "
+            "its seconds."
+        )
+    return sentences

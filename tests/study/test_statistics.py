@@ -1,0 +1,153 @@
+"""Statistics of a study on simulated data with known truth; Monte-Carlo errors are four standard errors."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from src.study.power import detectable_difference
+from src.study.statistics import (
+    Array,
+    block_error,
+    compare_contrasts,
+    complete_table,
+    fit_scaling,
+    percentile_interval,
+    resample_means,
+)
+
+REPLICATES = 4000
+
+
+def simulate(effects: list[float], n: int, sd: float, seed: int, replicates: int = REPLICATES) -> Array:
+    """Losses of systems with given effects, seeds with effects of their own, and noise, one table per replicate."""
+    rng = np.random.default_rng(seed)
+    seeds = rng.normal(0, 3 * sd, (replicates, 1, n))
+    return 4 + np.array(effects)[None, :, None] + seeds + rng.normal(0, sd, (replicates, len(effects), n))
+
+
+def close(share: float, truth: float, replicates: int = REPLICATES) -> bool:
+    """Return whether a share of replicates is the true one within Monte-Carlo error."""
+    return abs(share - truth) < 4 * math.sqrt(truth * (1 - truth) / replicates)
+
+
+def pooled_tests(tables: Array, pair: tuple[int, int] = (1, 0)) -> tuple[Array, Array]:
+    """Difference of two systems and its standard error in every replicate, by `block_error`."""
+    n = tables.shape[2]
+    sd = np.array([block_error(table).sd for table in tables])
+    return tables[:, pair[0]].mean(axis=1) - tables[:, pair[1]].mean(axis=1), sd * math.sqrt(2 / n)
+
+
+def named(table: Array) -> dict[str, dict[int, float]]:
+    return {f"s{i}": dict(enumerate(row.tolist())) for i, row in enumerate(table)}
+
+
+def test_the_block_error_is_unbiased_and_ignores_seed_effects() -> None:
+    variances = [block_error(table).sd ** 2 for table in simulate([0, 1, 2], 5, 0.01, 1)]
+    # Var of the mean square: 2 sigma^4 / df.
+    assert abs(np.mean(variances) - 1e-4) < 4 * 1e-4 * math.sqrt(2 / 8 / REPLICATES)
+
+
+def test_the_block_error_equals_the_residual_of_a_two_way_analysis_by_hand() -> None:
+    table = np.array([[1.0, 2.0, 4.0], [2.0, 3.0, 3.0]])
+    # Paired differences of the rows: -1, -1, 1 with a sample variance of 4/3, twice the block variance.
+    found = block_error(table)
+    assert found.freedom == 2
+    assert found.sd == pytest.approx(math.sqrt(2 / 3))
+
+
+def test_intervals_cover_the_true_difference_as_often_as_they_state() -> None:
+    difference, se = pooled_tests(simulate([0, -0.01, 0.02, 0.0], 4, 0.01, 2))
+    half = stats.t.isf(0.025, 9) * se
+    assert close(float((abs(difference + 0.01) < half).mean()), 0.95)
+
+
+def test_the_intervals_of_a_contrast_are_those_of_the_simulation() -> None:
+    table = simulate([0, -0.01, 0.02, 0.0], 4, 0.01, 2, replicates=1)
+    difference, se = pooled_tests(table)
+    row = compare_contrasts(named(table[0]), [["s1", "s0"]], 0.05, 0.0).iloc[0]
+    half = stats.t.isf(0.025, 9) * se[0]
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(
+        (difference[0], difference[0] - half, difference[0] + half)
+    )
+    paired = stats.ttest_rel(table[0][1], table[0][0])
+    assert row["p (paired)"] == pytest.approx(paired.pvalue)
+    assert row["paired low"] == pytest.approx(paired.confidence_interval(0.95).low)
+
+
+def test_power_at_the_detectable_difference_is_the_planned_one() -> None:
+    n, k, sd, alpha, power = 5, 3, 0.01, 0.01, 0.8
+    effect = detectable_difference(sd * math.sqrt(2 / n), (k - 1) * (n - 1), alpha, power)
+    difference, se = pooled_tests(simulate([0, -effect, 0], n, sd, 3))
+    p = 2 * stats.t.sf(abs(difference) / se, (k - 1) * (n - 1))
+    assert close(float((p < alpha).mean()), power)
+
+
+@pytest.mark.parametrize(("sd", "alpha", "n", "tabled"), [(0.003, 0.01, 5, 0.008), (0.005, 0.01, 10, 0.007)])
+def test_detectable_differences_of_paired_tests_are_those_of_tables(
+    sd: float, alpha: float, n: int, tabled: float
+) -> None:
+    found = detectable_difference(sd / math.sqrt(n), n - 1, alpha, 0.8)
+    assert found == pytest.approx(tabled, abs=0.0005)
+
+
+def test_holm_keeps_the_type_one_error_of_all_contrasts_below_alpha() -> None:
+    replicates = 250
+    pairs = [["s1", "s0"], ["s2", "s0"], ["s3", "s0"]]
+    false = 0
+    for table in simulate([0, 0, 0, 0], 4, 0.01, 4, replicates):
+        rows = compare_contrasts(named(table), pairs, 0.05, 0.0)
+        false += bool(rows["verdict"].isin(["better", "worse"]).any())
+    assert false / replicates < 0.05 + 4 * math.sqrt(0.05 * 0.95 / replicates)
+    assert false > 0
+
+
+def test_equal_systems_are_called_equal_only_within_the_margin() -> None:
+    table = simulate([0, 0.0001, 0.5], 6, 0.001, 5, replicates=1)[0]
+    rows = compare_contrasts(named(table), [["s1", "s0"], ["s2", "s0"]], 0.05, 0.01)
+    assert rows["verdict"].tolist() == ["equal", "worse"]
+    assert compare_contrasts(named(table), [["s1", "s0"]], 0.05, 0.0)["verdict"].tolist() == ["unresolved"]
+
+
+def test_a_system_with_a_diverged_run_is_not_tested_and_leaves_the_others_their_error() -> None:
+    losses = named(simulate([0, -1, 0], 4, 0.01, 6, replicates=1)[0])
+    losses["s2"][1] = math.inf
+    rows = compare_contrasts(losses, [["s1", "s0"], ["s2", "s0"]], 0.05, 0.0)
+    assert rows["verdict"].tolist() == ["better", "not tested"]
+    assert list(complete_table(losses).index) == ["s0", "s1"]
+    assert pd.isna(rows["p"].iloc[1])
+
+
+def test_a_fit_recovers_the_curve_that_made_the_losses() -> None:
+    sizes = np.array([1e5, 3e5, 1e6, 3e6])
+    losses = 2.0 + 1.5 * (sizes / 1e6) ** -0.3
+    fit = fit_scaling(sizes, losses[None])
+    assert fit.floor[0] == pytest.approx(2.0, abs=0.05)
+    assert fit.exponent[0] == pytest.approx(0.3, rel=0.03)
+    assert np.concatenate([fit.loss(size) for size in sizes]) == pytest.approx(losses, abs=1e-3)
+    assert fit.size_for(np.array([losses[1]]))[0] == pytest.approx(3e5, rel=0.02)
+    assert fit.size_for(np.array([1.5]))[0] == math.inf
+
+
+def test_a_fit_without_a_trend_has_no_size_for_a_smaller_loss() -> None:
+    fit = fit_scaling(np.array([1.0, 2.0, 4.0]), np.array([[3.0, 3.1, 3.2]]))
+    assert fit.scale[0] == 0
+    assert fit.size_for(np.array([2.9]))[0] == math.inf
+    with pytest.raises(ValueError, match="needs three sizes, got 2"):
+        fit_scaling(np.array([1.0, 2.0]), np.array([[3.0, 2.0]]))
+
+
+def test_bootstrap_intervals_of_a_prediction_cover_the_truth() -> None:
+    """With 8 seeds a percentile interval is a little too short: its normal counterpart has n / (n - 1) less variance."""
+    sizes, replicates, n = np.array([1e5, 3e5, 1e6]), 150, 8
+    truth = 2.0 + 1.5 * (sizes / 1e6) ** -0.3
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(replicates):
+        seeds = [rng.normal(mean, 0.02, n) for mean in truth]
+        fit = fit_scaling(sizes, resample_means(seeds, rng, 200))
+        low, high = percentile_interval(fit.loss(sizes[1]))
+        covered += low < truth[1] < high
+    assert 0.85 < covered / replicates < 0.98

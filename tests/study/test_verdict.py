@@ -1,0 +1,199 @@
+"""Verdict and page of a study whose runs have known losses.
+
+Covers `page.py`, `words.py`, `figures.py`, `scaling.py`, `comparison_sections.py` and `scaling_sections.py`.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.study.page import write_verdict
+from src.study.phases import Cost, RunSpec, next_runs
+from src.study.plan import Budget, Rates, Seeds, StudyPlan
+from src.study.record import StudyRecord, read_results
+from src.study.verdict import build_verdict
+from tests.reporting.folders import STEP_TOKENS, write_run
+
+SIZES = {"small": 100_000, "middle": 400_000, "large": 1_600_000}
+#: The system `better` has the loss that the baseline has at twice the parameters; `same` differs by noise only.
+FACTORS = {"vanilla": 1.0, "better": 2.0, "same": 1.0}
+PLAN = StudyPlan(
+    common=[],
+    systems={name: [f"residual={name}"] for name in FACTORS},
+    sizes={name: [f"model.n_embd={name}"] for name in SIZES},
+    baseline="vanilla",
+    rates=Rates([1e-3, 2e-3, 4e-3], 2.0, 1, "first"),
+    seeds=Seeds([101, 102], [201], [1, 2, 3, 4], [1, 2]),
+    budget=Budget(8 * STEP_TOKENS, None, None, {}, 0.5, ["seconds"]),
+    contrasts=[["better", "vanilla"], ["same", "vanilla"]],
+    alpha=0.05,
+    power=0.8,
+    margin=0.01,
+    sd=0.01,
+    timing_steps=4,
+)
+COSTS = {(size, system): Cost(STEP_TOKENS, 6.0 * n) for size, n in SIZES.items() for system in FACTORS}
+
+
+def loss_of(spec: RunSpec) -> float:
+    """Return 2 + (N / 4e5)^-0.5 at the best rate, 2e-3, with seed effects and an error of about 0.002."""
+    noise = 0.002 * math.sin(7.0 * spec.seed + 3 * len(spec.system) + 11 * len(spec.size))
+    seed = 0.05 * math.cos(spec.seed)
+    size = FACTORS[spec.system] * SIZES[spec.size] / 4e5
+    return 2 + size**-0.5 + 0.3 * math.log(spec.lr / 2e-3) ** 2 + noise + seed
+
+
+def write_study(folder: Path, loss: Callable[[RunSpec], float] = loss_of, stop: str = "") -> StudyRecord:
+    """Write the folder of a study up to a phase; `same` runs at half the speed, a loss of inf is a diverged run."""
+    record = StudyRecord("made", PLAN, COSTS)
+    while due := next_runs(PLAN, COSTS, read_results(folder)):
+        if due[0] == stop:
+            break
+        for spec in due[1]:
+            write_spec(folder, record, spec, loss(spec))
+    record.frozen = {"time": "2026-01-01T00:00:00+00:00", "hash": record.hash}
+    record.write(folder)
+    return record
+
+
+def write_spec(folder: Path, record: StudyRecord, spec: RunSpec, loss: float) -> None:
+    depth, width = {"small": (2, 32), "middle": (4, 32), "large": (4, 64)}[spec.size]
+    config: dict[str, Any] = {
+        "study": {"plan": record.hash},
+        "model": {"n_layer": depth, "n_embd": width},
+        "optimizer": {"lr": spec.lr, "min_lr": spec.lr / 10},
+        "trainer": {"max_steps": spec.steps},
+    }
+    diverged = {"status": "diverged", "reason": "a planted spike"} if math.isinf(loss) else {}
+    write_run(
+        folder / spec.folder,
+        name=spec.system,
+        seed=spec.seed,
+        losses=[5.0] * (spec.steps // 2 - 1) + [5.0 if diverged else loss],
+        tokens_per_s=1000.0 / (1 + (spec.system == "same")),
+        flops_per_token=6 * SIZES[spec.size],
+        config=config,
+        n_params=SIZES[spec.size],
+        **diverged,
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder)
+    return folder
+
+
+def test_contrasts_find_the_planted_difference_and_nothing_else(study: Path) -> None:
+    main = build_verdict(study).main
+    assert main is not None
+    assert main.contrasts["verdict"].tolist() == ["better", "equal"]
+    assert main.contrasts["difference"].iloc[0] == pytest.approx((0.5**-0.5) - (0.25**-0.5), abs=0.005)
+
+
+def test_the_chosen_rate_is_the_interior_minimum(study: Path) -> None:
+    choices = build_verdict(study).choices
+    assert {choice.lr for choice in choices.values()} == {2e-3}
+    assert not any(choice.is_edge for choice in choices.values())
+
+
+def test_the_compute_multiplier_is_the_planted_one(study: Path) -> None:
+    """The baseline needs twice the parameters, at equal tokens twice the FLOPs; `same` has half the speed."""
+    scaling = build_verdict(study).scaling
+    assert scaling is not None
+    rows = scaling.multipliers.set_index(["system", "size"])
+    assert rows.loc[("better", "middle"), "compute"] == pytest.approx(2.0, rel=0.05)
+    assert rows.loc[("better", "middle"), "with throughput"] == pytest.approx(2.0, rel=0.05)
+    assert rows.loc[("same", "middle"), "compute"] == pytest.approx(1.0, rel=0.05)
+    assert rows.loc[("same", "middle"), "with throughput"] == pytest.approx(0.5, rel=0.05)
+    assert rows.loc[("better", "large"), "beyond"] == "yes"
+    assert scaling.fits["vanilla"].exponent[0] == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_slow_system_has_fewer_steps_at_equal_seconds(study: Path) -> None:
+    comparison = build_verdict(study).comparisons["seconds"]
+    steps = {system: runs[0].result["steps"] for system, runs in comparison.runs.items()}
+    assert steps == {"vanilla": 8, "better": 8, "same": 4}
+
+
+def test_rates_of_the_search_are_fair_and_anything_else_is_flagged(study: Path, tmp_path: Path) -> None:
+    assert build_verdict(study).unfair == []
+    plan_rate = lambda spec: loss_of(spec) + (spec.system == "better") * 0.5 * (spec.lr == 2e-3)  # noqa: E731
+    write_study(tmp_path / "s", plan_rate)
+    verdict = build_verdict(tmp_path / "s")
+    assert {(one.system, one.key) for one in verdict.fair} == {
+        ("better", "optimizer.lr"),
+        ("better", "optimizer.min_lr"),
+    }
+    assert verdict.unfair == []
+    for path in (tmp_path / "s" / "confirmation" / "small").glob("same-*/config.yaml"):
+        path.write_text(path.read_text().replace('"eps": 1e-05', '"eps": 1e-06'))
+    found = build_verdict(tmp_path / "s").unfair
+    assert {(one.system, one.key) for one in found} == {("same", "norm.eps")}
+
+
+def test_the_page_states_the_numbers_and_no_more(study: Path, tmp_path: Path) -> None:
+    page, sentences = write_verdict(study, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    words = " ".join(sentences)
+    assert "better is 0.58" in words
+    assert "nats better than vanilla (95 % interval -0.5" in words
+    assert "same and vanilla are equal within the margin of 0.01 nats" in words
+    assert "At equal seconds" in words
+    assert "At size large vanilla would need 2.02 times the compute of better" in words
+    assert "an extrapolation" in words  # the baseline has no run as large
+    assert "Other sizes, budgets and data may differ." in words
+    for part in (
+        "Planned contrasts",
+        "Best against best",
+        "At equal tokens, FLOPs and seconds",
+        "Over sizes",
+        "Mechanism",
+    ):
+        assert f"## {part}" in text
+    assert "Missing" not in text
+    assert "| vanilla | 0.002 | 0.001, 0.002, 0.004 | no |" in text
+    assert page.read_text().count("<svg") == 4
+    assert (tmp_path / "contrasts.csv").read_text().count("\n") == 5
+    assert "width 32 | width 64" in text
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    write_study(tmp_path / "s", stop="ladder")
+    write_verdict(tmp_path / "s", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Missing: ladder: 0 of 12 runs." in text
+    assert "no fit of L(N) and no compute multiplier: they need three sizes, and 1 have runs" in text
+
+
+def test_a_study_before_its_confirmation_shows_nothing_yet(tmp_path: Path) -> None:
+    write_study(tmp_path / "s", stop="search")
+    _, sentences = write_verdict(tmp_path / "s", tmp_path)
+    assert sentences == ["The confirmation has not begun, so the study shows nothing yet."]
+    text = (tmp_path / "report.md").read_text()
+    assert "Missing: search: 0 of 9 runs; confirmation: not begun; ladder: not begun." in text
+
+
+def test_a_diverged_confirmation_is_listed_and_not_tested(tmp_path: Path) -> None:
+    write_study(
+        tmp_path / "s",
+        lambda spec: math.inf if (spec.phase, spec.system, spec.seed) == ("confirmation", "same", 2) else loss_of(spec),
+    )
+    _, sentences = write_verdict(tmp_path / "s", tmp_path)
+    assert "same and vanilla are not tested, since a run of same diverged." in sentences
+    text = (tmp_path / "report.md").read_text()
+    assert "a planted spike" in text
+    assert "| confirmation | 16 | 16 | 2 |" in text
+
+
+def test_an_amended_plan_is_named_on_the_page(tmp_path: Path) -> None:
+    record = write_study(tmp_path / "s")
+    record.changes = [{"time": "today", "reason": "a wider margin", "hash": "x", "keys": {"margin": [0.0, 0.01]}}]
+    record.write(tmp_path / "s")
+    write_verdict(tmp_path / "s", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "The plan changed on today, after the confirmation began: margin was 0.0, is 0.01. a wider margin." in text
