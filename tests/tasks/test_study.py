@@ -10,12 +10,17 @@ from src.study.phases import parse_folder
 from src.study.record import read_record
 from tests.runs import begin, error_lines, make_shards, result, run
 
-#: The miniature study, smaller: runs of 6 steps of 256 tokens, at 3 steps in the search.
+#: The miniature study, smaller: runs of 6 steps of 256 tokens, at 3 steps in the search, and a rate that diverges.
 STUDY = [
     *("task=study", "study=miniature", "hydra.sweep.dir=s"),
     *("model.vocab_size=512", "model.block_size=32", "data.val_tokens=1024", "trainer.threads=1"),
     *("trainer.stream_pictures=false", "check=off"),
-    *("study.budget.tokens=1536", "study.timing_steps=4", "study.budget.equal=[flops]"),
+    *(
+        "study.rates.grid=[3.0e-3,1.0e+30]",
+        "study.budget.tokens=1536",
+        "study.timing_steps=4",
+        "study.budget.equal=[flops]",
+    ),
     "study.sizes.small=['model.n_layer=2','model.n_embd=16']",
     "study.sizes.large=['model.n_layer=2','model.n_embd=32']",
 ]
@@ -26,13 +31,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
-def completed(folder: Path) -> dict[str, int]:
-    """Return the completed runs of a study with the times at which their results were written."""
+def ended(folder: Path, status: str = "completed") -> dict[str, int]:
+    """Return the runs of a study that ended so, with the times at which their results were written."""
     found = folder.glob("*/*/*/result.json")
     return {
         path.parent.relative_to(folder).as_posix(): path.stat().st_mtime_ns
         for path in found
-        if json.loads(path.read_text())["status"] == "completed"
+        if json.loads(path.read_text())["status"] == status
     }
 
 
@@ -44,17 +49,24 @@ def test_a_killed_study_is_continued_by_the_same_command(shards: Path, tmp_path:
         while process.poll() is None and not list(folder.glob("search/*/*/result.json")):
             time.sleep(0.05)
         process.kill()  # SIGKILL
-    before = completed(folder)
+    before = ended(folder)
     assert before.keys() >= {"timing/large/resformer-lr0.003-steps4-seed201"}
 
     done = run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
-    after = completed(folder)
+    after = ended(folder)
     assert {name: after[name] for name in before} == before  # nothing was run again
     specs = [spec for spec in map(parse_folder, after) if spec is not None]
     counts = {phase: sum(spec.phase == phase for spec in specs) for phase in ("timing", "pilot", "ladder")}
     assert counts == {"timing": 6, "pilot": 2, "ladder": 6}
-    assert 6 <= sum(spec.phase == "search" for spec in specs) <= 9
+    # A diverged rate is a result: the best is the smallest that was tried, so the search tries a smaller one.
+    rates = {spec.lr for spec in specs if spec.phase == "search"}
+    assert rates == {0.003, 0.001}
+    diverged = [spec for spec in map(parse_folder, ended(folder, "diverged")) if spec is not None]
+    assert {(spec.phase, spec.lr, spec.system) for spec in diverged} == {
+        ("search", 1e30, system) for system in ("vanilla", "x0_blend", "resformer")
+    }
+    assert "## Diverged runs" in (folder / "report.md").read_text()
     assert {spec.seed for spec in specs if spec.phase == "search"} == {201}
     confirmed = [spec for spec in specs if spec.phase == "confirmation"]
     assert {(spec.system, spec.seed) for spec in confirmed} == {
