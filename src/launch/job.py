@@ -141,10 +141,12 @@ def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
     )
     start = time.monotonic()
     code, line, value = run_task(job)
-    if code == DIVERGED and config.get("study") is not None:
+    is_of_study = is_sweep and config.get("study") is not None
+    if code == DIVERGED and is_of_study:
         code, value = COMPLETED, math.inf  # a study counts it as a result
     number = int(hydra.job.num) if is_sweep else 0
-    outcomes.jobs.append(Outcome(number, job.folder, job.overrides, code, line, time.monotonic() - start))
+    if code != COMPLETED or not is_of_study:  # a study reports its runs itself
+        outcomes.jobs.append(Outcome(number, job.folder, job.overrides, code, line, time.monotonic() - start))
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and outcomes.is_owner():
         raise Interrupted(code - 128)
     if code != COMPLETED and is_sweep:

@@ -8,6 +8,7 @@ from src.reporting.curves import render_svg
 from src.reporting.page import Picture, Section, Table
 from src.study import figures
 from src.study.describe import format_loss
+from src.study.plan import UNITS
 from src.study.verdict import Comparison, Verdict
 from src.study.words import format_interval, format_p
 
@@ -24,11 +25,9 @@ def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
     """Build the section of the planned contrasts."""
     level = f"{100 * (1 - verdict.plan.alpha):g} %"
     texts = [
-        f"Final validation loss at size {main.size} and equal {main.kind}; the difference is the first system's minus "
-        "the "
-        f"second's. Intervals ({level}) and p values use the error pooled over all systems and seeds; the paired ones "
-        "use "
-        "the two systems alone, and hold if systems differ in their variance."
+        f"Final validation loss at size {main.size} and equal {UNITS[main.kind]}; the difference is the first "
+        f"system's minus the second's. Intervals ({level}) and p values use the error pooled over all systems and "
+        "seeds; the paired ones use the two systems alone, and hold if systems differ in their variance."
     ]
     if main.error is not None:
         found = "no difference is too small to detect, as no run varies"
@@ -36,8 +35,7 @@ def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
             found = f"with it, {main.detectable:.4f} nats are detected with power {verdict.plan.power:g}"
         texts.append(
             f"Block error: sd {main.error.sd:.4f} nats with {main.error.freedom} degrees of freedom; {found} at the "
-            "first "
-            "level of Holm's method."
+            "first level of Holm's method."
         )
     table = _contrast_table(main.contrasts, level)
     pictures = []
@@ -81,8 +79,7 @@ def build_search(verdict: Verdict, main: Comparison) -> Section:
     tokens = f"{plan.budget.search_share:.0%} of the budget"
     text = (
         f"Each system at the rate with the smallest mean loss of the search (seeds {join_numbers(plan.seeds.search)}, "
-        f"{tokens}, "
-        f"size {main.size}), then run with fresh seeds. Losses of the search enter no comparison."
+        f"{tokens}, size {main.size}), then run with fresh seeds. Losses of the search enter no comparison."
     )
     rows = []
     for system, choice in verdict.choices.items():
@@ -124,11 +121,9 @@ def build_search(verdict: Verdict, main: Comparison) -> Section:
 def build_budgets(verdict: Verdict) -> Section:
     """Build the section of the equal budgets, a table each."""
     text = (
-        f"Every run's learning-rate schedule ends at its budget. The budget is {verdict.plan.budget.kind}; in another "
-        "unit a "
-        f"system gets what {verdict.plan.baseline}'s run costs in it. Seconds are those of training steps at the speed "
-        "that "
-        "the timing phase measured; the column states what the runs took."
+        f"Every run's learning-rate schedule ends at its budget. The budget is {UNITS[verdict.plan.budget.kind]}; in "
+        f"another unit a system gets what {verdict.plan.baseline}'s run costs in it. Seconds are those of training "
+        "steps at the speed that the timing phase measured; the column states what the runs took."
     )
     shown = []
     level = f"{100 * (1 - verdict.plan.alpha):g} %"
@@ -154,10 +149,10 @@ def build_budgets(verdict: Verdict) -> Section:
                 ]
             )
         if rows:
-            columns = ["system", "steps", "tokens", "FLOPs", "seconds", f"loss at equal {kind}", "difference"]
+            columns = ["system", "steps", "tokens", "FLOPs", "seconds", f"loss at equal {UNITS[kind]}", "difference"]
             shown.append(Table([*columns, f"{level} interval"], rows, verdict.plan.baseline))
     pictures = []
-    frames = {f"equal {kind}": c.against_baseline for kind, c in verdict.comparisons.items()}
+    frames = {f"equal {UNITS[kind]}": c.against_baseline for kind, c in verdict.comparisons.items()}
     if any(frame["difference"].notna().any() for frame in frames.values()):
         svg = render_svg(figures.draw_budgets(frames, verdict.plan.baseline))
         pictures.append(Picture(f"Differences to {verdict.plan.baseline} with {level} intervals", svg=svg))

@@ -13,7 +13,7 @@ from src.study.phases import (
     read_speed,
     timing_run,
 )
-from src.study.plan import StudyPlan, plan_hash
+from src.study.plan import UNITS, StudyPlan, plan_hash
 from src.study.power import count_runs, estimate_seconds, pilot_sd, planned_difference
 
 
@@ -24,12 +24,11 @@ def describe_plan(name: str, plan: StudyPlan, costs: Costs, results: Results) ->
     return [
         f"study {name}, plan {plan_hash(plan)}",
         f"  {len(plan.systems)} systems: {', '.join(plan.systems)}; {len(plan.sizes)} sizes: {', '.join(plan.sizes)}",
-        f"  budget {plan.budget.amount(plan.first_size):,.6g} {plan.budget.kind} a run at {plan.first_size}; equal "
-        f"{', '.join(plan.budget.kinds)}",
+        f"  budget {plan.budget.amount(plan.first_size):,.6g} {UNITS[plan.budget.kind]} a run at {plan.first_size}; "
+        f"equal {', '.join(UNITS[kind] for kind in plan.budget.kinds)}",
         *(f"  {phase:14}{counts[phase]:5} runs {hours[phase]:9.2f} h" for phase in counts),
         f"  {'in all':14}{sum(counts.values()):5} runs {sum(hours.values()):9.2f} h one after the other at the "
-        "measured "
-        f"speeds; up to {_count_extensions(plan)} more if the search is extended",
+        f"measured speeds; up to {_count_extensions(plan)} more if the search is extended",
         *_describe_speeds(plan, results),
         describe_power(plan, costs, results),
     ]

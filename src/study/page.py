@@ -91,8 +91,7 @@ def _describe_plan(verdict: Verdict) -> Section:
     pairs = ", ".join(f"{a} - {b}" for a, b in plan.contrasts)
     texts = [
         f"Plan {verdict.record.hash}, {fixed}. Planned contrasts: {pairs}, at alpha {plan.alpha:g} in total (Holm); "
-        "equal "
-        f"means that the interval lies within {plan.margin:g} nats.",
+        f"equal means that the interval lies within {plan.margin:g} nats.",
         f"Power at the planning: {describe_power(plan, verdict.record.costs, verdict.results).strip()}.",
         f"Seeds: pilot {join_numbers(plan.seeds.pilot)}; search {join_numbers(plan.seeds.search)}; confirmation "
         f"{join_numbers(plan.seeds.confirmation)}; ladder {join_numbers(plan.seeds.ladder)}.",
@@ -112,8 +111,7 @@ def _build_mechanism(verdict: Verdict) -> list[Section]:
     if not found:
         text = (
             "No run of the confirmation has figures of its stream (trainer.stream_pictures) or of task=analyze, so "
-            "there is "
-            "no mechanism to show."
+            "there is no mechanism to show."
         )
         return [Section("Mechanism", [text])]
     return [Section("Mechanism", pictures=[Picture(caption, file=path) for caption, path in found])]

@@ -127,8 +127,8 @@ def read_speed(plan: StudyPlan, results: Results, size: str, system: str) -> flo
     timed = results.get(timing_run(plan, size, system).folder)
     if timed is None or timed.tokens_per_s is None:
         raise ValueError(
-            f"{system} at size {size} has no measured speed, since its timing run did not complete; "
-            "lower study.rates.grid, or leave the system out"
+            f"{system} at size {size} has no measured speed, since its timing run did not complete; lower "
+            "study.rates.grid, or leave the system out"
         )
     return timed.tokens_per_s
 
@@ -147,8 +147,7 @@ def check_lengths(plan: StudyPlan, costs: Costs, results: Results, kinds: Sequen
             if cost.warmup_steps is not None and cost.warmup_steps >= shortest:
                 raise ValueError(
                     f"study.budget.{plan.budget.kind}={plan.budget.amount(size):g} gives {system} at size {size} runs "
-                    "of "
-                    f"{shortest} steps{' in the search' if is_searched else ''}, which must exceed "
+                    f"of {shortest} steps{' in the search' if is_searched else ''}, which must exceed "
                     f"optimizer.warmup_steps={cost.warmup_steps}; raise study.budget.{plan.budget.kind}"
                 )
 

@@ -24,6 +24,8 @@ from pydantic import Field
 from src.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Kind = Literal["tokens", "flops", "seconds"]
+#: Names of the units in sentences.
+UNITS: dict[Kind, str] = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 Share = Annotated[float, Field(gt=0, lt=1)]
 #: Names of systems and sizes are parts of paths.
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")

@@ -103,8 +103,8 @@ def open_record(folder: Path, name: str, plan: StudyPlan, costs: Costs, reason: 
                 keys = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
                 raise UserError(
                     f"the plan of study {name} changed after its confirmation began on {before.frozen['time']}: "
-                    f"{keys}; "
-                    "restore it, give another hydra.sweep.dir, or give amend='<reason>', which the report states"
+                    f"{keys}; restore it, give another hydra.sweep.dir, or give amend='<reason>', which the report "
+                    "states"
                 )
             if changed:
                 record.changes.append({"time": now(), "reason": reason, "hash": record.hash, "keys": changed})

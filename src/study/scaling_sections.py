@@ -22,8 +22,8 @@ def build_scaling_sections(verdict: Verdict) -> list[Section]:
     if scaling.fits:
         texts.append(
             "L(n) = E + A / n^a by least squares, n the parameters over the geometric mean of the sizes. 95 % "
-            "intervals "
-            "resample seeds; with few seeds they are too short, and with three sizes the fit goes through all points."
+            "intervals resample seeds; with few seeds they are too short, and with three sizes the fit goes through "
+            "all points."
         )
         rows = []
         for system, fit in scaling.fits.items():
@@ -37,10 +37,9 @@ def build_scaling_sections(verdict: Verdict) -> list[Section]:
     if not scaling.multipliers.empty:
         texts.append(
             f"Compute multiplier: the FLOPs that {verdict.plan.baseline} needs for the system's loss by its own fit, "
-            "over the "
-            "system's FLOPs; with throughput, the same in seconds at the speeds of the compared runs. Beyond: the loss "
-            "is "
-            "outside of the losses that the baseline's fit was made from, so the number extrapolates."
+            "over the system's FLOPs; with throughput, the same in seconds at the speeds of the compared runs. "
+            "Beyond: the loss is outside of the losses that the baseline's fit was made from, so the number "
+            "extrapolates."
         )
         columns = [
             "system",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from src.study.plan import UNITS
 from src.study.verdict import Comparison, Verdict
 
 
@@ -29,9 +30,8 @@ def state_verdict(verdict: Verdict) -> list[str]:
     plan = verdict.plan
     n = len(plan.seeds.confirmation)
     sentences = [
-        f"At size {main.size}, with {plan.budget.amount(main.size):,.6g} {main.kind} a run, a learning rate searched "
-        "for each "
-        f"system and {n} fresh seeds:"
+        f"At size {main.size}, with {plan.budget.amount(main.size):,.6g} {UNITS[main.kind]} a run, a learning rate "
+        f"searched for each system and {n} fresh seeds:"
     ]
     sentences += [_state_contrast(row, main, plan.alpha, plan.margin) for row in main.contrasts.to_dict("records")]
     sentences += _state_budgets(verdict)
@@ -76,9 +76,9 @@ def _state_budgets(verdict: Verdict) -> list[str]:
             if ours["verdict"] != theirs["verdict"]
         ]
         if changed:
-            sentences.append(f"At equal {kind}, {', '.join(changed)}.")
+            sentences.append(f"At equal {UNITS[kind]}, {', '.join(changed)}.")
         else:
-            sentences.append(f"At equal {kind} the verdicts are the same.")
+            sentences.append(f"At equal {UNITS[kind]} the verdicts are the same.")
     return sentences
 
 
@@ -98,8 +98,7 @@ def _state_scaling(verdict: Verdict) -> list[str]:
         beyond = ", an extrapolation" if row["beyond"] == "yes" else ""
         sentences.append(
             f"At size {largest} {verdict.plan.baseline} would need {row['compute']:.2f} times the compute of "
-            f"{row['system']} "
-            f"(95 % interval {row['low']:.2f} to {row['high']:.2f}{beyond}), and {row['with throughput']:.2f} times "
-            "its seconds."
+            f"{row['system']} (95 % interval {row['low']:.2f} to {row['high']:.2f}{beyond}), and "
+            f"{row['with throughput']:.2f} times its seconds."
         )
     return sentences
