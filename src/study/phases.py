@@ -101,12 +101,12 @@ def _round(lr: float) -> float:
 
 
 def count_steps(plan: StudyPlan, costs: Costs, results: Results, size: str, system: str, kind: Kind) -> int:
-    """Return the optimizer steps that a system's budget pays for at a size; rounded down, at least 1."""
+    """Return the optimizer steps whose cost is nearest to a system's budget at a size, at least 1."""
     amount = plan.budget.amount(size)
     if kind != plan.budget.kind:  # what the baseline's run costs in the other unit
         steps = count_steps(plan, costs, results, size, plan.baseline, plan.budget.kind)
         amount = steps * _step_cost(plan, costs, results, size, plan.baseline, kind)
-    return max(1, math.floor(amount / _step_cost(plan, costs, results, size, system, kind) + 1e-9))
+    return max(1, round(amount / _step_cost(plan, costs, results, size, system, kind)))
 
 
 def _step_cost(plan: StudyPlan, costs: Costs, results: Results, size: str, system: str, kind: Kind) -> float:

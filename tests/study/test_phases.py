@@ -109,6 +109,13 @@ def test_equal_flops_and_seconds_are_those_of_the_baseline_and_shared_runs_are_m
     assert count_steps(plan, COSTS, results, "large", "new", "tokens") == 64
 
 
+def test_steps_are_rounded_to_the_nearest_so_that_few_parameters_cost_no_step() -> None:
+    plan = make_plan()
+    costs = {**COSTS, ("small", "new"): Cost(100, 1000.5), ("large", "new"): Cost(100, 1400.0)}
+    assert count_steps(plan, costs, {}, "small", "new", "flops") == 32
+    assert count_steps(plan, costs, {}, "large", "new", "flops") == 46  # 64 / 1.4 = 45.7
+
+
 def test_a_budget_in_seconds_uses_the_measured_speed() -> None:
     plan = make_plan(budget=Budget(None, None, 4.0, {}, 0.5, []))
     _, results = conduct(plan)
