@@ -1,4 +1,4 @@
-"""Checkpoints: `step<n>.ckpt`, the newest few, with the second names `last.ckpt` and `best.ckpt`.
+"""Checkpoints: `step<n>.ckpt`, the newest few and chosen ones, with the second names `last.ckpt` and `best.ckpt`.
 
 A checkpoint is written to a temporary file, flushed to disk and renamed; its SHA-256 stands beside it in the format
 of sha256sum. It holds tensors and plain values only, and loads with `weights_only=True` after every byte is checked.
@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,9 @@ class Checkpoints(StepEndCallback, Checkpoint):
         folder: the folder of the checkpoints.
         every_steps: optimizer steps between two saves.
         keep: number of checkpoints kept, newest first.
+        keep_steps: steps that are saved too, and whose checkpoints are never deleted; the record lists them, so that
+            a resumed run with other steps keeps those too.
+        since: step at which the run branched from another one; the best checkpoint is of a later step.
         identity: plain values saved along, which say which run the checkpoint belongs to.
         record: its rows are flushed to disk before each save.
         guard: checks the weights before each save.
@@ -168,6 +171,8 @@ class Checkpoints(StepEndCallback, Checkpoint):
         *,
         every_steps: int,
         keep: int,
+        keep_steps: Collection[int],
+        since: int,
         identity: Mapping[str, object],
         record: RunRecord,
         guard: Guard,
@@ -176,6 +181,8 @@ class Checkpoints(StepEndCallback, Checkpoint):
         self.folder = folder
         self.every_steps = every_steps
         self.keep = keep
+        self.keep_steps = frozenset(keep_steps)
+        self.since = since
         self.identity = dict(identity)
         self.record = record
         self.guard = guard
@@ -197,10 +204,13 @@ class Checkpoints(StepEndCallback, Checkpoint):
         step = trainer.global_step
         is_best = self.best_step == step
         is_due = step % self.every_steps == 0 or step == trainer.max_steps or trainer.should_stop
-        if not (is_best or is_due):
+        is_kept = step in self.keep_steps
+        if not (is_best or is_due or is_kept):
             return
         self.guard.check_weights(step, pl_module)
         self.record.sync()
+        if is_kept:
+            self.record.update(kept_steps=sorted({*self.record.result.get("kept_steps", []), step}))
         path = self.folder / f"step{step:08d}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
@@ -211,11 +221,14 @@ class Checkpoints(StepEndCallback, Checkpoint):
         self.files.wait()
 
     def _link_and_prune(self, path: Path, is_best: bool) -> None:
-        """Give a new checkpoint its second names, then delete the oldest ones."""
+        """Give a new checkpoint its second names, then delete the oldest ones that are not to be kept."""
         link_over(path, self.folder / "last.ckpt")
         if is_best:
             link_over(path, self.folder / "best.ckpt")
+        kept = {f"step{step:08d}.ckpt" for step in self.record.result.get("kept_steps", [])}
         for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
+            if old.name in kept:
+                continue
             AtomicCheckpointIO.remove_checkpoint(self.files, old)  # this runs where the file was written
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -225,7 +238,8 @@ class Checkpoints(StepEndCallback, Checkpoint):
         return {"best_loss": self.best_loss, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+        if state_dict["best_step"] > self.since:
+            self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
 
 
 def link_over(source: Path, target: Path) -> None:

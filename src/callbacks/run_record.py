@@ -37,6 +37,11 @@ class RunRecord:
         """Return the wall-clock time of this run in seconds, recorded earlier sessions included."""
         return self._earlier + time.monotonic() - self._began
 
+    def start_after(self, seconds: float, **values: object) -> None:
+        """Begin the record of a run that continues another one, which took `seconds`, with fields of result.json."""
+        self._earlier = seconds
+        self.update(**values)
+
     # ---- metrics
 
     def note(self, step: int, values: Mapping[str, float | int]) -> None:

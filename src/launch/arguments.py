@@ -1,4 +1,4 @@
-"""Command-line arguments of runs that resume (`resume=`) or start again from a stored configuration (`from_run=`)."""
+"""Command-line arguments that name a run: `resume=`, `from_run=` its configuration, `branch_from=` its checkpoint."""
 
 import json
 import re
@@ -11,32 +11,43 @@ from src.errors import UserError
 from src.files import CONF
 from src.launch.world import World, read_world
 
-#: Folder of a new run; conf/config.yaml states the same, which the config.yaml of a run folder does not contain.
+#: Keys that name a run folder whose configuration is used, and what each does with the run.
+STORED = {"resume": "continue a run", "from_run": "run it again", "branch_from": "start at a step of it"}
+#: Folders of a new run and of a sweep; conf/config.yaml states the same, which the config.yaml of a run folder lacks.
 RUN_DIR = "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}-${name}"
+SWEEP = [
+    "hydra.sweep.dir=multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}-sweep",
+    "hydra.sweep.subdir=${hydra.job.num}-${name}",
+]
 #: Keys that a resumed run takes from its launcher; without one there is one node.
 NODES = "++trainer.num_nodes=auto"
 RANKS = ["++trainer.devices=auto", NODES, "++trainer.strategy=auto"]
+#: Length of a branch whose decay is given: the decay begins at the branch.
+BRANCH_END = "trainer.max_steps='${add:${at},${schedule.decay_steps}}'"
+
+OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
 
 
 def use_stored_config(arguments: list[str]) -> list[str]:
     """Return arguments that make Hydra compose the stored configuration of a run.
 
-    `resume=<folder>` continues the run in its folder, `from_run=<folder>` runs its configuration in a new folder;
-    without either, the arguments are returned unchanged. Further `key=value` overrides change single values, while
-    the components (residual, data, ...) stay those of the run. Trusted packages are never read from the file.
+    `resume=<folder>` continues the run in its folder, `from_run=<folder>` runs its configuration in a new folder and
+    `branch_from=<folder> at=<step>` continues it from a step in a new folder; without any, the arguments are returned
+    unchanged. Further `key=value` overrides change single values, while the components (residual, data, ...) stay
+    those of the run. Trusted packages are never read from the file.
 
     Raises:
         UserError: the folder holds no run, or an override would change what the run is.
     """
     arguments = resolve_auto(resume_after_restart(arguments, read_world()))
-    resume, again = (_value(arguments, key) for key in ("resume", "from_run"))
-    if (resume is None and again is None) or _value(arguments, "hydra.run.dir") == resume is not None:
+    given = {key: value for key in STORED if (value := _value(arguments, key)) is not None}
+    if not given or _value(arguments, "hydra.run.dir") == given.get("resume", ""):
         return arguments
-    key, value = ("resume", resume) if resume is not None else ("from_run", again)
-    assert value is not None  # one of them is
-    if resume is not None and again is not None:
-        raise UserError("give resume=<folder> (continue a run) or from_run=<folder> (run it again), not both")
-    if {"-m", "--multirun"} & set(arguments):
+    if len(given) > 1:
+        choices = " or ".join(f"{key}=<folder> ({STORED[key]})" for key in given)
+        raise UserError(f"give {choices}, not {'both' if len(given) == 2 else 'all'}")
+    ((key, value),) = given.items()
+    if key != "branch_from" and {"-m", "--multirun"} & set(arguments):
         raise UserError(f"{key} takes one run and cannot be part of a sweep; leave out -m")
     folder = Path(value).resolve()
     if not (folder / "config.yaml").is_file():
@@ -52,9 +63,13 @@ def use_stored_config(arguments: list[str]) -> list[str]:
             raise UserError(
                 f"{argument}: {key}= keeps the {_key(argument)} of the stored run; leave it out or start a new run"
             )
+    if key == "branch_from":
+        rest = _complete_branch(rest)
     quoted = _quote(folder)
     ranks = RANKS if read_world().is_launched else [NODES]  # the launcher's may be others than the stored run had
+    flags = [argument for argument in rest if argument in ("-m", "--multirun")]  # all before the overrides
     return [
+        *flags,
         "--config-path",
         str(folder),
         "--config-name",
@@ -65,8 +80,24 @@ def use_stored_config(arguments: list[str]) -> list[str]:
         f"hydra.run.dir={quoted if key == 'resume' else RUN_DIR}",
         *ranks,
         f"++{key}={quoted}",
-        *rest,
+        *(argument for argument in rest if argument not in flags),
     ]
+
+
+def _complete_branch(rest: list[str]) -> list[str]:
+    """Return the overrides of a branch, with the length that follows from `at` and the decay where none is given.
+
+    Raises:
+        UserError: no step is given.
+    """
+    if _value(rest, "at") is None:
+        raise UserError("branch_from=<run folder> needs at=<step>, a step of which the run has a checkpoint")
+    keys = {_key(argument) for argument in rest}
+    # A configuration that was stored before the branch has no `at`, and its kept steps are those of the other run.
+    own = [f"++{argument.lstrip('+')}" if _key(argument) == "at" else argument for argument in rest]
+    kept = [] if "trainer.keep_steps" in keys else ["++trainer.keep_steps=null"]
+    follows = "schedule.decay_steps" in keys and "trainer.max_steps" not in keys
+    return [*SWEEP, *kept, *([BRANCH_END] if follows else []), *own]
 
 
 def resume_after_restart(arguments: list[str], world: World) -> list[str]:
@@ -77,7 +108,7 @@ def resume_after_restart(arguments: list[str], world: World) -> list[str]:
     nothing: each of its jobs resumes by itself.
     """
     is_again = world.restarts > 0 or world.launcher == "torchrun"
-    given = [key for key in ("resume", "from_run") if _value(arguments, key) is not None]
+    given = [key for key in STORED if _value(arguments, key) is not None]
     if not is_again or not world.job or given or {"-m", "--multirun"} & set(arguments):
         return arguments
     folder = _value(arguments, "hydra.run.dir")

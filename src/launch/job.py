@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import Interrupted, UserError, exit_code, one_line
-from src.launch.arguments import use_stored_config
+from src.launch.arguments import STORED, use_stored_config
 from src.launch.compositions import GROUP, name_compositions, register_compositions
 from src.launch.folder_lock import lock_folder
 from src.launch.hydra_plugins import prepare_plugins
@@ -125,7 +125,7 @@ def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
     hydra = HydraConfig.get()
     if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
         raise UserError("trusted_targets must be given on the command line; a file cannot declare itself trusted")
-    if GROUP not in hydra.runtime.choices and not (config.get("resume") or config.get("from_run")):
+    if GROUP not in hydra.runtime.choices and not any(map(config.get, STORED)):
         raise UserError(
             f"{GROUP} must name one option or a composition such as {GROUP}=[lns,resformer], got an empty list or, in "
             f"a file, a list; a file names a composition {GROUP}: lns+resformer"

@@ -11,12 +11,12 @@ from src.reporting.runs import Run, final_scores
 NOTHING = "-"
 #: Keys on where and how a run is executed, which do not affect what it computes.
 PLACE = (
-    *("name", "seed", "resume", "task", "study", "check", "evaluation", "logger", "profiler", "samples", "safety"),
-    "trusted_targets",
+    *("name", "seed", "resume", "branch_from", "task", "study", "check", "evaluation", "logger", "profiler"),
+    *("samples", "safety", "trusted_targets"),
     *("data.path", "data.cache", "data.workers", "data.micro_batch_size"),
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.threads"),
     *("trainer.compile", "trainer.onednn", "trainer.log_every_steps", "trainer.val_every_steps"),
-    *("trainer.checkpoint_every_steps", "trainer.stream_pictures"),
+    *("trainer.checkpoint_every_steps", "trainer.keep_steps", "trainer.stream_pictures"),
 )
 #: Keys of result.json that must be equal for speeds, times and memory to be comparable.
 SPEED = ("device", "world_size", "threads", "precision", "compile", "onednn")
@@ -55,11 +55,11 @@ class UnfairKey:
 
 
 def computed_config(run: Run) -> dict[str, Any]:
-    """Return the part of a run's configuration that determines its numbers, without the seed."""
+    """Return the part of a run's configuration that determines its numbers, without the seed and what is null."""
     kept = {
         key: value
         for key, value in run.config.items()
-        if not is_within(key, PLACE) and not key.endswith(("._partial_", "._convert_"))
+        if value is not None and not is_within(key, PLACE) and not key.endswith(("._partial_", "._convert_"))
     }
     data = run.result.get("data") or {}
     return {**kept, "data.hash": str(data.get("hash", "?"))[:12]}

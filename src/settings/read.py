@@ -5,11 +5,12 @@ Errors are collected over all sections and raised together.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
 
 from src.bounds import NonNegativeInt, validate
 from src.callbacks.dashboard import SampleKeys
@@ -38,6 +39,8 @@ SINGLE_KEYS = {
     "seed": NonNegativeInt,
     "resume": str | None,
     "from_run": str | None,
+    "branch_from": str | None,
+    "at": Annotated[int, Field(ge=1, le=10**12)] | None,
     "init_from": str | None,
     "check": Literal["quick", "off"],
     "study": dict[str, str] | None,  # of a study's run: its name, plan, phase and size
@@ -122,6 +125,8 @@ class SettingsReader:
         name = str(self.config.get("name"))
         if not name.strip() or not name.isprintable():
             self.errors.append(f"name must be one line of text, got {name!r}")
+        if (self.config.get("branch_from") is None) != (self.config.get("at") is None):
+            self.errors.append("branch_from=<run folder> and at=<step> go together; give both, or neither")
 
 
 def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Settings:
@@ -189,7 +194,8 @@ def _store(config: DictConfig, optimizer: OptimizerConfig, trainer: TrainerSetti
     for field in dataclasses.fields(GPTConfig):
         if stored["model"].get(field.name) == field.default:
             stored["model"].pop(field.name)
-    for key in ("callbacks", "profiler"):  # absent where empty, so that hashes are those of version 0.1.0
+    # Absent where empty, so that hashes are those of version 0.1.0.
+    for key in ("callbacks", "profiler", "branch_from", "at"):
         if not stored.get(key):
             stored.pop(key, None)
     return stored

@@ -17,7 +17,10 @@ Steps = Annotated[int, Field(ge=1, le=10**12)]
 class TrainerKeys:
     """Keys of `trainer`; auto takes what the launcher started, else what the machine has.
 
-    `devices` counts the processes of each node.
+    `devices` counts the processes of each node. `keep_steps` lists the steps whose checkpoints are never deleted.
+
+    Raises:
+        ValueError: `max_time` cannot be read, or a step of `keep_steps` lies beyond the run.
     """
 
     max_steps: Steps
@@ -35,9 +38,23 @@ class TrainerKeys:
     onednn: Literal["auto"] | bool = False
     num_nodes: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
     checkpoint_activations: bool = False
+    keep_steps: Literal["powers_of_two"] | list[Steps] | None = None
 
     def __post_init__(self) -> None:
         max_seconds(self.max_time)
+        beyond = [step for step in self.kept_steps if step > self.max_steps]
+        if beyond:
+            raise ValueError(
+                f"trainer.keep_steps must be <= trainer.max_steps={self.max_steps}, got {beyond[0]}; leave it out or "
+                "train longer"
+            )
+
+    @property
+    def kept_steps(self) -> list[int]:
+        """Steps whose checkpoints are never deleted, in order."""
+        if self.keep_steps == "powers_of_two":
+            return [2**i for i in range(self.max_steps.bit_length())]
+        return sorted(set(self.keep_steps or []))
 
 
 @dataclasses.dataclass(frozen=True)

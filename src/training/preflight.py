@@ -39,7 +39,8 @@ def preflight(run: Run) -> None:
         return
     if settings.config["check"] == "quick" and not run.job.resumes:
         run_quick_checks(settings)
-    check_disk(run.job.folder, n_numbers=count_numbers(settings), keep=settings.safety.keep_checkpoints)
+    keep = settings.safety.keep_checkpoints + len(settings.trainer.kept_steps)
+    check_disk(run.job.folder, n_numbers=count_numbers(settings), keep=keep)
 
 
 def check_library_parts(settings: Settings, folder: Path) -> None:
@@ -89,7 +90,7 @@ def check_disk(folder: Path, *, n_numbers: int, keep: int) -> None:
     Args:
         folder: the run folder.
         n_numbers: float32 numbers of one checkpoint.
-        keep: number of checkpoints that stay (`safety.keep_checkpoints`).
+        keep: number of checkpoints that stay (`safety.keep_checkpoints` and `trainer.keep_steps`).
 
     Raises:
         UserError: the folder cannot be written to, or has too little space.
@@ -112,5 +113,5 @@ def check_disk(folder: Path, *, n_numbers: int, keep: int) -> None:
         raise UserError(
             f"{folder} has {format_bytes(free)} of free space, and the run writes up to {format_bytes(needed)} "
             f"({keep} + 2 checkpoints of {format_bytes(one)}); make room, choose another hydra.run.dir "
-            "or lower safety.keep_checkpoints"
+            "or lower safety.keep_checkpoints or trainer.keep_steps"
         )

@@ -28,8 +28,12 @@ NOT_COMPUTED = (
     *("name", "resume", "from_run", "task", "study", "check", "logger", "profiler", "samples", "safety"),
     "trusted_targets",
 )
-#: Keys of `trainer` that earlier versions lack, with the value that computes what those did.
-ADDED_TRAINER_KEYS = {"num_nodes": 1, "checkpoint_activations": False}
+#: Keys that earlier versions lack, with the value that computes what those did.
+ADDED: dict[tuple[str, str], object] = {
+    ("trainer", "num_nodes"): 1,
+    ("trainer", "checkpoint_activations"): False,
+    ("schedule", "decay_steps"): None,
+}
 #: Sections that a checkpoint's weights depend on; they cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")
 
@@ -39,11 +43,11 @@ def config_hash(config: dict[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
     if not kept.get("callbacks"):  # a run stored before there was the group hashes alike
         kept.pop("callbacks", None)
-    trainer = {key: value for key, value in kept.get("trainer", {}).items() if key != "max_time"}
-    for key, default in ADDED_TRAINER_KEYS.items():  # likewise
-        if trainer.get(key) == default:
-            del trainer[key]
+    trainer = {key: v for key, v in kept.get("trainer", {}).items() if key not in ("max_time", "keep_steps")}
     kept["trainer"] = trainer
+    for (section, key), value in ADDED.items():
+        if section in kept and kept[section].get(key, value) == value:
+            kept[section] = {name: v for name, v in kept[section].items() if name != key}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

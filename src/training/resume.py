@@ -6,6 +6,7 @@ stands for the job; a stopped run with that hash in the job's own folder is resu
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +99,37 @@ def find_resume(folder: Path, settings: Settings, data_identity: dict[str, Any])
         log.warning("no checkpoint in %s yet: starting again at step 0", folder)
         return None
     path, checkpoint = found
-    stored = checkpoint.get("reslab")
-    if stored is None:
-        raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
-    _reject_other_model(stored["config"], settings.config)
-    reject_changed_methods(stored, settings, path)
-    _compare_data(stored["data_hash"], data_identity["hash"], settings)
-    for key, (then, now) in _differences(stored["config"], settings.config).items():
+    stored = check_stored(path, checkpoint, settings, data_identity, _reject_other_model)
+    for key, (then, now) in find_differences(stored["config"], settings.config).items():
         if key.partition(".")[0] not in NOT_COMPUTED:
             log.warning("changed on resume: %s %s -> %s", key, then, now)
-    warn_about_other_code(stored.get("code"))
     log.info("resuming from step %d", stored["step"])
     return Resume(path, int(stored["step"]), checkpoint)
+
+
+def check_stored(
+    path: Path,
+    checkpoint: dict[str, Any],
+    settings: Settings,
+    data_identity: dict[str, Any],
+    reject_differences: Callable[[dict[str, Any], dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Return what a checkpoint states about its run, after comparing it with the run that continues from it.
+
+    Args:
+        reject_differences: raises an error for what the configurations, the stored one first, must have in common.
+
+    Raises:
+        UserError: the checkpoint is not of this project, or of another model, method or data.
+    """
+    stored: dict[str, Any] | None = checkpoint.get("reslab")
+    if stored is None:
+        raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
+    reject_differences(stored["config"], settings.config)
+    reject_changed_methods(stored, settings, path)
+    _compare_data(stored["data_hash"], data_identity["hash"], settings)
+    warn_about_other_code(stored.get("code"))
+    return stored
 
 
 def _compare_data(then: str, now: str, settings: Settings) -> None:
@@ -122,13 +142,14 @@ def _compare_data(then: str, now: str, settings: Settings) -> None:
 
 
 def _reject_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
-    found = _differences(then, now).items()
+    found = find_differences(then, now).items()
     changed = [f"{k} was {old}, is {new}" for k, (old, new) in found if k.partition(".")[0] in ARCHITECTURE]
     if changed:
         raise UserError(f"a resumed run keeps its model: {'; '.join(changed)}; start a new run to change it")
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def find_differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys in which two configurations differ, each with its values; null and absent are equal."""
     old, new = flatten(then), flatten(now)
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 

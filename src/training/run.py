@@ -59,6 +59,7 @@ class Run:
         record: metrics.jsonl and result.json; rank 0 writes them.
         best_effort: runs what the training can do without.
         resume: the checkpoint to continue from; None starts at step 0.
+        branches: `resume` is another run's checkpoint, and the folder is still empty.
         loggers: loggers beside TensorBoard; none on ranks other than 0.
         rollbacks: rollbacks so far, oldest first.
     """
@@ -70,6 +71,7 @@ class Run:
     record: RunRecord
     best_effort: BestEffort
     resume: Resume | None = None
+    branches: bool = False
     loggers: list[Logger] = field(default_factory=list)
     rollbacks: list[Rollback] = field(default_factory=list)
 

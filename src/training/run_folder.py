@@ -17,6 +17,7 @@ from src.launch.world import read_world
 from src.models.flops import average_flops_per_token, describe_visits
 from src.models.gpt import GPT
 from src.reporting.figures import draw_loss_curves, draw_visit_order, save_figure
+from src.training.branch import begin_branch
 from src.training.provenance import code_by_step, code_identity, config_hash, device_name, versions
 from src.training.resume import set_aside_after
 from src.training.run import Run
@@ -31,6 +32,8 @@ def begin_record(run: Run, gpt: GPT) -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # the jobs of a sweep share the process
+    if run.branches:  # before config.yaml: a folder that can be resumed holds the checkpoint
+        begin_branch(run)
     record.keep_until(step)
     if run.resume:
         set_aside_after(run.checkpoints, step, run.resume.path)
@@ -105,7 +108,8 @@ def complete_record(run: Run) -> float:
     """State the final loss, draw the curve, fill the dashboard, print the table; returns the final loss in nats."""
     folder, record = run.job.folder, run.record
     rows = read_metrics(folder)
-    losses = [row["val/loss"] for row in rows if "val/loss" in row]
+    branched_at = record.result.get("branched_from", {}).get("step", 0)
+    losses = [row["val/loss"] for row in rows if "val/loss" in row and row["step"] > branched_at]
     speeds = sorted(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
     # A run that a callback stopped before the first logged row has no speed but that of the whole.
     speed = speeds[len(speeds) // 2] if speeds else record.result["tokens"] / record.result["seconds"]

@@ -163,7 +163,8 @@ def _require_checkpoint_of_run(path: Path, folder: Path, own: dict[str, Any]) ->
     """Reject a checkpoint whose configuration, data or step contradicts the record of the run folder."""
     result = read_result(folder) or {}
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    resumed = own["step"] <= max(result.get("resumed_at") or [-1])  # perhaps with other values since
+    begins = [*(result.get("resumed_at") or []), (result.get("branched_from") or {}).get("step", -1)]
+    resumed = own["step"] <= max(begins)  # perhaps with other values since
     then, now = flatten(own["config"]), flatten(dict(config))  # type: ignore[arg-type]  # a mapping
     for key in sorted({*then, *now}):
         section = key.partition(".")[0]

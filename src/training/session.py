@@ -26,6 +26,7 @@ from src.launch.ranks import other_ranks
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.settings.read import Settings, read_settings
+from src.training.branch import check_strategy, earlier_rollbacks, find_branch
 from src.training.cluster import explain_rendezvous
 from src.training.memory import check_memory
 from src.training.process import adapt_to_processor, prepare_process
@@ -69,7 +70,10 @@ def open_run(job: Job, settings: Settings, stop: StopRequest) -> Run:
     run = Run(job, settings, stop, data, RunRecord(job.folder, writes=job.rank == 0), BestEffort(), resume)
     if job.resumes:
         run.rollbacks = run.record.result.get("rollbacks", [])
-        data.skipped = skipped_batches(run.rollbacks)
+    if resume is None and settings.config.get("branch_from") is not None:
+        run.resume, run.branches = find_branch(settings, data.identity()), True
+        run.rollbacks = earlier_rollbacks(settings)
+    data.skipped = skipped_batches(run.rollbacks)
     return run
 
 
@@ -97,6 +101,8 @@ def fit(run: Run) -> None:
     """
     with raise_user_errors():
         gpt = build_initial_gpt(run)
+        if run.branches:
+            check_strategy(gpt, run)
         if run.job.rank == 0:  # after everything that may reject the run: some loggers open a run elsewhere
             info = RunInfo(run.job.folder, run.settings.name, run.first_step)
             run.loggers = run.best_effort.wrap_loggers(make(info) for make in run.settings.loggers)

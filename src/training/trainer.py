@@ -96,6 +96,8 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
             run.job.folder / "checkpoints",
             every_steps=keys.checkpoint_every_steps,
             keep=settings.safety.keep_checkpoints,
+            keep_steps=keys.kept_steps,
+            since=settings.config.get("at", 0),
             identity=provenance.checkpoint_identity(settings, run.data.identity()),
             record=record,
             guard=guard,

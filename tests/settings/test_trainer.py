@@ -52,3 +52,17 @@ def test_a_process_alone_has_one_node() -> None:
     assert (found.num_nodes, found.world_size) == (1, 2)
     with pytest.raises(ValueError, match=r"trainer\.num_nodes must be 1 without a launcher, got 2"):
         settled("trainer=cpu", "trainer.num_nodes=2")
+
+
+def test_kept_steps_are_a_list_within_the_run_or_the_powers_of_two() -> None:
+    def kept(*overrides: str) -> list[int]:
+        return settled("trainer=cpu", "trainer.max_steps=64", *overrides).trainer.kept_steps
+
+    assert kept() == []
+    assert kept("trainer.keep_steps=[64,3,3]") == [3, 64]
+    assert kept("trainer.keep_steps=powers_of_two") == [1, 2, 4, 8, 16, 32, 64]
+    assert kept("trainer.keep_steps=powers_of_two", "trainer.max_steps=63")[-1] == 32
+    with pytest.raises(ValueError, match=r"trainer\.keep_steps must be <= trainer\.max_steps=64, got 65"):
+        kept("trainer.keep_steps=[1,65]")
+    with pytest.raises(ValueError, match=r"trainer\.keep_steps must be powers_of_two, list\[int >= 1.*got \[0\]"):
+        kept("trainer.keep_steps=[0]")

@@ -251,3 +251,21 @@ def test_a_profiler_writes_into_the_run_folder(name: str, shards: Path, tmp_path
     text = "".join(path.read_text() for path in files)
     wanted = {"simple": "run_training_batch", "pytorch": "ProfilerStep"}[name]
     assert wanted in text, [os.path.basename(path) for path in files]
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step")) for path in (folder / "checkpoints").glob("step*.ckpt"))
+
+
+def test_kept_checkpoints_outlive_the_rolling_ones_and_a_resume_under_another_list(
+    shards: Path, tmp_path: Path
+) -> None:
+    keys = ["trainer.checkpoint_every_steps=4", "safety.keep_checkpoints=1"]
+    fit(tmp_path / "r", shards, *keys, "trainer.max_steps=8", "trainer.keep_steps=[3,4]")
+    assert saved_steps(tmp_path / "r") == [3, 4, 8]
+    last = str(tmp_path / "r/checkpoints/step00000008.ckpt")
+    fit(tmp_path / "r", shards, *keys, "trainer.max_steps=12", "trainer.keep_steps=[10]", resume=last)
+    assert saved_steps(tmp_path / "r") == [3, 4, 10, 12]
+    for step in (3, 10):
+        checkpoint = read_checkpoint(tmp_path / f"r/checkpoints/step{step:08d}.ckpt")
+        assert checkpoint["reslab"]["step"] == step

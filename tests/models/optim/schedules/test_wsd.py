@@ -9,7 +9,7 @@ from src.models.optim.schedules.wsd import WSD
 
 def wsd(shape: str = "linear", *, share: float = 0.4, warmup: int = 2, floor: float = 0.2, n: int = 10) -> WSD:
     """A schedule of `n` steps with peak 1."""
-    return WSD(1.0, floor, warmup, n, decay_share=share, decay_shape=shape)
+    return WSD(1.0, floor, warmup, n, decay_share=share, decay_steps=None, decay_shape=shape)
 
 
 def test_the_rate_is_the_peak_between_warm_up_and_decay() -> None:
@@ -54,3 +54,11 @@ def test_a_decay_may_take_the_whole_run() -> None:
 def test_a_key_out_of_bounds_is_an_error(share: float, shape: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         wsd(shape, share=share)
+
+
+def test_a_decay_in_steps_replaces_the_share_and_no_rate_before_it_depends_on_the_length() -> None:
+    short, long = (WSD(1.0, 0.0, 2, n, decay_share=0.9, decay_steps=4, decay_shape="linear") for n in (12, 24))
+    assert [short.lr(s) for s in range(7, 12)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [long.lr(s) for s in range(20)] == [0.5, *[1.0] * 19]
+    with pytest.raises(ValueError, match=r"schedule\.decay_steps=11 of trainer\.max_steps=12 must leave room for"):
+        WSD(1.0, 0.0, 2, 12, decay_share=0.2, decay_steps=11, decay_shape="linear")
