@@ -70,9 +70,9 @@ class StreamLog(L.Callback):
     def _first_sequence(self, trainer: L.Trainer) -> Tensor:
         """Return the first validation sequence, [1, T + 1]; the same in every run."""
         if self._tokens_T is None:
-            loader = trainer.val_dataloaders
-            assert loader is not None  # this is called after a validation
-            first: Tensor = next(iter(loader))
+            loaders = trainer.val_dataloaders
+            assert loaders is not None  # this is called after a validation
+            first: Tensor = next(iter(loaders[0]))  # the first set's; the data module returns a list
             self._tokens_T = first[0].long()
         return self._tokens_T.unsqueeze(0)
 

@@ -7,6 +7,8 @@ the constructor's keyword-only arguments, and one test. The subclass provides
     setup()                         open the data and set `val_windows`; called again without effect
     train_sequences(first, count)   tokens [count, T + 1], a pure function of the position since the run's start
     completed_epochs(position)      optional: for the line in the log at the start of an epoch
+    val_sets                        optional: further validation windows by name, set by `setup`
+    token_bytes()                   optional: bytes of each token id, for bits per byte
     identity()                      a dict for result.json; its `hash` decides whether a run may resume
 
 and the rest follows from these for any number of ranks and loader workers, and for resumed runs: the sequences
@@ -19,6 +21,7 @@ Shape letters: A accumulation (micro-steps of a step), M micro-batch size, G glo
 N validation windows.
 """
 
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from typing import Annotated, Any
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -74,6 +78,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         self.spec = spec
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
         self.workers = workers
+        #: Further validation tokens by name, each [N, T + 1].
+        self.val_sets: dict[str, Tokens] = {}
 
     # ---- provided by the subclass
 
@@ -92,6 +98,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def completed_epochs(self, position: int) -> dict[str, int]:
         """Return the whole epochs before a position, by source; empty where there are no epochs."""
         return {}
+
+    def token_bytes(self) -> NDArray[np.int16] | None:
+        """Return the number of bytes that each token id stands for; None where the tokenizer is not known."""
+        return None
 
     # ---- training
 
@@ -126,18 +136,33 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     # ---- validation
 
-    def val_dataloader(self) -> ValLoader:
-        """Return this rank's validation batches."""
+    def validation_sets(self) -> dict[str, Tokens]:
+        """Return all validation tokens by the prefix of their metrics: `val`, then `val/<name>` of the further sets."""
+        return {"val": self.val_windows, **{f"val/{name}": windows for name, windows in self.val_sets.items()}}
+
+    def val_dataloader(self) -> list[ValLoader]:
+        """Return one loader of this rank's validation batches for each of `validation_sets`."""
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        return ValLoader(lambda: self.val_batches(rank, world))
+        loaders = self.validation_sets().values()
+        return [ValLoader(functools.partial(self._val_batches, windows, rank, world)) for windows in loaders]
 
     def val_batches(self, rank: int, world_size: int) -> Iterator[Tensor]:
-        """Yield every `world_size`-th validation window, [b, T + 1] with b <= M."""
-        windows = self.val_windows[rank::world_size]
+        """Yield every `world_size`-th window of the first validation set, [b, T + 1] with b <= M."""
+        return self._val_batches(self.val_windows, rank, world_size)
+
+    def _val_batches(self, windows: Tokens, rank: int, world_size: int) -> Iterator[Tensor]:
+        windows = windows[rank::world_size]
         for at in range(0, len(windows), self.micro_batch_size):
             batch: Tokens = windows[at : at + self.micro_batch_size].copy()
             yield as_tensor(batch)
+
+    def bytes_per_token(self) -> dict[str, float]:
+        """Return the mean bytes of a predicted token for each of `validation_sets`; empty without a known tokenizer."""
+        table = self.token_bytes()
+        if table is None:
+            return {}
+        return {name: float(table[windows[:, 1:]].mean()) for name, windows in self.validation_sets().items()}
 
 
 def build_data(factory: Callable[[BatchSpec], object], spec: BatchSpec) -> TokenDataModule:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from src.datamodules.open import SINGLE_SOURCE
 from src.datamodules.shards.format import write_shard
 from src.datamodules.token_shards import TokenShardDataModule
-from src.datamodules.tokenizer import END_OF_TEXT, RANKS_SHA256, gpt2_encoding
+from src.datamodules.tokenizer import END_OF_TEXT, RANKS_SHA256, gpt2_encoding, gpt2_token_bytes
 from src.files import atomic_folder, sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ class EmbeddedTextDataModule(TokenShardDataModule):
         spec and all keys: as in `TokenShardDataModule`; with `path` null the embedded text is read, from shards
             in `cache`.
     """
+
+    def token_bytes(self) -> NDArray[np.int16] | None:
+        return gpt2_token_bytes() if self.path is None else super().token_bytes()
 
     def prepare_data(self) -> None:
         if self.path is None:

@@ -36,16 +36,23 @@ def read_sources(path: str | list[object] | None) -> dict[str, tuple[list[str], 
     return sources
 
 
-def open_shards(addresses: Sequence[str], cache: CacheFolder, *, streamed: bool) -> Shards:
+def open_shards(
+    addresses: Sequence[str],
+    cache: CacheFolder,
+    *,
+    streamed: bool,
+    splits: Sequence[str] = ("val", "train"),
+) -> Shards:
     """Return the shards of several addresses as those of one.
 
     Args:
         addresses: local or remote.
         cache: the folder into which remote shards are fetched.
         streamed: true if the shards are read one after the other, false if all at once.
+        splits: splits that must have a shard.
 
     Raises:
         ShardError: there is no shard, or one that cannot be read.
     """
     parts = [open_remote(a, cache, streamed=streamed) if is_remote(a) else open_local(a) for a in addresses]
-    return merge(parts, ", ".join(addresses))
+    return merge(parts, ", ".join(addresses), splits)

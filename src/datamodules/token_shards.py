@@ -6,11 +6,14 @@ The reading is in `shards/` (format, windows, order), the fetching of remote sha
 import hashlib
 import json
 import logging
+import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from src.bounds import PositiveInt
@@ -21,15 +24,20 @@ from src.datamodules.shards.format import ShardError, Tokens, TokenShard
 from src.datamodules.shards.local import Shards
 from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, OrderName, WindowStream
 from src.datamodules.shards.windows import read_validation_windows
+from src.datamodules.tokenizer import RANKS_SHA256, gpt2_token_bytes
 
 log = logging.getLogger(__name__)
 
 #: Training tokens whose ids are checked before the run; the rest are checked as they are read.
 SCANNED_TOKENS = 100_000_000
+#: Validation tokens by default; with fewer, differences between runs drown in the noise of the text's choice.
+DEFAULT_VAL_TOKENS = 2**20
 
 
 class TokenShardDataModule(TokenDataModule):
     """Windows of token shards in a visiting order.
+
+    The tokenizer of shards is what their manifest states; of the addresses in `gpt2_addresses` it is GPT-2's.
 
     Args:
         spec: sizes and seed of the run.
@@ -37,7 +45,8 @@ class TokenShardDataModule(TokenDataModule):
             declares headerless files. A list of {path, weight} is a mixture.
         order: shuffled, shard_shuffled, sequential or document_aligned.
         epochs: the most epochs that the run may need; null for any number.
-        val_tokens: validation tokens, rounded down to whole windows.
+        val_tokens: validation tokens, rounded down to whole windows; None for 2**20, or all where there are fewer.
+        val_sets: further validation sets: addresses of shards by name, of which `val_tokens` are read or all.
         micro_batch_size: sequences of one micro-step of one rank.
         global_batch_size: sequences of an optimizer step over all ranks.
         workers: loader processes; 0 reads in the training process.
@@ -49,6 +58,9 @@ class TokenShardDataModule(TokenDataModule):
         ValueError: sizes that do not fit one another.
     """
 
+    added_keys: ClassVar[Mapping[str, object]] = {"val_sets": None}
+    gpt2_addresses: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         spec: BatchSpec,
@@ -56,7 +68,8 @@ class TokenShardDataModule(TokenDataModule):
         path: str | list[object] | None,
         order: OrderName,
         epochs: PositiveInt | None,
-        val_tokens: int,
+        val_tokens: int | None,
+        val_sets: dict[str, str | list[str]] | None,
         micro_batch_size: int,
         global_batch_size: int,
         workers: WorkerCount,
@@ -65,9 +78,15 @@ class TokenShardDataModule(TokenDataModule):
         accept_changed: bool,
     ) -> None:
         super().__init__(spec, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, workers=workers)
-        if val_tokens < spec.block_size:
+        if val_tokens is not None and val_tokens < spec.block_size:
             raise ValueError(f"data.val_tokens must be at least model.block_size={spec.block_size}, got {val_tokens}")
         self.path, self.order, self.epochs, self.val_tokens = path, order, epochs, val_tokens
+        self.wanted_val_tokens = DEFAULT_VAL_TOKENS if val_tokens is None else val_tokens
+        for name in val_sets or {}:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"data.val_sets: a name has letters, digits, _ and - only, got {name!r}")
+        self.named_sets = {name: [at] if isinstance(at, str) else at for name, at in (val_sets or {}).items()}
+        self.named_stamps: dict[str, list[dict[str, str | int]]] = {}
         self.cache = CacheFolder(Path(cache), int(cache_gib * 2**30))
         self.accept_changed = accept_changed
 
@@ -94,15 +113,31 @@ class TokenShardDataModule(TokenDataModule):
             shards = open_shards(addresses, self.cache, streamed=self.order in STREAMED)
             self.shards[name] = shards
             streams.append(self._stream(name, shards))
-            n_tokens = max(self.spec.block_size, int(self.val_tokens * weight / sum(weights)))
-            val.append(
-                read_validation_windows(shards.val, n_tokens, self.spec.block_size, self.spec.vocab_size, shards.name)
-            )
+            wanted = self.wanted_val_tokens * weight / sum(weights)
+            val.append(self._read_validation(shards, wanted, all_if_fewer=self.val_tokens is None))
         self.val_windows = np.concatenate(val)
+        self.val_sets = {name: self._read_named_set(name, at) for name, at in self.named_sets.items()}
         self.train_windows = [stream.windows for stream in streams]
         stream = Mixture(streams, weights)
         self._check_epochs(stream)
         self.stream = stream
+
+    def _read_validation(self, shards: Shards, wanted: float, *, all_if_fewer: bool) -> Tokens:
+        n_tokens, T = int(wanted), self.spec.block_size
+        if all_if_fewer:
+            n_tokens = min(n_tokens, sum(slot.n_tokens for slot in shards.val) - 1)
+        return read_validation_windows(shards.val, max(T, n_tokens), T, self.spec.vocab_size, shards.name)
+
+    def _read_named_set(self, name: str, addresses: list[str]) -> Tokens:
+        try:
+            shards = open_shards(addresses, self.cache, streamed=True, splits=("val",))
+            windows = self._read_validation(shards, self.wanted_val_tokens, all_if_fewer=True)
+            self.named_stamps[name] = [slot.stamp() for slot in shards.val]
+        except ShardError as error:
+            raise ShardError(str(error).replace("data.path=", f"data.val_sets.{name}=")) from error
+        for slot in shards.val:
+            slot.close()
+        return windows
 
     def teardown(self, stage: str | None = None) -> None:
         """Release fetched shards; a later read opens them again."""
@@ -148,6 +183,14 @@ class TokenShardDataModule(TokenDataModule):
     def completed_epochs(self, position: int) -> dict[str, int]:
         return self.stream.epochs(position)
 
+    def token_bytes(self) -> NDArray[np.int16] | None:
+        for name, (addresses, _) in self.sources().items():
+            stated = (self.shards[name].tokenizer or {}).get("ranks_sha256") == RANKS_SHA256
+            if not stated and not all(address in self.gpt2_addresses for address in addresses):
+                log.info("no bits per byte: %s has no manifest that states GPT-2's tokenizer", name)
+                return None
+        return gpt2_token_bytes()
+
     def identity(self) -> dict[str, Any]:
         return self._identity
 
@@ -158,7 +201,8 @@ class TokenShardDataModule(TokenDataModule):
             for split in ("val", "train")
         }
         weights = {name: weight for name, (_, weight) in self.sources().items()}
-        hashed: list[Any] = [shards, self.val_tokens]
+        n_val = len(self.val_windows) * self.spec.block_size
+        hashed: list[Any] = [shards, n_val if self.val_tokens is None else self.val_tokens]
         if self.order != "shuffled" or len(weights) > 1:
             n_train = [len(part.train) for part in self.shards.values()]
             hashed += [self.order, list(zip(weights.values(), n_train, strict=True))]
@@ -169,7 +213,11 @@ class TokenShardDataModule(TokenDataModule):
             "manifest": [part.manifest for part in self.shards.values()],
             "order": self.order,
             "weights": weights,
-            "val_tokens": len(self.val_windows) * self.spec.block_size,
+            "val_tokens": n_val,
+            "val_sets": {
+                name: {"val_tokens": self.val_sets[name][:, 1:].size, "shards": stamps}
+                for name, stamps in self.named_stamps.items()
+            },
             "train_tokens": sum(slot.n_tokens for part in self.shards.values() for slot in part.train),
             "train_windows": n_windows,
             "epochs": self.spec.max_steps * self.global_batch_size / n_windows,

@@ -7,6 +7,7 @@ Shape letters: A accumulation (micro-steps), M micro-batch size, B validation ba
 """
 
 import contextlib
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TypedDict, cast
 
@@ -43,6 +44,7 @@ class LanguageModel(L.LightningModule):
         compile_trunk: run training through `torch.compile`; evaluation stays eager because its shapes vary.
         checkpoint_activations: recompute sublayers in the backward.
         seed: dropout of a step depends on (seed, step, rank) only.
+        val_sets: prefix of the metrics of each validation loader, in order.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class LanguageModel(L.LightningModule):
         compile_trunk: bool,
         seed: int,
         checkpoint_activations: bool = False,
+        val_sets: Iterable[str] = ("val",),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -65,7 +68,8 @@ class LanguageModel(L.LightningModule):
         self._train_hidden = training_pass(gpt, compiled=compile_trunk)
         self._params = list(gpt.parameters())
         self._compiled, self._warm = compile_trunk, False
-        self._val_sum, self._val_tokens = torch.zeros(()), 0
+        self.val_sets = tuple(val_sets)
+        self._val_sums = torch.zeros(len(self.val_sets), 2)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build one optimizer for all parameters, and its scheduler, which `training_step` steps."""
@@ -160,20 +164,20 @@ class LanguageModel(L.LightningModule):
     # ---- validation
 
     def on_validation_epoch_start(self) -> None:
-        """Clear the sums."""
-        self._val_sum, self._val_tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        """Clear the sums of every set, [number of sets, 2]: losses and tokens."""
+        self._val_sums = torch.zeros(len(self.val_sets), 2, dtype=torch.float64, device=self.device)
 
-    def validation_step(self, batch_BT: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch_BT: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add the losses of token ids [B, T + 1] to this rank's float64 sum, without reading it."""
         tokens_BT = batch_BT.long()
         losses_BT = self.gpt.token_losses(tokens_BT[:, :-1], tokens_BT[:, 1:])
-        self._val_sum += losses_BT.double().sum()
-        self._val_tokens += losses_BT.numel()
+        self._val_sums[dataloader_idx, 0] += losses_BT.double().sum()
+        self._val_sums[dataloader_idx, 1] += losses_BT.numel()
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss`: nats per token, the mean over every validation token of every rank (no mean of means)."""
-        sums = torch.stack((self._val_sum, torch.full_like(self._val_sum, self._val_tokens)))
+        """Log `<set>/loss`: nats per token, the mean over every token of the set of every rank (no mean of means)."""
         if self.trainer.world_size > 1:
-            distributed.all_reduce(sums)
-        # Every rank holds the same value; "max" over them is exact, where "mean" would round.
-        self.log("val/loss", sums[0] / sums[1], logger=False, sync_dist=True, reduce_fx="max")
+            distributed.all_reduce(self._val_sums)
+        for name, (total, n_tokens) in zip(self.val_sets, self._val_sums, strict=True):
+            # Every rank holds the same value; "max" over them is exact, where "mean" would round.
+            self.log(f"{name}/loss", total / n_tokens, logger=False, sync_dist=True, reduce_fx="max")

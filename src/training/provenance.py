@@ -33,6 +33,7 @@ ADDED: dict[tuple[str, str], object] = {
     ("trainer", "num_nodes"): 1,
     ("trainer", "checkpoint_activations"): False,
     ("schedule", "decay_steps"): None,
+    ("data", "val_sets"): None,
 }
 #: Sections that a checkpoint's weights depend on; they cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")

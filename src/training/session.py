@@ -136,6 +136,7 @@ def _fit_once(run: Run, gpt: GPT) -> None:
         compile_trunk=settings.trainer.compile,
         seed=settings.seed,
         checkpoint_activations=settings.trainer.checkpoint_activations,
+        val_sets=run.data.validation_sets(),
     )
     trainer = build_trainer(run)
     try:

@@ -85,7 +85,12 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
         guard,
         TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=run.tokens_per_step),
         *configured,
-        ValidationRecord(record, tokens_per_step=run.tokens_per_step),
+        ValidationRecord(
+            record,
+            tokens_per_step=run.tokens_per_step,
+            val_sets=run.data.validation_sets(),
+            bytes_per_token={} if run.job.rank else run.data.bytes_per_token(),
+        ),
         *(probes if keys.stream_pictures else []),
         Dashboard(settings.samples, best_effort=run.best_effort),
         RowWriter(record),

@@ -6,6 +6,7 @@ DATA_KEYS: dict[str, Any] = {
     "order": "shuffled",
     "epochs": None,
     "val_tokens": 512,
+    "val_sets": None,
     "micro_batch_size": 2,
     "global_batch_size": 8,
     "workers": 0,

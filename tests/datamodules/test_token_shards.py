@@ -10,7 +10,10 @@ import torch
 
 from src.datamodules.base import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
-from src.datamodules.shards.format import ShardError
+from src.datamodules.shards.format import ShardError, TokenShard
+from src.datamodules.shards.manifest import Manifest, ShardEntry
+from src.datamodules.tokenizer import END_OF_TEXT, RANKS_SHA256, gpt2_encoding
+from src.files import sha256_file
 from tests.datamodules.support import DATA_KEYS
 from tests.runs import make_shards, write_bin
 
@@ -114,3 +117,57 @@ def test_the_identity_depends_on_the_content_not_the_folder(shards: Path, tmp_pa
     assert here == again
     assert here["hash"] != other["hash"]
     assert here["train_tokens"] == 9000
+
+
+def write_manifest(folder: Path, tokenizer: dict[str, Any]) -> None:
+    entries = []
+    for path in sorted(folder.glob("*.bin")):
+        shard = TokenShard.open(path)
+        split = "val" if "_val_" in path.name else "train"
+        facts = (shard.n_tokens, path.stat().st_size, sha256_file(path), shard.fingerprint(), "a")
+        entries.append(ShardEntry(path.name, split, *facts))
+    (folder / "manifest.json").write_text(Manifest({}, tokenizer, 1, 1, {}, tuple(entries)).dump())
+
+
+def test_bytes_of_the_validation_targets_follow_from_the_tokenizer_that_the_manifest_states(tmp_path: Path) -> None:
+    text = " world" * 8 + "é" * 8  # 6 bytes in one token, 2 bytes in one token
+    ids = gpt2_encoding().encode(text)
+    assert len(ids) == 16
+    write_bin(tmp_path / "fineweb_val_000000.bin", np.array([END_OF_TEXT, *ids, END_OF_TEXT, *ids[:14]]))
+    write_bin(tmp_path / "fineweb_train_000001.bin", np.arange(1000))
+
+    def opened() -> FineWebDataModule:
+        keys = {**DATA_KEYS, "path": str(tmp_path), "val_tokens": 31}
+        module = FineWebDataModule(BatchSpec(31, 50304, 1, 5), **keys)
+        module.setup()
+        return module
+
+    assert opened().bytes_per_token() == {}  # nothing states a tokenizer
+    write_manifest(tmp_path, {"name": "gpt2", "ranks_sha256": RANKS_SHA256})
+    # Targets are all tokens but the first: 8 * 6 + 8 * 2 bytes, an end of text without bytes, then 14 tokens.
+    assert opened().bytes_per_token() == {"val": (64 + 0 + 8 * 6 + 6 * 2) / 31}
+    write_manifest(tmp_path, {"name": "another", "ranks_sha256": "0" * 64})
+    assert opened().bytes_per_token() == {}
+
+
+def test_without_a_number_all_validation_tokens_up_to_a_million_are_read(shards: Path, tmp_path: Path) -> None:
+    whole = data(shards, val_tokens=None)
+    assert len(whole.val_windows) == 2999 // 16
+    assert whole.identity()["hash"] == data(shards, val_tokens=2999 // 16 * 16).identity()["hash"]
+    write_bin(tmp_path / "fineweb_val_000000.bin", np.zeros(2**20 + 5000))
+    write_bin(tmp_path / "fineweb_train_000001.bin", np.zeros(1000))
+    assert data(tmp_path, val_tokens=None).val_windows[:, 1:].size == 2**20
+
+
+def test_named_sets_are_read_from_their_own_shards(shards: Path, tmp_path: Path) -> None:
+    write_bin(tmp_path / "wiki_val.bin", np.arange(100) % 512)
+    module = data(shards, val_sets={"wiki": str(tmp_path / "wiki_val.bin")})
+    sets = module.validation_sets()
+    assert list(sets) == ["val", "val/wiki"]
+    assert np.array_equal(sets["val/wiki"][:, 1:].ravel(), np.arange(1, 97))  # fewer than val_tokens: all windows
+    assert module.identity()["hash"] == data(shards).identity()["hash"]
+    assert module.identity()["val_sets"]["wiki"]["val_tokens"] == 96
+    with pytest.raises(ShardError, match=r"data\.val_sets\.wiki=\S+ is neither a folder nor a file"):
+        data(shards, val_sets={"wiki": str(tmp_path / "missing.bin")})
+    with pytest.raises(ValueError, match=r"data\.val_sets: a name has letters, digits, _ and - only, got 'a/b'"):
+        data(shards, val_sets={"a/b": "x"})

@@ -3,12 +3,14 @@
 Covers `src/callbacks/validation.py` too.
 """
 
+import math
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -27,7 +29,9 @@ from src.callbacks.best_effort import BestEffort
 from src.callbacks.checkpoints import read_checkpoint
 from src.callbacks.run_record import RunRecord, read_metrics
 from src.callbacks.stop import StopRequest
+from src.callbacks.validation import bits_per_byte
 from src.datamodules.base import BatchSpec, build_data
+from src.datamodules.token_shards import TokenShardDataModule
 from src.launch.job import Job
 from src.models.lightning_module import LanguageModel
 from src.training.run import Run, build_gpt
@@ -68,7 +72,12 @@ def fit(
     settings = run.settings
     settings.callbacks.extend((lambda callback=callback: callback) for callback in callbacks)
     module = LanguageModel(
-        build_gpt(settings), settings.optimizer, settings.schedule, compile_trunk=False, seed=settings.seed
+        build_gpt(settings),
+        settings.optimizer,
+        settings.schedule,
+        compile_trunk=False,
+        seed=settings.seed,
+        val_sets=run.data.validation_sets(),
     )
     trainer = build_trainer(run)
     trainer.fit(module, datamodule=run.data, ckpt_path=resume, weights_only=True)
@@ -94,6 +103,32 @@ def test_the_validation_loss_is_the_mean_over_every_token(shards: Path, tmp_path
     assert val_losses(tmp_path / "r")[4] == sum(sums) / sum(batch.numel() for batch in losses)
     assert trainer.callback_metrics["val/loss"].item() == val_losses(tmp_path / "r")[4]
     assert trainer.callback_metrics["train/loss"].item() == read_metrics(tmp_path / "r")[-1]["train/loss"]
+
+
+def test_every_set_has_its_loss_and_bits_per_byte_and_the_first_chooses_the_best_checkpoint(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_shards(tmp_path / "other", vocab_size=300)
+    keys = ["trainer.max_steps=4", "trainer.val_every_steps=2", f"data.val_sets={{other: {other}}}"]
+    monkeypatch.setattr(TokenShardDataModule, "token_bytes", lambda self: np.full(512, 4, dtype=np.int16))
+    trainer = fit(tmp_path / "r", shards, *keys)
+    row = read_metrics(tmp_path / "r")[-1]
+    module: Any = trainer.lightning_module
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
+    batch = torch.from_numpy(data.val_sets["other"].astype(int))
+    loss = module.gpt.token_losses(batch[:, :-1], batch[:, 1:]).double().mean().item()
+    assert row["val/other/loss"] == pytest.approx(loss, rel=1e-6)
+    assert row["val/loss"] != row["val/other/loss"]
+    assert row["val/bpb"] == row["val/loss"] / math.log(2) / 4
+    assert row["val/other/bpb"] == row["val/other/loss"] / math.log(2) / 4
+    assert {"val/other/loss", "val/bpb"} <= logged_tags(tmp_path / "r")
+    best = torch.load(tmp_path / "r/checkpoints/best.ckpt", weights_only=True)["callbacks"]
+    assert min(val_losses(tmp_path / "r").values()) in {state.get("best_loss") for state in best.values()}
+
+
+def test_bits_per_byte_of_a_text_by_hand() -> None:
+    # "Hello world" and an end of text: 3 tokens, 11 bytes, 2 nats a token: 6 nats are 8.656 bits.
+    assert bits_per_byte(2.0, 11 / 3) == pytest.approx(8.6562 / 11, abs=1e-5)
 
 
 def test_the_last_step_is_validated_even_if_it_is_no_multiple(shards: Path, tmp_path: Path) -> None:

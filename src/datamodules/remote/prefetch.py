@@ -72,7 +72,9 @@ def open_remote(address: str, cache: CacheFolder, *, streamed: bool) -> Shards:
     n_bytes = np.dtype(format_.dtype).itemsize
     slots = [RemoteShard(file.name, (file.size - format_.header_bytes) // n_bytes, prefetcher, file) for file in files]
     whole_manifest = manifest if pattern is None else None
-    return split_by_name(remote.address.rpartition("/")[2], slots, whole_manifest.hash() if whole_manifest else None)
+    manifest_hash = whole_manifest.hash() if whole_manifest else None
+    tokenizer = manifest.tokenizer if manifest else None
+    return split_by_name(remote.address.rpartition("/")[2], slots, manifest_hash, tokenizer)
 
 
 def _check_cache_size(address: str, files: list[RemoteFile], cache: CacheFolder, *, streamed: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from src.datamodules.shards import manifest
 from src.datamodules.shards.format import ShardError, ShardSlot, TokenShard
@@ -26,12 +27,19 @@ NAMES_HINT = "published shards are named fineweb_val_000000.bin, fineweb_train_0
 
 @dataclass(frozen=True)
 class Shards:
-    """Shards by split; `manifest` is the hash of the folder's manifest, or None without one."""
+    """Shards by split.
+
+    Args:
+        name: of the folder or file.
+        manifest: hash of the folder's manifest, or None without one.
+        tokenizer: the manifest's statement on the tokenizer; None where nothing states it.
+    """
 
     name: str
     val: tuple[ShardSlot, ...]
     train: tuple[ShardSlot, ...]
     manifest: str | None
+    tokenizer: dict[str, Any] | None = None
 
 
 def split_of(name: str, where: str) -> str | None:
@@ -130,10 +138,12 @@ def _open_by_manifest(folder: Path) -> Shards:
                 f"says {entry.tokens} and {entry.sampled[:12]}; it was changed or replaced, restore it"
             )
         shards.append(replace(shard, sha256=entry.sha256))
-    return split_by_name(folder.name, shards, listed.hash())
+    return split_by_name(folder.name, shards, listed.hash(), listed.tokenizer)
 
 
-def split_by_name(name: str, slots: Sequence[ShardSlot], manifest_hash: str | None) -> Shards:
+def split_by_name(
+    name: str, slots: Sequence[ShardSlot], manifest_hash: str | None, tokenizer: dict[str, Any] | None = None
+) -> Shards:
     """Return shards by the split that their names state.
 
     Raises:
@@ -145,19 +155,21 @@ def split_by_name(name: str, slots: Sequence[ShardSlot], manifest_hash: str | No
     val, train = (
         tuple(slot for slot, split in zip(slots, splits, strict=True) if split == wanted) for wanted in ("val", "train")
     )
-    return Shards(name, val, train, manifest_hash)
+    return Shards(name, val, train, manifest_hash, tokenizer)
 
 
-def merge(parts: Sequence[Shards], path: str) -> Shards:
+def merge(parts: Sequence[Shards], path: str, splits: Sequence[str] = ("val", "train")) -> Shards:
     """Return the shards of several addresses as those of one.
 
     Raises:
-        ShardError: one of the splits has no shard.
+        ShardError: one of `splits` has no shard.
     """
     val = tuple(slot for part in parts for slot in part.val)
     train = tuple(slot for part in parts for slot in part.train)
     for split, slots in (("val", val), ("train", train)):
-        if not slots:
+        if split in splits and not slots:
             raise ShardError(f"data.path={path} holds no *{split}*.bin shard; {NAMES_HINT}")
     hashes = [part.manifest for part in parts if part.manifest]
-    return Shards(parts[0].name, val, train, "+".join(hashes) or None)
+    tokenizers = [part.tokenizer for part in parts]
+    agreed = tokenizers[0] if all(tokenizer == tokenizers[0] for tokenizer in tokenizers) else None
+    return Shards(parts[0].name, val, train, "+".join(hashes) or None, agreed)
