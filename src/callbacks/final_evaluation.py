@@ -1,9 +1,11 @@
-"""Evaluation after training: perplexities and lm-eval of the final weights."""
+"""Evaluation of a run: perplexities and lm-eval during training and of the final weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from src.callbacks.run_record import RunRecord
 from src.callbacks.stop import StopRequest
@@ -16,28 +18,51 @@ class FinalEvaluation(L.Callback):
 
     Args:
         suite: the evaluations.
-        record: receives the scores.
+        record: receives the scores; where the suite has `every_steps`, in a row of metrics.jsonl too.
         request: a signal ends the evaluation between two batches; a stopped run is not evaluated.
+        tokens_per_step: tokens of a global batch.
     """
 
-    def __init__(self, suite: EvaluationSuite, record: RunRecord, *, request: StopRequest) -> None:
+    def __init__(
+        self, suite: EvaluationSuite, record: RunRecord, *, request: StopRequest, tokens_per_step: int
+    ) -> None:
         self.suite = suite
         self.record = record
         self.request = request
+        self.tokens_per_step = tokens_per_step
 
-    @torch.no_grad()
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.request.signum:
             return
         assert isinstance(pl_module, LanguageModel)  # training builds no other module
-        pl_module.follow_schedule(trainer.global_step - 1)
-        pl_module.eval()
-        with trainer.precision_plugin.forward_context():
-            scores: dict[str, Any] = self.suite.run(pl_module.gpt, self.request.check)
-        pl_module.train()
+        step = trainer.global_step
+        pl_module.follow_schedule(step - 1)
+        scores = score_module(self.suite, trainer, pl_module, self.request.check)
         self.record.update(**scores)
-        for logger in trainer.loggers if headline(scores) else []:
-            logger.log_metrics(headline(scores), step=trainer.global_step)
+        numbers = headline(scores)
+        for logger in trainer.loggers if numbers else []:
+            logger.log_metrics(numbers, step=step)
+        if numbers and self.suite.every_steps is not None:  # the last point of the curve that training noted
+            self.record.note(step, {"tokens": step * self.tokens_per_step, **numbers})
+            self.record.close_row()
+
+
+def score_module(
+    suite: EvaluationSuite, trainer: L.Trainer, module: LanguageModel, between_batches: Callable[[], None]
+) -> dict[str, Any]:
+    """Return the suite's scores of the weights in place; mode, gradients and random state stay as they were.
+
+    Ranks share the work, so every rank must call it.
+    """
+    training = module.training
+    module.eval()
+    try:
+        # Not in inference mode, in which Lightning validates: what a module caches now is used in training.
+        with isolate_rng(), torch.inference_mode(False), torch.no_grad(), trainer.precision_plugin.forward_context():
+            scores: dict[str, Any] = suite.run(module.gpt, between_batches)
+    finally:
+        module.train(training)
+    return scores
 
 
 def headline(scores: dict[str, Any]) -> dict[str, float]:

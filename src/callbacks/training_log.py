@@ -37,7 +37,12 @@ class TrainingLog(L.Callback):
         self._since = (time.monotonic(), trainer.global_step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._paused_at = time.monotonic()
+        self.pause()
+
+    def pause(self) -> None:
+        """Leave the time from now to the next step out of the speed."""
+        if self._paused_at is None:
+            self._paused_at = time.monotonic()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
         if self._paused_at is not None:

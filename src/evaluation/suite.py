@@ -1,10 +1,10 @@
-"""Evaluation suite: perplexities of texts, and lm-eval tasks, at the end of a run or of stored weights."""
+"""Evaluation suite: perplexities of texts, and lm-eval tasks, in a run, at its end, or of stored weights."""
 
 import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from src.bounds import NonNegativeInt, PositiveInt, validate
 from src.datamodules.tokenizer import N_VOCAB
@@ -42,12 +42,23 @@ class EvaluationSuite:
         perplexity: texts by name, each with the keys of `TextSet`.
         lm_eval: the keys of `TaskSet`.
         batch_size: sequences of a forward.
+        every_steps: optimizer steps between evaluations during training; None evaluates at the end only.
     """
 
-    def __init__(self, *, perplexity: dict[str, Any], lm_eval: dict[str, Any], batch_size: PositiveInt) -> None:
+    added_keys: ClassVar[dict[str, object]] = {"every_steps": None}
+
+    def __init__(
+        self,
+        *,
+        perplexity: dict[str, Any],
+        lm_eval: dict[str, Any],
+        batch_size: PositiveInt,
+        every_steps: PositiveInt | None,
+    ) -> None:
         self.texts = {name: _build(TextSet, f"evaluation.perplexity.{name}", keys) for name, keys in perplexity.items()}
         self.tasks = _build(TaskSet, "evaluation.lm_eval", lm_eval)
         self.batch_size = batch_size
+        self.every_steps = every_steps
 
     def check(self, vocab_size: int, block_size: int) -> None:
         """Find, before anything is trained, the errors of `run`; fetch the data on the hub.

@@ -140,7 +140,8 @@ def _build_record(saved: SavedWeights, scores: dict[str, Any]) -> dict[str, Any]
 
 
 def _write_into_run(folder: Path, record: dict[str, Any]) -> Path:
-    suite = hashlib.sha256(json.dumps(record["evaluation"], sort_keys=True).encode()).hexdigest()
+    scored = {key: value for key, value in record["evaluation"].items() if key != "every_steps"}
+    suite = hashlib.sha256(json.dumps(scored, sort_keys=True).encode()).hexdigest()
     sha256 = record["checkpoint"]["sha256"]
     (folder / "evaluations").mkdir(exist_ok=True)
     path = folder / "evaluations" / f"step{record['step']:08d}-{sha256[:12]}-{suite[:12]}.json"

@@ -34,6 +34,7 @@ ADDED: dict[tuple[str, str], object] = {
     ("trainer", "checkpoint_activations"): False,
     ("schedule", "decay_steps"): None,
     ("data", "val_sets"): None,
+    ("evaluation", "every_steps"): None,
 }
 #: Sections that a checkpoint's weights depend on; they cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")

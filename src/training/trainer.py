@@ -13,6 +13,7 @@ from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.guard import Guard
+from src.callbacks.step_evaluation import StepEvaluation
 from src.callbacks.stop import StopOnSignal
 from src.callbacks.stream_log import StreamLog
 from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
@@ -71,6 +72,8 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
         warmup_steps=settings.optimizer.warmup_steps,
         reads_after=reads_after,
     )
+    training_log = TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=run.tokens_per_step)
+    evaluation, request, tokens = settings.evaluation, run.stop, run.tokens_per_step
     probes = [StreamLog(run.job.folder, share=0.01, best_effort=run.best_effort)]
     bar = ProgressBar(tokens_per_step=run.tokens_per_step, every_s=0.5)
     configured = [build() for build in settings.callbacks]
@@ -83,7 +86,7 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
     return [
         RankAgreement(keys.world_size, hashes, run.job.folder, settings.safety.rank_timeout_s),
         guard,
-        TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=run.tokens_per_step),
+        training_log,
         *configured,
         ValidationRecord(
             record,
@@ -93,9 +96,10 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
         ),
         *(probes if keys.stream_pictures else []),
         Dashboard(settings.samples, best_effort=run.best_effort),
+        StepEvaluation(evaluation, record, request=request, training_log=training_log, tokens_per_step=tokens),
         RowWriter(record),
         *([] if has_bar else [bar]),
-        FinalEvaluation(settings.evaluation, record, request=run.stop),
+        FinalEvaluation(evaluation, record, request=request, tokens_per_step=tokens),
         StopOnSignal(run.stop, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s),
         Checkpoints(
             run.job.folder / "checkpoints",

@@ -99,9 +99,9 @@ def test_shots_are_a_key_and_null_is_each_tasks_own(catalogue: Path) -> None:
     assert shots(["first", "second"], None) == [1, 2]
     assert shots(["pair"], None) == [[1, 2]]
     keys = {"tasks": [], "files": {}, "limit": None}
-    EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": None}, batch_size=1)
+    EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": None}, batch_size=1, every_steps=None)
     with pytest.raises(ValueError, match=r"evaluation\.lm_eval\.num_fewshot must be int >= 0 or null, got -1"):
-        EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": -1}, batch_size=1)
+        EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": -1}, batch_size=1, every_steps=None)
 
 
 def test_a_task_of_generated_answers_is_scored(catalogue: Path) -> None:
