@@ -29,6 +29,8 @@ SILENCE_S = 30.0
 CHUNK_BYTES = 8 << 20
 #: Errors that another attempt does not resolve.
 PERMANENT_ERRORS = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, IsADirectoryError)
+#: The same by name, of clients that are imported where an address needs them only (botocore).
+PERMANENT_NAMES = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "UnauthorizedSSOTokenError")
 
 
 def is_remote(address: str) -> bool:
@@ -137,11 +139,11 @@ class RemoteFolder:
                 return attempt()
             except ShardError:
                 raise
-            except PERMANENT_ERRORS as error:
-                raise ShardError(
-                    f"{what} cannot be read ({_describe(error)}); check the address and its access"
-                ) from error
             except Exception as error:  # every fsspec implementation has errors of its own
+                if isinstance(error, PERMANENT_ERRORS) or type(error).__name__ in PERMANENT_NAMES:
+                    raise ShardError(
+                        f"{what} cannot be read ({_describe(error)}); check the address and its access"
+                    ) from error
                 if number == ATTEMPTS:
                     raise ShardError(
                         f"{what} broke off{where} ({_describe(error)}), {ATTEMPTS} times in a row; check the network, "
