@@ -55,7 +55,7 @@ def lock_folder(folder: Path) -> Iterator[str]:
     except Timeout as error:
         raise UserError(
             f"{folder} is in use by {process}; wait for it or stop it "
-            f"(kill -TERM {holder.get('pid', '<pid>')} on its machine saves a checkpoint and exits)"
+            f"(kill -TERM {holder.get('pid', '<pid>')} on its machine saves its progress and exits)"
         ) from error
     try:
         yield f"the lock of {process} is taken over, which has ended" if holder else ""

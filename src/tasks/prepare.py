@@ -3,29 +3,41 @@
     python run.py task=prepare prepare.output=<folder> [prepare.source=<files or data set>]
     python run.py data=fineweb10b data.path=<folder>
 
+On many machines that share the folder, N tasks tokenize, and one process writes the shards:
+
+    python run.py task=prepare prepare.output=<folder> prepare.tasks=N prepare.executor=slurm   all of it
+    python run.py task=prepare prepare.output=<folder> prepare.tasks=N prepare.task=0           one task, on each
+    python run.py task=prepare prepare.output=<folder> prepare.tasks=N                          what is missing
+
 An interrupted preparation continues when it is run again.
 """
 
 import logging
+import sys
+from functools import partial
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.callbacks.stop import StopRequest
-from src.datamodules.prepare.prepare import PrepareKeys, prepare
+from src.datamodules.prepare.parts import PARTS
+from src.datamodules.prepare.prepare import PrepareKeys, prepare, prepare_task
 from src.errors import UserError, one_line
+from src.files import ROOT
 from src.launch.job import COMPLETED, Job, TaskEnd
+from src.launch.slurm_array import TASK, run_array
 from src.settings.sections import read_section
 
 log = logging.getLogger(__name__)
 
 
 def run(job: Job) -> TaskEnd:
-    """Write the shards.
+    """Run one task, or all of them and write the shards.
 
     Raises:
-        UserError: a key, the source or the output is at fault; complete shards stay valid.
+        UserError: a key, the source or the output is at fault; complete parts and shards stay valid.
         Interrupted: a signal arrived; running again continues.
     """
     for key in ("source", "output"):
@@ -37,9 +49,24 @@ def run(job: Job) -> TaskEnd:
         raise UserError(one_line(error)) from error
     with StopRequest(grace_s=60.0).installed():
         try:
-            manifest = prepare(keys)
+            return _run_one(keys) if keys.task is not None else _run_all(job, keys)
         except OSError as error:
             raise UserError(f"prepare.source={keys.source}: {one_line(error)}; make it readable") from error
+
+
+def _run_one(keys: PrepareKeys) -> TaskEnd:
+    missing = prepare_task(keys)
+    line = f"task {keys.task} of {keys.tasks} is complete"
+    if missing:
+        line += f"; {missing} parts of other tasks are missing"
+    else:
+        line += f" and so are the others; prepare.tasks={keys.tasks} without prepare.task writes the shards"
+    log.info("%s", line)
+    return TaskEnd(COMPLETED, line)
+
+
+def _run_all(job: Job, keys: PrepareKeys) -> TaskEnd:
+    manifest = prepare(keys, partial(_run_on_slurm, job, keys) if keys.executor == "slurm" else None)
     bad = ", ".join(f"{n:,} {reason}" for reason, n in manifest.bad_documents.items())
     line = (
         f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in {len(manifest.shards)} shards in "
@@ -48,3 +75,12 @@ def run(job: Job) -> TaskEnd:
     log.info("%s", line)
     log.info("train on it with data=fineweb10b data.path=%s", keys.output)
     return TaskEnd(COMPLETED, line)
+
+
+def _run_on_slurm(job: Job, keys: PrepareKeys) -> None:
+    """Run the command line of this job once for each task, in a job array."""
+    folder = (Path(keys.output) / PARTS).absolute()
+    own = ["prepare.executor=local", f"hydra.run.dir='{folder}/run-{TASK}'", f"prepare.task={TASK}"]
+    command = [sys.executable, str(ROOT / "run.py"), *job.overrides, *own]
+    log.info("submitting %d tasks to SLURM; their output is in %s", keys.tasks, folder)
+    run_array(command, keys.tasks, keys.sbatch, folder, "prepare.sbatch")

@@ -57,6 +57,10 @@ class Chunk:
     continues: bool
     share: float | None
 
+    def name_of(self, i: int) -> str:
+        """Return the name of a row that has none of its own."""
+        return f"{self.name}:{self.first_row + i}"
+
 
 def kind_of(path: Path) -> str | None:
     """Return the suffix of the format that a file's name states, without its compression, or None."""

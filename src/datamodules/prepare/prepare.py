@@ -1,44 +1,35 @@
 """Preparation of a folder of shards from documents: `task=prepare`.
 
 Tokens are one sequence, an end-of-text token before each document; the first `val_tokens` are shard 0, the rest
-shards of `shard_tokens`, the last one shorter. The result is independent of the number of processes and of
-interruptions.
+shards of `shard_tokens`, the last one shorter. The result is independent of the number of processes and tasks and of
+interruptions. One task writes the shards from the documents; several write parts (`parts.py`) first.
 """
 
 import errno
-import json
 import logging
 import os
-from contextlib import closing
-from dataclasses import asdict
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from src.bounds import CONFIG, PositiveInt
-from src.datamodules.prepare.documents import Chunk
-from src.datamodules.prepare.progress import Progress
+from src.datamodules.prepare.assembly import ShardAssembly
+from src.datamodules.prepare.documents import Chunk, Cursor
+from src.datamodules.prepare.parts import PARTS, missing_parts, read_parts, tokenize_parts
 from src.datamodules.prepare.sources import Source, open_source
 from src.datamodules.prepare.tokenize_pool import Encoded, encode_chunks
-from src.datamodules.prepare.writer import (
-    BAD_DOCUMENTS,
-    Journal,
-    ShardFile,
-    check_output,
-    lock_output,
-    shard_name,
-)
-from src.datamodules.shards.manifest import JOURNAL, NAME, Manifest, ShardEntry
-from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, RANKS_SHA256
+from src.datamodules.prepare.writer import Journal, check_output
+from src.datamodules.shards.manifest import JOURNAL, NAME, Manifest
 from src.errors import UserError
-from src.files import write_atomic
+from src.launch.folder_lock import lock_folder
 
 log = logging.getLogger(__name__)
 
-TOKENIZER = {"name": "gpt2", "ranks_sha256": RANKS_SHA256, "n_vocab": N_VOCAB, "end_of_text": END_OF_TEXT}
 #: The header's count is an int32.
 ShardTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
@@ -52,9 +43,13 @@ class PrepareKeys:
         output: the folder of shards.
         processes: tokenizer processes; auto uses every core.
         shard_tokens, val_tokens: tokens of a training shard and of the validation shard.
+        executor: where the tasks run: in this process, one after the other, or in a job array of SLURM.
+        tasks: number of tasks, which share the parts of the source.
+        task: the only task to run, from 0 on; it writes no shards. None: every task, then the shards.
+        sbatch: options of sbatch for the job array.
 
     Raises:
-        ValueError: a key of another type or out of its bounds.
+        ValueError: a key of another type or out of its bounds, or keys that contradict each other.
     """
 
     source: str
@@ -62,22 +57,107 @@ class PrepareKeys:
     processes: PositiveInt | Literal["auto"]
     shard_tokens: ShardTokens
     val_tokens: ShardTokens
+    executor: Literal["local", "slurm"] = "local"
+    tasks: PositiveInt = 1
+    task: Annotated[int, Field(ge=0)] | None = None
+    sbatch: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task >= self.tasks:
+            raise ValueError(f"prepare.task must be below prepare.tasks={self.tasks}, got {self.task}; the first is 0")
+        if self.task is not None and self.executor != "local":
+            raise ValueError(f"prepare.task={self.task} needs prepare.executor=local, got {self.executor}")
+
+    def count_processes(self) -> int:
+        """Return the number of tokenizer processes."""
+        return len(os.sched_getaffinity(0)) if self.processes == "auto" else self.processes
 
 
-def prepare(keys: PrepareKeys) -> Manifest:
+def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> Manifest:
     """Write the shards that are missing, and the manifest.
 
+    Args:
+        keys: keys of the preparation.
+        run_tasks: runs all tasks elsewhere and returns when they have ended; None runs them in this process.
+
     Raises:
-        UserError: nothing to read, a folder of another preparation, a full disk; complete shards stay valid.
+        UserError: nothing to read, a folder of another preparation or in use, a full disk; complete shards stay valid.
     """
     folder = Path(keys.output)
     source = open_source(keys.source)
-    asked = {**source.identity(), "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
-    try:
-        with lock_output(folder):
+    asked = _describe(source, keys)
+    with _report_disk(folder):
+        if (folder / NAME).is_file():
+            return _read_finished(folder, asked)
+        with lock_folder(folder) as note:
+            if note:
+                log.warning("%s", note)
             if (folder / NAME).is_file():
                 return _read_finished(folder, asked)
-            return _Preparation(folder, source, asked, keys).run()
+            journal = _open_journal(folder, asked, by_parts=keys.tasks > 1 or run_tasks is not None)
+            if journal.shards:
+                log.info("continuing after %d complete shards", len(journal.shards))
+            if journal.by_parts:
+                _run_tasks(folder, source, keys, run_tasks)
+
+            def read_chunks(cursor: Cursor) -> Generator[tuple[Chunk, Encoded], None, None]:
+                if journal.by_parts:
+                    return read_parts(folder, source, cursor)
+                return encode_chunks(source.chunks(cursor), keys.count_processes())
+
+            return ShardAssembly(folder, journal, keys.source).write(read_chunks)
+
+
+def prepare_task(keys: PrepareKeys) -> int:
+    """Run the task `keys.task` and return the number of parts of all tasks that are still missing.
+
+    Raises:
+        UserError: as `prepare`; complete parts stay valid.
+    """
+    assert keys.task is not None  # the caller has chosen
+    folder = Path(keys.output)
+    source = open_source(keys.source)
+    asked = _describe(source, keys)
+    with _report_disk(folder):
+        if (folder / NAME).is_file():
+            _read_finished(folder, asked)
+            return 0
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        _open_journal(folder, asked, by_parts=True)
+        tokenize_parts(folder, source, keys.task, keys.tasks, keys.count_processes())
+        return len(missing_parts(folder, range(source.n_part)))
+
+
+def _run_tasks(folder: Path, source: Source, keys: PrepareKeys, run_tasks: Callable[[], None] | None) -> None:
+    if not missing_parts(folder, range(source.n_part)):
+        return
+    if source.n_part < keys.tasks:
+        log.warning(
+            "the source has %d parts (files), so %d of %d tasks have nothing to do",
+            *(source.n_part, keys.tasks - source.n_part, keys.tasks),
+        )
+    if run_tasks is not None:
+        run_tasks()
+    else:
+        for task in range(keys.tasks):
+            tokenize_parts(folder, source, task, keys.tasks, keys.count_processes())
+    missing = missing_parts(folder, range(source.n_part))
+    if missing:
+        tasks = sorted({number % keys.tasks for number in missing})
+        raise UserError(
+            f"prepare.output={folder}: tasks {', '.join(map(str, tasks))} of {keys.tasks} ended without "
+            f"{len(missing)} of {source.n_part} parts; complete parts are kept, run again to continue"
+        )
+
+
+def _describe(source: Source, keys: PrepareKeys) -> dict[str, Any]:
+    return {**source.identity(), "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
+
+
+@contextmanager
+def _report_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "is full" if full else f"cannot be written ({error.strerror})"
@@ -86,10 +166,28 @@ def prepare(keys: PrepareKeys) -> Manifest:
         ) from error
 
 
+def _open_journal(folder: Path, asked: dict[str, Any], *, by_parts: bool) -> Journal:
+    """Return the journal of the folder, which is written where there is none."""
+    journal = Journal.read(folder)
+    check_output(folder, journal)
+    if journal is not None:
+        _check_same(folder, journal.asked, asked)
+    if journal is None or (by_parts and not journal.by_parts):
+        if journal is not None and journal.shards:
+            raise UserError(
+                f"prepare.output={folder} was started with prepare.tasks=1 and has {len(journal.shards)} complete "
+                "shards; continue with prepare.tasks=1, or empty the folder"
+            )
+        journal = Journal(asked, by_parts=by_parts)
+        journal.write(folder)
+    return journal
+
+
 def _read_finished(folder: Path, asked: dict[str, Any]) -> Manifest:
     manifest = Manifest.parse((folder / NAME).read_bytes(), str(folder / NAME))
     _check_same(folder, manifest.source, asked)
     (folder / JOURNAL).unlink(missing_ok=True)  # killed between the two
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
     for entry in manifest.shards:
         path = folder / entry.name
         if not path.is_file() or path.stat().st_size != entry.bytes:
@@ -105,111 +203,3 @@ def _check_same(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None
             f"prepare.output={folder} holds another preparation: {'; '.join(changed)}; "
             "give another folder, or empty this one"
         )
-
-
-class _Preparation:
-    """One process's part in a preparation, which it starts or continues."""
-
-    def __init__(self, folder: Path, source: Source, asked: dict[str, Any], keys: PrepareKeys) -> None:
-        self.folder, self.source, self.asked, self.keys = folder, source, asked, keys
-        journal = Journal.read(folder)
-        check_output(folder, journal)
-        if journal is not None:
-            _check_same(folder, journal.asked, asked)
-            log.info("continuing after %d complete shards", len(journal.shards))
-        self.journal = journal or Journal(asked)
-        self.shard: ShardFile | None = None
-
-    def run(self) -> Manifest:
-        for path in self.folder.glob(".*.part"):
-            path.unlink()
-        self.journal.write(self.folder)
-        (self.folder / BAD_DOCUMENTS).touch()
-        os.truncate(self.folder / BAD_DOCUMENTS, self.journal.bad_bytes)
-        place, keys = self.journal.place, self.keys
-        processes = len(os.sched_getaffinity(0)) if keys.processes == "auto" else keys.processes
-        progress = Progress(self._count_tokens())
-        try:
-            with (
-                (self.folder / BAD_DOCUMENTS).open("ab") as bad,
-                closing(encode_chunks(self.source.chunks(place["cursor"]), processes)) as chunks,
-            ):
-                rows, tokens = place["rows"], place["tokens"]
-                for chunk, encoded in chunks:
-                    self._write_chunk(chunk, encoded, rows, tokens, bad)
-                    rows = tokens = 0
-                    progress.report(self._count_tokens(), len(self.journal.shards), chunk.share)
-                self._close_shard(bad)
-        finally:
-            if self.shard is not None:
-                self.shard.discard()
-        return self._write_manifest()
-
-    def _count_tokens(self) -> int:
-        complete = sum(int(entry["tokens"]) for entry in self.journal.shards)
-        return complete + (self.shard.tokens if self.shard else 0)
-
-    def _write_chunk(self, chunk: Chunk, encoded: Encoded, rows: int, tokens: int, bad: IO[bytes]) -> None:
-        """Write a chunk's tokens without its first rows and tokens, and close every shard that is full."""
-        ends = np.cumsum(encoded.counts)
-        at = (int(ends[rows - 1]) if rows else 0) + tokens
-        counted = rows + (tokens > 0)  # an earlier process has counted the row that it started
-        while at < len(encoded.tokens):
-            if self.shard is None:
-                name = encoded.names[int(np.searchsorted(ends, at, side="right"))]
-                number = len(self.journal.shards)
-                capacity = self.keys.shard_tokens if number else self.keys.val_tokens
-                self.shard = ShardFile(self.folder / shard_name(number), capacity, name)
-            size = min(self.shard.room, len(encoded.tokens) - at)
-            self.shard.write(encoded.tokens[at : at + size])
-            at += size
-            if self.shard.room == 0:
-                # The next shard starts `offset` tokens into row `row` of this chunk.
-                row = int(np.searchsorted(ends, at, side="right"))
-                offset = at - (int(ends[row - 1]) if row else 0)
-                self._count_documents(chunk, encoded, range(counted, row + (offset > 0)), bad)
-                counted = row + (offset > 0)
-                self.journal.place = {"cursor": chunk.cursor, "rows": row, "tokens": offset}
-                self._close_shard(bad)
-        self._count_documents(chunk, encoded, range(counted, len(encoded.counts)), bad)
-
-    def _count_documents(self, chunk: Chunk, encoded: Encoded, rows: range, bad: IO[bytes]) -> None:
-        journal = self.journal
-        for i in rows:
-            if i in encoded.bad:
-                reason = encoded.bad[i]
-                journal.bad[reason] = journal.bad.get(reason, 0) + 1
-                bad.write(json.dumps({"document": encoded.names[i], "reason": reason}).encode() + b"\n")
-            elif i or not chunk.continues:
-                journal.documents += 1
-
-    def _close_shard(self, bad: IO[bytes]) -> None:
-        if self.shard is None:
-            return
-        entry = self.shard.close()
-        self.shard = None
-        bad.flush()
-        os.fsync(bad.fileno())
-        self.journal.shards.append(asdict(entry))
-        self.journal.bad_bytes = bad.tell()
-        self.journal.write(self.folder)
-
-    def _write_manifest(self) -> Manifest:
-        journal = self.journal
-        tokens, n_bad = self._count_tokens(), sum(journal.bad.values())
-        if not tokens:
-            raise UserError(
-                f"prepare.source={self.keys.source} has no document with text ({n_bad} without, "
-                f"see {self.folder / BAD_DOCUMENTS}); the text must be in a field named text"
-            )
-        if len(journal.shards) == 1:
-            raise UserError(
-                f"prepare.source={self.keys.source} has {tokens} tokens and prepare.val_tokens={self.keys.val_tokens} "
-                "takes them all; lower it and give another folder"
-            )
-        shards = tuple(ShardEntry(**entry) for entry in journal.shards)
-        bad = dict(sorted(journal.bad.items()))
-        manifest = Manifest(self.asked, TOKENIZER, journal.documents, tokens, bad, shards)
-        write_atomic(self.folder / NAME, manifest.dump())
-        (self.folder / JOURNAL).unlink()
-        return manifest

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from src.datamodules.prepare.documents import Chunk, Cursor, file_chunks, kind_of, table_chunk
 from src.datamodules.shards.format import hash_blocks
@@ -18,17 +18,32 @@ from src.errors import UserError, one_line
 
 HUB = "hf://datasets/"
 ROWS_AT_ONCE = 256
+#: Parts are at most so many runs of files, or so many rows of a data set on disk.
+MAX_PARTS, PART_ROWS = 1000, 1 << 16
 N_BLOCKS = 16
 
 
 class Source(Protocol):
-    """Documents in a fixed order."""
+    """Documents in a fixed order.
+
+    Attributes:
+        numbers_through: true if rows are numbered through all parts, false if from 1 on in each file.
+    """
+
+    numbers_through: ClassVar[bool]
+
+    @property
+    def n_part(self) -> int:
+        """Number of parts, which tasks tokenize independently of each other."""
 
     def identity(self) -> dict[str, Any]:
         """Return `address`, and a `revision` that changes with the content."""
 
     def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
         """Yield the rows from a chunk's cursor on, `{}` for all."""
+
+    def part(self, number: int) -> Iterator[Chunk]:
+        """Yield all rows of one part, numbered from 1 on; the parts in order are all rows."""
 
 
 def open_source(address: str) -> Source:
@@ -65,6 +80,11 @@ class FileSource:
     address: str
     paths: tuple[Path, ...]
     names: tuple[str, ...]
+    numbers_through: ClassVar[bool] = False
+
+    @property
+    def n_part(self) -> int:
+        return min(len(self.paths), MAX_PARTS)
 
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -82,6 +102,11 @@ class FileSource:
                 share = (sum(sizes[:i]) + (chunk.share or 0.0) * sizes[i]) / max(1, sum(sizes))
                 yield replace(chunk, cursor={"file": i, **chunk.cursor}, share=share)
 
+    def part(self, number: int) -> Iterator[Chunk]:
+        first, end = (len(self.paths) * n // self.n_part for n in (number, number + 1))
+        for i in range(first, end):
+            yield from file_chunks(self.paths[i], self.names[i], {})
+
 
 @dataclass(frozen=True)
 class DiskSource:
@@ -89,6 +114,11 @@ class DiskSource:
 
     address: str
     rows: Any  # datasets.Dataset, arrow-formatted
+    numbers_through: ClassVar[bool] = True
+
+    @property
+    def n_part(self) -> int:
+        return -(-len(self.rows) // PART_ROWS)
 
     @classmethod
     def open(cls, place: Path) -> "DiskSource":
@@ -119,10 +149,18 @@ class DiskSource:
         return {"address": self.address, "rows": len(self.rows), "revision": revision}
 
     def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
-        for at in range(int(cursor.get("row", 0)), len(self.rows), ROWS_AT_ONCE):
-            table = self.rows[at : at + ROWS_AT_ONCE]
-            share = (at + len(table)) / len(self.rows)
-            yield table_chunk(table, {"row": at}, self.address, at + 1, share)
+        return self._read(int(cursor.get("row", 0)), 0, len(self.rows))
+
+    def part(self, number: int) -> Iterator[Chunk]:
+        first = number * PART_ROWS
+        return self._read(first, first, min(first + PART_ROWS, len(self.rows)))
+
+    def _read(self, start: int, first: int, end: int) -> Iterator[Chunk]:
+        """Yield the rows from `start` to `end`, numbered and their share counted from `first` on."""
+        for at in range(start, end, ROWS_AT_ONCE):
+            table = self.rows[at : min(at + ROWS_AT_ONCE, end)]
+            share = (at - first + len(table)) / (end - first)
+            yield table_chunk(table, {"row": at}, self.address, at - first + 1, share)
 
 
 @dataclass(frozen=True)
@@ -133,6 +171,11 @@ class HubSource:
     revision: str
     rows: Any  # datasets.IterableDataset, arrow-formatted
     n_rows: int | None
+    numbers_through: ClassVar[bool] = True
+
+    @property
+    def n_part(self) -> int:
+        return int(self.rows.num_shards)
 
     @classmethod
     def open(cls, address: str) -> "HubSource":
@@ -175,3 +218,6 @@ class HubSource:
                 f"prepare.source={self.address} broke off after row {row} ({type(error).__name__}: "
                 f"{one_line(error)[:200]}); complete shards are kept, run again to continue"
             ) from error
+
+    def part(self, number: int) -> Iterator[Chunk]:
+        return replace(self, rows=self.rows.shard(self.n_part, number), n_rows=None).chunks({})

@@ -34,13 +34,13 @@ class Encoded:
     Args:
         tokens: tokens of all rows, one row after the other.
         counts: number of tokens of each row; 0 for a row without text.
-        names: name of each row.
+        names: name of each row, or None if it has none of its own.
         bad: reason by row, for the rows without text.
     """
 
     tokens: NDArray[np.uint16]
     counts: list[int]
-    names: list[str]
+    names: list[str | None]
     bad: dict[int, str]
 
 
@@ -48,11 +48,11 @@ def encode(chunk: Chunk) -> Encoded:
     """Tokenize a chunk."""
     encoding = gpt2_encoding()
     parts: list[NDArray[np.uint16]] = []
-    names: list[str] = []
+    names: list[str | None] = []
     bad: dict[int, str] = {}
     for i, row in enumerate(chunk.rows):
         name, text, reason = _read_text(row, chunk.is_json)
-        names.append(name or (chunk.ids[i] if chunk.ids else None) or f"{chunk.name}:{chunk.first_row + i}")
+        names.append(name or (chunk.ids[i] if chunk.ids else None))
         part = np.empty(0, dtype=np.uint16)
         if text is not None:
             start = 0 if chunk.continues and i == 0 else 1

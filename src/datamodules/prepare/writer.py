@@ -6,17 +6,12 @@
 
 A shard is renamed into place before the journal is replaced. After a kill between the two, the shard is written
 again with the same bytes.
-
-The process that prepares locks the folder itself with flock. A filelock needs a file of its own, which would stay
-among the files that are published.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +37,7 @@ class Journal:
         bad: documents without text, by reason.
         bad_bytes: length of bad_documents.jsonl.
         shards: entries of the manifest.
+        by_parts: true if tasks tokenize parts, from which the shards are written; `place` is a place in them then.
     """
 
     asked: dict[str, Any]
@@ -50,6 +46,7 @@ class Journal:
     bad: dict[str, int] = field(default_factory=dict)
     bad_bytes: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
+    by_parts: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> "Journal | None":
@@ -119,25 +116,6 @@ class ShardFile:
         with suppress(OSError):  # closing flushes, and the disk may be full
             self._file.close()
         self._part.unlink(missing_ok=True)
-
-
-@contextmanager
-def lock_output(folder: Path) -> Iterator[None]:
-    """Keep other processes from preparing into `folder`; the lock of a killed process is released.
-
-    Raises:
-        UserError: another process prepares into the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"prepare.output={folder} is being written by another process; wait for it") from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def check_output(folder: Path, journal: Journal | None) -> None:

@@ -318,14 +318,6 @@ def test_a_folder_with_foreign_shards_is_not_touched(tmp_path: Path) -> None:
     assert contents(out) == {"train.bin": b"precious"}
 
 
-def test_a_folder_in_preparation_is_locked(tmp_path: Path) -> None:
-    with (
-        shard_writer.lock_output(tmp_path / "out"),
-        pytest.raises(UserError, match="written by another process"),
-    ):
-        prepared(jsonl(tmp_path / "t.jsonl"), tmp_path / "out")
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
