@@ -10,11 +10,17 @@ class UserError(ValueError):
 
 
 class Interrupted(BaseException):  # like KeyboardInterrupt, which `except Exception` does not catch
-    """Request to stop the run, with the number of its signal."""
+    """Request to stop the run, with the number of its signal.
 
-    def __init__(self, signum: int, reason: str = "") -> None:
+    Args:
+        signum: number of the signal.
+        reason: what stopped the run, one line.
+        agreed: all ranks stop after the same step.
+    """
+
+    def __init__(self, signum: int, reason: str = "", *, agreed: bool = False) -> None:
         super().__init__(reason or f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
+        self.signum, self.agreed = signum, agreed
 
 
 def exit_code(signum: int) -> int:

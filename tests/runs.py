@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -125,6 +126,13 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def computed(folder: Path) -> list[dict[str, Any]]:
     """Return the rows without the speed, which depends on the clock."""
     return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in metrics(folder)]
+
+
+def free_port() -> int:
+    """Return a port that no process listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def error_lines(done: subprocess.CompletedProcess[str]) -> list[str]:

@@ -58,6 +58,7 @@ COVERED_BY = {
     "src/kernels/hyper_streams/reference.py": "tests/kernels/hyper_streams/test_dhc.py",
     "src/kernels/hyper_streams/triton_common.py": "tests/kernels/hyper_streams/test_recompute.py",
     "src/kernels/hyper_streams/triton_launch.py": "tests/kernels/hyper_streams/test_recompute.py",
+    "src/launch/worker.py": "tests/launch/test_elastic.py",
     "src/models/block.py": "tests/models/test_norm_placement.py",
     "src/models/flops.py": "tests/models/test_gpt.py",
     "src/models/formats/folder.py": "tests/models/formats/test_huggingface.py",

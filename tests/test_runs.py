@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 import torch
 
 from src import __version__
+from tests.robust.support import no_process_of
 from tests.runs import (
     DDP,
     ROOT,
@@ -238,24 +238,6 @@ def test_two_ranks_killed_resume_bitwise(two_ranks: Path, shards: Path, tmp_path
     assert done.returncode == 0, done.stderr
     assert computed(tmp_path / "r") == computed(two_ranks)
     assert same_weights(tmp_path / "r", two_ranks)
-
-
-def no_process_of(folder: Path) -> bool:
-    """Return whether every rank that works in `folder` is gone, within a few seconds."""
-    for _ in range(100):
-        alive = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    words = (entry / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if b"src.launch.ranks" in words and str(folder).encode() in words:
-                    alive.append(entry.name)
-        if not alive:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_sweep_gives_a_folder_a_job_and_survives_a_failing_one(shards: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class StopRequest:
         self.signum = 0
         self.reason = ""
         self.deferred = False
+        self.agreed = False
         self._began = self._signalled = time.monotonic()
         self._timer: threading.Timer | None = None
 
@@ -62,11 +63,6 @@ class StopRequest:
         print(f"not finished {self.grace_s:g} s after the signal (safety.grace_s); exiting", file=sys.stderr)
         os._exit(exit_code(self.signum))
 
-    def pass_on(self, signum: int) -> None:
-        """Send this process a signal that another rank received."""
-        if not self.signum:
-            os.kill(os.getpid(), signum)
-
     def agree(self, signum: int) -> None:
         """Adopt the signal on which the ranks agreed.
 
@@ -74,13 +70,13 @@ class StopRequest:
         """
         if not self.signum:
             self._signalled = time.monotonic()  # the signal may reach this process, too
-        self.signum = signum
+        self.signum, self.agreed = signum, True
         self.reason = self.reason or f"stopped by {signal.Signals(signum).name} to another rank"
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal was recorded."""
         if self.signum:
-            raise Interrupted(self.signum, self.reason)
+            raise Interrupted(self.signum, self.reason, agreed=self.agreed)
 
     def check_time(self, max_s: float | None) -> None:
         """Record a SIGTERM if this process has run for `max_s` seconds."""

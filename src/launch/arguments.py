@@ -21,7 +21,7 @@ SWEEP = [
 ]
 #: Keys that a resumed run takes from its launcher; without one there is one node.
 NODES = "++trainer.num_nodes=auto"
-RANKS = ["++trainer.devices=auto", NODES, "++trainer.strategy=auto"]
+RANKS = ["++trainer.devices=auto", NODES, "++trainer.strategy=auto", "++trainer.restarts=0"]
 #: Length of a branch whose decay is given: the decay begins at the branch.
 BRANCH_END = "trainer.max_steps='${add:${at},${schedule.decay_steps}}'"
 

@@ -64,6 +64,7 @@ class Job:
         resumes: continue from the checkpoint in the folder.
         overrides: overrides of the command line.
         rank: rank of this process; only rank 0 writes.
+        checked: the process that launched this rank has checked the strategy.
         sweep: folder of the sweep that the job is part of.
     """
 
@@ -72,6 +73,7 @@ class Job:
     resumes: bool
     overrides: tuple[str, ...] = ()
     rank: int = 0
+    checked: bool = False
     sweep: Path | None = None
 
 
@@ -179,7 +181,7 @@ def _run_logged(job: Job, note: str = "") -> tuple[int, str, float | None]:
         try:
             if not job.resumes and job.rank == 0:
                 write_hydra_folder(job)
-            end = _load_task(job.config)(job)
+            end = load_task(job.config)(job)
         except (UserError, HydraException, OmegaConfBaseException) as error:
             log.debug("error of the user:\n%s", traceback.format_exc())
             log.error("error: %s", explain(error))
@@ -198,7 +200,12 @@ def _run_logged(job: Job, note: str = "") -> tuple[int, str, float | None]:
         return end.code, end.line, end.value
 
 
-def _load_task(config: DictConfig) -> Callable[[Job], TaskEnd]:
+def load_task(config: DictConfig) -> Callable[[Job], TaskEnd]:
+    """Return the function of the configured task.
+
+    Raises:
+        UserError: `task._target_` is none of this project's.
+    """
     target = OmegaConf.select(config, "task._target_")
     if not re.fullmatch(r"src\.tasks\.\w+\.run", str(target)):
         raise UserError(f"task._target_={target} is not a task of this project; see --help")

@@ -4,6 +4,7 @@ This module imports little, because it runs before the imports that take seconds
 own on top (`src/callbacks/stop.py`), which finish the step; before, between and after jobs these here are active.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -47,6 +48,20 @@ def stop_with_parent(every_s: float = 0.5) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="watch-parent").start()
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the operating system kill this process as soon as `parent`, which started it, has ended.
+
+    A suspended process is killed, too. Where the system has no such request, the process gets a SIGTERM.
+    """
+    if sys.platform != "linux":
+        stop_with_parent()
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_guarded(start: Callable[[], int]) -> int:

@@ -3,9 +3,10 @@
 Decided once per process, from the variables of what started it, and from nowhere else:
 
     torchrun   TORCHELASTIC_RUN_ID is set; RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE
+    reslab     likewise, with the run id `OWN_RUN_ID`: this process is one of the ranks that `elastic.py` launched
     slurm      this step of the job has several tasks (SLURM_STEP_NUM_TASKS > 1); SLURM_PROCID, SLURM_LOCALID
     other      WORLD_SIZE > 1 without either; RANK, LOCAL_RANK
-    none       none of these: one process, which may start further ranks itself (`ranks.py`)
+    none       none of these: one process, which may launch ranks itself (`elastic.py`)
 
 Variables that a shell still holds from something else (RANK=0 WORLD_SIZE=1, SLURM_* of an interactive session, a batch
 script's SLURM_PROCID=0) start nothing and thus change nothing.
@@ -21,7 +22,10 @@ from typing import Literal
 
 from src.errors import UserError
 
-Launcher = Literal["none", "torchrun", "slurm", "other"]
+Launcher = Literal["none", "reslab", "torchrun", "slurm", "other"]
+
+#: Run id at torchelastic of the ranks that a job launches itself.
+OWN_RUN_ID = "reslab"
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ def read_world(env: Mapping[str, str] | None = None) -> World:
         local_size = _read(env, "LOCAL_WORLD_SIZE", size)
         ranks = _read(env, "RANK", 0), _read(env, "LOCAL_RANK", 0)
         restarts = _read(env, "TORCHELASTIC_RESTART_COUNT", 0)
-        world = World("torchrun", *ranks, size, local_size, restarts, _torchrun_job(env))
+        if env["TORCHELASTIC_RUN_ID"] == OWN_RUN_ID:
+            world = World("reslab", *ranks, size, local_size, *_slurm_job(env))
+        else:
+            world = World("torchrun", *ranks, size, local_size, restarts, _torchrun_job(env))
     elif _read(env, "SLURM_STEP_NUM_TASKS", 1) > 1:
         size, n_node = _read(env, "SLURM_STEP_NUM_TASKS", 1), _read(env, "SLURM_STEP_NUM_NODES", 1)
         if size % n_node:

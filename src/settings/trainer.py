@@ -17,7 +17,8 @@ Steps = Annotated[int, Field(ge=1, le=10**12)]
 class TrainerKeys:
     """Keys of `trainer`; auto takes what the launcher started, else what the machine has.
 
-    `devices` counts the processes of each node. `keep_steps` lists the steps whose checkpoints are never deleted.
+    `devices` counts the processes of each node, `restarts` how often they are launched again after one of them has died
+    or failed. `keep_steps` lists the steps whose checkpoints are never deleted.
 
     Raises:
         ValueError: `max_time` cannot be read, or a step of `keep_steps` lies beyond the run.
@@ -37,6 +38,7 @@ class TrainerKeys:
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     onednn: Literal["auto"] | bool = False
     num_nodes: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
+    restarts: Annotated[int, Field(ge=0, le=1000)] = 0
     checkpoint_activations: bool = False
     keep_steps: Literal["powers_of_two"] | list[Steps] | None = None
 
@@ -123,7 +125,8 @@ def settle_ranks(keys: TrainerKeys, world: World, own: int) -> tuple[int, int]:
         own: processes for auto without a launcher.
 
     Raises:
-        ValueError: a number differs from what the launcher started, or several nodes have no launcher.
+        ValueError: a number differs from what the launcher started, several nodes have no launcher, or `restarts` is
+            given to ranks that a launcher restarts.
     """
     if not world.is_launched:
         if keys.num_nodes not in ("auto", 1):
@@ -132,6 +135,11 @@ def settle_ranks(keys: TrainerKeys, world: World, own: int) -> tuple[int, int]:
                 "or srun (docs/scaling-out.md)"
             )
         return own if keys.devices == "auto" else int(keys.devices), 1
+    if keys.restarts and world.launcher != "reslab":
+        raise ValueError(
+            f"trainer.restarts must be 0 under {world.launcher}, which restarts ranks itself, got {keys.restarts}; see "
+            "docs/scaling-out.md"
+        )
     started = {"devices": (world.local_size, "processes per node"), "num_nodes": (world.n_node, "nodes")}
     for key, (count, unit) in started.items():
         if getattr(keys, key) not in ("auto", count):

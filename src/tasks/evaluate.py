@@ -11,24 +11,22 @@ and schedule are taken from the checkpoint, evaluation and trainer from the comm
 (`trainer.devices`) the ranks share the work.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
-import os
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from src.callbacks.final_evaluation import headline
 from src.errors import UserError, raise_user_errors
 from src.files import write_atomic, write_json
+from src.launch.elastic import launch_ranks, launches_ranks
 from src.launch.job import COMPLETED, Job, TaskEnd
-from src.launch.ranks import other_ranks
 from src.settings.read import Settings
 from src.settings.sections import read_section
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
@@ -52,18 +50,22 @@ def run(job: Job) -> TaskEnd:
     with raise_user_errors():
         trainer = settle_trainer(read_section("trainer", job.config.trainer, TrainerKeys))
         config = resolve_checkpoints(job.config)
-        with _start_ranks(job, config, trainer.devices):
-            fabric = _launch_fabric(trainer)
-            for saved in load_saved_weights(config):
-                scores = _score(saved, fabric)
-                if job.rank:
-                    continue
-                record = _build_record(saved, scores)
-                records.append(record)
-                if saved.folder is not None:
-                    paths.append(_write_into_run(saved.folder, record))
-                lines = run_files.score_lines(scores)
-                log.info("%s", "\n".join([f"{saved.identity['checkpoint']['file']} scored", *lines]))
+        if launches_ranks(trainer.devices, trainer.restarts):  # on the checkpoints that exist now (checkpoint=all)
+            job = dataclasses.replace(job, config=config)
+            return launch_ranks(
+                job, devices=trainer.devices, restarts=trainer.restarts, grace_s=float(config.safety.grace_s)
+            )
+        fabric = _launch_fabric(trainer)
+        for saved in load_saved_weights(config):
+            scores = _score(saved, fabric)
+            if job.rank:
+                continue
+            record = _build_record(saved, scores)
+            records.append(record)
+            if saved.folder is not None:
+                paths.append(_write_into_run(saved.folder, record))
+            lines = run_files.score_lines(scores)
+            log.info("%s", "\n".join([f"{saved.identity['checkpoint']['file']} scored", *lines]))
     if job.rank:
         return TaskEnd(COMPLETED, "completed")
     output = job.folder / "evaluation.json"
@@ -74,20 +76,6 @@ def run(job: Job) -> TaskEnd:
     line = f"scores in {paths[0] if len(paths) == 1 else output}"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
-
-
-def _start_ranks(job: Job, config: DictConfig, n: int) -> AbstractContextManager[None]:
-    """Run the other ranks during the block, on the checkpoints that exist now (checkpoint=all is resolved)."""
-    if n > 1 and job.rank == 0:
-        write_atomic(job.folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    return other_ranks(
-        job.folder,
-        n,
-        resumes=False,
-        timeout_s=float(config.safety.rank_timeout_s),
-        on_lost=lambda reason: log.error("failed: %s", reason),
-        on_interrupted=lambda signum: os.kill(os.getpid(), signum),
-    )
 
 
 def _launch_fabric(trainer: TrainerSettings) -> L.Fabric:

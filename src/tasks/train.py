@@ -1,12 +1,13 @@
-"""task=train: pretrain, validate, evaluate and record, in the five phases of `src/training/session.py`."""
+"""task=train: pretrain, validate, evaluate and record, in the phases of `src/training/session.py`."""
 
 from src.callbacks.guard import DivergedError
 from src.callbacks.stop import StopRequest
 from src.errors import raise_user_errors
+from src.launch.elastic import launches_ranks
 from src.launch.job import Job, TaskEnd
 from src.training.preflight import preflight
 from src.training.resume import continue_or_skip
-from src.training.session import close, close_diverged, fit, open_run, read
+from src.training.session import close, close_diverged, fit, launch, open_run, read
 
 
 def run(job: Job) -> TaskEnd:
@@ -23,6 +24,9 @@ def run(job: Job) -> TaskEnd:
             job_or_end = continue_or_skip(job, settings)
             if isinstance(job_or_end, TaskEnd):
                 return job_or_end
+        if launches_ranks(settings.trainer.devices, settings.trainer.restarts):
+            return launch(job_or_end, settings)
+        with raise_user_errors():
             run = open_run(job_or_end, settings, stop)
             preflight(run)
         try:

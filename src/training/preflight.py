@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from src.checks.quick import run_quick_checks
 from src.errors import UserError, one_line
 from src.files import format_bytes, write_atomic
+from src.launch.job import Job
 from src.models.optim.base import count_state
 from src.settings.read import Settings
 from src.training.run import Run, build_gpt
@@ -37,10 +38,19 @@ def preflight(run: Run) -> None:
     check_library_parts(settings, run.job.folder)
     if run.job.rank:
         return
-    if settings.config["check"] == "quick" and not run.job.resumes:
-        run_quick_checks(settings)
+    check_strategy(settings, run.job)
     keep = settings.safety.keep_checkpoints + len(settings.trainer.kept_steps)
     check_disk(run.job.folder, n_numbers=count_numbers(settings), keep=keep)
+
+
+def check_strategy(settings: Settings, job: Job) -> None:
+    """Run the quick checks where they are configured, unless the run resumes or has been checked.
+
+    Raises:
+        UserError: the first fault.
+    """
+    if settings.config["check"] == "quick" and not job.resumes and not job.checked:
+        run_quick_checks(settings)
 
 
 def check_library_parts(settings: Settings, folder: Path) -> None:

@@ -45,7 +45,9 @@ def config_hash(config: dict[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
     if not kept.get("callbacks"):  # a run stored before there was the group hashes alike
         kept.pop("callbacks", None)
-    trainer = {key: v for key, v in kept.get("trainer", {}).items() if key not in ("max_time", "keep_steps")}
+    trainer = {
+        key: v for key, v in kept.get("trainer", {}).items() if key not in ("max_time", "keep_steps", "restarts")
+    }
     kept["trainer"] = trainer
     for (section, key), value in ADDED.items():
         if section in kept and kept[section].get(key, value) == value:

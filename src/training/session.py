@@ -1,12 +1,13 @@
 """Phases of a training run, in their order.
 
     read        validate the configuration
+    launch      instead of the rest, where this process launches ranks: check the strategy, run the rest on each rank
     open_run    open data, record and the checkpoint to resume from
     preflight   reject what cannot work on this machine (`preflight.py`)
-    fit         build the model, open the loggers, start the other ranks, train; roll back where the guard says so
+    fit         build the model, open the loggers, train; roll back where the guard says so
     close       state the result, draw the curve, print the table
 
-Each takes the `Run` of this process; nothing else is shared between them.
+All but the first two take the `Run` of this process; nothing else is shared between them.
 """
 
 import contextlib
@@ -21,14 +22,15 @@ from src.callbacks.stop import StopRequest
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
 from src.datamodules.shards.format import ShardError
 from src.errors import Interrupted, UserError, one_line, raise_user_errors
+from src.launch.elastic import launch_ranks
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
-from src.launch.ranks import other_ranks
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.settings.read import Settings, read_settings
 from src.training.branch import check_strategy, earlier_rollbacks, find_branch
 from src.training.cluster import explain_rendezvous
 from src.training.memory import check_memory
+from src.training.preflight import check_strategy
 from src.training.process import adapt_to_processor, prepare_process
 from src.training.resume import find_resume
 from src.training.rollback import roll_back
@@ -52,6 +54,27 @@ def read(job: Job, stop: StopRequest) -> Settings:
     stop.grace_s = settings.safety.grace_s
     prepare_process(settings.trainer)
     return settings
+
+
+def launch(job: Job, settings: Settings) -> TaskEnd:
+    """Check the strategy, train on ranks that this process launches, and state a failure in the record.
+
+    Raises:
+        UserError: the strategy breaks the contract, or a rank found an error of the user.
+        Interrupted: a signal or `trainer.max_time`, after the checkpoint.
+        RankError: a rank died or failed more often than `trainer.restarts` allows.
+    """
+    check_strategy(settings, job)
+    keys = settings.trainer
+    try:
+        return launch_ranks(job, devices=keys.devices, restarts=keys.restarts, grace_s=settings.safety.grace_s)
+    except (Interrupted, Exception) as error:
+        record = RunRecord(job.folder, writes=True)
+        if record.result:  # else it ended before the run began
+            status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {one_line(error)}"
+            _state(record, status, reason)
+        raise
 
 
 # ---- 2. open
@@ -107,15 +130,7 @@ def fit(run: Run) -> None:
             info = RunInfo(run.job.folder, run.settings.name, run.first_step)
             run.loggers = run.best_effort.wrap_loggers(make(info) for make in run.settings.loggers)
     begin_record(run, gpt)
-    ranks = other_ranks(
-        run.job.folder,
-        run.settings.trainer.devices,
-        resumes=run.resume is not None,
-        timeout_s=run.settings.safety.rank_timeout_s,
-        on_lost=lambda reason: _state_lost_rank(run, reason),
-        on_interrupted=run.stop.pass_on,
-    )
-    with _failures_stated(run), ranks:
+    with _failures_stated(run):
         while True:
             try:
                 return _fit_once(run, gpt)
@@ -162,19 +177,19 @@ def _failures_stated(run: Run) -> Iterator[None]:
     except DivergedError as error:
         steps = error.began - 1
         run.record.update(steps=steps, tokens=steps * run.tokens_per_step)
-        _state(run, "diverged", _divergence(error))
+        _state(run.record, "diverged", _divergence(error))
         raise
     except Interrupted as stop:
-        _state(run, "interrupted", str(stop))
+        _state(run.record, "interrupted", str(stop))
         raise
     except ShardError as error:
-        _state(run, "failed", one_line(error))
+        _state(run.record, "failed", one_line(error))
         raise UserError(one_line(error)) from error
     except Exception as error:
         if run.stop.signum:  # another rank stopped on the signal while this one was in the middle of a step
-            _state(run, "interrupted", f"{run.stop.reason}; {one_line(error)}")
+            _state(run.record, "interrupted", f"{run.stop.reason}; {one_line(error)}")
             raise Interrupted(run.stop.signum) from error
-        _state(run, "failed", f"{type(error).__name__}: {one_line(error)}")
+        _state(run.record, "failed", f"{type(error).__name__}: {one_line(error)}")
         raise
 
 
@@ -182,17 +197,12 @@ def _divergence(error: DivergedError) -> str:
     return f"{one_line(error)}; checkpoints/ holds weights from before it, if any were due"
 
 
-def _state(run: Run, status: Status, reason: str) -> None:
+def _state(record: RunRecord, status: Status, reason: str) -> None:
     """State the end in the record; where that fails, the error that ended the run stays the one reported."""
     try:
-        run.record.finish(status, reason)
+        record.finish(status, reason)
     except OSError as error:
         log.error("result.json could not be written: %s", one_line(error))
-
-
-def _state_lost_rank(run: Run, reason: str) -> None:
-    log.error("failed: %s", reason)
-    _state(run, "failed", reason)
 
 
 # ---- 5. close

@@ -14,6 +14,7 @@ from src.evaluation.harness import find_task_file, run_tasks, summarize
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
 from src.models.gpt import GPT
+from tests.runs import free_port
 from tests.support import export_gpt2, jitter, tiny_gpt
 
 TASKS = ["arc_easy", "hellaswag", "piqa", "winogrande"]
@@ -190,10 +191,8 @@ REQUESTS: Any = [(None, list(range(10, 10 + n)), [n, n + 1]) for n in range(3, 2
 
 
 def test_two_ranks_share_the_requests_and_both_have_all_results() -> None:
-    from src.launch.ranks import _find_free_port
-
     context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), _find_free_port()
+    queue, port = context.Queue(), free_port()
     ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
     for process in ranks:
         process.start()

@@ -16,6 +16,7 @@ from src.evaluation.protocols import Scorer, score_token_windows
 from src.evaluation.sources import TextSet, read_texts, resolve_path
 from src.evaluation.suite import EvaluationSuite
 from src.models.gpt import GPT
+from tests.runs import free_port
 from tests.support import ROOT, component, export_gpt2, jitter, option, tiny_gpt
 
 STREAM = np.random.default_rng(0).integers(0, 64, 12 * 20 + 7).astype(np.uint16)
@@ -72,10 +73,8 @@ def share(rank: int, port: int, queue: Any) -> None:
 
 
 def test_two_ranks_share_the_windows_and_agree() -> None:
-    from src.launch.ranks import _find_free_port
-
     context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), _find_free_port()
+    queue, port = context.Queue(), free_port()
     ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
     for process in ranks:
         process.start()

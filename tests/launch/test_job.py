@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         def load(config: DictConfig) -> Callable[[Job], TaskEnd]:
             return task
 
-        monkeypatch.setattr(jobs, "_load_task", load)
+        monkeypatch.setattr(jobs, "load_task", load)
         return run_task(job_in(tmp_path / "r"))
 
     return run_with

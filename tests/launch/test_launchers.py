@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT, SMALL, computed, environment, error_lines, make_shards, metrics, result, run
+from tests.runs import ROOT, SMALL, computed, environment, error_lines, free_port, make_shards, metrics, result, run
 
 #: A batch script's variables under SLURM: one task, whose process starts the ranks itself.
 BATCH_SCRIPT = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
@@ -53,12 +53,6 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def workers_of(cwd: Path) -> list[int]:

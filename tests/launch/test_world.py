@@ -32,6 +32,11 @@ LEFT_OVER = [
 ]
 
 
+def test_ranks_that_the_job_launched_keep_the_id_of_their_batch_job() -> None:
+    world = read_world({**TORCHRUN, **SRUN, "TORCHELASTIC_RUN_ID": "reslab"})
+    assert world == World("reslab", 3, 1, 4, 2, 0, "17")
+
+
 def test_torchruns_variables_count() -> None:
     world = read_world(TORCHRUN)
     assert world == World("torchrun", 3, 1, 4, 2, 1, "abc")

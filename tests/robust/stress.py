@@ -52,6 +52,11 @@ def all_rows(stress: Stress) -> dict[str, Callable[[], Row]]:
         "usr1": row("SIGUSR1", stress.signalled(usr1)),
         "term-rank": row("SIGTERM to rank 1 of 2", stress.signalled(term, two, rank=1), two),
         "kill-rank": row("`kill -9` of rank 1 of 2", stress.signalled(kill, two, rank=1), two),
+        "kill-rank-0": row("`kill -9` of rank 0 of 2", stress.signalled(kill, two, rank=0), two),
+        "kill-launcher": row("`kill -9` of the process that launched 2 ranks", stress.signalled(kill, two), two),
+        "restart-rank": row(
+            "`kill -9` of rank 1 of 2, `trainer.restarts=1`", stress.signalled(kill, "restarted", rank=1), two
+        ),
         "stop-rank": row("rank 1 of 2 stopped", stress.signalled(signal.SIGSTOP, two, rank=1), two),
         **({} if missing_programs() else {"slurm": row("two SLURM nodes preempted", stress.preempted, "two nodes")}),
         "truncated": row("newest checkpoint truncated", stress.damaged(_truncate)),

@@ -32,6 +32,7 @@ KINDS: dict[str, list[str]] = {
     "one rank": [],
     "two ranks": TWO,
     "two nodes": ["trainer.devices=2"],
+    "restarted": [*TWO, "trainer.restarts=1"],
     "compiled": ["trainer.compile=true", f"trainer.max_steps={FEW}"],
     "scored": SCORED,
     "background": ["safety.background_saves=true"],
@@ -112,14 +113,14 @@ class Stress:
 
     # ---- faults: each returns the exit codes that it led to
 
-    def signalled(self, signum: int, kind: str = "one rank", *, rank: int = 0) -> Fault:
-        """Return a fault: a signal to one rank after a step."""
+    def signalled(self, signum: int, kind: str = "one rank", *, rank: int | None = None) -> Fault:
+        """Return a fault: a signal after a step, to the process of the run or to one of the ranks that it launched."""
 
         def inject(folder: Path, step: int) -> Codes:
             process = start(*self.keys, *KINDS[kind], f"hydra.run.dir={folder}", cwd=self.place)
             wait_for_row(step, folder, process)
             if process.poll() is None:
-                os.kill(rank_pid(folder) if rank else process.pid, signum)
+                os.kill(process.pid if rank is None else rank_pid(folder, rank), signum)
             process.communicate(timeout=300)
             return [process.returncode]
 

@@ -1,6 +1,5 @@
 """Runs that are long enough to be interrupted, and helpers to inspect them."""
 
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -37,30 +36,30 @@ def saved_step(path: Path) -> int:
 def wait_for_row(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
     """Wait until the run has written the row of `step`, or has ended."""
     path = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists() and path.read_text().count("\n") >= step:
             return
         time.sleep(0.005)
 
 
-def ranks_of(folder: Path) -> list[int]:
-    """Return the processes that are further ranks of runs below `folder`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"src.launch.ranks" in words and str(folder).encode() in words:
-                found.append(int(entry.name))
+def ranks_of(folder: Path) -> dict[int, int]:
+    """Return the processes of the ranks that runs below `folder` have launched, by rank."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes()
+            if b"src.launch.worker" in words and str(folder).encode() in words:
+                env = dict(part.partition(b"=")[::2] for part in (entry / "environ").read_bytes().split(b"\0"))
+                found[int(env.get(b"RANK", b"-1"))] = int(entry.name)
+        except OSError:
+            continue
     return found
 
 
-def rank_pid(folder: Path) -> int:
-    """Return the process of rank 1 of the run in `folder`."""
-    return ranks_of(folder)[0]
+def rank_pid(folder: Path, rank: int = 1) -> int:
+    """Return the process of a rank of the run in `folder`."""
+    return ranks_of(folder)[rank]
 
 
 def no_process_of(folder: Path) -> bool:

@@ -45,6 +45,8 @@ def test_auto_takes_what_a_launcher_started(monkeypatch: pytest.MonkeyPatch) -> 
     for key in ("devices=8", "num_nodes=1"):
         with pytest.raises(ValueError, match=rf"trainer\.{key.partition('=')[0]} must be \d, the .* torchrun started"):
             settled("trainer=cpu", f"trainer.{key}")
+    with pytest.raises(ValueError, match=r"trainer\.restarts must be 0 under torchrun, .* got 2"):
+        settled("trainer=cpu", "trainer.restarts=2")
 
 
 def test_a_process_alone_has_one_node() -> None:
