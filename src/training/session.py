@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from src.callbacks.best_effort import BestEffort
 from src.callbacks.guard import DivergedError
 from src.callbacks.loggers import RunInfo
-from src.callbacks.run_record import RunRecord, Status
+from src.callbacks.run_record import RunRecord, Status, read_result
 from src.callbacks.stop import StopRequest
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
 from src.datamodules.shards.format import ShardError
@@ -65,12 +65,12 @@ def launch(job: Job, settings: Settings) -> TaskEnd:
         RankError: a rank died or failed more often than `trainer.restarts` allows.
     """
     check_strategy(settings, job)
-    keys = settings.trainer
+    keys, before = settings.trainer, read_result(job.folder)
     try:
         return launch_ranks(job, devices=keys.devices, restarts=keys.restarts, grace_s=settings.safety.grace_s)
     except (Interrupted, Exception) as error:
         record = RunRecord(job.folder, writes=True)
-        if record.result:  # else it ended before the run began
+        if record.result != (before or {}):  # else a rank rejected the run before it began
             status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
             reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {one_line(error)}"
             _state(record, status, reason)

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from src.errors import Interrupted, UserError
 from src.launch import elastic
 from src.launch.elastic import RankError, find_cause, run_rank
 from src.launch.job import COMPLETED, FAILED, USER_ERROR, Job, TaskEnd
+from src.training import session
 from tests.faulty import faulty
 from tests.robust.support import LONGER, no_process_of, rank_pid, saved_step, wait_for_row
 from tests.runs import computed, make_shards, result, run, start
@@ -117,6 +119,29 @@ def test_a_rank_exits_with_0_where_all_ranks_end_together(
         assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == stated
     else:
         assert json.loads((tmp_path / "end.json").read_text()) == stated
+
+
+# ---- the record of a failed launch
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_launch_states_a_failure_of_a_run_that_has_begun_only(
+    has_begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = {"status": "interrupted", "resumed_at": []}
+    (tmp_path / "result.json").write_text(json.dumps(earlier))
+
+    def fail(job: Job, **_: object) -> TaskEnd:
+        if has_begun:
+            (tmp_path / "result.json").write_text(json.dumps({"status": "running", "resumed_at": [8]}))
+        raise UserError("data: changed")
+
+    monkeypatch.setattr(session, "launch_ranks", fail)
+    settings = Mock(trainer=Mock(devices=2, restarts=0), safety=Mock(grace_s=60.0), config={"check": "off"})
+    with pytest.raises(UserError, match="data: changed"):
+        session.launch(Job(tmp_path, OmegaConf.create({}), resumes=True), settings)
+    failed = {"status": "failed", "resumed_at": [8], "reason": "UserError: data: changed"}
+    assert result(tmp_path) == (failed if has_begun else earlier)
 
 
 # ---- the rank that failed first
