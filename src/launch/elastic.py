@@ -208,13 +208,14 @@ def _failed_at(failure: "ProcessFailure") -> float:
 @contextmanager
 def _process_restored() -> Iterator[None]:
     """Let ranks find this project and torchelastic log to run.log only; restore what both change in this process."""
-    names = ("PYTHONPATH", "TORCHELASTIC_SIGNALS_TO_HANDLE")
+    names = ("PYTHONPATH", "TORCHELASTIC_SIGNALS_TO_HANDLE", "SUBMITIT_EXECUTOR")
     before = {name: os.environ.get(name) for name in names}
     handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     logger = logging.getLogger("torch.distributed.elastic")
     logging_before = logger.handlers, logger.propagate
     logger.handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, RunLogHandler)]
     logger.propagate = False  # what it says of a rank that fails is one line of this module
+    os.environ.pop("SUBMITIT_EXECUTOR", None)  # this process alone asks submitit to requeue the job
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before["PYTHONPATH"])))
     try:
         yield

@@ -25,7 +25,7 @@ def run(job: Job) -> TaskEnd:
             if isinstance(job_or_end, TaskEnd):
                 return job_or_end
         if launches_ranks(settings.trainer.devices, settings.trainer.restarts):
-            return launch(job_or_end, settings)
+            return launch(job_or_end, settings, stop)
         with raise_user_errors():
             run = open_run(job_or_end, settings, stop)
             preflight(run)

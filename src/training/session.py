@@ -56,7 +56,7 @@ def read(job: Job, stop: StopRequest) -> Settings:
     return settings
 
 
-def launch(job: Job, settings: Settings) -> TaskEnd:
+def launch(job: Job, settings: Settings, stop: StopRequest) -> TaskEnd:
     """Check the strategy, train on ranks that this process launches, and state a failure in the record.
 
     Raises:
@@ -69,6 +69,8 @@ def launch(job: Job, settings: Settings) -> TaskEnd:
     try:
         return launch_ranks(job, devices=keys.devices, restarts=keys.restarts, grace_s=settings.safety.grace_s)
     except (Interrupted, Exception) as error:
+        if isinstance(error, Interrupted):
+            stop.agree(error.signum)
         record = RunRecord(job.folder, writes=True)
         if record.result != (before or {}):  # else a rank rejected the run before it began
             status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"

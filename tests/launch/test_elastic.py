@@ -14,6 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from src.callbacks.stop import StopRequest
 from src.errors import Interrupted, UserError
 from src.launch import elastic
 from src.launch.elastic import RankError, find_cause, run_rank
@@ -139,7 +140,7 @@ def test_a_launch_states_a_failure_of_a_run_that_has_begun_only(
     monkeypatch.setattr(session, "launch_ranks", fail)
     settings = Mock(trainer=Mock(devices=2, restarts=0), safety=Mock(grace_s=60.0), config={"check": "off"})
     with pytest.raises(UserError, match="data: changed"):
-        session.launch(Job(tmp_path, OmegaConf.create({}), resumes=True), settings)
+        session.launch(Job(tmp_path, OmegaConf.create({}), resumes=True), settings, StopRequest(grace_s=60.0))
     failed = {"status": "failed", "resumed_at": [8], "reason": "UserError: data: changed"}
     assert result(tmp_path) == (failed if has_begun else earlier)
 
