@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: Files beside the error files: the job that ranks run, and how it ended on rank 0.
 JOB, END = "job.yaml", "end.json"
+#: Exit codes of a rank that a signal stopped.
+INTERRUPTED = (exit_code(signal.SIGINT), exit_code(signal.SIGTERM))
 #: Seconds that the agent waits for its ranks beyond the grace period in which they end by themselves.
 SPARE_S = 10
 
@@ -136,26 +138,37 @@ def run_rank(folder: Path, path: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     job = _read_job(folder, path)
-    errors = get_error_handler()
-    errors.initialize()  # print the stack of a crash in native code
+    get_error_handler().initialize()  # print the stack of a crash in native code
     with open_log(folder, job.rank):
         try:
             end = load_task(job.config)(job)
         except Interrupted as stop:
             end = TaskEnd(exit_code(stop.signum), str(stop))
             if not stop.agreed:
-                errors.record_exception(stop)
+                _record(stop)
                 return end.code
         except (UserError, HydraException, OmegaConfBaseException) as error:
             log.debug("rank %d failed:\n%s", job.rank, traceback.format_exc())
-            errors.record_exception(UserError(explain(error)))
+            _record(UserError(explain(error)))
             return USER_ERROR
         except Exception as error:
-            errors.record_exception(error)
+            _record(error)
             return FAILED
     if job.rank == 0:
         write_json(path.with_name(END), dataclasses.asdict(end))
     return COMPLETED
+
+
+def _record(error: BaseException) -> None:
+    """Write the error file; the agent's SIGTERM, which may come now, would leave half of it."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    handlers = {signum: signal.signal(signum, signal.SIG_IGN) for signum in STOP_SIGNALS}
+    try:
+        get_error_handler().record_exception(error)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def _write_job(job: Job, path: Path) -> None:
@@ -184,7 +197,7 @@ def find_cause(failures: "Mapping[int, ProcessFailure]") -> UserError | Interrup
     text = one_line(Exception(words or kind))
     if first.exitcode == USER_ERROR and error:
         return UserError(text)
-    if first.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if first.exitcode in INTERRUPTED and kind in ("", "Interrupted"):
         return Interrupted(first.exitcode - 128, text if error else "")
     if first.exitcode < 0:
         return RankError(f"rank {rank} was killed by {first.signal_name()}")
@@ -200,9 +213,14 @@ def find_cause(failures: "Mapping[int, ProcessFailure]") -> UserError | Interrup
 
 
 def _failed_at(failure: "ProcessFailure") -> float:
-    """Return the time of a failure; torchelastic's own, in whole seconds, where the rank left no error file."""
+    """Return the time of a failure; torchelastic's own, in whole seconds, where the rank left no error file.
+
+    A rank that a signal ended before it wrote one comes last: the agent sends it after another has failed.
+    """
     path = Path(failure.error_file)
-    return path.stat().st_mtime if path.is_file() else float(failure.timestamp)
+    if path.is_file():
+        return path.stat().st_mtime
+    return math.inf if failure.exitcode in INTERRUPTED else float(failure.timestamp)
 
 
 @contextmanager

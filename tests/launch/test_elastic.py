@@ -177,6 +177,7 @@ def failure(folder: Path, rank: int, code: int, error: str = "", *, at: float = 
             RankError("rank 1 did not answer in time (safety.rank_timeout_s)"),
         ),
         ([(143, "Interrupted: stopped by SIGUSR1", 9.5), (1, "E: closed", 9.6)], Interrupted(15, "stopped by SIGUSR1")),
+        ([(143, "", 9.5), (-9, "", 9.5)], RankError("rank 1 was killed by SIGKILL")),
         ([(2, "UserError: data: no shards\n", 9.5)], UserError("data: no shards")),
         ([(7, "", 9.5)], RankError("rank 0 ended with code 7")),
     ],
