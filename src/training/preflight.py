@@ -38,12 +38,12 @@ def preflight(run: Run) -> None:
     check_library_parts(settings, run.job.folder)
     if run.job.rank:
         return
-    check_strategy(settings, run.job)
+    check_quickly(settings, run.job)
     keep = settings.safety.keep_checkpoints + len(settings.trainer.kept_steps)
     check_disk(run.job.folder, n_numbers=count_numbers(settings), keep=keep)
 
 
-def check_strategy(settings: Settings, job: Job) -> None:
+def check_quickly(settings: Settings, job: Job) -> None:
     """Run the quick checks where they are configured, unless the run resumes or has been checked.
 
     Raises:

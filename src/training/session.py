@@ -30,7 +30,7 @@ from src.settings.read import Settings, read_settings
 from src.training.branch import check_strategy, earlier_rollbacks, find_branch
 from src.training.cluster import explain_rendezvous
 from src.training.memory import check_memory
-from src.training.preflight import check_strategy
+from src.training.preflight import check_quickly
 from src.training.process import adapt_to_processor, prepare_process
 from src.training.resume import find_resume
 from src.training.rollback import roll_back
@@ -64,7 +64,7 @@ def launch(job: Job, settings: Settings, stop: StopRequest) -> TaskEnd:
         Interrupted: a signal or `trainer.max_time`, after the checkpoint.
         RankError: a rank died or failed more often than `trainer.restarts` allows.
     """
-    check_strategy(settings, job)
+    check_quickly(settings, job)
     keys, before = settings.trainer, read_result(job.folder)
     try:
         return launch_ranks(job, devices=keys.devices, restarts=keys.restarts, grace_s=settings.safety.grace_s)
