@@ -17,7 +17,7 @@ from src.callbacks.dashboard import find_writers
 from src.files import drop_rows_after
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
-from src.models.stream_probe import StreamProbe, probe_stream, summarize_parameters
+from src.models.stream_probe import StreamProbe, probe_stream, round_values, summarize_parameters
 from src.reporting.figures import save_figure
 from src.reporting.stream_figures import draw_mixing_map, draw_scalars, draw_sizes
 
@@ -79,8 +79,8 @@ class StreamLog(L.Callback):
     def _write(self, step: int, stream: StreamProbe, scalars: dict[str, Tensor]) -> None:
         row: dict[str, Any] = {"step": step}
         for name, value in stream._asdict().items():
-            row[name] = _round(value) if isinstance(value, Tensor) else value
-        row["learned"] = {name: _round(values) for name, values in scalars.items() if len(values) <= MAX_ROWS}
+            row[name] = round_values(value) if isinstance(value, Tensor) else value
+        row["learned"] = {name: round_values(values) for name, values in scalars.items() if len(values) <= MAX_ROWS}
         with (self.folder / "stream.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -130,10 +130,3 @@ def _summarize(stream: StreamProbe) -> dict[str, float]:
         "stream/gradient_rms_max": float(stream.gradient_rms_S.max()),
         "stream/gradient_rms_min": float(stream.gradient_rms_S.min()),
     }
-
-
-def _round(values: Tensor) -> Any:
-    """Return nested lists of six significant digits; a matrix keeps its shape."""
-    if values.dim() > 1:
-        return [_round(row) for row in values]
-    return [float(f"{v:.6g}") for v in values.tolist()]

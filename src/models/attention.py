@@ -23,6 +23,22 @@ TapQKV = Callable[[Tensor | QKV, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, 
 AddToValues = Callable[[Tensor], Tensor | None]  # from the input of the value projection
 
 
+class CausalAttention(nn.Module):
+    """Attention of projected heads; a module, so that a forward hook sees the queries and keys of a forward.
+
+    Args:
+        dropout: probability with which attention weights are zero in training.
+    """
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+        """Return the mixed values, [B, H, T, K]."""
+        return causal_attention(q_BHTK, k_BHTK, v_BHTK, dropout=self.dropout if self.training else 0.0)
+
+
 class CausalSelfAttention(nn.Module):
     """Attention of every token over itself and earlier ones: 4 * D^2 parameters, and 4 * D biases if they are on.
 
@@ -32,7 +48,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.attend = CausalAttention(config.dropout)
         self.rotates = config.positions == "rope"
         self.qk_norm = build_qk_norm(config.qk_norm, config.n_embd // config.n_head)
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
@@ -54,8 +70,7 @@ class CausalSelfAttention(nn.Module):
             q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         if self.rotates:
             q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
-        dropout = self.dropout if self.training else 0.0
-        y_BHTK = causal_attention(q_BHTK, k_BHTK, v_BHTK, dropout=dropout)
+        y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK)
         B, H, T, K = y_BHTK.shape
         y_BTD: Tensor = self.resid_dropout(self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * K)))
         return y_BTD

@@ -164,18 +164,18 @@ class GPT(nn.Module):
         """Return the parameters with one copy per visit, shape [copies, ...] (see `repeated_visits.py`)."""
         return [p for m in self.h.modules() if isinstance(m, CopiedLinear) for p in m.parameters()]
 
-    def hidden(self, idx_BT: Tensor) -> Tensor:
-        """Return the head's input [B, T, D] for token ids [B, T]."""
-        return self._apply_final_norm(self._run_trunk(idx_BT, NullRecorder()))
+    def hidden(self, idx_BT: Tensor, recorder: NullRecorder | None = None) -> Tensor:
+        """Return the head's input [B, T, D] for token ids [B, T]; `recorder` sees every stage of the forward."""
+        return self.apply_final_norm(self.run_trunk(idx_BT, recorder or NullRecorder()))
 
     def trace(self, idx_BT: Tensor) -> tuple[Tensor, Trace]:
         """Return `hidden` and a record of the forward that computed it."""
         recorder = TraceRecorder()
-        end_BTD = self._run_trunk(idx_BT, recorder)
-        return self._apply_final_norm(end_BTD), recorder.build_trace(end_BTD)
+        end_BTD = self.run_trunk(idx_BT, recorder)
+        return self.apply_final_norm(end_BTD), recorder.build_trace(end_BTD)
 
-    def _run_trunk(self, idx_BT: Tensor, recorder: NullRecorder) -> Tensor:
-        """Run the embedding and all active sites; return the strategy's `end` [B, T, D].
+    def run_trunk(self, idx_BT: Tensor, recorder: NullRecorder) -> Tensor:
+        """Run the embedding and all active sites; return the strategy's `end` [B, T, D], the final norm's input.
 
         The stream is computed outside autocast, in float32; sublayers run under the caller's autocast.
         """
@@ -183,13 +183,13 @@ class GPT(nn.Module):
         with suspend_autocast(idx_BT):
             x0_BTD = self.embedding(idx_BT)
             lookup = self.embedding.lookup(idx_BT)
-            recorder.record_start(x0_BTD)
             state = self.residual.begin(x0_BTD)
+            recorder.record_start(x0_BTD, state)
             anchor_BTD: Tensor | None = None
             for site in self.active_sites:
                 # Loop: where one starts or the last one ends, the stream passes the recurrence's adapter or a norm.
                 if self.loops is not None and self.adapter is not None and site.opens_block:
-                    parts = (self.loops, self.adapter, self.residual, self._apply_final_norm)
+                    parts = (self.loops, self.adapter, self.residual, self.apply_final_norm)
                     state, anchor_BTD = cross_loops(*parts, site, state, anchor_BTD, autocast)
                 # Inject: the embedding's addition to this layer enters the stream; `rest` is what the strategy declines.
                 state, rest_BTD = self._inject(state, site, lookup, recorder)
@@ -198,11 +198,12 @@ class GPT(nn.Module):
                 x = add_to_views(x, rest_BTD)
                 # Sublayer: attention or MLP with its norms.
                 y_BTD, state = self._apply_sublayer(state, site, x, lookup, autocast)
+                y_BTD = recorder.replace_output(site, y_BTD)
                 y_BTD = y_BTD if rest_BTD is None else y_BTD + rest_BTD
                 # Write: the strategy adds the sublayer's output to the stream.
                 state = self.residual.write(state, site, y_BTD)
-                # Record: a no-op except in `trace`.
-                recorder.record_site(x, y_BTD)
+                # Record: a no-op except in `trace` and in an analysis.
+                recorder.record_site(site, x, y_BTD, state)
             return self.residual.end(state)
 
     def _inject(self, state: State, site: Site, lookup: Lookup, recorder: NullRecorder) -> tuple[State, Tensor | None]:
@@ -240,7 +241,8 @@ class GPT(nn.Module):
             y_BTD = y_BTD * self.gain
         return y_BTD, after if taps else state
 
-    def _apply_final_norm(self, x_BTD: Tensor) -> Tensor:
+    def apply_final_norm(self, x_BTD: Tensor) -> Tensor:
+        """Return the head's input [B, T, D] for the strategy's `end`; unchanged if the strategy owns the final norm."""
         if self.ln_f is None:
             return x_BTD
         with suspend_autocast(x_BTD):

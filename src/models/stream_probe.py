@@ -10,7 +10,7 @@ Shape letters: S sites, J sources (the embedding, its additions, each site's out
 K = S + 1 readers (each site, then the end), E fitted elements (tokens by channels).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def probe_stream(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> StreamProbe:
         loss = gpt.head_loss(x_BTD, targets_BT)
         gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
     with torch.no_grad():
-        reads = [*map(_mean_view, trace.read), trace.end_BTD]
+        reads = [*map(mean_view, trace.read), trace.end_BTD]
         sources = _list_sources(trace)
         own_KJ = gpt.residual.mixing(gpt.active_sites, trace.x0_BTD, trace.y_BTD)
         if any(injection.in_stream for injection in trace.injections):
@@ -90,7 +90,7 @@ def _add_columns(own_KJ: Tensor, sources: list[tuple[Source, Tensor]]) -> Tensor
     return wide_KJ
 
 
-def _mean_view(read: Tensor | QKV) -> Tensor:
+def mean_view(read: Tensor | QKV) -> Tensor:
     """Return the input of a site, the mean over views if there are three."""
     return read if isinstance(read, Tensor) else (read.q_BTD + read.k_BTD + read.v_BTD) / 3
 
@@ -136,6 +136,15 @@ def _sample(x_BTD: Tensor) -> Tensor:
 
 def _rms(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return torch.stack([x.detach().float().square().mean().sqrt().cpu() for x in tensors])
+
+
+def round_values(values: Tensor) -> Any:  # a number, or lists of the tensor's shape
+    """Return a tensor as nested lists of numbers with six significant digits."""
+    return _round(values.tolist())
+
+
+def _round(numbers: Any) -> Any:
+    return [_round(part) for part in numbers] if isinstance(numbers, list) else float(f"{numbers:.6g}")
 
 
 def summarize_parameters(gpt: GPT) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
 """Record of one forward: the embedding, and the input and output of every site.
 
-`GPT` calls a recorder at each stage of its loop. `NullRecorder` discards everything; `TraceRecorder` keeps it.
+`GPT` calls a recorder at each stage of its loop. `NullRecorder` discards everything; `TraceRecorder` keeps it. A
+recorder may also replace the output of a sublayer.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor
 
-from src.residual.base import QKV
+from src.residual.base import QKV, Site
 
 
 class Injection(NamedTuple):
@@ -31,18 +32,22 @@ class Trace(NamedTuple):
 class NullRecorder:
     """Recorder that discards everything."""
 
-    def record_start(self, x0_BTD: Tensor) -> None:
-        """Record the output of the embedding."""
+    def record_start(self, x0_BTD: Tensor, state: object) -> None:
+        """Record the output of the embedding and the strategy's state for it."""
 
     def record_injection(self, e_BTD: Tensor, *, in_stream: bool) -> None:
         """Record an injection before the next site."""
 
-    def record_site(self, x: Tensor | QKV, y_BTD: Tensor) -> None:
-        """Record the input and the output of a site."""
+    def replace_output(self, site: Site, y_BTD: Tensor) -> Tensor:
+        """Return what replaces the output of the sublayer that `site` visits, before anything is added to it."""
+        return y_BTD
+
+    def record_site(self, site: Site, x: Tensor | QKV, y_BTD: Tensor, state: object) -> None:
+        """Record the input and the output of a site, and the strategy's state after it."""
 
 
 class TraceRecorder(NullRecorder):
-    """Recorder that keeps every tensor."""
+    """Recorder that keeps every tensor but the states."""
 
     x0_BTD: Tensor
 
@@ -51,13 +56,13 @@ class TraceRecorder(NullRecorder):
         self._read: list[Tensor | QKV] = []
         self._y_BTD: list[Tensor] = []
 
-    def record_start(self, x0_BTD: Tensor) -> None:
+    def record_start(self, x0_BTD: Tensor, state: object) -> None:
         self.x0_BTD = x0_BTD
 
     def record_injection(self, e_BTD: Tensor, *, in_stream: bool) -> None:
         self._injections.append(Injection(len(self._read), in_stream, e_BTD))
 
-    def record_site(self, x: Tensor | QKV, y_BTD: Tensor) -> None:
+    def record_site(self, site: Site, x: Tensor | QKV, y_BTD: Tensor, state: object) -> None:
         self._read.append(x)
         self._y_BTD.append(y_BTD)
 
