@@ -176,6 +176,8 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     taps_qkv: ClassVar[bool] = False
     #: True for strategies that stay valid while repeated visits to a layer are skipped (`recurrence` with a start).
     may_skip: ClassVar[bool] = False
+    #: True if `end` is defined for the state after every site, not only after the last one.
+    ends_anywhere: ClassVar[bool] = True
     #: The function that the shipped configuration equals at initialization, up to rounding; `other` if none of these.
     init_equivalent: ClassVar[InitEquivalent] = "other"
     #: Values of keys that configurations of earlier versions lack, and for keys that went, what to do instead.
@@ -204,7 +206,7 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def end(self, state: StateT) -> Tensor:
         """Return the input of the final norm, [B, T, D]."""
 
-    # ---- the stream itself, for recurrences that change it between layers
+    # ---- the stream itself: recurrences change it between layers, embeddings add to it
 
     def get_stream(self, state: StateT) -> Tensor | None:
         """Return the stream [B, T, D] if the state is one stream, apart from memories; None if it is something else."""
@@ -213,30 +215,6 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     def replace_stream(self, state: StateT, x_BTD: Tensor) -> StateT:
         """Return the state with another stream; called where `get_stream` returned one."""
         return cast(StateT, x_BTD)
-
-    # ---- order of visits
-
-    def visits(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:
-        """Return the sites that the trunk visits, in order; one that visits a sublayer again has a new index."""
-        return sites
-
-    # ---- norms: by default the trunk builds an input norm per sublayer and a final norm
-
-    def owns_norm(self, site: Site | None) -> bool:
-        """Return True if the strategy, not the trunk, builds the norm of `site` (None: the final norm).
-
-        The strategy builds its norms with `spec.norm()`.
-        """
-        return False
-
-    def norms_each_view(self, site: Site) -> bool:
-        """Return True if the trunk norms the inputs of q, k and v at an attention site by three norms, each its own.
-
-        Then `read` may return one tensor, too, which the norms make into three views. By default all views share a norm.
-        """
-        return False
-
-    # ---- additions of the embedding
 
     def inject(self, state: StateT, site: Site, e_BTD: Tensor) -> tuple[StateT, Tensor | None]:
         """Add an embedding's addition [B, T, D] to the stream before `site`, which opens a layer, reads.
@@ -248,23 +226,36 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
             return cast(StateT, state + e_BTD), None
         return state, e_BTD
 
-    # ---- initial weights and optimizer
+    # ---- order of visits, and norms: by default the trunk builds an input norm per sublayer and a final norm
+
+    def visits(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+        """Return the sites that the trunk visits, in order; one that visits a sublayer again has a new index."""
+        return sites
+
+    def owns_norm(self, site: Site | None) -> bool:
+        """Return True if the strategy builds the norm of `site` (None: the final one) by `spec.norm()`, not the trunk."""
+        return False
+
+    def norms_each_view(self, site: Site) -> bool:
+        """Return True if the trunk norms the inputs of q, k and v at an attention site by three norms, each its own.
+
+        Then `read` may return one tensor, too, which the norms make into three views. By default all views share a norm.
+        """
+        return False
+
+    # ---- initial weights, optimizer and schedule
 
     def reset(self) -> None:
         """Draw random initial values of the strategy's parameters; called once, seeded, after the trunk's."""
-        return
 
     def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
         """Change the initial weights of a sublayer in place; called once per sublayer, after the trunk's init."""
-        return
 
     def param_groups(self) -> Iterator[ParamGroup]:
         """Yield the strategy's parameters in groups; by default one with lr x 1 and no weight decay."""
         params = tuple(self.parameters())
         if params:
             yield ParamGroup(params)
-
-    # ---- schedule
 
     def on_step(self, step: int, max_steps: int) -> None:
         """Fill schedule-driven buffers before optimizer step `step` (0-based) of `max_steps`.
@@ -285,7 +276,7 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         """Replace queries, keys and values after their projection, before QK-norm and rotation; needs `taps_qkv`."""
         raise NotImplementedError
 
-    # ---- figures and the log
+    # ---- the log, figures and analyses
 
     def describe(self) -> str:
         """Return one line for the log on what follows from the keys and the trunk's size, such as a number of groups."""
@@ -297,4 +288,12 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         Row k is the input of the k-th site, the last row the result of `end`; column 0 is x0, column j + 1 the output
         of the j-th site. None if the strategy has no such weights; they are then fitted (`models/stream_probe.py`).
         """
+        return None
+
+    def get_streams(self, state: StateT) -> Tensor | None:
+        """Return the streams [B, T, N, D] of a state that holds several of full width; None if it is something else."""
+        return None
+
+    def stream_map(self, state: StateT, site: Site) -> Tensor | None:
+        """Return R [B, T, N, N] where reading `site` maps the streams (or parts of one) to R H; None without such R."""
         return None

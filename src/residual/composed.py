@@ -59,6 +59,7 @@ class Composed(ResidualStrategy[ComposedState]):
         self._reject_conflicts(spec)
         every = (self.stream, *self.branches)
         self.may_skip = all(part.may_skip for part in every)  # type: ignore[misc]  # decided by the parts
+        self.ends_anywhere = self.stream.ends_anywhere  # type: ignore[misc]  # decided by the parts
         self.taps_qkv = any(part.taps_qkv for part in every)  # type: ignore[misc]  # decided by the parts
         claims = {part.init_equivalent for part in every} - {"vanilla"}
         self.init_equivalent = _join_claims(claims)  # type: ignore[misc]  # decided by the parts
@@ -122,6 +123,12 @@ class Composed(ResidualStrategy[ComposedState]):
 
     def end(self, state: ComposedState) -> Tensor:
         return self.stream.end(state.stream)
+
+    def get_streams(self, state: ComposedState) -> Tensor | None:
+        return self.stream.get_streams(state.stream)
+
+    def stream_map(self, state: ComposedState, site: Site) -> Tensor | None:
+        return self.stream.stream_map(state.stream, site)
 
     def get_stream(self, state: ComposedState) -> Tensor | None:
         return self.stream.get_stream(state.stream)

@@ -14,7 +14,7 @@ At init (b = 1, w = 0): not vanilla, since outputs of middle layers are left out
 Shape letters: C ways, J outputs in a sum, Q sums of all layers, P pairs of a sum and an output.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class DeepCrossAttention(ResidualStrategy[Outputs]):
             "reported to keep their plain sum as one more term.",
         ),
     )
+
+    ends_anywhere: ClassVar[bool] = False  # a sum has weights for a fixed number of outputs
 
     def __init__(
         self,

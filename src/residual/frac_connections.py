@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from src.kernels import hyper_streams
-from src.kernels.hyper_streams import DHCParameters, Streams
+from src.kernels.hyper_streams import DHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
 from src.source import Source
 
@@ -58,9 +58,7 @@ class FracConnections(ResidualStrategy[Streams]):
         return Streams(self._split(x0_BTD), self.b_SN[0])
 
     def read(self, state: Streams, site: Site) -> tuple[Tensor, Streams]:
-        packed = (self.w_SFC, self.norm_weight_SF, self.norm_bias_SF, self.scale_S2, self.a_SNM, self.b_SN)
-        parameters = DHCParameters(*(tensor[site.index] for tensor in packed))
-        a_BTNM, b_BTN = hyper_streams.dhc_weights(state.h_BTND, parameters)
+        a_BTNM, b_BTN = self._weigh(state, site)
         u_BTNF, h_BTNF = hyper_streams.blend(a_BTNM, state.h_BTND).chunk(2, dim=2)
         return u_BTNF.flatten(2), Streams(h_BTNF, b_BTN)
 
@@ -70,6 +68,13 @@ class FracConnections(ResidualStrategy[Streams]):
 
     def end(self, state: Streams) -> Tensor:
         return state.h_BTND.flatten(2)
+
+    def stream_map(self, state: Streams, site: Site) -> Tensor:
+        return self._weigh(state, site).a[..., self.n_frac :].transpose(-1, -2)
+
+    def _weigh(self, state: Streams, site: Site) -> SiteWeights:
+        packed = (self.w_SFC, self.norm_weight_SF, self.norm_bias_SF, self.scale_S2, self.a_SNM, self.b_SN)
+        return hyper_streams.dhc_weights(state.h_BTND, DHCParameters(*(tensor[site.index] for tensor in packed)))
 
     def _split(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.view(*x_BTD.shape[:2], self.n_frac, -1)

@@ -92,12 +92,20 @@ class GeneralizedHyperConnections(ResidualStrategy[Segments]):
         return Segments(h_BTNF, self.static_SNC[0, :, -self.n_frac :].expand(B, T, -1, -1))
 
     def read(self, state: Segments, site: Site) -> tuple[Tensor, Segments]:
-        k, m, h_BTNF = site.index, self.n_frac, state.h_BTNF
+        m = self.n_frac
+        weight_BTNC = self._weigh(state, site)
+        mixed_BTNF = hyper_streams.blend(weight_BTNC[..., :-m], state.h_BTNF)
+        return mixed_BTNF[:, :, :m].flatten(2), Segments(mixed_BTNF[:, :, m:], weight_BTNC[..., -m:])
+
+    def stream_map(self, state: Segments, site: Site) -> Tensor:
+        return self._weigh(state, site)[..., self.n_frac : -self.n_frac].transpose(-1, -2)
+
+    def _weigh(self, state: Segments, site: Site) -> Tensor:
+        """Return the weights [A_m | A_r | B^T] of a site for every token, [B, T, N, C]."""
+        k, h_BTNF = site.index, state.h_BTNF
         normed_BTNF = F.rms_norm(h_BTNF, self.gain_SF[k].shape, self.gain_SF[k], self.eps)
         dynamic_BTNC = (normed_BTNF @ self.w_SFC[k] * h_BTNF.shape[-1] ** -0.5).tanh()
-        weight_BTNC = torch.addcmul(self.static_SNC[k], self.scale_SNC[k], dynamic_BTNC)
-        mixed_BTNF = hyper_streams.blend(weight_BTNC[..., :-m], h_BTNF)
-        return mixed_BTNF[:, :, :m].flatten(2), Segments(mixed_BTNF[:, :, m:], weight_BTNC[..., -m:])
+        return torch.addcmul(self.static_SNC[k], self.scale_SNC[k], dynamic_BTNC)
 
     def write(self, state: Segments, site: Site, y_BTD: Tensor) -> Segments:
         y_BTMF = y_BTD.to(state.h_BTNF.dtype).view(*y_BTD.shape[:2], self.n_frac, -1)

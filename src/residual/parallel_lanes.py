@@ -108,3 +108,6 @@ class ParallelLanes(ResidualStrategy[Lanes]):
 
     def end(self, state: Lanes) -> Tensor:
         return (state.attn_BTD + state.mlp_BTD) / 2
+
+    def get_streams(self, state: Lanes) -> Tensor:
+        return torch.stack(state, dim=2)

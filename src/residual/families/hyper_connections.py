@@ -73,6 +73,13 @@ class WeightedStreams(ResidualStrategy[Streams]):
     def end(self, state: Streams) -> Tensor:
         return hyper_streams.end(state)
 
+    def get_streams(self, state: Streams) -> Tensor:
+        return hyper_streams.settle(state)
+
+    def stream_map(self, state: Streams, site: Site) -> Tensor:
+        h_BTND = hyper_streams.settle(state)
+        return self.site_weights(site.index, h_BTND).a[..., 1:].transpose(-1, -2).expand(*h_BTND.shape[:2], -1, -1)
+
     def end_weights(self, h_BTND: Tensor) -> Tensor:
         """Return the weights [N] or [B, T, N] of `end`, for `mixing`."""
         return h_BTND.new_full((self.n_stream,), 1 / self.n_stream)

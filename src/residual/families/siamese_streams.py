@@ -36,3 +36,6 @@ class SiameseStreams(ResidualStrategy[Siamese]):
     def write(self, state: Siamese, site: Site, y_BTD: Tensor) -> Siamese:
         scale = (2 * (site.block + 1)) ** -0.5
         return Siamese(torch.add(state.post_BTD, y_BTD, alpha=scale), state.pre_BTD + y_BTD)
+
+    def get_streams(self, state: Siamese) -> Tensor:
+        return torch.stack(state, dim=2)
