@@ -13,7 +13,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("kernels", "launch"),
     ("residual", "norm", "embedding", "recurrence", "datamodules"),
     ("models",),
-    ("evaluation", "reporting"),
+    ("analysis", "evaluation", "reporting"),
     ("callbacks", "study"),
     ("settings",),
     ("checks",),

@@ -1,0 +1,55 @@
+"""Effect on the loss of leaving out one sublayer, or one block.
+
+The output of the left-out sublayer is replaced by zeros before anything is added to it. Everything else runs: norms,
+gates and mixing of the strategy at this site, later sites that attend over its output (now a zero source), and what a
+strategy takes from inside the attention, such as the values of the first layer. A block is one visit to a layer; with a
+recurrence, the other visits to the layer stay.
+
+    effect = loss without it - loss of the model      in nats per token, on the same tokens; positive: it was of use
+
+Source: Veit et al., "Residual Networks Behave Like Ensembles of Relatively Shallow Networks" (arXiv 1605.06431), section
+4.1 (one layer left out).
+Shape letters: B batch, T tokens, S sites, L blocks.
+"""
+
+import torch
+from torch import Tensor
+
+from src.kernels.cross_entropy import token_losses
+from src.models.gpt import GPT
+from src.models.trace import NullRecorder
+from src.residual.base import Site
+
+
+class LeaveOut(NullRecorder):
+    """Recorder that replaces the outputs of some sites by zeros."""
+
+    def __init__(self, indices: set[int]) -> None:
+        self.indices = indices
+
+    def replace_output(self, site: Site, y_BTD: Tensor) -> Tensor:
+        return torch.zeros_like(y_BTD) if site.index in self.indices else y_BTD
+
+
+def measure_leave_out(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> dict[str, Tensor | str]:
+    """Return the model's `loss` [B], and the effects of each `sublayer` [B, S] and each `block` [B, L]."""
+    sites = gpt.active_sites
+    blocks = dict.fromkeys(site.block for site in sites)
+    loss_B = sequence_losses(gpt, idx_BT, targets_BT, set())
+
+    def measure(groups: list[set[int]]) -> Tensor:
+        return torch.stack([sequence_losses(gpt, idx_BT, targets_BT, group) - loss_B for group in groups], dim=1)
+
+    return {
+        "loss": loss_B,
+        "sublayer": measure([{site.index} for site in sites]),
+        "block": measure([{site.index for site in sites if site.block == block} for block in blocks]),
+    }
+
+
+@torch.no_grad()
+def sequence_losses(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor, left_out: set[int]) -> Tensor:
+    """Return the mean loss of every sequence in nats, [B], without the sites of these indices."""
+    x_BTD = gpt.hidden(idx_BT, LeaveOut(left_out))
+    losses_N = token_losses(x_BTD.flatten(0, 1), gpt.embedding.get_lm_head_weight(), targets_BT.flatten())
+    return losses_N.view(targets_BT.shape).double().mean(1)

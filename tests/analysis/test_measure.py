@@ -1,0 +1,106 @@
+"""All measurements of every shipped strategy and composition are finite, or say why there are none."""
+
+import json
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from src.analysis import measure
+from src.analysis.measure import measure_model, summarize
+from tests.support import COMPOSITIONS, jitter, options, start_at_once, tiny_gpt, tokens
+
+#: Measurements of every model with attention, and the number of their positions by depth, in sites and blocks.
+ALWAYS = {
+    "leave_out": ("loss", "sublayer", "block"),
+    "cosine": ("reads",),
+    "activations": ("effective_rank", "token_kurtosis", "channel_kurtosis", "largest", "median", "massive"),
+    "attention": ("entropy", "sink_mass", "sink_rate"),
+}
+#: Strategies that hold several streams of full width, and those that map several streams or parts of one.
+STREAMS = {"hyperconn", "hyperconn_static", "ihc", "kromhc", "mhc", "mhc_lite", "mhc_manifold"}
+LANES = {"parallel_lanes", "siamesenorm_deit", "siamesenorm_lm"}
+PARTS = {"frac_connections", "generalized_hyperconn"}
+SHARES = {"attnres", "attnres_block", "attnres_multihead", "attnres_window"}
+
+
+def numbers(tree: Any) -> list[float]:
+    if isinstance(tree, dict):
+        return [x for value in tree.values() for x in numbers(value)]
+    return [x for value in tree for x in numbers(value)] if isinstance(tree, list) else [tree]
+
+
+@pytest.mark.parametrize("name", [*options("residual"), *COMPOSITIONS])
+def test_every_strategy_is_measured(name: str) -> None:
+    gpt = jitter(tiny_gpt(name, n_layer=2)).eval()
+    gpt.residual.on_step(50, 100)
+    found = measure_model(gpt, tokens(2, 9), nullcontext)
+    json.dumps(found, allow_nan=False)
+    n_site = len(gpt.active_sites)
+    for family, names in ALWAYS.items():
+        for key in names:
+            assert all(map(math.isfinite, numbers(found[family][key]))), key
+    assert len(found["cosine"]["reads"]["mean"]) == n_site
+    assert len(found["activations"]["effective_rank"]["mean"]) == n_site + 1
+    assert len(found["leave_out"]["block"]["mean"]) == 2
+    assert all(map(math.isfinite, numbers(found["sources"]["weights"])))
+    # Every null has its reason, and nothing else has one.
+    null = {
+        f"{family}.{key}"
+        for family in (*ALWAYS, "logit_lens", "streams", "sources")
+        for key, value in found[family].items()
+        if value is None
+    }
+    assert set(found["omitted"]) == null
+    # After the last block, the lens is the model.
+    if name == "deep_cross_attention":
+        assert found["logit_lens"]["loss"] is found["cosine"]["states"] is None
+    else:
+        loss = found["leave_out"]["loss"]["mean"]
+        assert math.isclose(found["logit_lens"]["loss"]["mean"][-1], loss, rel_tol=1e-4)
+        assert len(found["logit_lens"]["loss"]["mean"]) == 3
+        assert len(found["cosine"]["states"]["mean"]) == n_site
+    parts = set(name.split("+"))
+    assert (found["streams"]["cosine"] is not None) == bool(parts & (STREAMS | LANES))
+    assert (found["streams"]["composed_forward"] is not None) == bool(parts & (STREAMS | PARTS))
+    enters = parts & {"prores", "lns", "layerscale"}  # they stand between the stream and the sublayers
+    assert (found["sources"]["shares"] is not None) == (bool(parts & SHARES) and not enters)
+
+
+@pytest.mark.parametrize("recurrence", options("recurrence"))
+def test_every_recurrence_is_measured(recurrence: str) -> None:
+    gpt = jitter(tiny_gpt(recurrence=recurrence, visits=start_at_once(recurrence, "lime"))).eval()
+    found = measure_model(gpt, tokens(2, 9), nullcontext)
+    assert len(found["sites"]) == len(gpt.active_sites) == len(found["cosine"]["states"]["mean"])
+    n_block = len({site.block for site in gpt.active_sites})
+    assert len(found["leave_out"]["block"]["mean"]) == len(found["logit_lens"]["loss"]["mean"]) - 1 == n_block
+
+
+def test_batches_of_sequences_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpt = jitter(tiny_gpt("hyperconn_static", n_layer=2)).double().eval()
+    whole = measure_model(gpt, tokens(5, 9), nullcontext)
+    monkeypatch.setattr(measure, "TOKENS_AT_ONCE", 16)
+    parts = measure_model(gpt, tokens(5, 9), nullcontext)
+    for a, b in zip(numbers(whole["streams"]), numbers(parts["streams"]), strict=True):
+        assert math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-9)
+    assert whole["leave_out"] == parts["leave_out"]
+
+
+def test_mean_and_standard_error_are_over_sequences() -> None:
+    values = torch.tensor([[1.0, 0.0], [2.0, 0.0], [6.0, 3.0]])
+    batches = [{"f": {"x": values[:2]}}, {"f": {"x": values[2:]}}]
+    found, omitted = summarize(batches)
+    assert found["f"]["x"]["mean"] == [3.0, 1.0]
+    # sd of 1, 2, 6 is sqrt(7); of 0, 0, 3 it is sqrt(3).
+    assert found["f"]["x"]["se"] == [float(f"{math.sqrt(7 / 3):.6g}"), 1.0]
+    assert omitted == {}
+    assert summarize([{"f": {"x": values[:1]}}])[0]["f"]["x"] == {"mean": [1.0, 0.0], "se": None}
+
+
+def test_values_that_are_not_finite_are_null_with_their_number() -> None:
+    values = torch.tensor([[1.0, math.nan], [math.inf, 2.0]])
+    found, omitted = summarize([{"f": {"x": values, "y": "there is none"}}])
+    assert found == {"f": {"x": None, "y": None}}
+    assert omitted == {"f.x": "2 of 4 values are not finite", "f.y": "there is none"}
