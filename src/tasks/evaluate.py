@@ -1,6 +1,6 @@
 """task=evaluate: score saved weights with the evaluation suite that scores a run at its end.
 
-    python run.py task=evaluate run=<run folder> [checkpoint=last|best|all] evaluation=full
+    python run.py task=evaluate run=<run folder> [checkpoint=last|best|all|<step>] evaluation=full
     python run.py task=evaluate checkpoint=<file> or [<file>,...]
     python run.py task=evaluate hf=<folder of task=export, or Hugging Face GPT-2 folder>
 

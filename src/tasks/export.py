@@ -1,6 +1,6 @@
 """task=export: write a run's weights as a folder with configuration, tokenizer and model card.
 
-    python run.py task=export run=<run folder> output=<new folder> [checkpoint=last|best|<file>]
+    python run.py task=export run=<run folder> output=<new folder> [checkpoint=last|best|<step>|<file>]
     python run.py task=export checkpoint=<file> output=<new folder>
 
 A model that is GPT-2 becomes a Hugging Face GPT-2 folder, which transformers loads; any other model becomes a folder

@@ -1,6 +1,6 @@
 """Saved weights: a run's checkpoint, a checkpoint file, or an exported or Hugging Face folder.
 
-    run=<run folder> [checkpoint=last|best|all|<file>|[<file>,...]]
+    run=<run folder> [checkpoint=last|best|all|<step>|<file>|[<file>,...]]
     checkpoint=<file> or [<file>,...]
     hf=<folder>
 
@@ -29,7 +29,7 @@ from src.training import provenance
 from src.training.run import build_gpt
 
 KEYS = ("run", "checkpoint", "hf")
-OWN = (*KEYS, "output")
+OWN = (*KEYS, "output", "sequences")
 NAMED, ALL = ("last", "best"), "all"
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ def load_saved_weights(config: DictConfig) -> Iterator[SavedWeights]:
         yield _load_pretrained(config, Path(str(hf)))
         return
     if hf is not None or (run_folder is None and checkpoint in (None, *NAMED, ALL)):
-        raise UserError("give one of run=<folder> (with checkpoint=last|best|all), checkpoint=<file> or hf=<folder>")
+        raise UserError(
+            "give one of run=<folder> (with checkpoint=last|best|all|a step), checkpoint=<file> or hf=<folder>"
+        )
     folder = None if run_folder is None else Path(str(run_folder))
     if folder is not None and read_result(folder) is None:
         raise UserError(f"run={folder} is not a run folder (it has no result.json)")
@@ -99,7 +101,7 @@ def resolve_checkpoints(config: DictConfig) -> DictConfig:
     return resolved
 
 
-def _list_checkpoints(folder: Path | None, checkpoint: str | ListConfig | None) -> list[Path]:
+def _list_checkpoints(folder: Path | None, checkpoint: str | int | ListConfig | None) -> list[Path]:
     if isinstance(checkpoint, ListConfig) and not checkpoint:
         raise UserError("checkpoint=[] names none; give checkpoint=<file>, or all with run=<folder>")
     if folder is not None and checkpoint == ALL:
@@ -110,6 +112,12 @@ def _list_checkpoints(folder: Path | None, checkpoint: str | ListConfig | None) 
         return found
     if folder is not None and checkpoint in (None, *NAMED):
         return [folder / "checkpoints" / f"{checkpoint or 'last'}.ckpt"]
+    if folder is not None and isinstance(checkpoint, int):
+        path = folder / "checkpoints" / f"step{checkpoint:08d}.ckpt"
+        if not path.is_file():
+            steps = sorted(int(p.stem.removeprefix("step")) for p in path.parent.glob("step*.ckpt"))
+            raise UserError(f"{folder} has no checkpoint of step {checkpoint}; there are those of steps {steps}")
+        return [path]
     paths = list(checkpoint) if isinstance(checkpoint, ListConfig) else [checkpoint]
     return [Path(str(path)) for path in paths]
 
