@@ -4,6 +4,7 @@ from pathlib import Path
 
 from src.files import write_atomic
 from src.reporting import curves, tables
+from src.reporting.analysis import build_analysis_sections
 from src.reporting.leaderboard import BUDGETS, budget_metric, collect_evaluations, find_common_budget
 from src.reporting.page import Picture, Section, to_html, to_markdown
 from src.reporting.report import Report
@@ -39,6 +40,7 @@ def build_document(report: Report) -> tuple[str, list[Section]]:
             _draw_curves(report),
             *_draw_evaluations(report),
             *_collect_stream_figures(systems),
+            *build_analysis_sections(systems),
         ]
     sections += _list_exclusions(report)
     if systems:
