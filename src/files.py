@@ -89,30 +89,55 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def scan_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a JSON lines file without a cut last one, each with the position of its end in bytes.
+
+    Raises:
+        ValueError: a row other than the last is not a JSON object with a `step`.
+    """
+    if not path.exists():
+        return
+    end, cut = 0, 0  # `cut` is the number of the line that is no row, which has to be the last
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if cut:
+                raise ValueError(f"{path}, line {cut}: not a JSON object with a step; take the line out")
+            row = _parse(line)
+            end += len(line)
+            if row is not None and type(row.get("step")) is int:
+                yield end, row
+            else:
+                cut = number
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON lines file without a cut last one; an empty list where there is no file.
 
     Raises:
         ValueError: a row other than the last is not a JSON object with a `step`.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    if lines and not lines[-1]:
-        lines.pop()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        row = _parse(line)
-        if row is not None and type(row.get("step")) is int:
-            rows.append(row)
-        elif number < len(lines):
-            raise ValueError(f"{path}, line {number}: not a JSON object with a step; take the line out")
-    return rows
+    return [row for _, row in scan_rows(path)]
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Drop the rows after `step` and a cut last line of a JSON lines file, if there is one."""
-    if path.exists():
-        kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
-        write_atomic(path, "".join(kept))
+    """Drop the rows after `step` and a cut last line of a JSON lines file, if there is one.
+
+    Steps ascend over the rows, so the file is cut behind the last row that is kept.
+    """
+    if not path.exists():
+        return
+    end = 0
+    for row_end, row in scan_rows(path):
+        if row["step"] > step:
+            break
+        end = row_end
+    with path.open("r+b") as file:
+        file.truncate(end)
+        file.seek(max(0, end - 1))
+        if file.read(1) not in (b"", b"\n"):  # the process was killed between a row and its newline
+            file.write(b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.files import atomic_folder, flatten, format_bytes, sha256_file, write_atomic
+from src.files import atomic_folder, drop_rows_after, flatten, format_bytes, read_rows, sha256_file, write_atomic
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -53,6 +53,21 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
 def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256_file(tmp_path / "f").startswith("ba7816bf8f01cfea")
+
+
+@pytest.mark.parametrize("tail", ["", "\n", '\n{"ste', '\n{"step": 4}\n'])
+def test_rows_are_cut_in_place(tail: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    kept = '{"step": 1, "x":2}\n{"step": 3}'  # not as json.dumps writes it, so a rewritten file would differ
+    path.write_text(kept + tail)
+    before = path.stat().st_ino
+    drop_rows_after(path, 3)
+    assert (path.read_text(), path.stat().st_ino) == (kept + "\n", before)
+    drop_rows_after(path, 2)
+    assert read_rows(path) == [{"step": 1, "x": 2}]
+    drop_rows_after(path, 0)
+    assert path.read_bytes() == b""
+    drop_rows_after(tmp_path / "none", 1)
 
 
 def test_nested_keys_are_joined_by_dots() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from src.callbacks.checkpoints import hash_path, link_over, read_checkpoint
-from src.callbacks.run_record import read_metrics, read_result
+from src.callbacks.run_record import read_result
 from src.errors import UserError
-from src.files import flatten
+from src.files import flatten, scan_rows
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.settings.read import Settings
 from src.training.provenance import (
@@ -90,10 +90,10 @@ def find_resume(folder: Path, settings: Settings, data_identity: dict[str, Any])
     """
     found = newest_whole(folder / "checkpoints")
     if found is None:
-        rows = read_metrics(folder)
-        if rows and rows[-1]["step"] > settings.trainer.checkpoint_every_steps:
+        reached = max((row["step"] for _, row in scan_rows(folder / "metrics.jsonl")), default=0)
+        if reached > settings.trainer.checkpoint_every_steps:
             raise UserError(
-                f"{folder / 'checkpoints/last.ckpt'} is gone, though the run had passed step {rows[-1]['step']}; "
+                f"{folder / 'checkpoints/last.ckpt'} is gone, though the run had passed step {reached}; "
                 "put it back or start a new run"
             )
         log.warning("no checkpoint in %s yet: starting again at step 0", folder)
