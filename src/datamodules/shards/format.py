@@ -13,6 +13,7 @@ Source: karpathy/llm.c, dev/data; KellerJordan/modded-nanogpt, data/; karpathy/n
 
 import hashlib
 import os
+import resource
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +68,36 @@ class _Descriptor:
             os.close(self.number)
 
 
+class OpenFiles:
+    """Files that a process reads in turn: at most `max_open` are open, the least recently read one is closed first.
+
+    Args:
+        max_open: at least 1; None for a quarter of the files that the process may have open.
+    """
+
+    def __init__(self, max_open: int | None = None) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.max_open = max(1, limit // 4) if max_open is None else max_open
+        self._open: dict[Path, _Descriptor] = {}  # in the order of the last reads
+        self._inodes: dict[Path, int] = {}
+
+    def get(self, path: Path) -> int:
+        """Return the descriptor of a file, opened if needed.
+
+        Raises:
+            OSError: the file cannot be opened.
+            ShardError: it is another file than at first.
+        """
+        found = self._open.pop(path, None) or _Descriptor(path)
+        self._open[path] = found
+        while len(self._open) > self.max_open:
+            del self._open[next(iter(self._open))]  # nothing else refers to it, so it is closed
+        inode = os.fstat(found.number).st_ino
+        if self._inodes.setdefault(path, inode) != inode:
+            raise ShardError(f"{path}: replaced while in use; restore the file, or start the run again")
+        return found.number
+
+
 @dataclass(frozen=True)
 class ShardSlot(ABC):
     """Shard that is local, or remote and fetched when it is loaded."""
@@ -99,36 +130,36 @@ class TokenShard(ShardSlot):
 
     path: Path
     format: Format
-    file: _Descriptor
+    files: OpenFiles
     sha256: str | None = None
 
     @classmethod
-    def open(cls, path: Path, *, headerless: bool = False) -> "TokenShard":
+    def open(cls, path: Path, *, headerless: bool = False, files: OpenFiles | None = None) -> "TokenShard":
         """Open a shard after checking header and size.
 
         Args:
             path: the file.
             headerless: true for a file of nanoGPT.
+            files: the open files that the shard shares with others; None keeps its own open.
 
         Raises:
             ShardError: another format, a size that the header contradicts, or an unreadable file.
         """
+        files = OpenFiles(max_open=1) if files is None else files
         try:
-            file = _Descriptor(path)
-            size = os.fstat(file.number).st_size
-            header = np.frombuffer(
-                os.pread(file.number, HEADER_BYTES, 0), dtype="<i4", count=min(size, HEADER_BYTES) // 4
-            )
+            number = files.get(path)
+            size = os.fstat(number).st_size
+            header = np.frombuffer(os.pread(number, HEADER_BYTES, 0), dtype="<i4", count=min(size, HEADER_BYTES) // 4)
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
         check = _check_headerless if headerless else check_header
         format_, n_tokens = check(path, size, header)
-        return cls(path.name, n_tokens, path, format_, file)
+        return cls(path.name, n_tokens, path, format_, files)
 
     @cached_property
     def tokens(self) -> Tokens:
         """Return all tokens, memory-mapped."""
-        with os.fdopen(os.dup(self.file.number), "rb") as file:
+        with os.fdopen(os.dup(self.files.get(self.path)), "rb") as file:
             return np.memmap(file, self.format.dtype, mode="r", offset=self.format.header_bytes, shape=(self.n_tokens,))
 
     def read(self, start: int, count: int) -> Tokens:
@@ -141,11 +172,12 @@ class TokenShard(ShardSlot):
         rest, position = out.data.cast("B"), self.byte_of(start)
         while rest:
             try:
-                n = os.preadv(self.file.number, [rest], position)
+                number = self.files.get(self.path)
+                n = os.preadv(number, [rest], position)
             except OSError as error:
                 raise ShardError(f"{self.path}: cannot be read any more ({error.strerror})") from error
             if n == 0:
-                size = os.fstat(self.file.number).st_size
+                size = os.fstat(number).st_size
                 raise ShardError(f"{self.path}: cut to {size} bytes while in use; restore it")
             rest, position = rest[n:], position + n
         return out

@@ -1,11 +1,12 @@
 """Shards: read as written, or rejected with file, position, value and expected value."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from src.datamodules.shards.format import ShardError, TokenShard, write_shard
+from src.datamodules.shards.format import OpenFiles, ShardError, TokenShard, write_shard
 from src.datamodules.shards.windows import Windows
 from tests.runs import write_bin
 
@@ -58,6 +59,31 @@ def test_a_shard_truncated_while_in_use_is_an_error_message_not_a_crash(tmp_path
         file.truncate(1100)
     with pytest.raises(ShardError, match="cut to 1100 bytes while in use"):
         windows.read(np.array([90]))
+
+
+def test_more_shards_are_read_than_files_may_be_open(tmp_path: Path) -> None:
+    files = OpenFiles(max_open=3)
+    paths = [tmp_path / f"train_{i}.bin" for i in range(20)]
+    for i, path in enumerate(paths):
+        write_bin(path, np.arange(8) + i)
+    before = len(os.listdir("/proc/self/fd"))
+    shards = [TokenShard.open(path, files=files) for path in paths]
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    windows = Windows(shards, 4, 512)
+    assert windows.read(np.arange(0, 40, 2))[:, 0].tolist() == list(range(20))
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    del windows, shards, files
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_shard_replaced_between_two_reads_is_an_error(tmp_path: Path) -> None:
+    files = OpenFiles(max_open=1)
+    first = TokenShard.open(shard(tmp_path), files=files)
+    write_bin(tmp_path / "other_train.bin", np.arange(1000) % 400)
+    TokenShard.open(tmp_path / "other_train.bin", files=files)  # closes the first
+    (tmp_path / "other_train.bin").rename(tmp_path / first.name)
+    with pytest.raises(ShardError, match=r"fineweb_train_000001\.bin: replaced while in use; restore"):
+        first.read(0, 4)
 
 
 def test_an_id_outside_the_vocabulary_is_named_with_its_position(tmp_path: Path) -> None:

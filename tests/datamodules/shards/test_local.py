@@ -8,7 +8,7 @@ import pytest
 
 from src.datamodules.open import read_sources
 from src.datamodules.prepare.prepare import PrepareKeys, prepare
-from src.datamodules.shards.format import ShardError
+from src.datamodules.shards.format import ShardError, TokenShard
 from src.datamodules.shards.local import merge, open_local, split_of
 from tests.runs import make_shards, write_bin
 
@@ -118,6 +118,26 @@ def test_a_folder_that_contradicts_its_manifest_is_rejected(damage: str, prepare
         (prepared / "manifest.json").write_text('{"shards": []}')
         words = r"manifest\.json: no manifest of task=prepare"
     with pytest.raises(ShardError, match=words):
+        open_local(str(prepared))
+
+
+def test_of_many_shards_a_sample_is_compared_with_the_manifest(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled: list[str] = []
+    fingerprint = TokenShard.fingerprint
+
+    def count(shard: TokenShard) -> str:
+        sampled.append(shard.name)
+        return fingerprint(shard)
+
+    monkeypatch.setattr(TokenShard, "fingerprint", count)
+    monkeypatch.setattr("src.datamodules.shards.local.SAMPLED_SHARDS", 2)
+    shards = open_local(str(prepared))
+    names = [slot.name for slot in (*shards.val, *shards.train)]
+    assert len(names) == 5
+    assert sampled == [names[0], names[3]]
+    # The sizes of the others are compared.
+    write_bin(prepared / names[1], np.arange(99))
+    with pytest.raises(ShardError, match="99 tokens, sampled hash"):
         open_local(str(prepared))
 
 
