@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from src.reporting.leaderboard import select_validations
 from src.reporting.systems import System
 
 matplotlib.use("Agg")
@@ -38,7 +37,7 @@ def draw_losses(systems: Sequence[System], axis: str) -> Figure:
     for system, color in zip(systems, itertools.cycle(COLORS), strict=False):
         _draw_system(axes, system, axis, color)
     _zoom(axes, systems)
-    axes.legend(fontsize=8, ncols=1 if len(systems) <= 8 else 2)
+    axes.legend(loc="upper right", fontsize=8, ncols=1 if len(systems) <= 8 else 2)
     return figure
 
 
@@ -52,7 +51,7 @@ def _open_axes(height: float, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _draw_system(axes: Axes, system: System, axis: str, color: Color) -> None:
-    curves = [select_validations(run) for run in system.runs]
+    curves = [run.validations for run in system.runs]
     for run, curve in zip(system.runs, curves, strict=True):
         rows = run.rows[run.rows["train/loss"].notna()]
         rows = rows.iloc[:: max(1, len(rows) // MAX_POINTS)]
@@ -69,7 +68,7 @@ def _draw_system(axes: Axes, system: System, axis: str, color: Color) -> None:
 
 def _zoom(axes: Axes, systems: Sequence[System]) -> None:
     """Cut off the steep first sixth of the curves, where they are indistinguishable."""
-    curves = [select_validations(run)["val/loss"].to_numpy() for system in systems for run in system.runs]
+    curves = [run.validations["val/loss"].to_numpy() for system in systems for run in system.runs]
     shown = np.concatenate([losses[len(losses) // 6 :] for losses in curves])
     if shown.size:
         margin = 0.05 * float(shown.max() - shown.min()) or 0.1
@@ -93,7 +92,7 @@ def draw_differences(systems: Sequence[System], baseline: System) -> Figure:
 
 def _mean_by_step(system: System) -> pd.Series:
     """Return the mean validation loss over seeds by step, at the steps at which all seeds validated."""
-    curves = [select_validations(run).set_index("step")["val/loss"] for run in system.runs]
+    curves = [run.validations.set_index("step")["val/loss"] for run in system.runs]
     return pd.concat(curves, axis=1, join="inner").mean(axis=1)
 
 

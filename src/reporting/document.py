@@ -11,6 +11,8 @@ from src.reporting.report import Report
 from src.reporting.statistics import pooled_sd, visible_difference
 from src.reporting.systems import System
 
+#: Most systems whose curves are drawn: as many as there are colors.
+MAX_DRAWN = len(curves.COLORS)
 #: Figures of the stream in a run folder.
 STREAM_FIGURES = "stream_*.png"
 #: Largest ratio of the speeds of one system's seeds that counts as steady.
@@ -146,6 +148,10 @@ def _compare_budgets(report: Report) -> Section:
 def _draw_curves(report: Report) -> Section:
     by_label = {system.label: system for system in report.found.systems}
     best_first = [by_label[label] for label in report.board["system"]]
+    text = "Validation is bold (the mean of the seeds); single seeds and the training loss are thin."
+    if len(best_first) > MAX_DRAWN:
+        text += f" Of {len(best_first)} systems, the {MAX_DRAWN} with the lowest loss and the baseline are drawn."
+        best_first = [s for i, s in enumerate(best_first) if i < MAX_DRAWN or s is report.baseline]
     pictures = [
         Picture(f"Loss against {label}", svg=curves.render_svg(curves.draw_losses(best_first, axis)))
         for axis, label in curves.AXES.items()
@@ -154,7 +160,6 @@ def _draw_curves(report: Report) -> Section:
     if report.baseline is not None and len(best_first) > 1:
         svg = curves.render_svg(curves.draw_differences(best_first, report.baseline))
         pictures.append(Picture(f"Validation loss minus {report.baseline.label}'s (means of seeds)", svg=svg))
-    text = "Validation is bold (the mean of the seeds); single seeds and the training loss are thin."
     return Section("Loss curves", [text], pictures=pictures)
 
 

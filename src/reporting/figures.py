@@ -7,22 +7,25 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from src.reporting.columns import Columns, thin
+
 matplotlib.use("Agg")
 
-Rows = Sequence[Mapping[str, float]]
+#: Maximum number of points drawn of a curve is below twice this.
+MAX_POINTS = 2000
 
 
-def draw_loss_curves(runs: Mapping[str, Rows], path: Path) -> Figure:
+def draw_loss_curves(runs: Mapping[str, Columns], path: Path) -> Figure:
     """Draw training (thin) and validation (marked) loss against tokens, one color per run, and write it to `path`."""
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for i, (name, rows) in enumerate(runs.items()):
+    for i, (name, columns) in enumerate(runs.items()):
         color = f"C{i % 10}"
         for key, style in (("train/loss", {"lw": 0.8, "alpha": 0.6}), ("val/loss", {"marker": "o", "ms": 4})):
-            points = [(row["tokens"], row[key]) for row in rows if key in row]
-            if points:
-                x, y = zip(*points, strict=True)
-                axes.plot(x, y, color=color, label=f"{name} {key.partition('/')[0]}", **style)
+            shown = thin(columns, key, MAX_POINTS)
+            if len(shown[key]):
+                label = f"{name} {key.partition('/')[0]}"
+                axes.plot(shown["tokens"], shown[key], color=color, label=label, **style)
     axes.set(xlabel="tokens", ylabel="loss (nats/token)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -42,7 +42,7 @@ def build_scores(systems: list[System]) -> pd.DataFrame:
             values.update({c: float(run.result[k]) for c, k in COSTS.items() if run.result.get(k) is not None})
             for axis, budget in budgets.items():
                 if budget is not None:
-                    curve = select_validations(run)
+                    curve = run.validations
                     values[budget_metric(axis)] = float(np.interp(budget, curve[axis], curve["val/loss"]))
             rows += [(system.label, run.seed, metric, value) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=["system", "seed", "metric", "value"])
@@ -53,14 +53,9 @@ def budget_metric(axis: str) -> str:
     return f"val loss at equal {axis}"
 
 
-def select_validations(run: Run) -> pd.DataFrame:
-    """Return the rows of a run's curve that have a validation loss."""
-    return run.rows[run.rows["val/loss"].notna()]
-
-
 def find_common_budget(runs: Sequence[Run], axis: str) -> float | None:
     """Return the largest budget at which every run has a validated curve, or None if the curves do not overlap."""
-    points = [select_validations(run)[axis] for run in runs]
+    points = [run.validations[axis] for run in runs]
     if not points or any(p.empty or p.isna().any() for p in points):
         return None
     reached = float(min(p.iloc[-1] for p in points))

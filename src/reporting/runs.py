@@ -7,15 +7,20 @@ between sessions.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
+import yaml
+from omegaconf._utils import get_yaml_loader
 
-from src.files import flatten, read_object, read_rows
+from src.files import flatten, read_object
+from src.reporting.columns import read_columns
 
+#: Rows of a training curve that are kept, besides those with a validation loss.
+MAX_ROWS = 500
 #: Keys of result.json that a comparison needs.
 REQUIRED = ("name", "seed", "steps", "tokens", "val_loss", "tokens_per_s", "flops_per_token")
 
@@ -35,7 +40,7 @@ class Run:
     folder: Path
     config: dict[str, Any]
     result: dict[str, Any]
-    rows: pd.DataFrame
+    rows: pd.DataFrame  # the curve, thinned
     evaluations: tuple[dict[str, Any], ...]
 
     @property
@@ -47,6 +52,11 @@ class Run:
     def seed(self) -> int:
         """Seed of the run."""
         return int(self.result["seed"])
+
+    @cached_property
+    def validations(self) -> pd.DataFrame:
+        """Rows of the curve that have a validation loss."""
+        return self.rows[self.rows["val/loss"].notna()]
 
     def failure(self) -> str | None:
         """Return why the run's numbers cannot be compared, or None if they can."""
@@ -81,6 +91,12 @@ def find_runs(folders: list[Path]) -> list[Run]:
     return [found[path] for path in sorted(found)]
 
 
+class _Loader(yaml.CSafeLoader):
+    """OmegaConf's reading of scalars (1e-3 is a number) by libyaml, which is ten times as fast."""
+
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+
+
 def read_run(folder: Path) -> Run:
     """Read the record of one run folder.
 
@@ -88,14 +104,20 @@ def read_run(folder: Path) -> Run:
         ValueError: a file of the record is not as this project writes it.
     """
     result = read_object(folder / "result.json")
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    config = yaml.load((folder / "config.yaml").read_bytes(), _Loader)  # a subclass of the safe loader
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.yaml'} is not a mapping; restore it or leave the folder out")
     evaluations = tuple(read_object(path) for path in sorted((folder / "evaluations").glob("*.json")))
-    columns = ["step", "tokens", "train/loss", "val/loss", "tokens_per_s"]
-    rows = pd.DataFrame(read_rows(folder / "metrics.jsonl"), columns=columns, dtype=float)
+    columns = read_columns(folder / "metrics.jsonl", ("step", "tokens", "train/loss", "val/loss", "tokens_per_s"))
+    rows = _add_budgets(pd.DataFrame(columns), result)
     flat = flatten({str(k): v for k, v in config.items()})
-    return Run(folder, flat, result, _add_budgets(rows, result), evaluations)
+    return Run(folder, flat, result, _thin(rows), evaluations)
+
+
+def _thin(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the validated rows and at most twice `MAX_ROWS` others at equal distances, as many as a figure shows."""
+    distance = max(1, len(rows) // MAX_ROWS)
+    return rows[rows["val/loss"].notna() | (np.arange(len(rows)) % distance == 0)]
 
 
 def _add_budgets(rows: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:

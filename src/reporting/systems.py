@@ -92,14 +92,19 @@ def group_runs(runs: list[Run]) -> GroupedRuns:
 
 def _label_systems(firsts: list[Run]) -> list[str]:
     """Return each system's name, followed by the keys that distinguish systems of one name."""
-    labels = []
-    for run in firsts:
-        others = [computed_config(other) for other in firsts if other.name == run.name]
-        keys = sorted({key for other in others for key in other})
-        distinguishing = [key for key in keys if len({repr(other.get(key)) for other in others}) > 1]
-        own = computed_config(run)
-        labels.append(" ".join([run.name, *(f"{key}={own.get(key, '-')}" for key in distinguishing)]))
-    return labels
+    configs = [computed_config(run) for run in firsts]
+    values: dict[str, dict[str, set[str]]] = {}  # by name and key, of all systems of the name
+    for run, config in zip(firsts, configs, strict=True):
+        for key, value in config.items():
+            values.setdefault(run.name, {}).setdefault(key, set()).add(repr(value))
+    for run, config in zip(firsts, configs, strict=True):
+        for key, found in values[run.name].items():
+            if key not in config:
+                found.add(repr(None))
+    return [
+        " ".join([run.name, *(f"{k}={own.get(k, NOTHING)}" for k, v in sorted(values[run.name].items()) if len(v) > 1)])
+        for run, own in zip(firsts, configs, strict=True)
+    ]
 
 
 def find_unfair_keys(systems: list[System], reference: System, axis: list[str]) -> list[UnfairKey]:

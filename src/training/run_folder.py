@@ -2,20 +2,22 @@
 
 import logging
 import resource
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
 from src.callbacks.final_evaluation import headline
-from src.callbacks.run_record import Row, read_metrics
-from src.files import flatten, write_atomic
+from src.files import flatten, scan_rows, write_atomic
 from src.launch.arguments import stored_yaml
 from src.launch.world import read_world
 from src.models.flops import average_flops_per_token, describe_visits
 from src.models.gpt import GPT
+from src.reporting.columns import Columns, read_columns
 from src.reporting.figures import draw_loss_curves, draw_visit_order, save_figure
 from src.training.branch import begin_branch
 from src.training.provenance import code_by_step, code_identity, config_hash, device_name, versions
@@ -107,24 +109,33 @@ def note_progress(run: Run, trainer: L.Trainer) -> None:
 def complete_record(run: Run) -> float:
     """State the final loss, draw the curve, fill the dashboard, print the table; returns the final loss in nats."""
     folder, record = run.job.folder, run.record
-    rows = read_metrics(folder)
     branched_at = record.result.get("branched_from", {}).get("step", 0)
-    losses = [row["val/loss"] for row in rows if "val/loss" in row and row["step"] > branched_at]
-    speeds = sorted(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
+    columns, losses, speed = summarize_rows(folder / "metrics.jsonl", branched_at)
     # A run that a callback stopped before the first logged row has no speed but that of the whole.
-    speed = speeds[len(speeds) // 2] if speeds else record.result["tokens"] / record.result["seconds"]
+    speed = record.result["tokens"] / record.result["seconds"] if speed is None else speed
     record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speed)
     with run.best_effort.attempt("the loss curve and TensorBoard's summary"):
-        _draw_summary(run, rows, losses[-1])
+        _draw_summary(run, columns, losses[-1])
     record.finish("completed", None)
     log.info("%s", table(record.result))
     log.info("curve: %s", folder / "figures" / "loss.png")
     return losses[-1]
 
 
-def _draw_summary(run: Run, rows: list[Row], loss: float) -> None:
+def summarize_rows(path: Path, after: int) -> tuple[Columns, list[float], float | None]:
+    """Summarize a run's curve: its columns, the validation losses after step `after`, and the median of its speeds.
+
+    A loss that is NaN is among them; the speed is None if no row has one.
+    """
+    columns = read_columns(path, ("tokens", "train/loss", "val/loss", "tokens_per_s"))
+    losses = [row["val/loss"] for step, row in scan_rows(path) if "val/loss" in row and step > after]
+    speeds = np.sort(columns["tokens_per_s"][~np.isnan(columns["tokens_per_s"])])
+    return columns, losses, float(speeds[len(speeds) // 2]) if len(speeds) else None
+
+
+def _draw_summary(run: Run, columns: Columns, loss: float) -> None:
     folder, result = run.job.folder, run.record.result
-    figure = draw_loss_curves({result["name"]: rows}, folder / "figures" / "loss.png")
+    figure = draw_loss_curves({result["name"]: columns}, folder / "figures" / "loss.png")
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)  # begin_record wrote it
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from src.reporting.document import write_report
+from src.reporting import systems
+from src.reporting.document import MAX_DRAWN, write_report
 from src.reporting.report import Report, build_report
 from tests.reporting.folders import FLOPS_PER_TOKEN, STEP_TOKENS, entry_ppl, entry_task, write_run
 
@@ -331,3 +332,27 @@ def test_the_same_runs_give_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         pages.append(write_report(build_report([sweep], "vanilla", ["residual"]), tmp_path / name).read_bytes())
     assert pages[0] == pages[1]
+
+
+def test_many_systems_of_one_name_are_labelled_and_the_best_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_runs = MAX_DRAWN + 5
+    for i in range(n_runs):
+        losses = [4.0, 3.0 + i / 100]
+        write_run(tmp_path / f"r/{i:03d}", name="vanilla", seed=1, losses=losses, config={"optimizer": {"lr": i}})
+    calls: list[str] = []
+    computed_config = systems.computed_config
+
+    def count(run: systems.Run) -> dict[str, Any]:
+        calls.append(run.name)
+        return computed_config(run)
+
+    monkeypatch.setattr(systems, "computed_config", count)
+    report = build_report([tmp_path / "r"], f"vanilla optimizer.lr={n_runs - 1}", ["optimizer"])
+    assert len(calls) <= 3 * n_runs
+    page = write_report(report, tmp_path).read_text()
+    assert [label.partition("=")[2] for label in report.board["system"]] == [str(i) for i in range(n_runs)]
+    assert f"Of {n_runs} systems, the {MAX_DRAWN} with the lowest loss and the baseline are drawn." in page
+    legend = re.findall(r"<text[^>]*>vanilla optimizer\.lr=(\d+) \(1\)</text>", page)
+    assert legend == 3 * [*map(str, range(MAX_DRAWN)), str(n_runs - 1)]
