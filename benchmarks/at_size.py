@@ -65,7 +65,7 @@ def _run_part(name: str, part: Part) -> None:
 
 
 def write_sparse_shards(folder: Path, n_shards: int, n_tokens: int) -> None:
-    """Write shards of `n_tokens` zeros that take no disk space, and their manifest."""
+    """Write shards of `n_tokens` zeros, above 8 MiB, that take no disk space, and their manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     size = HEADER_BYTES + 2 * n_tokens

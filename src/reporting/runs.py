@@ -91,7 +91,7 @@ def find_runs(folders: list[Path]) -> list[Run]:
     return [found[path] for path in sorted(found)]
 
 
-class _Loader(yaml.CSafeLoader):
+class _Loader(yaml.CSafeLoader):  # type: ignore[misc]  # yaml has no types here
     """OmegaConf's reading of scalars (1e-3 is a number) by libyaml, which is ten times as fast."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers

@@ -7,11 +7,11 @@ from src.reporting.report import build_report
 
 
 def test_sparse_shards_are_opened_by_their_manifest(tmp_path: Path) -> None:
-    write_sparse_shards(tmp_path, 4, 2_000_000)
+    write_sparse_shards(tmp_path, 4, 5_000_000)
     data = build_module(tmp_path, "shuffled")
     assert data.train_batch(1_000_000, 0, 1).shape == (16, 32, 1025)
     identity = data.identity()
-    assert identity["train_tokens"] == 6_000_000
+    assert identity["train_tokens"] == 15_000_000
     assert identity["n_shards"] == {"val": 1, "train": 3}
 
 
