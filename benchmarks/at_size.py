@@ -92,6 +92,7 @@ def build_module(path: Path, order: str) -> TokenShardDataModule:
         order=order,  # type: ignore[arg-type]  # one of the names of the command line
         epochs=None,
         val_tokens=1_048_576,
+        val_sets=None,
         micro_batch_size=32,
         global_batch_size=512,
         workers=0,
@@ -166,7 +167,7 @@ def measure_metrics(folder: Path, n_rows: int) -> None:
 
 
 def _end_run(path: Path) -> None:
-    columns, _, _ = summarize_rows(path)
+    columns, _, _ = summarize_rows(path, 0)
     draw_loss_curves({"run": columns}, path.parent / "figures" / "loss.png")
 
 
@@ -199,9 +200,15 @@ def _plain(config: Any) -> dict[str, Any]:  # Any: a DictConfig
 
 def _build_result(name: str, seed: int, n_rows: int, number: int) -> dict[str, Any]:
     noise = random.Random(number)
-    ppl = {"ppl": 30 + noise.random(), "loss": 3.4, "tokens": 4096, "windows": 4, "block_size": 1024}
+    ppl: dict[str, Any] = {"ppl": 30 + noise.random(), "loss": 3.4, "tokens": 4096, "windows": 4, "block_size": 1024}
     ppl |= {"protocol": "windows", "sha256": "a" * 64, "limited": None, "bits_per_byte": 1.1}
-    task = {"score": 50 + noise.random(), "stderr": 1.0, "metric": "acc_norm", "acc": 0.5, "items": 2376}
+    task: dict[str, Any] = {
+        "score": 50 + noise.random(),
+        "stderr": 1.0,
+        "metric": "acc_norm",
+        "acc": 0.5,
+        "items": 2376,
+    }
     task |= {"limited": None, "num_fewshot": 0, "task_version": 1.0, "sha256": "b" * 64}
     shards = [{"name": f"fineweb_train_{i:06d}.bin", "tokens": 10**8, "sha256": "c" * 64} for i in range(100)]
     return {

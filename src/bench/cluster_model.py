@@ -113,7 +113,7 @@ FACTORS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A model on a number of GPUs."""
+    """Training of a model on a number of GPUs."""
 
     model: Model
     gpus: int

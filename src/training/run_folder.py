@@ -128,7 +128,7 @@ def summarize_rows(path: Path, after: int) -> tuple[Columns, list[float], float 
     A loss that is NaN is among them; the speed is None if no row has one.
     """
     columns = read_columns(path, ("tokens", "train/loss", "val/loss", "tokens_per_s"))
-    losses = [row["val/loss"] for step, row in scan_rows(path) if "val/loss" in row and step > after]
+    losses = [row["val/loss"] for _, row in scan_rows(path) if "val/loss" in row and row["step"] > after]
     speeds = np.sort(columns["tokens_per_s"][~np.isnan(columns["tokens_per_s"])])
     return columns, losses, float(speeds[len(speeds) // 2]) if len(speeds) else None
 
