@@ -53,7 +53,8 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=2
 
 
 #: Documented batch scripts, the first one complete, and the command that they run.
-SCRIPTS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/scaling-out.md").read_text().partition("## SLURM")[2], re.DOTALL)
+SECTION = (ROOT / "docs/scaling-out.md").read_text().partition("## SLURM")[2].partition("\n## ")[0]
+SCRIPTS = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
 COMMAND = "python run.py scale=gpu data=fineweb10b"
 
 

@@ -101,15 +101,12 @@ def test_torchruns_ranks_train_together_without_a_key(shards: Path, one_rank: Pa
     assert_same_losses(tmp_path / "r", one_rank)
 
 
+@pytest.mark.stress  # tests/settings/test_trainer.py has the sentences
 @pytest.mark.parametrize(
     ("key", "words"),
     [
         ("trainer.devices=3", "trainer.devices must be 2, the processes per node that torchrun started, got 3"),
-        pytest.param(
-            "trainer.num_nodes=2",
-            "trainer.num_nodes must be 1, the nodes that torchrun started, got 2",
-            marks=pytest.mark.stress,
-        ),
+        ("trainer.num_nodes=2", "trainer.num_nodes must be 1, the nodes that torchrun started, got 2"),
     ],
 )
 def test_other_ranks_than_torchruns_are_one_sentence(key: str, words: str, shards: Path, tmp_path: Path) -> None:
@@ -129,11 +126,8 @@ def test_several_nodes_without_a_launcher_are_one_sentence(tmp_path: Path) -> No
     )
 
 
-@pytest.mark.parametrize(
-    "left_over",
-    [pytest.param(LEFT_OVER, marks=pytest.mark.stress), BATCH_SCRIPT],
-    ids=["variables", "batch script"],
-)
+@pytest.mark.stress  # tests/launch/test_world.py reads the same variables
+@pytest.mark.parametrize("left_over", [LEFT_OVER, BATCH_SCRIPT], ids=["variables", "batch script"])
 def test_left_over_variables_do_not_change_the_world(
     left_over: dict[str, str],
     shards: Path,
