@@ -12,6 +12,7 @@ from src.callbacks.best_effort import BestEffort, BestEffortLogger
 from src.datamodules.tokenizer import N_VOCAB
 from src.evaluation.generation import generate_text
 from src.models.lightning_module import LanguageModel
+from src.models.sharding import is_sharded
 
 #: Layout of the tab "custom scalars": charts by group, each of one or more tags (regular expressions).
 LAYOUT = {
@@ -37,7 +38,8 @@ class SampleKeys:
 class Dashboard(L.Callback):
     """Writes the layout once, and a greedy continuation of the prompt at each validation.
 
-    Rank 0 alone generates. A vocabulary smaller than GPT-2's decodes to no text, so nothing is written.
+    Rank 0 alone generates, or all ranks where they share the weights. A vocabulary smaller than GPT-2's decodes to no
+    text, so nothing is written.
 
     Args:
         samples: prompt and length.
@@ -58,7 +60,9 @@ class Dashboard(L.Callback):
         writers: list[SummaryWriter] = []
         with self.best_effort.attempt("TensorBoardLogger"):
             writers = find_writers(trainer)
-        if not writers or self.samples.tokens == 0 or pl_module.gpt.config.vocab_size < N_VOCAB:
+        if self.samples.tokens == 0 or pl_module.gpt.config.vocab_size < N_VOCAB:
+            return
+        if not writers and not is_sharded(pl_module.gpt):
             return
         with trainer.precision_plugin.forward_context():
             text = generate_text(pl_module.gpt, self.samples.prompt, self.samples.tokens)

@@ -23,6 +23,7 @@ from torch import Tensor, distributed, nn
 
 from src.bounds import NonNegativeInt, PositiveInt, PositiveOrInf
 from src.models.lightning_module import StepOutput
+from src.models.sharding import count_shards, free_gathered, gather, local_part
 
 #: Normal steps before the level is used, and steps over which it averages.
 WARM, HORIZON = 20, 50
@@ -58,16 +59,16 @@ class GuardKeys:
 
 
 def checksum(module: nn.Module) -> Tensor:
-    """Return a 0-dim int64 that depends on every bit of the parameters."""
+    """Return a 0-dim int64 that depends on every bit of the parameters, or of this rank's shards of them."""
     total = torch.zeros((), dtype=torch.int64, device=next(module.parameters()).device)
     for param in module.parameters():
-        words = param.detach().contiguous().view(torch.uint8 if param.element_size() % 4 else torch.int32)
+        words = local_part(param.detach()).contiguous().view(torch.uint8 if param.element_size() % 4 else torch.int32)
         total = total * 1_000_003 + words.sum(dtype=torch.int64)  # wraps around
     return total
 
 
 def check_ranks_agree(step: int, module: nn.Module) -> None:
-    """Compare the checksums of all ranks; a collective operation.
+    """Compare the checksums of all ranks that hold the same weights; a collective operation.
 
     Raises:
         RanksDisagreeError: they differ; raised on every rank.
@@ -78,10 +79,12 @@ def check_ranks_agree(step: int, module: nn.Module) -> None:
     sums_R = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sums_R, own)
     found = torch.stack(sums_R).tolist()
-    other = [str(rank) for rank, value in enumerate(found) if value != found[0]]
+    n_shard = count_shards(module)
+    other = [str(rank) for rank, value in enumerate(found) if value != found[rank % n_shard]]
     if other:
+        replica = "rank 0" if n_shard == 1 else f"the replicas on ranks 0 to {n_shard - 1}"
         raise RanksDisagreeError(
-            f"step {step}: rank {', '.join(other)} holds other weights than rank 0; this step is not saved"
+            f"step {step}: rank {', '.join(other)} holds other weights than {replica}; this step is not saved"
         )
 
 
@@ -141,8 +144,9 @@ class Guard(L.Callback):
             RanksDisagreeError: the ranks hold different weights.
         """
         self.read(step)
+        free_gathered(module)
         check_ranks_agree(step, module)
-        if not math.isfinite(nn.utils.get_total_norm(list(module.parameters())).item()):
+        if not math.isfinite(gather(nn.utils.get_total_norm(list(module.parameters()))).item()):
             raise DivergedError("a parameter is not finite", step=step, began=step)
 
     def _check(self, step: int, loss: float, norm: float, *, noticed: int) -> None:

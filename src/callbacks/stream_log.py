@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from src.callbacks.best_effort import BestEffort
@@ -17,6 +18,7 @@ from src.callbacks.dashboard import find_writers
 from src.files import drop_rows_after
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
+from src.models.sharding import is_sharded
 from src.models.stream_probe import StreamProbe, probe_stream, round_values, summarize_parameters
 from src.reporting.figures import save_figure
 from src.reporting.stream_figures import draw_mixing_map, draw_scalars, draw_sizes
@@ -27,6 +29,8 @@ MAX_ROWS = 512
 
 class StreamLog(L.Callback):
     """Probes the first validation sequence on rank 0, in training mode and the run's precision.
+
+    Ranks that share the weights probe along, each its own first sequence; rank 0's counts.
 
     Args:
         folder: the run folder.
@@ -48,16 +52,18 @@ class StreamLog(L.Callback):
                 drop_rows_after(self.folder / "stream.jsonl", trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         step = trainer.global_step
         assert isinstance(pl_module, LanguageModel)  # training builds no other module
-        tokens_1T = self._first_sequence(trainer).to(pl_module.device)
+        if not (trainer.is_global_zero or is_sharded(pl_module.gpt)):
+            return
+        tokens_1T = self._first_sequence(trainer, pl_module.gpt.config.block_size).to(pl_module.device)
         pl_module.train()
         with trainer.precision_plugin.forward_context():
             stream = probe_stream(pl_module.gpt, tokens_1T[:, :-1], tokens_1T[:, 1:])
         pl_module.eval()
         scalars = summarize_parameters(pl_module.gpt)
+        if not trainer.is_global_zero:  # it took part in the forward and the backward
+            return
         with self.best_effort.attempt("stream.jsonl"):
             self._write(step, stream, scalars)
         for logger in trainer.loggers:
@@ -67,12 +73,13 @@ class StreamLog(L.Callback):
             with self.best_effort.attempt("figures of the stream"):
                 self._draw(trainer, pl_module.gpt, step, stream, scalars)
 
-    def _first_sequence(self, trainer: L.Trainer) -> Tensor:
+    def _first_sequence(self, trainer: L.Trainer, block_size: int) -> Tensor:
         """Return the first validation sequence, [1, T + 1]; the same in every run."""
         if self._tokens_T is None:
             loaders = trainer.val_dataloaders
             assert loaders is not None  # this is called after a validation
-            first: Tensor = next(iter(loaders[0]))  # the first set's; the data module returns a list
+            # The first set's; the data module returns a list. A rank may have no sequence.
+            first: Tensor = next(iter(loaders[0]), torch.zeros(1, block_size + 1))
             self._tokens_T = first[0].long()
         return self._tokens_T.unsqueeze(0)
 

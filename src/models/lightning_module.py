@@ -15,12 +15,13 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from src.models.gpt import GPT
 from src.models.optim.base import OptimizerConfig, apply_gradients, build_optimizer
 from src.models.optim.schedule import Schedule, ScheduledLR
 from src.models.repeated_visits import start_repeated_visits
+from src.models.sharding import is_sharded
 from src.models.training_pass import training_pass
 
 
@@ -66,14 +67,15 @@ class LanguageModel(L.LightningModule):
         self.schedule = schedule
         self.seed = seed
         self._train_hidden = training_pass(gpt, compiled=compile_trunk)
-        self._params = list(gpt.parameters())
+        self._params: list[nn.Parameter] = []  # of the optimizer: a strategy may replace the module's
         self._compiled, self._warm = compile_trunk, False
         self.val_sets = tuple(val_sets)
-        self._val_sums = torch.zeros(len(self.val_sets), 2)
+        self._val_sums, self._val_batches = torch.zeros(len(self.val_sets), 2), 0
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build one optimizer for all parameters, and its scheduler, which `training_step` steps."""
         optimizer = build_optimizer(self.gpt, self.optimizer_config)
+        self._params = list(self.gpt.parameters())
         return {"optimizer": optimizer, "lr_scheduler": ScheduledLR(optimizer, self.schedule)}
 
     def on_train_start(self) -> None:
@@ -166,6 +168,7 @@ class LanguageModel(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Clear the sums of every set, [number of sets, 2]: losses and tokens."""
         self._val_sums = torch.zeros(len(self.val_sets), 2, dtype=torch.float64, device=self.device)
+        self._val_batches = 0
 
     def validation_step(self, batch_BT: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add the losses of token ids [B, T + 1] to this rank's float64 sum, without reading it."""
@@ -173,11 +176,23 @@ class LanguageModel(L.LightningModule):
         losses_BT = self.gpt.token_losses(tokens_BT[:, :-1], tokens_BT[:, 1:])
         self._val_sums[dataloader_idx, 0] += losses_BT.double().sum()
         self._val_sums[dataloader_idx, 1] += losses_BT.numel()
+        self._val_batches += 1
 
     def on_validation_epoch_end(self) -> None:
         """Log `<set>/loss`: nats per token, the mean over every token of the set of every rank (no mean of means)."""
+        if is_sharded(self.gpt):
+            self._join_longer_ranks()
         if self.trainer.world_size > 1:
             distributed.all_reduce(self._val_sums)
         for name, (total, n_tokens) in zip(self.val_sets, self._val_sums, strict=True):
             # Every rank holds the same value; "max" over them is exact, where "mean" would round.
             self.log(f"{name}/loss", total / n_tokens, logger=False, sync_dist=True, reduce_fx="max")
+
+    def _join_longer_ranks(self) -> None:
+        """Take part in the forwards of ranks with more validation batches; rank 0 has the most of every set."""
+        data = cast(Any, self.trainer).datamodule
+        n_rank, size = self.trainer.world_size, data.micro_batch_size
+        most = sum(len(range(0, len(windows[::n_rank]), size)) for windows in data.validation_sets().values())
+        idx_BT = torch.zeros(1, self.gpt.config.block_size, dtype=torch.long, device=self.device)
+        for _ in range(most - self._val_batches):
+            self.gpt.token_losses(idx_BT, idx_BT)

@@ -44,7 +44,7 @@ class LayerQKNorm(QKNorm):
         self.k_gain_K = nn.Parameter(torch.ones(size))
 
     def normalize(self, index: int, x_BHTK: Tensor) -> Tensor:
-        gain_K = (self.q_gain_K, self.k_gain_K)[index]
+        gain_K = (self.q_gain_K, self.k_gain_K)[index].to(x_BHTK.dtype)  # sharded weights are gathered in bf16
         return F.layer_norm(x_BHTK, gain_K.shape, gain_K, eps=LAYER_EPS)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from src.recurrence.base import Recurrence
 from src.residual.base import ResidualStrategy, Site
@@ -37,7 +38,12 @@ def require_skippable(recurrence: Recurrence, strategy: ResidualStrategy[Any]) -
 
 def copy_first_(packed: Tensor) -> None:
     """Overwrite all copies in a packed tensor [copies, ...] with the first one."""
-    packed[1:] = packed[:1]
+    if isinstance(packed, DTensor):  # the copies may lie on different ranks
+        whole = packed.full_tensor()
+        whole[1:] = whole[:1]
+        packed.copy_(distribute_tensor(whole, packed.device_mesh, packed.placements, src_data_rank=None))
+    else:
+        packed[1:] = packed[:1]
 
 
 def start_repeated_visits(optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from src.models.gpt import GPT
+from src.models.sharding import gather, gather_root
 from src.models.trace import Trace
 from src.residual.base import QKV
 
@@ -48,12 +49,15 @@ class StreamProbe(NamedTuple):
 
 
 def probe_stream(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> StreamProbe:
-    """Run one forward and backward on token ids [B, T]; change neither `.grad` nor the random state."""
+    """Run one forward and backward on token ids [B, T]; change neither `.grad` nor the random state.
+
+    A collective operation if the model is sharded, as is `summarize_parameters`.
+    """
     with torch.random.fork_rng(devices=[idx_BT.device] if idx_BT.is_cuda else []), torch.enable_grad():
         x_BTD, trace = gpt.trace(idx_BT)
         loss = gpt.head_loss(x_BTD, targets_BT)
         gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
-    with torch.no_grad():
+    with torch.no_grad(), gather_root(gpt):
         reads = [*map(mean_view, trace.read), trace.end_BTD]
         sources = _list_sources(trace)
         own_KJ = gpt.residual.mixing(gpt.active_sites, trace.x0_BTD, trace.y_BTD)
@@ -152,7 +156,7 @@ def summarize_parameters(gpt: GPT) -> dict[str, Tensor]:
     tables = {}
     for name, p in gpt.residual.named_parameters():
         if "norm" not in name:
-            values = p.detach().float().cpu()
+            values = gather(p.detach()).float().cpu()
             table = values.flatten(1) if p.dim() > 1 else values.unsqueeze(1)
             if table.shape[1] <= MAX_COLUMNS:
                 tables[name] = table

@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from src.models.gpt import GPT
 from src.models.optim.groups import GroupRule, ParameterGroups, parameter_groups
+from src.models.sharding import gather, local_part
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,14 @@ def keep_weights_after_non_finite(optimizer: torch.optim.Optimizer, non_finite: 
 
     def copy_weights(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         stepped = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
-        before[:] = [(p, p.detach().clone()) for p in stepped]
+        before[:] = [(p, local_part(p.detach()).clone()) for p in stepped]
 
     @torch.no_grad()
     def choose_weights(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         is_stopped = non_finite > 0
         for param, copy in before:
-            torch.where(is_stopped, copy, param, out=param)
+            own = local_part(param)
+            torch.where(is_stopped, copy, own, out=own)
         before.clear()
 
     optimizer.register_step_pre_hook(copy_weights)
@@ -157,12 +159,13 @@ def apply_gradients(
         The global norm before clipping, 0-dim.
     """
     with_grad = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in with_grad])
+    shared = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in with_grad])
+    norm = gather(shared)
     non_finite = getattr(optimizer, "non_finite", None)
     if non_finite is not None:
         is_finite = torch.isfinite(torch.stack((loss.detach(), norm))).all()
         torch.maximum(non_finite, (~is_finite).float(), out=non_finite)
-    nn.utils.clip_grads_with_norm_(with_grad, grad_clip, norm)
+    nn.utils.clip_grads_with_norm_(with_grad, grad_clip, shared)
     optimizer.step()
     for p in with_grad:  # as optimizer.zero_grad, which torch wraps for its profiler
         p.grad = None

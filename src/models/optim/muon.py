@@ -23,10 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from src.models.optim.adamw import AdamW
 from src.models.optim.base import keep_weights_after_non_finite
 from src.models.optim.groups import ParameterGroups
+from src.models.sharding import gather, shard_like
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Muon(torch.optim.Optimizer):
         adamw.param_groups = self.param_groups[self._n_muon_groups :]
         for part in self._parts:
             part.state = self.state
-            part.step()  # type: ignore[no-untyped-call]  # torch's
+            part.step()
         return loss
 
 
@@ -123,11 +125,37 @@ class StackedMuon(torch.optim.Muon):
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        self._settings = settings
         flat = [all(p.dim() == 2 for p in group["params"]) for group in groups]
         super().__init__([group for group, is_flat in zip(groups, flat, strict=True) if is_flat], **settings)
         for group, is_flat in zip(groups, flat, strict=True):
             if not is_flat:
                 self.add_param_group(group)  # torch's constructor rejects three axes; its step sees matrices
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # torch's overloads
+        """Take the step; of a sharded matrix on the whole of it, which one matrix at a time is."""
+        if not any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
+            return super().step(closure)  # type: ignore[no-untyped-call]  # torch's
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._step_whole(group, param)
+        return None
+
+    def _step_whole(self, group: dict[str, Any], param: nn.Parameter) -> None:
+        """Gather a matrix with its gradient and moment, take its step on every rank, keep this rank's shards."""
+        assert param.grad is not None
+        shape, n_stacked = param.shape, param.shape[0] if param.dim() == 3 else group["n_stacked"]
+        whole = nn.Parameter(gather(param.detach()).view(-1, shape[-1]))  # matrices above each other
+        whole.grad = gather(param.grad).view_as(whole)
+        single = StackedMuon([{**group, "params": [whole], "n_stacked": n_stacked}], **self._settings)
+        for key, moment in self.state[param].items():
+            single.state[whole][key] = gather(moment).view_as(whole)
+        single.step()
+        param.copy_(shard_like(whole.detach().view(shape), param))
+        for key, moment in single.state[whole].items():
+            self.state[param][key] = shard_like(moment.view(shape), param)
 
     def _init_group(
         self,
