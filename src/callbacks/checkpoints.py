@@ -3,11 +3,15 @@
 A checkpoint is written to a temporary file, flushed to disk and renamed; its SHA-256 stands beside it in the format
 of sha256sum. It holds tensors and plain values only, and loads with `weights_only=True` after every byte is checked.
 `last.ckpt` is the newest; `best.ckpt` has the lowest validation loss.
+
+With `trainer.strategy=fsdp` a checkpoint is a folder of the same name (`sharded_checkpoint.py`), and its second names
+are symbolic links.
 """
 
 import contextlib
 import functools
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -20,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from src.callbacks.guard import Guard
 from src.callbacks.run_record import RunRecord
+from src.callbacks.sharded_checkpoint import read_sharded
 from src.callbacks.step_end import StepEndCallback
 from src.errors import one_line
 from src.files import fsync_folder, sha256_file, write_atomic
@@ -68,6 +73,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint and its hash."""
+        if Path(path).is_dir() and not Path(path).is_symlink():
+            shutil.rmtree(path)
+            return
         Path(path).unlink(missing_ok=True)
         hash_path(Path(path)).unlink(missing_ok=True)
 
@@ -107,6 +115,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, truncated or damaged, or holds more than tensors and plain values.
     """
+    if path.is_dir():
+        return read_sharded(path)
     way_out = "give another checkpoint or start a new run"
     if not path.is_file():
         raise ValueError(f"{path}: no checkpoint there; {way_out}")
@@ -226,6 +236,8 @@ class Checkpoints(StepEndCallback, Checkpoint):
         if is_best:
             link_over(path, self.folder / "best.ckpt")
         kept = {f"step{step:08d}.ckpt" for step in self.record.result.get("kept_steps", [])}
+        # A folder has no second name of its own, so the one that a symbolic link names stays.
+        kept |= {path.resolve().name for path in (self.folder / "last.ckpt", self.folder / "best.ckpt")}
         for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
             if old.name in kept:
                 continue
@@ -243,9 +255,17 @@ class Checkpoints(StepEndCallback, Checkpoint):
 
 
 def link_over(source: Path, target: Path) -> None:
-    """Give `source` the second name `target`, atomically; files are never modified in place, so a link suffices."""
+    """Give `source` the second name `target` in its folder, atomically.
+
+    Checkpoints are never modified in place, so a link suffices.
+    """
     part = target.with_name(f".{target.name}.part")
     part.unlink(missing_ok=True)
+    if source.is_dir():  # which can have symbolic links only
+        part.symlink_to(source.resolve().name, target_is_directory=True)
+        part.replace(target)
+        hash_path(target).unlink(missing_ok=True)
+        return
     part.hardlink_to(source)
     part.replace(target)
     if hash_path(source).exists():
