@@ -32,7 +32,7 @@ class TrainerKeys:
     stream_pictures: bool
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp"]
     precision: Literal["auto", "32-true", "bf16-mixed"]
     compile: Literal["auto"] | bool
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
@@ -41,6 +41,7 @@ class TrainerKeys:
     restarts: Annotated[int, Field(ge=0, le=1000)] = 0
     checkpoint_activations: bool = False
     keep_steps: Literal["powers_of_two"] | list[Steps] | None = None
+    shard_within_node: bool = False
 
     def __post_init__(self) -> None:
         max_seconds(self.max_time)
@@ -76,6 +77,13 @@ class TrainerSettings(TrainerKeys):
         """Number of ranks on all nodes."""
         return self.devices * self.num_nodes
 
+    @property
+    def n_shard(self) -> int:
+        """Number of ranks among which the parameters and the optimizer's state are divided."""
+        if self.strategy != "fsdp":
+            return 1
+        return self.devices if self.shard_within_node else self.world_size
+
 
 def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     """Resolve every `auto` for this machine.
@@ -103,17 +111,41 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     precision = keys.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    strategy = settle_strategy(keys, devices * num_nodes)
     resolved = {
         "accelerator": accelerator,
         "devices": devices,
         "num_nodes": num_nodes,
-        "strategy": "ddp" if devices * num_nodes > 1 else keys.strategy,
+        "strategy": strategy,
         "precision": precision,
-        "compile": on_gpu if keys.compile == "auto" else keys.compile,
+        "compile": on_gpu and strategy != "fsdp" if keys.compile == "auto" else keys.compile,
         "threads": default_threads(devices) if keys.threads == "auto" else keys.threads,
         "onednn": not on_gpu and resolve_onednn(keys.onednn),
     }
     return TrainerSettings(**{**dataclasses.asdict(keys), **resolved})
+
+
+def settle_strategy(keys: TrainerKeys, world_size: int) -> Literal["auto", "ddp", "fsdp"]:
+    """Return the strategy for a number of ranks.
+
+    Raises:
+        ValueError: `strategy=fsdp` has nothing to shard among, or cannot be combined with another key.
+    """
+    if keys.strategy != "fsdp":
+        if keys.shard_within_node:
+            raise ValueError("trainer.shard_within_node=true needs trainer.strategy=fsdp; give that, or leave it out")
+        return "ddp" if world_size > 1 else keys.strategy
+    if world_size == 1:
+        raise ValueError(
+            "trainer.strategy=fsdp shards among two ranks or more, got 1; give trainer.devices=<number of GPUs>, or "
+            "trainer.strategy=auto"
+        )
+    if keys.compile is True:
+        raise ValueError(
+            "trainer.compile must be false with trainer.strategy=fsdp, which gathers weights between the sublayers of "
+            "the compiled graph; give trainer.compile=false, or trainer.strategy=ddp"
+        )
+    return "fsdp"
 
 
 def settle_ranks(keys: TrainerKeys, world: World, own: int) -> tuple[int, int]:

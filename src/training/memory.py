@@ -1,7 +1,7 @@
 """Estimate whether a run fits this machine's memory, before anything is built.
 
-    parameters    16 bytes each (weight, gradient, AdamW's two moments), on every rank; under Muon too, whose step
-                  keeps the weight beside its one moment
+    parameters    16 bytes each (weight, gradient, AdamW's two moments), on every rank, divided by the ranks that share
+                  them (`trainer.strategy=fsdp`); under Muon too, whose step keeps the weight beside its one moment
     stream        at least half of one tensor of the stream, 2 * M * T * D bytes
     activations   what autograd keeps of one micro-step, counted on fake tensors
 
@@ -72,7 +72,7 @@ def check_memory(settings: Settings) -> None:
     if n_params is None:
         return
     _reject_params(settings, memory, n_params)
-    state = BYTES_PER_PARAM * n_params
+    state = BYTES_PER_PARAM * n_params // settings.trainer.n_shard
     crude = CRUDE_BYTES * micro * model.block_size * model.n_embd * model.n_layer
     if (state + crude) * memory.ranks <= memory.free:
         return
@@ -98,7 +98,7 @@ def _make_checkpointed(subject: Subject, config: GPTConfig, seed: int) -> GPT:
 
 
 def _reject_params(settings: Settings, memory: Memory, n_params: int) -> None:
-    need = BYTES_PER_PARAM * n_params * memory.ranks
+    need = BYTES_PER_PARAM * n_params * memory.ranks // settings.trainer.n_shard
     if need <= memory.total:
         return
     model, ranks = settings.model, memory.ranks

@@ -17,6 +17,7 @@ from src.files import format_bytes, write_atomic
 from src.launch.job import Job
 from src.models.optim.base import count_state
 from src.settings.read import Settings
+from src.training.fsdp import require_shardable
 from src.training.run import Run, build_gpt
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def preflight(run: Run) -> None:
         UserError: the first check that failed, and what to change.
     """
     settings = run.settings
+    require_shardable(settings)
     settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
     check_library_parts(settings, run.job.folder)
     if run.job.rank:
@@ -112,7 +114,8 @@ def check_disk(folder: Path, *, n_numbers: int, keep: int) -> None:
         write_atomic(probe, b"probe")
         probe.unlink()
         free = shutil.disk_usage(checkpoints).free
-        present = sum(path.stat().st_size for path in checkpoints.glob("*.ckpt"))
+        found = (file for path in checkpoints.glob("*.ckpt") for file in (path.iterdir() if path.is_dir() else [path]))
+        present = sum(file.stat().st_size for file in found)
     except OSError as error:
         raise UserError(
             f"{checkpoints} cannot be written to ({one_line(error)}); choose another hydra.run.dir"

@@ -32,6 +32,7 @@ NOT_COMPUTED = (
 ADDED: dict[tuple[str, str], object] = {
     ("trainer", "num_nodes"): 1,
     ("trainer", "checkpoint_activations"): False,
+    ("trainer", "shard_within_node"): False,
     ("schedule", "decay_steps"): None,
     ("data", "val_sets"): None,
     ("evaluation", "every_steps"): None,

@@ -19,9 +19,10 @@ from src.callbacks.stream_log import StreamLog
 from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
 from src.callbacks.validation import ValidationRecord
 from src.files import flatten
-from src.settings.trainer import max_seconds
+from src.settings.trainer import TrainerSettings, max_seconds
 from src.training import provenance
 from src.training.cluster import RankAgreement, build_environment
+from src.training.fsdp import FSDPStrategy
 from src.training.run import Run
 
 
@@ -37,7 +38,7 @@ def build_trainer(run: Run) -> L.Trainer:
         accelerator=keys.accelerator,
         devices=keys.devices,
         num_nodes=keys.num_nodes,
-        strategy=_build_strategy(keys.strategy, settings.safety.rank_timeout_s),
+        strategy=_build_strategy(keys, settings.safety.rank_timeout_s),
         precision=keys.precision,
         max_steps=keys.max_steps,
         max_epochs=1,
@@ -127,9 +128,12 @@ def _build_loggers(run: Run) -> list[Logger]:
     return [*run.best_effort.wrap_loggers([board]), *run.loggers]
 
 
-def _build_strategy(name: str, timeout_s: float) -> str | Strategy:
-    if name != "ddp":
-        return name
+def _build_strategy(keys: TrainerSettings, timeout_s: float) -> str | Strategy:
+    if keys.strategy == "fsdp":
+        bf16 = keys.precision == "bf16-mixed"
+        return FSDPStrategy(shards_within_node=keys.shard_within_node, bf16=bf16, timeout_s=timeout_s)
+    if keys.strategy != "ddp":
+        return keys.strategy
     # Every parameter has a gradient in every step (a contract test), and no buffer changes in a forward.
     # Gradients are views of the buckets that DDP exchanges, which saves 4 bytes per parameter (docs/scaling.md).
     return DDPStrategy(

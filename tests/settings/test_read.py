@@ -81,7 +81,7 @@ def test_the_reference_protocol_is_the_published_one() -> None:
         (["trainer.max_steps=true"], "trainer.max_steps must be int >= 1 and <= 1e+12, got True"),
         (["trainer.precision=fp8"], "trainer.precision must be auto, 32-true or bf16-mixed, got 'fp8'"),
         (["trainer.accelerator=gpu"], "torch sees no GPU here; use trainer=cpu"),
-        (["trainer.strategy=fsdp"], "trainer.strategy must be auto or ddp, got 'fsdp'"),
+        (["trainer.strategy=zero"], "trainer.strategy must be auto, ddp or fsdp, got 'zero'"),
         (["trainer.devices=two"], "trainer.devices must be auto or int >= 1 and <= 1024, got 'two'"),
         (["trainer.compile=maybe"], "trainer.compile must be auto, true or false, got 'maybe'"),
         (["+trainer.max_step=5"], "trainer.max_step is not a key, did you mean trainer.max_steps?"),
