@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from src.callbacks.guard import Guard
 from src.callbacks.run_record import RunRecord
-from src.callbacks.sharded_checkpoint import read_sharded
+from src.callbacks.sharded_checkpoint import MANIFEST, read_sharded
 from src.callbacks.step_end import StepEndCallback
 from src.errors import one_line
 from src.files import fsync_folder, sha256_file, write_atomic
@@ -103,6 +103,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def hash_path(path: Path) -> Path:
     """Return the path of a checkpoint's SHA-256."""
     return path.with_name(f"{path.name}.sha256")
+
+
+def identifying_file(path: Path) -> Path:
+    """Return the file whose SHA-256 identifies a checkpoint: itself, or a folder's manifest of hashes."""
+    return path / MANIFEST if path.is_dir() else path
 
 
 def _write_hash(path: Path, sha256: str) -> None:

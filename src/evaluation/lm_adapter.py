@@ -24,6 +24,7 @@ from src.evaluation.generation import generate, pad, start_continuation
 from src.evaluation.shared_forwards import Forward, Row, list_positions, plan_forwards
 from src.kernels.cross_entropy import ChunkLogits, log_softmax_, product_dtype
 from src.models.gpt import GPT
+from src.models.sharding import divide_forwards
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
@@ -165,8 +166,7 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _share_batches(self, batches: list[list[T]], work: Callable[[list[T]], dict[int, R]]) -> dict[int, R]:
         """Return results by index; every rank works on its share of the batches and all ranks get all results."""
-        ranks = distributed.is_initialized()
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if ranks else (0, 1)
+        rank, world = divide_forwards(self.model)
         done: dict[int, R] = {}
         for batch in batches[rank::world]:
             done.update(work(batch))

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from src.models.gpt import GPT
+from src.models.sharding import divide_forwards
 
 Tokens = NDArray[np.uint16]
 
@@ -93,8 +94,7 @@ class Scorer:
     @torch.no_grad()
     def total(self, tokens: Tokens, windows: Sequence[Window]) -> float:
         """Return the cross-entropy in nats, summed over the targets of `windows`; ranks share the windows."""
-        ranks = distributed.is_initialized()
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if ranks else (0, 1)
+        rank, world = divide_forwards(self.model)
         device = next(self.model.parameters()).device
         total = torch.zeros((), dtype=torch.float64)
         mine = windows[rank::world]

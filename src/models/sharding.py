@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -96,6 +96,13 @@ def free_gathered(module: nn.Module) -> None:
 def is_sharded(module: nn.Module) -> bool:
     """Return True if every rank must take part in a forward of `module`."""
     return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def divide_forwards(module: nn.Module) -> tuple[int, int]:
+    """Return (rank, ranks) for a loop whose forwards the ranks share; every rank runs all of them if it is sharded."""
+    if not distributed.is_initialized() or is_sharded(module):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def count_shards(module: nn.Module) -> int:

@@ -6,9 +6,9 @@ the length, evaluation, validation, logging and safety. A branch thus equals a r
 configuration from step 0, bit for bit.
 
 The folder of a branch begins with the rows of metrics.jsonl up to the step and with the checkpoint, a second name of
-the same file. Its steps, tokens, FLOPs and seconds count from step 0, so its curve and its costs compare with those of
-a run that was trained alone. `branched_from` in result.json states the run, the step, the hash of the checkpoint, and
-the tokens and seconds that were not spent again.
+the same file or a copy of a sharded one. Its steps, tokens, FLOPs and seconds count from step 0, so its curve and its
+costs compare with those of a run that was trained alone. `branched_from` in result.json states the run, the step, the
+hash of the checkpoint, and the tokens and seconds that were not spent again.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.callbacks.checkpoints import hash_path, link_over, read_checkpoint
+from src.callbacks.checkpoints import hash_path, identifying_file, link_over, read_checkpoint
 from src.callbacks.run_record import Row, read_metrics, read_result
 from src.errors import UserError, one_line
 from src.files import sha256_file, write_atomic
@@ -43,7 +43,8 @@ MAY_DIFFER = (
     *("trainer.max_steps", "trainer.max_time", "trainer.keep_steps", "trainer.stream_pictures"),
     *("trainer.log_every_steps", "trainer.val_every_steps", "trainer.checkpoint_every_steps"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.compile", "trainer.checkpoint_activations", "trainer.threads", "trainer.onednn"),
+    *("trainer.shard_within_node", "trainer.compile", "trainer.checkpoint_activations"),
+    *("trainer.threads", "trainer.onednn"),
 )
 #: Steps before the branch at which the strategy's schedule is compared, at most.
 COMPARED_STEPS = 64
@@ -162,7 +163,7 @@ def begin_branch(run: Run) -> None:
         branched_from={
             "folder": str(folder),
             "step": step,
-            "sha256": sha256_file(target),
+            "sha256": sha256_file(identifying_file(target)),
             "tokens": step * run.tokens_per_step,
             "seconds": seconds,
         },
@@ -189,12 +190,16 @@ def training_seconds(rows: list[Row], tokens: float) -> float:
 
 def _link_or_copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    if source.is_dir():  # a sharded checkpoint, which can have no second name in another folder
+        shutil.copytree(source, part)
+        part.rename(target)
+        return
     try:
         link_over(source, target)
     except FileNotFoundError:
         raise
     except OSError:  # another file system, or one without links
-        part = target.with_name(f".{target.name}.part")
         shutil.copyfile(source, part)
         part.replace(target)
         if hash_path(source).exists():

@@ -18,9 +18,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src import __version__
-from src.callbacks.checkpoints import read_checkpoint
+from src.callbacks.checkpoints import identifying_file, read_checkpoint
 from src.callbacks.run_record import read_result
-from src.callbacks.sharded_checkpoint import MANIFEST
 from src.errors import UserError, one_line
 from src.files import flatten, sha256_file
 from src.models.formats.pretrained import ROOMS, Recipe, read_pretrained
@@ -160,7 +159,7 @@ def _load_checkpoint(
 
 def _read_unchanged(path: Path) -> tuple[str, dict[str, Any]]:
     """Return a checkpoint and the hash of its bytes; retry if a running run replaces the file meanwhile."""
-    hashed = path / MANIFEST if path.is_dir() else path  # a sharded checkpoint's states the hashes of its files
+    hashed = identifying_file(path)
     for _ in range(3):
         before = sha256_file(hashed) if hashed.is_file() else None
         stored = read_checkpoint(path)

@@ -4,16 +4,19 @@ One pair of processes computes everything that the tests below read, since start
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
 from src.callbacks.guard import check_ranks_agree
 from src.evaluation.generation import predict_next
+from src.evaluation.perplexity import Scorer, disjoint_windows
 from src.models.gpt import GPT
 from src.models.optim.base import OptimizerConfig, apply_gradients, build_optimizer
 from src.models.optim.muon import Muon, MuonKeys
@@ -22,6 +25,8 @@ from src.models.sharding import build_mesh, free_gathered, gather, is_sharded, l
 from src.models.stream_probe import probe_stream, summarize_parameters
 from tests.support import COMPOSITIONS, adamw, jitter, options, tiny_gpt, tokens
 
+Found = dict[str, dict[str, float]]
+
 RANKS = 2
 #: Models beside the strategies: by name, the keywords of `tiny_gpt`.
 MODELS: dict[str, dict[str, Any]] = {
@@ -29,6 +34,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "recurrence=mini": {"recurrence": "mini"},
     "norm=rmsnorm, biases, qk_norm": {"norm": "rmsnorm", "bias": True, "qk_norm": "layer"},
 }
+#: Strategies of every kind of residual connection; `pytest -m stress tests/models/test_sharding.py` compares all.
+STRATEGIES = [
+    *("vanilla", "attnres", "denseformer", "hyperconn", "keel", "laurel_lr", "mhc", "muddformer", "parallel"),
+    *("resformer", "satformer", "x0_blend", "prores+lns+resformer"),
+]
 CHECKPOINTED = ["vanilla", "mhc", "resformer", "muddformer"]
 
 
@@ -101,6 +111,10 @@ def compare_probes() -> dict[str, float]:
     losses = (whole.token_losses(idx, targets) - gpt.token_losses(idx, targets)).abs().max()
     probes = [probe_stream(model, idx, targets) for model in (whole, gpt)]
     tables = [summarize_parameters(model) for model in (whole, gpt)]
+    scores = [
+        Scorer(model, 1, lambda: None).total(np.arange(19, dtype=np.uint16), disjoint_windows(19, 6, None))
+        for model in (whole, gpt)
+    ]
     next_tokens = [predict_next(model, [[1, 2, 3], [4, 5, 6]]) for model in (whole, gpt)]
     free_gathered(gpt)
     check_ranks_agree(1, gpt)
@@ -110,6 +124,7 @@ def compare_probes() -> dict[str, float]:
         "mixing": float((probes[0].mixing_KJ - probes[1].mixing_KJ).abs().max()),
         "gradients": float((probes[0].gradient_rms_S - probes[1].gradient_rms_S).abs().max()),
         "tables": max(float((tables[0][k] - tables[1][k]).abs().max()) for k in tables[0]),
+        "scores": abs(scores[0] - scores[1]) / scores[0],
         "next": float(next_tokens[0] == next_tokens[1]),
         "share": left / sum(p.numel() for p in whole.parameters()),
     }
@@ -153,72 +168,93 @@ def copy_across_ranks() -> dict[str, float]:
     return {"equal": float((whole == whole[:1]).all()), "copies": len(whole)}
 
 
-def compute(rank: int, folder: str) -> None:
-    """Compute on one rank everything that the tests read, and write it on rank 0."""
+def compute(rank: int, folder: str, compute_results: Callable[[], Found]) -> None:
+    """Compute on one rank what the tests read, and write it on rank 0."""
     torch.set_num_threads(1)
     store = distributed.FileStore(f"{folder}/store", RANKS)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-    found: dict[str, dict[str, float]] = {}
-    for name in [*options("residual"), *COMPOSITIONS]:
-        found[name] = compare(partial(build, residual=name))
-    for name, keys in MODELS.items():
-        found[name] = compare(partial(build, **keys))
-    for name in CHECKPOINTED:
-        found[f"{name}, checkpointed"] = compare(partial(build, residual=name), checkpointed=True)
-    found["replicated over nodes"] = compare(build, n_replica=RANKS)
-    found |= {"adamw": compare_steps(adamw()), "muon": compare_steps(muon(), recurrence="mini")}
-    found |= {
+    results = compute_results()
+    if rank == 0:
+        Path(folder, "found.json").write_text(json.dumps(results))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def compare_strategies(names: list[str]) -> Found:
+    return {name: compare(partial(build, residual=name)) for name in names}
+
+
+def compute_all() -> Found:
+    return {
+        **compare_strategies(STRATEGIES),
+        **{name: compare(partial(build, **keys)) for name, keys in MODELS.items()},
+        **{f"{name}, checkpointed": compare(partial(build, residual=name), checkpointed=True) for name in CHECKPOINTED},
+        "replicated over nodes": compare(build, n_replica=RANKS),
+        "adamw": compare_steps(adamw()),
+        "muon": compare_steps(muon(), recurrence="mini"),
         "probes": compare_probes(),
         "bf16": compare_bf16(),
         "share": measure_share(),
         "copies": copy_across_ranks(),
     }
-    if rank == 0:
-        Path(folder, "found.json").write_text(json.dumps(found))
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
-    """Return what two ranks computed."""
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(compute, (str(folder),), nprocs=RANKS)  # type: ignore[no-untyped-call]  # torch's
-    result: dict[str, dict[str, float]] = json.loads((folder / "found.json").read_text())
+def run_ranks(folder: Path, compute_results: Callable[[], Found]) -> Found:
+    """Return what rank 0 of two computed."""
+    multiprocessing.spawn(compute, (str(folder), compute_results), nprocs=RANKS)  # type: ignore[no-untyped-call]  # torch's
+    result: Found = json.loads((folder / "found.json").read_text())
     return result
 
 
-def test_every_strategy_has_the_loss_and_gradients_of_one_process(found: dict[str, dict[str, float]]) -> None:
+def find_odd(compared: Found) -> Found:
+    """Return the comparisons that differ by more than rounding."""
+    return {name: values for name, values in compared.items() if values["loss"] > 2e-6 or values["gradient"] > 1e-4}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Return what two ranks computed."""
+    return run_ranks(tmp_path_factory.mktemp("ranks"), compute_all)
+
+
+def test_loss_and_gradients_are_those_of_one_process(found: Found) -> None:
     compared = {name: values for name, values in found.items() if set(values) == {"loss", "gradient"}}
-    assert len(compared) == len(options("residual")) + len(COMPOSITIONS) + len(MODELS) + len(CHECKPOINTED) + 1
-    odd = {name: values for name, values in compared.items() if values["loss"] > 2e-6 or values["gradient"] > 1e-4}
-    assert not odd
+    assert len(compared) == len(STRATEGIES) + len(MODELS) + len(CHECKPOINTED) + 1
+    assert not find_odd(compared)
+
+
+@pytest.mark.stress
+def test_every_strategy_has_the_loss_and_gradients_of_one_process(tmp_path: Path) -> None:
+    names = [*options("residual"), *COMPOSITIONS]
+    compared = run_ranks(tmp_path, partial(compare_strategies, names))
+    assert len(compared) == len(names)
+    assert not find_odd(compared)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_optimizers_take_the_steps_of_one_process(name: str, found: dict[str, dict[str, float]]) -> None:
+def test_optimizers_take_the_steps_of_one_process(name: str, found: Found) -> None:
     assert found[name]["weights"] < 0.01 * found[name]["moved"]
     assert found[name]["moments"] == (2 if name == "adamw" else pytest.approx(1.1, abs=0.05))
 
 
-def test_probes_and_samples_are_those_of_one_process(found: dict[str, dict[str, float]]) -> None:
+def test_probes_and_samples_are_those_of_one_process(found: Found) -> None:
     probes = found["probes"]
-    assert max(probes[key] for key in ("losses", "mixing", "gradients", "tables")) < 1e-5
+    assert max(probes[key] for key in ("losses", "mixing", "gradients", "tables", "scores")) < 1e-5
     assert (probes["next"], probes["share"]) == (1, pytest.approx(0.5, abs=0.05))
 
 
-def test_the_bf16_policy_rounds_as_autocast_does(found: dict[str, dict[str, float]]) -> None:
+def test_the_bf16_policy_rounds_as_autocast_does(found: Found) -> None:
     assert found["bf16"]["loss"] < 1e-3
     assert found["bf16"]["gradient"] < 0.05
     assert found["bf16"]["float32"] == 1
 
 
-def test_a_rank_keeps_its_share_and_at_most_a_block_more(found: dict[str, dict[str, float]]) -> None:
+def test_a_rank_keeps_its_share_and_at_most_a_block_more(found: Found) -> None:
     share = found["share"]
     assert share["own"] <= share["whole"] / RANKS + share["block"]
 
 
-def test_the_first_copy_is_copied_across_ranks(found: dict[str, dict[str, float]]) -> None:
+def test_the_first_copy_is_copied_across_ranks(found: Found) -> None:
     assert found["copies"]["copies"] > 1
     assert found["copies"]["equal"] == 1
 

@@ -3,34 +3,57 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
+from src.files import sha256_file
+from src.launch.job import Job
+from src.tasks import train
 from src.training.fsdp import require_shardable
 from src.training.resume import newest_whole
-from tests.runs import SMALL, computed, make_shards, run
+from tests.runs import SMALL, computed, make_shards, result, run
+from tests.settings.test_read import composed
 from tests.support import composed_settings
 
 FSDP = ["trainer.devices=2", "trainer.strategy=fsdp"]
-RUN = [*SMALL, "residual=attnres", "trainer.max_steps=4", "trainer.val_every_steps=2", "optimizer.warmup_steps=1"]
+#: Ranks have validation batches of unequal number in both sets.
+RUN = [
+    *(*SMALL, "residual=attnres", "schedule=constant", "optimizer.warmup_steps=1", "check=off"),
+    *("trainer.max_steps=4", "trainer.val_every_steps=2", "trainer.keep_steps=[1]"),
+    *("data.val_tokens=1056", "data.val_sets={other:shards/fineweb_val_*.bin}"),
+]
+
+
+def check_rows(folder: Path, expected: Path) -> None:
+    rows, others = computed(folder), computed(expected)
+    assert [row["step"] for row in rows] == [row["step"] for row in others] == list(range(1, 9))
+    for row, other in zip(rows, others, strict=True):
+        for key in ("train/loss", "val/loss", "val/other/loss", "grad_norm"):
+            assert row.get(key) == (None if other.get(key) is None else pytest.approx(other[key], rel=1e-5))
 
 
 @pytest.mark.slow
-def test_a_sharded_run_resumes_on_one_rank_and_back(tmp_path: Path) -> None:
-    keys = [*RUN, "schedule=constant", f"data.path={make_shards(tmp_path / 'shards')}"]
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
+def test_a_sharded_run_resumes_and_branches_on_one_rank_and_resumes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = [*RUN, f"data.path={make_shards(tmp_path / 'shards')}"]
     done = run(*keys, *FSDP, "hydra.run.dir=r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r/checkpoints/last.ckpt").is_dir()
-    one = ["trainer.devices=1", "trainer.strategy=auto"]
-    for steps, ranks in ((6, one), (8, FSDP)):
+    one = {"trainer": {"devices": 1, "strategy": "auto", "max_steps": 8}, "branch_from": str(tmp_path / "r"), "at": 4}
+    train.run(Job(tmp_path / "b", DictConfig(OmegaConf.merge(OmegaConf.load("r/config.yaml"), one)), resumes=False))
+    for steps, ranks in ((6, ["trainer.devices=1", "trainer.strategy=auto"]), (8, FSDP)):
         done = run("resume=r", f"trainer.max_steps={steps}", *ranks, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    whole = run(*keys, "trainer.max_steps=8", "hydra.run.dir=w", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    rows, expected = computed(tmp_path / "r"), computed(tmp_path / "w")
-    assert [row["step"] for row in rows] == [row["step"] for row in expected] == list(range(1, 9))
-    for row, other in zip(rows, expected, strict=True):
-        for key in ("train/loss", "val/loss", "grad_norm"):
-            assert row.get(key) == (None if other.get(key) is None else pytest.approx(other[key], rel=1e-5))
+    train.run(Job(tmp_path / "w", composed(*keys, "trainer.max_steps=8"), resumes=False))
+    check_rows(tmp_path / "r", tmp_path / "w")
+    check_rows(tmp_path / "b", tmp_path / "w")
+    assert (tmp_path / "r/checkpoints/step00000001.ckpt").is_dir()
+    assert (tmp_path / "b/checkpoints/step00000004.ckpt").is_dir()
+    manifest = sha256_file(tmp_path / "b/checkpoints/step00000004.ckpt/manifest.sha256")
+    assert result(tmp_path / "b")["branched_from"]["sha256"] == manifest
     # A damaged folder falls back to the one before, as a damaged file does.
     last = (tmp_path / "r/checkpoints/last.ckpt").resolve()
     (last / "__1_0.distcp").write_bytes(b"")
