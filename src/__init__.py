@@ -1,3 +1,3 @@
 """reslab: pretrain language models under interchangeable residual streams."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
