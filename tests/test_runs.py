@@ -385,7 +385,12 @@ def damage(what: str, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "words"), [("truncated", "not a whole checkpoint"), ("flipped", "damaged"), ("gone", "is gone")]
+    ("what", "words"),
+    [
+        pytest.param("truncated", "not a whole checkpoint", marks=pytest.mark.stress),
+        ("flipped", "damaged"),
+        pytest.param("gone", "is gone", marks=pytest.mark.stress),
+    ],
 )
 def test_a_bad_checkpoint_falls_back_to_the_one_before_bitwise(
     what: str, words: str, stopped: Path, long: Path, tmp_path: Path
@@ -408,7 +413,10 @@ def kept(path: Path) -> bool:
     return path.name != "run.log" and not path.name.startswith(".lock")
 
 
-@pytest.mark.parametrize(("what", "words"), [("truncated", "not a whole checkpoint"), ("flipped", "damaged")])
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("truncated", "not a whole checkpoint"), pytest.param("flipped", "damaged", marks=pytest.mark.stress)],
+)
 def test_bad_checkpoints_only_are_rejected_and_nothing_is_overwritten(
     what: str, words: str, stopped: Path, tmp_path: Path
 ) -> None:
@@ -467,6 +475,7 @@ def test_other_data_and_another_model_are_rejected_on_resume(stopped: Path, tmp_
     assert "did you mean trainer.max_steps" in done.stderr
 
 
+@pytest.mark.stress  # in tests/tasks/test_elastic.py ranks come and go
 def test_a_run_on_one_rank_resumes_on_two(stopped: Path, long: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     shutil.copytree(stopped, folder)

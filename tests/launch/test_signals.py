@@ -22,6 +22,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
+@pytest.mark.stress  # a SIGTERM by another number
 def test_sigusr1_is_a_sigterm(shards: Path, tmp_path: Path) -> None:
     whole = run(*LONGER, f"data.path={shards}", "hydra.run.dir=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr

@@ -41,6 +41,7 @@ def test_a_run_killed_on_either_side_of_the_start_resumes_bit_for_bit(
     assert same_weights(tmp_path / "r", whole)
 
 
+@pytest.mark.stress  # DDP knows no visits: tests/test_runs.py has the two ranks
 def test_two_ranks_give_the_losses_of_one(whole: Path, shards: Path, tmp_path: Path) -> None:
     done = run(*SMALL, *RECURS, *DDP, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
