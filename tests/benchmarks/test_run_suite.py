@@ -44,7 +44,7 @@ def test_every_target_of_a_suite_can_be_judged_by_its_comparisons(name: str) -> 
         assert len(timings[comparison.name]) == len(comparison.rows) + len(comparison.peers), "a name twice"
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_gpu_script_rehearses_on_a_cpu(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     done = subprocess.run(

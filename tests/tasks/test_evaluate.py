@@ -189,6 +189,7 @@ def test_exactly_one_source_of_weights_must_be_given(tmp_path: Path) -> None:
         evaluate("run=nowhere", cwd=tmp_path)
 
 
+@pytest.mark.stress  # tests/evaluation has two ranks that share windows and requests
 def test_two_ranks_share_the_work_and_give_the_scores_of_one(copied: Path, tmp_path: Path) -> None:
     stored = torch.load(copied / "checkpoints/last.ckpt", weights_only=True)
     stored["reslab"]["step"] = 6

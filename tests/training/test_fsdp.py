@@ -32,7 +32,7 @@ def check_rows(folder: Path, expected: Path) -> None:
             assert row.get(key) == (None if other.get(key) is None else pytest.approx(other[key], rel=1e-5))
 
 
-@pytest.mark.slow
+@pytest.mark.stress  # tests/models/test_sharding.py and tests/callbacks/test_sharded_checkpoint.py have its parts
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
 def test_a_sharded_run_resumes_and_branches_on_one_rank_and_resumes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
