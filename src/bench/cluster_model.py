@@ -82,7 +82,7 @@ class Model:
 
     @property
     def n_params(self) -> int:
-        """All parameters without norms and biases."""
+        """Count all parameters but those of norms and biases."""
         return self.n_layer * self.block_params + (self.vocab_size + self.block_size) * self.n_embd
 
     @property
