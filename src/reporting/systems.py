@@ -13,13 +13,16 @@ NOTHING = "-"
 PLACE = (
     *("name", "seed", "resume", "branch_from", "task", "study", "check", "evaluation", "logger", "profiler"),
     *("samples", "safety", "trusted_targets"),
-    *("data.path", "data.cache", "data.workers", "data.micro_batch_size"),
-    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.threads"),
+    *("data.path", "data.cache", "data.workers", "data.micro_batch_size", "data.val_sets"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.restarts", "trainer.strategy"),
+    *("trainer.shard_within_node", "trainer.checkpoint_activations", "trainer.threads"),
     *("trainer.compile", "trainer.onednn", "trainer.log_every_steps", "trainer.val_every_steps"),
     *("trainer.checkpoint_every_steps", "trainer.keep_steps", "trainer.stream_pictures"),
 )
 #: Keys of result.json that must be equal for speeds, times and memory to be comparable.
 SPEED = ("device", "world_size", "threads", "precision", "compile", "onednn")
+#: Keys of the configuration that must be equal for the same; runs of earlier versions lack them.
+SPEED_KEYS = ("trainer.checkpoint_activations", "trainer.shard_within_node")
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ def _collect_facts(system: System) -> Facts:
         versions = run.result.get("versions") or {}
         facts = {("loss", key): value for key, value in computed_config(run).items()}
         facts |= {("speed", key): run.result.get(key) for key in SPEED}
+        facts |= {("speed", key): bool(run.config.get(key)) for key in SPEED_KEYS}
+        facts["speed", "trainer.strategy=fsdp"] = run.config.get("trainer.strategy") == "fsdp"
         facts |= {("software", f"versions.{key}"): versions.get(key) for key in ("torch", "lm-eval")}
         commit = run.result.get("git")
         facts["software", "git"] = commit and commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")

@@ -249,6 +249,19 @@ def test_differences_besides_the_axis_are_flagged_with_their_keys(tmp_path: Path
     assert "Unfair comparison: more than the compared axis differs: data.hash (data), optimizer.lr (lr)." in text
 
 
+def test_how_a_run_is_executed_makes_no_other_system_but_other_speeds(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", name="vanilla", seed=1, losses=[3.0, 2.9])
+    trainer = {"max_steps": 4, "precision": "32-true", "num_nodes": 2, "restarts": 3, "strategy": "fsdp"}
+    config = {"trainer": {**trainer, "checkpoint_activations": True}}
+    write_run(tmp_path / "b", name="vanilla", seed=2, losses=[3.0, 2.8], config=config)
+    report = build_report([tmp_path], "vanilla", ["residual"])
+    assert [len(system.runs) for system in report.found.systems] == [2]
+    assert {(u.what, u.key) for u in report.unfair} == {
+        ("speed", "trainer.checkpoint_activations"),
+        ("speed", "trainer.strategy=fsdp"),
+    }
+
+
 def test_the_report_warns_of_unsteady_speeds_and_other_code(tmp_path: Path) -> None:
     for seed, speed in ((1, 1000.0), (2, 1500.0)):
         write_run(tmp_path / f"v{seed}", name="vanilla", seed=seed, losses=[3.0, 2.9])
