@@ -44,6 +44,8 @@ class Faulty(SingleStream):
             self.factor.fill_(-500.0)
         elif self.fault == "raise":
             raise RuntimeError("planted error")
+        elif self.fault == "slow" and (self.count.parent / "slow").exists():
+            time.sleep(0.5)
         elif self.fault == "hang":
             time.sleep(600)
         elif self.fault == "drift":

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.faulty import faulty
 from tests.runs import ROOT, SMALL, computed, environment, error_lines, free_port, make_shards, metrics, result, run
 
 #: A batch script's variables under SLURM: one task, whose process starts the ranks itself.
@@ -200,22 +202,54 @@ def test_the_workers_of_a_killed_agent_save_and_end(shards: Path, tmp_path: Path
 
 
 @pytest.mark.stress
-def test_a_node_that_joins_late_continues_the_run_with_more_ranks(shards: Path, tmp_path: Path) -> None:
-    keys = [*SMALL, "trainer.max_steps=1500", "trainer.val_every_steps=500", "trainer.checkpoint_every_steps=20"]
+def test_a_node_joins_late_loses_a_worker_and_is_lost_without_a_step_or_a_wrong_loss(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Two agents with two workers each; `kill -9` of a worker, then of the second agent; the first completes the run."""
+    (tmp_path / "slow").touch()
+    slow = [*faulty("slow", 0, tmp_path, lasts=10**6), "data.micro_batch_size=1", "trainer.checkpoint_every_steps=5"]
+    keys = [*SMALL, *slow, "trainer.max_steps=200"]
     options = [
         "--nnodes=1:2",
-        "--nproc-per-node=1",
+        "--nproc-per-node=2",
         "--max-restarts=3",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint=127.0.0.1:{free_port()}",
         "--rdzv-id=elastic",
     ]
-    arguments = [*options, str(ROOT / "run.py"), *keys, f"data.path={shards}", "hydra.run.dir=r"]
+    data = [f"data.path={shards}", "safety.rank_timeout_s=120"]
+    arguments = [*options, str(ROOT / "run.py"), *keys, *data, "hydra.run.dir=r"]
+    folder = tmp_path / "r"
     first = start_agent(*arguments, cwd=tmp_path)
-    wait_for_step(10, tmp_path / "r", first)
-    assert result(tmp_path / "r")["world_size"] == 1
+    wait_for_resume(0, 2, folder, first)
     second = start_agent(*arguments, cwd=tmp_path)
-    words = finish(first), finish(second)
-    assert (first.returncode, second.returncode) == (0, 0), words
-    assert result(tmp_path / "r")["world_size"] == 2
-    assert [row["step"] for row in metrics(tmp_path / "r")] == list(range(1, 1501))
+    wait_for_resume(1, 4, folder, first)
+    os.kill(children_of(second.pid)[-1], signal.SIGKILL)
+    wait_for_resume(2, 4, folder, first)
+    os.kill(second.pid, signal.SIGKILL)
+    wait_for_resume(3, 2, folder, first)
+    (tmp_path / "slow").unlink()
+    words = finish(first)
+    second.communicate()
+    assert first.returncode == 0, words
+    assert result(folder)["world_size"] == 2
+    done = run(*keys, *data, "hydra.run.dir=whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_losses(folder, tmp_path / "whole")
+
+
+def wait_for_resume(times: int, ranks: int, folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a run that has resumed so many times on so many ranks has made six steps more."""
+    deadline = time.monotonic() + 600
+    stated: dict[str, Any] = {}
+    while stated.get("world_size") != ranks or len(stated["resumed_at"]) < times:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, stated
+        stated = result(folder) if (folder / "result.json").exists() else {}
+        time.sleep(0.1)
+    wait_for_step(max([0, *stated["resumed_at"]]) + 6, folder, process)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
