@@ -77,6 +77,13 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is the pointer that Git LFS leaves where its content was not fetched."""
+    if path.stat().st_size > 1024:
+        return False
+    return path.read_bytes().startswith(b"version https://git-lfs.github.com/spec/")
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 

@@ -1,6 +1,7 @@
 """Assembly of shards from the tokens of chunks: cut at exact sizes, continued after an interruption."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Generator
@@ -21,6 +22,8 @@ from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, RANKS_SHA256
 from src.errors import UserError
 from src.files import write_atomic
 
+log = logging.getLogger(__name__)
+
 TOKENIZER = {"name": "gpt2", "ranks_sha256": RANKS_SHA256, "n_vocab": N_VOCAB, "end_of_text": END_OF_TEXT}
 
 
@@ -30,11 +33,11 @@ class ShardAssembly:
     Args:
         folder: the folder of shards, locked by this process.
         journal: progress so far, and the sizes of the shards.
-        source: value of `prepare.source`, for messages.
+        source, text_field: values of `prepare.source` and `prepare.text_field`, for messages.
     """
 
-    def __init__(self, folder: Path, journal: Journal, source: str) -> None:
-        self.folder, self.journal, self.source = folder, journal, source
+    def __init__(self, folder: Path, journal: Journal, source: str, text_field: str) -> None:
+        self.folder, self.journal, self.source, self.text_field = folder, journal, source, text_field
         self.shard: ShardFile | None = None
 
     def write(self, read_chunks: Callable[[Cursor], Generator[tuple[Chunk, Encoded], None, None]]) -> Manifest:
@@ -62,6 +65,7 @@ class ShardAssembly:
                     self._write_chunk(chunk, encoded, rows, tokens, bad)
                     rows = tokens = 0
                     progress.report(self._count_tokens(), len(self.journal.shards), chunk.share)
+                self._end_file()
                 self._close_shard(bad)
         finally:
             if self.shard is not None:
@@ -99,14 +103,25 @@ class ShardAssembly:
 
     def _count_documents(self, chunk: Chunk, encoded: Encoded, rows: range, bad: IO[bytes]) -> None:
         journal = self.journal
+        if rows and chunk.name != journal.file["name"]:
+            self._end_file()
+            journal.file = {"name": chunk.name, "documents": 0, "bad": 0, "reason": ""}
         for i in rows:
             if i in encoded.bad:
+                journal.file["reason"] = journal.file["reason"] or encoded.bad[i]
                 reason = encoded.bad[i]
                 journal.bad[reason] = journal.bad.get(reason, 0) + 1
                 name = encoded.names[i] or chunk.name_of(i)
                 bad.write(json.dumps({"document": name, "reason": reason}).encode() + b"\n")
             elif i or not chunk.continues:
                 journal.documents += 1
+            journal.file["bad" if i in encoded.bad else "documents"] += 1
+
+    def _end_file(self) -> None:
+        """Warn of a file without a single document: an error page under the name of a text, mostly."""
+        name, documents, bad, reason = self.journal.file.values()
+        if bad and not documents:
+            log.warning("%s has no document with text (%d rows, the first: %s)", name, bad, reason)
 
     def _close_shard(self, bad: IO[bytes]) -> None:
         if self.shard is None:
@@ -125,7 +140,8 @@ class ShardAssembly:
         if not tokens:
             raise UserError(
                 f"prepare.source={self.source} has no document with text ({n_bad} without, "
-                f"see {self.folder / BAD_DOCUMENTS}); the text must be in a field named text"
+                f"see {self.folder / BAD_DOCUMENTS}); the text must be in a field or column named "
+                f"{self.text_field}, see prepare.text_field"
             )
         if len(journal.shards) == 1:
             raise UserError(

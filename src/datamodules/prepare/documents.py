@@ -1,24 +1,35 @@
 """Documents of local files in chunks, readable from any chunk on.
 
-Formats: .parquet, .jsonl, .txt, the last two also .gz, .zst or .xz. A row of a table or of JSON lines is a
-document, its text in `text`; a text file is one document. A long text file has several chunks, cut where GPT-2's
-pattern always cuts: between a printable character and a space before a letter.
+    .parquet                   a row is a document, its text in a column
+    .jsonl .ndjson .json       a line is a document, its text in a field; or a value of one JSON array
+    .csv .tsv                  a row is a document, its text in a column that the first row names
+    .txt                       the file is one document
+
+All but the first also compressed. A byte-order mark is no text. A long text file has several chunks, cut where
+GPT-2's pattern always cuts: between a printable character and a space before a letter.
 """
 
+import bz2
 import codecs
+import csv
 import gzip
 import io
+import itertools
 import lzma
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from src.datamodules.prepare.columns import read_column, split_field
+from src.datamodules.prepare.csv_rows import read_csv
+from src.datamodules.prepare.json_array import ArrayError, is_json_array, read_array
 from src.errors import UserError, one_line
 
 #: Text of one chunk, in bytes: a fraction of a second's work.
@@ -26,9 +37,9 @@ CHUNK_BYTES = 1 << 20
 CHUNK_ROWS = 4096
 #: A longer document counts as bad: every process would have to hold it in memory.
 MAX_DOCUMENT_BYTES = 64 << 20
-TOO_LONG, NOT_UTF8 = "longer than 64 MiB", "not UTF-8"
-COMPRESSIONS = (".gz", ".zst", ".xz")
-KINDS = (".parquet", ".jsonl", ".txt")
+TOO_LONG, NOT_UTF8, UTF16 = "longer than 64 MiB", "not UTF-8", "UTF-16, not UTF-8"
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 CUT = re.compile(rb"[!-~](?= [A-Za-z])")
 
 Cursor = dict[str, Any]  # plain JSON values whose meaning only the source knows
@@ -43,7 +54,7 @@ class Chunk:
         name, first_row: names of the rows: `<name>:<row>`, from 1 on.
         rows: UTF-8 text, or JSON lines; None is a null, a str the reason why there is no text.
         ids: names of the rows if the source has them beside the text.
-        is_json: true if the rows are JSON objects with the text in `text`.
+        json_field: field of the text if the rows are JSON objects; None if they are the text.
         continues: true if the first row continues the document of the row before.
         share: share of the source up to the end of these rows; None if unknown.
     """
@@ -53,7 +64,7 @@ class Chunk:
     first_row: int
     rows: list[bytes | str | None]
     ids: list[str | None] | None
-    is_json: bool
+    json_field: str | None
     continues: bool
     share: float | None
 
@@ -71,52 +82,66 @@ def kind_of(path: Path) -> str | None:
     return suffix if suffix in KINDS else None
 
 
-def file_chunks(path: Path, name: str, cursor: Cursor) -> Iterator[Chunk]:
+def file_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
     """Yield the chunks of one file from a cursor on, `{}` for the start; their shares are of this file.
 
+    Args:
+        path, name: the file, and its name in the names of rows.
+        cursor: position of a chunk.
+        text_field: column or field of the text, of files that have several.
+
     Raises:
-        UserError: the file is damaged or cannot be read.
+        UserError: the file is damaged, cannot be read, or has no column of that name.
     """
-    read = {".parquet": _parquet_chunks, ".jsonl": _line_chunks, ".txt": _text_chunks}[str(kind_of(path))]
+    kind = str(kind_of(path))
     try:
-        yield from read(path, name, cursor)
-    except (EOFError, lzma.LZMAError, zlib.error, pa.ArrowException, gzip.BadGzipFile) as error:
+        if kind == ".parquet":
+            yield from _parquet_chunks(path, name, cursor, text_field)
+        elif _read_head(path).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            yield Chunk({}, name, 1, [UTF16], None, None, False, 1.0)
+        elif kind == ".txt":
+            yield from _text_chunks(path, name, cursor)
+        elif kind in (".csv", ".tsv"):
+            yield from _csv_chunks(path, name, cursor, text_field)
+        elif is_json_array(_read_head(path)):
+            yield from _array_chunks(path, name, cursor, text_field)
+        else:
+            yield from _line_chunks(path, name, cursor, text_field)
+    except (EOFError, lzma.LZMAError, zlib.error, pa.ArrowException, gzip.BadGzipFile, csv.Error, ArrayError) as error:
         raise UserError(f"{path}: damaged ({one_line(error)}); fetch it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)}); restore it and run again") from error
 
 
-def table_chunk(table: Any, cursor: Cursor, name: str, first_row: int, share: float | None) -> Chunk:  # pyarrow
-    """Return a record batch with a column `text`, and optionally one of names, `id`, as a chunk."""
+def table_chunk(table: Any, cursor: Cursor, name: str, first_row: int, share: float | None, text_field: str) -> Chunk:
+    """Return a table or record batch of pyarrow, with a column of text and optionally one of names, `id`, as a chunk."""
     ids = None
     if "id" in table.schema.names and pa.types.is_string(table.schema.field("id").type):
         ids = table.column("id").to_pylist()
-    # As bytes, since pyarrow stops at text that is not UTF-8; it is checked row by row later.
-    rows = table.column("text").cast(pa.large_binary()).to_pylist()
-    return Chunk(cursor, name, first_row, rows, ids, False, False, share)
+    rows = read_column(table, text_field, name).to_pylist()
+    return Chunk(cursor, name, first_row, rows, ids, None, False, share)
 
 
-def _parquet_chunks(path: Path, name: str, cursor: Cursor) -> Iterator[Chunk]:
+def _parquet_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
     with parquet.ParquetFile(path) as file:
-        columns = file.schema_arrow.names
-        if "text" not in columns:
-            raise UserError(f"{path}: no column text among {', '.join(columns)}; rename the one that holds it")
+        columns = {".".join(split_field(file.schema_arrow, text_field, str(path)))}
+        columns |= {"id"} & {*file.schema_arrow.names}
         row, wanted = 0, int(cursor.get("row", 0))
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if row + size <= wanted:
                 row += size
                 continue
-            for batch in file.iter_batches(256, [group], [c for c in ("text", "id") if c in columns]):
+            for batch in file.iter_batches(256, [group], sorted(columns)):
                 if row + len(batch) > wanted:
                     rest = batch.slice(max(0, wanted - row))
                     first = row + len(batch) - len(rest)
                     share = (row + len(batch)) / file.metadata.num_rows
-                    yield table_chunk(rest, {"row": first}, name, first + 1, share)
+                    yield table_chunk(rest, {"row": first}, name, first + 1, share, text_field)
                 row += len(batch)
 
 
-def _line_chunks(path: Path, name: str, cursor: Cursor) -> Iterator[Chunk]:
+def _line_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
     size = max(1, path.stat().st_size)
     row, offset = int(cursor.get("row", 0)), int(cursor.get("offset", 0))
     with path.open("rb") as raw, decompress(raw, path) as file:
@@ -130,20 +155,57 @@ def _line_chunks(path: Path, name: str, cursor: Cursor) -> Iterator[Chunk]:
                     done = True
                     break
                 row, offset, size_read = row + 1, offset + len(line), size_read + len(line)
-                rows.append(line if len(line) <= MAX_DOCUMENT_BYTES else TOO_LONG)
+                text = line.removeprefix(codecs.BOM_UTF8) if row == 1 else line
+                rows.append(text if len(line) <= MAX_DOCUMENT_BYTES else TOO_LONG)
                 # Skip the rest of a line that is too long.
                 while len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                     line = file.readline(MAX_DOCUMENT_BYTES + 1)
                     offset += len(line)
             if rows:
                 position = {"row": first, "offset": start}
-                yield Chunk(position, name, first + 1, rows, None, True, False, min(1.0, raw.tell() / size))
+                yield Chunk(position, name, first + 1, rows, None, text_field, False, min(1.0, raw.tell() / size))
+
+
+def _array_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
+    with path.open("rb") as raw, decompress(raw, path) as file, closing(read_array(file, MAX_DOCUMENT_BYTES)) as values:
+        for chunk in _pack_rows(((value, None) for value in values), raw, path, name, cursor):
+            yield replace(chunk, ids=None, json_field=text_field)
+
+
+def _csv_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
+    delimiter = "\t" if kind_of(path) == ".tsv" else ","
+    with (
+        path.open("rb") as raw,
+        decompress(raw, path) as file,
+        closing(read_csv(file, text_field, delimiter, str(path), MAX_DOCUMENT_BYTES)) as rows,
+    ):
+        yield from _pack_rows(rows, raw, path, name, cursor)
+
+
+def _pack_rows(
+    rows: Iterator[tuple[bytes | str, str | None]], raw: IO[bytes], path: Path, name: str, cursor: Cursor
+) -> Iterator[Chunk]:
+    """Yield rows and their names as chunks; a file of rows that have no place of their own is parsed from its start."""
+    size, first = max(1, path.stat().st_size), int(cursor.get("row", 0))
+    rest = itertools.islice(rows, first, None)
+    while True:
+        texts, ids, size_read = list[bytes | str | None](), list[str | None](), 0
+        for text, own in itertools.islice(rest, CHUNK_ROWS):
+            texts.append(text)
+            ids.append(own)
+            size_read += len(text)
+            if size_read >= CHUNK_BYTES:
+                break
+        if not texts:
+            return
+        yield Chunk({"row": first}, name, first + 1, texts, ids, None, False, min(1.0, raw.tell() / size))
+        first += len(texts)
 
 
 def _text_chunks(path: Path, name: str, cursor: Cursor) -> Iterator[Chunk]:
     size, offset = max(1, path.stat().st_size), int(cursor.get("offset", 0))
     if offset == 0 and not _is_utf8(path):
-        yield Chunk({}, name, 1, [NOT_UTF8], None, False, False, 1.0)
+        yield Chunk({}, name, 1, [NOT_UTF8], None, None, False, 1.0)
         return
     with path.open("rb") as raw, decompress(raw, path) as file:
         skip(file, offset)
@@ -155,10 +217,11 @@ def _text_chunks(path: Path, name: str, cursor: Cursor) -> Iterator[Chunk]:
             cut = len(pending) if ended else _last_cut(pending)
             if cut and (ended or len(pending) >= CHUNK_BYTES):
                 continues, share = offset > 0, min(1.0, raw.tell() / size)
-                yield Chunk({"offset": offset}, name, 1, [pending[:cut]], None, False, continues, share)
+                text = pending[:cut] if continues else pending[:cut].removeprefix(codecs.BOM_UTF8)
+                yield Chunk({"offset": offset}, name, 1, [text], None, None, continues, share)
                 offset, pending = offset + cut, pending[cut:]
         if offset == 0:
-            yield Chunk({}, name, 1, [b""], None, False, False, 1.0)
+            yield Chunk({}, name, 1, [b""], None, None, False, 1.0)
 
 
 def _last_cut(text: bytes) -> int:
@@ -171,6 +234,12 @@ def _last_cut(text: bytes) -> int:
     if len(text) <= MAX_DOCUMENT_BYTES:
         return 0
     return next(at for at in range(len(text) - 1, 0, -1) if text[at] & 0xC0 != 0x80)
+
+
+def _read_head(path: Path) -> bytes:
+    """Return the first bytes of the decompressed content."""
+    with path.open("rb") as raw, decompress(raw, path) as file:
+        return file.read(4096)
 
 
 def _is_utf8(path: Path) -> bool:
@@ -191,6 +260,8 @@ def decompress(raw: IO[bytes], path: Path) -> IO[bytes]:
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # reads like any binary file
     if path.suffix == ".xz":
         return lzma.LZMAFile(raw)
+    if path.suffix == ".bz2":
+        return bz2.BZ2File(raw)
     if path.suffix == ".zst":
         return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"), CHUNK_BYTES)
     return raw
@@ -198,7 +269,7 @@ def decompress(raw: IO[bytes], path: Path) -> IO[bytes]:
 
 def skip(file: IO[bytes], offset: int) -> None:
     """Advance to a position of the decompressed content."""
-    if file.seekable() and not isinstance(file, gzip.GzipFile | lzma.LZMAFile):
+    if file.seekable() and not isinstance(file, gzip.GzipFile | lzma.LZMAFile | bz2.BZ2File):
         file.seek(offset)
         return
     while offset > 0:

@@ -132,5 +132,5 @@ def _read_chunk(file: IO[bytes], place: Cursor) -> tuple[Chunk, Encoded] | None:
             raise ValueError(f"{tokens.nbytes} bytes of tokens for {size}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file.name} is damaged ({error}); remove it and run again to tokenize it again") from error
-    chunk = Chunk(place, head["name"], head["first_row"], [], None, False, head["continues"], head["share"])
+    chunk = Chunk(place, head["name"], head["first_row"], [], None, None, head["continues"], head["share"])
     return chunk, Encoded(tokens.astype(np.uint16), head["counts"], head["names"], dict(head["bad"]))

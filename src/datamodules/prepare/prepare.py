@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from src.bounds import CONFIG, PositiveInt
 from src.datamodules.prepare.assembly import ShardAssembly
 from src.datamodules.prepare.documents import Chunk, Cursor
+from src.datamodules.prepare.first_rows import check_text_field, choose_val_tokens
 from src.datamodules.prepare.parts import PARTS, missing_parts, read_parts, tokenize_parts
 from src.datamodules.prepare.sources import Source, open_source
 from src.datamodules.prepare.tokenize_pool import Encoded, encode_chunks
@@ -42,7 +43,8 @@ class PrepareKeys:
         source: a file, folder or pattern; a data set on disk; or `hf://datasets/<owner>/<name>[:<config>]`.
         output: the folder of shards.
         processes: tokenizer processes; auto uses every core.
-        shard_tokens, val_tokens: tokens of a training shard and of the validation shard.
+        shard_tokens, val_tokens: tokens of a training shard and of the validation shard; auto: a share of the source.
+        text_field: column or field of the text, `a.b` for the field b of a.
         executor: where the tasks run: in this process, one after the other, or in a job array of SLURM.
         tasks: number of tasks, which share the parts of the source.
         task: the only task to run, from 0 on; it writes no shards. None: every task, then the shards.
@@ -56,7 +58,8 @@ class PrepareKeys:
     output: str
     processes: PositiveInt | Literal["auto"]
     shard_tokens: ShardTokens
-    val_tokens: ShardTokens
+    val_tokens: ShardTokens | Literal["auto"]
+    text_field: Annotated[str, Field(min_length=1)] = "text"
     executor: Literal["local", "slurm"] = "local"
     tasks: PositiveInt = 1
     task: Annotated[int, Field(ge=0)] | None = None
@@ -84,8 +87,8 @@ def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> M
         UserError: nothing to read, a folder of another preparation or in use, a full disk; complete shards stay valid.
     """
     folder = Path(keys.output)
-    source = open_source(keys.source)
-    asked = _describe(source, keys)
+    source = _open(keys)
+    asked = _describe(folder, source, keys)
     with _report_disk(folder):
         if (folder / NAME).is_file():
             return _read_finished(folder, asked)
@@ -94,7 +97,7 @@ def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> M
                 log.warning("%s", note)
             if (folder / NAME).is_file():
                 return _read_finished(folder, asked)
-            journal = _open_journal(folder, asked, by_parts=keys.tasks > 1 or run_tasks is not None)
+            journal = _open_journal(folder, source, asked, by_parts=keys.tasks > 1 or run_tasks is not None)
             if journal.shards:
                 log.info("continuing after %d complete shards", len(journal.shards))
             if journal.by_parts:
@@ -105,7 +108,7 @@ def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> M
                     return read_parts(folder, source, cursor)
                 return encode_chunks(source.chunks(cursor), keys.count_processes())
 
-            return ShardAssembly(folder, journal, keys.source).write(read_chunks)
+            return ShardAssembly(folder, journal, keys.source, keys.text_field).write(read_chunks)
 
 
 def prepare_task(keys: PrepareKeys) -> int:
@@ -116,14 +119,14 @@ def prepare_task(keys: PrepareKeys) -> int:
     """
     assert keys.task is not None  # the caller has chosen
     folder = Path(keys.output)
-    source = open_source(keys.source)
-    asked = _describe(source, keys)
+    source = _open(keys)
+    asked = _describe(folder, source, keys)
     with _report_disk(folder):
         if (folder / NAME).is_file():
             _read_finished(folder, asked)
             return 0
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        _open_journal(folder, asked, by_parts=True)
+        _open_journal(folder, source, asked, by_parts=True)
         tokenize_parts(folder, source, keys.task, keys.tasks, keys.count_processes())
         return len(missing_parts(folder, range(source.n_part)))
 
@@ -150,8 +153,20 @@ def _run_tasks(folder: Path, source: Source, keys: PrepareKeys, run_tasks: Calla
         )
 
 
-def _describe(source: Source, keys: PrepareKeys) -> dict[str, Any]:
-    return {**source.identity(), "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
+def _open(keys: PrepareKeys) -> Source:
+    return open_source(keys.source, keys.text_field)
+
+
+def _describe(folder: Path, source: Source, keys: PrepareKeys) -> dict[str, Any]:
+    """Return what identifies this preparation; the size of the validation shard is chosen once for a folder."""
+    own = {"text_field": keys.text_field} if keys.text_field != "text" else {}
+    asked = {**source.identity(), **own, "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
+    if keys.val_tokens == "auto":
+        known = Manifest.parse((folder / NAME).read_bytes(), str(folder / NAME)) if (folder / NAME).is_file() else None
+        journal = Journal.read(folder)
+        then = known.source if known else journal.asked if journal else {}
+        asked["val_tokens"] = then.get("val_tokens") or choose_val_tokens(_open(keys))
+    return asked
 
 
 @contextmanager
@@ -166,12 +181,14 @@ def _report_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_journal(folder: Path, asked: dict[str, Any], *, by_parts: bool) -> Journal:
+def _open_journal(folder: Path, source: Source, asked: dict[str, Any], *, by_parts: bool) -> Journal:
     """Return the journal of the folder, which is written where there is none."""
     journal = Journal.read(folder)
     check_output(folder, journal)
     if journal is not None:
         _check_same(folder, journal.asked, asked)
+    else:
+        check_text_field(source)
     if journal is None or (by_parts and not journal.by_parts):
         if journal is not None and journal.shards:
             raise UserError(
@@ -197,7 +214,8 @@ def _read_finished(folder: Path, asked: dict[str, Any]) -> Manifest:
 
 
 def _check_same(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]
+    keys = {**now, **then}
+    changed = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
     if changed:
         raise UserError(
             f"prepare.output={folder} holds another preparation: {'; '.join(changed)}; "

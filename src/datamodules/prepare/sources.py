@@ -4,7 +4,7 @@ A source yields chunks from a cursor on, always the same rows in the same order.
 folder that the files are in, and changes with their content.
 """
 
-import glob
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from src.datamodules.prepare.documents import Chunk, Cursor, file_chunks, kind_of, table_chunk
+from src.datamodules.prepare.columns import split_field
+from src.datamodules.prepare.discovery import find_files
+from src.datamodules.prepare.documents import Chunk, Cursor, file_chunks, table_chunk
 from src.datamodules.shards.format import hash_blocks
 from src.errors import UserError, one_line
 
@@ -46,31 +48,20 @@ class Source(Protocol):
         """Yield all rows of one part, numbered from 1 on; the parts in order are all rows."""
 
 
-def open_source(address: str) -> Source:
-    """Return the source that `prepare.source` names.
+def open_source(address: str, text_field: str = "text") -> Source:
+    """Return the source that `prepare.source` names, with the text in a field or column of that name.
 
     Raises:
         UserError: there is nothing to read.
     """
     if address.startswith(HUB):
-        return HubSource.open(address)
+        return HubSource.open(address, text_field)
     place = Path(address)
     if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
-        return DiskSource.open(place)
-    if place.is_dir():
-        found = sorted(p for p in place.rglob("*") if p.is_file() and kind_of(p))
-    elif place.is_file():
-        found, place = [place], place.parent
-    else:
-        found = sorted(Path(p) for p in glob.glob(address, recursive=True) if Path(p).is_file() and kind_of(Path(p)))
-        place = place.parent
-    if not found or not all(kind_of(p) for p in found):
-        raise UserError(
-            f"prepare.source={address} holds nothing to read; give a file, folder or pattern of .parquet, "
-            f".jsonl or .txt (the last two also .gz, .zst, .xz), a data set saved to disk, or {HUB}<owner>/<name>"
-        )
+        return DiskSource.open(place, text_field)
+    place, found = find_files(address, f"a data set saved to disk, or {HUB}<owner>/<name>")
     names = [p.relative_to(place).as_posix() if p.is_relative_to(place) else p.name for p in found]
-    return FileSource(Path(address).name, tuple(found), tuple(names))
+    return FileSource(Path(address).name, tuple(found), tuple(names), text_field)
 
 
 @dataclass(frozen=True)
@@ -80,6 +71,7 @@ class FileSource:
     address: str
     paths: tuple[Path, ...]
     names: tuple[str, ...]
+    text_field: str
     numbers_through: ClassVar[bool] = False
 
     @property
@@ -98,14 +90,14 @@ class FileSource:
         first = int(cursor.get("file", 0))
         for i in range(first, len(self.paths)):
             start = cursor if i == first else {}
-            for chunk in file_chunks(self.paths[i], self.names[i], start):
+            for chunk in file_chunks(self.paths[i], self.names[i], start, self.text_field):
                 share = (sum(sizes[:i]) + (chunk.share or 0.0) * sizes[i]) / max(1, sum(sizes))
                 yield replace(chunk, cursor={"file": i, **chunk.cursor}, share=share)
 
     def part(self, number: int) -> Iterator[Chunk]:
         first, end = (len(self.paths) * n // self.n_part for n in (number, number + 1))
         for i in range(first, end):
-            yield from file_chunks(self.paths[i], self.names[i], {})
+            yield from file_chunks(self.paths[i], self.names[i], {}, self.text_field)
 
 
 @dataclass(frozen=True)
@@ -114,6 +106,7 @@ class DiskSource:
 
     address: str
     rows: Any  # datasets.Dataset, arrow-formatted
+    text_field: str
     numbers_through: ClassVar[bool] = True
 
     @property
@@ -121,7 +114,7 @@ class DiskSource:
         return -(-len(self.rows) // PART_ROWS)
 
     @classmethod
-    def open(cls, place: Path) -> "DiskSource":
+    def open(cls, place: Path, text_field: str) -> "DiskSource":
         """Open the data set, or its `train` split if it has several."""
         from datasets import load_from_disk
 
@@ -135,12 +128,8 @@ class DiskSource:
                     f"prepare.source={place} has no split train but {', '.join(found)}; give one split's folder"
                 )
             found = found["train"]
-        if "text" not in found.column_names:
-            raise UserError(
-                f"prepare.source={place}: no column text among {', '.join(found.column_names)}; rename the one "
-                "that holds it"
-            )
-        return cls(place.name, found.with_format("arrow"))
+        split_field(found.features.arrow_schema, text_field, f"prepare.source={place}")
+        return cls(place.name, found.with_format("arrow"), text_field)
 
     def identity(self) -> dict[str, Any]:
         files = [(Path(f["filename"]).name, Path(f["filename"]).stat().st_size) for f in self.rows.cache_files]
@@ -160,7 +149,7 @@ class DiskSource:
         for at in range(start, end, ROWS_AT_ONCE):
             table = self.rows[at : min(at + ROWS_AT_ONCE, end)]
             share = (at - first + len(table)) / (end - first)
-            yield table_chunk(table, {"row": at}, self.address, at - first + 1, share)
+            yield table_chunk(table, {"row": at}, self.address, at - first + 1, share, self.text_field)
 
 
 @dataclass(frozen=True)
@@ -171,6 +160,7 @@ class HubSource:
     revision: str
     rows: Any  # datasets.IterableDataset, arrow-formatted
     n_rows: int | None
+    text_field: str
     numbers_through: ClassVar[bool] = True
 
     @property
@@ -178,7 +168,7 @@ class HubSource:
         return int(self.rows.num_shards)
 
     @classmethod
-    def open(cls, address: str) -> "HubSource":
+    def open(cls, address: str, text_field: str) -> "HubSource":
         """Resolve the revision, so that a continued preparation reads the same, and open the stream."""
         from datasets import load_dataset
         from huggingface_hub import HfApi
@@ -197,20 +187,23 @@ class HubSource:
             ) from error
         splits = rows.info.splits or {}
         n_rows = splits["train"].num_examples if "train" in splits else None
-        return cls(f"{HUB}{name}:{config}" if config else f"{HUB}{name}", sha, rows.with_format("arrow"), n_rows)
+        known = f"{HUB}{name}:{config}" if config else f"{HUB}{name}"
+        return cls(known, sha, rows.with_format("arrow"), n_rows, text_field)
 
     def identity(self) -> dict[str, Any]:
         return {"address": self.address, "revision": self.revision}
 
     def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
+        # A copy: the state of a stream that was read from is not that of its start.
+        rows = copy.deepcopy(self.rows)
         if cursor:
-            self.rows.load_state_dict(cursor["state"])
-        row, state = int(cursor.get("row", 0)), self.rows.state_dict()
+            rows.load_state_dict(cursor["state"])
+        row, state = int(cursor.get("row", 0)), rows.state_dict()
         try:
-            for table in self.rows.iter(ROWS_AT_ONCE):
+            for table in rows.iter(ROWS_AT_ONCE):
                 share = min(1.0, (row + len(table)) / self.n_rows) if self.n_rows else None
-                yield table_chunk(table, {"row": row, "state": state}, self.address, row + 1, share)
-                row, state = row + len(table), self.rows.state_dict()
+                yield table_chunk(table, {"row": row, "state": state}, self.address, row + 1, share, self.text_field)
+                row, state = row + len(table), rows.state_dict()
         except UserError:
             raise
         except Exception as error:  # as in `open`

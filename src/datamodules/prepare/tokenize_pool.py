@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 import numpy as np
 from numpy.typing import NDArray
 
+from src.datamodules.prepare.columns import read_field
 from src.datamodules.prepare.documents import NOT_UTF8, Chunk
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.errors import UserError
@@ -51,7 +52,7 @@ def encode(chunk: Chunk) -> Encoded:
     names: list[str | None] = []
     bad: dict[int, str] = {}
     for i, row in enumerate(chunk.rows):
-        name, text, reason = _read_text(row, chunk.is_json)
+        name, text, reason = _read_text(row, chunk.json_field)
         names.append(name or (chunk.ids[i] if chunk.ids else None))
         part = np.empty(0, dtype=np.uint16)
         if text is not None:
@@ -68,7 +69,7 @@ def encode(chunk: Chunk) -> Encoded:
     return Encoded(tokens, [len(part) for part in parts], names, bad)
 
 
-def _read_text(row: bytes | str | None, is_json: bool) -> tuple[str | None, str | None, str]:
+def _read_text(row: bytes | str | None, json_field: str | None) -> tuple[str | None, str | None, str]:
     """Return name, text and, without text, the reason."""
     if row is None:
         return None, None, "null"
@@ -77,11 +78,11 @@ def _read_text(row: bytes | str | None, is_json: bool) -> tuple[str | None, str 
     name: str | None = None
     try:
         text: object = row.decode("utf-8")
-        if is_json:
+        if json_field is not None:
             fields = json.loads(str(text))
-            if not isinstance(fields, dict) or "text" not in fields:
-                return None, None, "no field text"
-            text = fields["text"]
+            has_field, text = read_field(fields, json_field) if isinstance(fields, dict) else (False, None)
+            if not has_field:
+                return None, None, f"no field {json_field}"
             name = fields["id"] if isinstance(fields.get("id"), str) else None
     except UnicodeDecodeError:
         return None, None, NOT_UTF8
@@ -90,7 +91,7 @@ def _read_text(row: bytes | str | None, is_json: bool) -> tuple[str | None, str 
     if text is None:
         return name, None, "null"
     if not isinstance(text, str):
-        return name, None, "text is not a string"
+        return name, None, f"{json_field} is not a string"
     if not text:
         return name, None, "empty"
     return name, text, ""

@@ -35,6 +35,7 @@ class Journal:
         place: cursor of a chunk, rows of it to skip, tokens of the next row to skip.
         documents: documents with text.
         bad: documents without text, by reason.
+        file: documents and bad rows so far of the file that the next shard starts in.
         bad_bytes: length of bad_documents.jsonl.
         shards: entries of the manifest.
         by_parts: true if tasks tokenize parts, from which the shards are written; `place` is a place in them then.
@@ -44,6 +45,7 @@ class Journal:
     place: dict[str, Any] = field(default_factory=lambda: {"cursor": {}, "rows": 0, "tokens": 0})
     documents: int = 0
     bad: dict[str, int] = field(default_factory=dict)
+    file: dict[str, Any] = field(default_factory=lambda: {"name": "", "documents": 0, "bad": 0, "reason": ""})
     bad_bytes: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
     by_parts: bool = False

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from src.files import write_atomic
+from src.files import is_lfs_pointer, write_atomic
 
 #: Ids with the dtype of the file.
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
@@ -152,6 +152,8 @@ class TokenShard(ShardSlot):
             header = np.frombuffer(os.pread(number, HEADER_BYTES, 0), dtype="<i4", count=min(size, HEADER_BYTES) // 4)
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
+        if is_lfs_pointer(path):
+            raise ShardError(f"{path}: a Git LFS pointer, not the content; run git lfs pull where it was cloned")
         check = _check_headerless if headerless else check_header
         format_, n_tokens = check(path, size, header)
         return cls(path.name, n_tokens, path, format_, files)

@@ -322,10 +322,17 @@ def test_a_folder_with_foreign_shards_is_not_touched(tmp_path: Path) -> None:
     ("make", "words"),
     [
         (lambda p: None, "holds nothing to read; give a file, folder or pattern"),
-        (lambda p: (p / "a.csv").write_text("x"), "holds nothing to read"),
+        (lambda p: p.rmdir(), "does not exist; give a file, folder or pattern"),
+        (lambda p: (p / "a.md").write_text("x"), "holds nothing to read"),
         (lambda p: (p / "a.parquet").write_text("x" * 99), r"a\.parquet: damaged"),
-        (lambda p: parquet.write_table(pa.table({"txt": ["a"]}), p / "a.parquet"), "no column text among txt"),
-        (lambda p: (p / "a.jsonl").write_text('{"content": "x"}\n'), "has no document with text \\(1 without"),
+        (
+            lambda p: parquet.write_table(pa.table({"txt": ["a"]}), p / "a.parquet"),
+            "give prepare.text_field=txt",
+        ),
+        (
+            lambda p: (p / "a.jsonl").write_text('{"content": "x"}\n'),
+            "give prepare.text_field=content",
+        ),
         (
             lambda p: (p / "a.jsonl").write_text('{"text": "x"}\n'),
             "has 2 tokens and prepare.val_tokens=1000 takes",
@@ -387,12 +394,12 @@ def test_the_hub_is_streamed_at_a_fixed_revision_and_continued_at_any_chunk(
     assert np.array_equal(stream(tmp_path / "out"), stream(whole))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["source"]["revision"] == "c0ffee"
-    source = HubSource.open("hf://datasets/HuggingFaceFW/fineweb:sample-10BT")
+    source = HubSource.open("hf://datasets/HuggingFaceFW/fineweb:sample-10BT", "text")
     chunks = list(source.chunks({}))
     rows = [row for chunk in chunks for row in chunk.rows]
     assert rows == [t.encode() for t in TEXTS]
     for i in (1, 5, 11):
-        again = HubSource.open("hf://datasets/HuggingFaceFW/fineweb:sample-10BT")
+        again = HubSource.open("hf://datasets/HuggingFaceFW/fineweb:sample-10BT", "text")
         cursor = json.loads(json.dumps(chunks[i].cursor))
         assert [row for chunk in again.chunks(cursor) for row in chunk.rows] == rows[chunks[i].first_row - 1 :]
 

@@ -1,0 +1,57 @@
+"""Document files of a folder or a pattern: which are read, which are skipped, which cannot be what they should be.
+
+Hidden files and folders are skipped: `._a.jsonl` is what macOS stores beside `a.jsonl`, and folders such as `.cache`
+hold copies. A file that stands for another one (a Git LFS pointer, a link to nothing) is an error.
+"""
+
+import glob
+import logging
+from pathlib import Path
+
+from src.datamodules.prepare.documents import COMPRESSIONS, KINDS, kind_of
+from src.errors import UserError
+from src.files import is_lfs_pointer
+
+log = logging.getLogger(__name__)
+
+FORMS = f"{', '.join(KINDS)} (all but .parquet also {', '.join(COMPRESSIONS)})"
+
+
+def find_files(address: str, otherwise: str) -> tuple[Path, list[Path]]:
+    """Return the folder that names are relative to, and the files in the order of their names.
+
+    Args:
+        address: a file, a folder or a pattern.
+        otherwise: what else may be read, for the message.
+
+    Raises:
+        UserError: there is no file to read, or one that is not here.
+    """
+    place = Path(address)
+    if place.is_file() or (place.is_symlink() and not place.exists()):
+        found, place = [place], place.parent
+    elif place.is_dir():
+        found = sorted(path for path in place.rglob("*") if _is_document(path))
+        visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
+        if len(visible) < len(found):
+            hidden = next(path for path in found if path not in visible)
+            log.info("skipped %d hidden files, such as %s", len(found) - len(visible), hidden)
+        found = visible
+    else:
+        found = sorted(path for path in map(Path, glob.glob(address, recursive=True)) if _is_document(path))
+        place = place.parent
+    if not found or not all(kind_of(path) for path in found):
+        lacks = "holds nothing to read" if glob.has_magic(address) or Path(address).exists() else "does not exist"
+        raise UserError(f"prepare.source={address} {lacks}; give a file, folder or pattern of {FORMS}, {otherwise}")
+    for path in found:
+        if not path.exists():
+            raise UserError(
+                f"{path} is a link to {path.readlink()}, which does not exist; fetch the content, then run again"
+            )
+        if is_lfs_pointer(path):
+            raise UserError(f"{path} is a Git LFS pointer, not the content; run git lfs pull where it was cloned")
+    return place, found
+
+
+def _is_document(path: Path) -> bool:
+    return kind_of(path) is not None and (path.is_file() or (path.is_symlink() and not path.exists()))
