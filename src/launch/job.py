@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import Interrupted, UserError, exit_code, one_line
 from src.launch.arguments import STORED, use_stored_config
+from src.launch.command_line import check_name, expand_home, tidy_arguments
 from src.launch.compositions import GROUP, name_compositions, register_compositions
 from src.launch.folder_lock import lock_folder
 from src.launch.hydra_plugins import prepare_plugins
@@ -44,7 +45,7 @@ from src.launch.outcomes import (
     Outcomes,
     record_interruption,
 )
-from src.launch.run_log import open_log
+from src.launch.run_log import open_log, remove_empty, remove_traces
 from src.launch.signals import stop_with_parent
 from src.launch.suggestions import explain
 from src.launch.world import read_world
@@ -92,7 +93,7 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
     try:
         if read_world().launcher == "torchrun":
             stop_with_parent()  # an agent that is killed leaves its workers behind
-        sys.argv[1:] = prepare_plugins(use_stored_config(name_compositions(sys.argv[1:])))
+        sys.argv[1:] = prepare_plugins(use_stored_config(name_compositions(tidy_arguments(sys.argv[1:]))))
         register_compositions()
         if read_world().rank and not any(a.startswith("resume=") for a in sys.argv):
             # Hydra makes a folder in every process; only that of rank 0 is the run folder.
@@ -119,19 +120,16 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
         outcomes.report()
         return exit_code(stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
     outcomes.report()
+    if all(job.code == USER_ERROR for job in outcomes.jobs):
+        for sweep in {job.folder.parent for job in outcomes.jobs}:
+            remove_empty(sweep, "multirun.yaml")
     return outcomes.exit_code()
 
 
 def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
     """Run one job of Hydra, record its outcome, and return its value for sweepers (lower is better)."""
     hydra = HydraConfig.get()
-    if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
-        raise UserError("trusted_targets must be given on the command line; a file cannot declare itself trusted")
-    if GROUP not in hydra.runtime.choices and not any(map(config.get, STORED)):
-        raise UserError(
-            f"{GROUP} must name one option or a composition such as {GROUP}=[lns,resformer], got an empty list or, in "
-            f"a file, a list; a file names a composition {GROUP}: lns+resformer"
-        )
+    expand_home(config)
     is_sweep = hydra.mode == RunMode.MULTIRUN
     job = Job(
         Path(hydra.runtime.output_dir).resolve(),
@@ -142,7 +140,14 @@ def run_job(config: DictConfig, outcomes: Outcomes) -> float | None:
         sweep=Path(hydra.sweep.dir).resolve() if is_sweep else None,
     )
     start = time.monotonic()
-    code, line, value = run_task(job)
+    try:
+        check_launch(job)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        remove_empty(job.folder)
+        code, line, value = USER_ERROR, str(error), None
+    else:
+        code, line, value = run_task(job)
     is_of_study = is_sweep and config.get("study") is not None
     if code == DIVERGED and is_of_study:
         code, value = COMPLETED, math.inf  # a study counts it as a result
@@ -164,7 +169,12 @@ def run_task(job: Job) -> tuple[int, str, float | None]:
         if not job.resumes and not job.sweep and (job.folder / "result.json").exists():
             raise UserError(f"{job.folder} holds a run already; continue it with resume={job.folder}")
         with lock_folder(job.folder) as note:
-            return _run_logged(job, note)
+            end = _run_logged(job, note)
+            if is_refused := end[0] == USER_ERROR and not job.resumes:
+                is_refused = remove_traces(job.folder)
+        if is_refused:
+            remove_empty(job.folder)
+        return end
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR, str(error), None
@@ -210,6 +220,24 @@ def load_task(config: DictConfig) -> Callable[[Job], TaskEnd]:
     if not re.fullmatch(r"src\.tasks\.\w+\.run", str(target)):
         raise UserError(f"task._target_={target} is not a task of this project; see --help")
     return cast(Callable[[Job], TaskEnd], get_method(target))
+
+
+def check_launch(job: Job) -> None:
+    """Reject a configuration that no task may run.
+
+    Raises:
+        UserError: a file declares itself trusted, names a composition in another way, or names the run by a path.
+    """
+    config, hydra = job.config, HydraConfig.get()
+    if not job.resumes:
+        check_name(str(config.get("name")))
+    if config.get("trusted_targets") and not any("trusted_targets=" in a for a in hydra.overrides.task):
+        raise UserError("trusted_targets must be given on the command line; a file cannot declare itself trusted")
+    if GROUP not in hydra.runtime.choices and not any(map(config.get, STORED)):
+        raise UserError(
+            f"{GROUP} must name one option or a composition such as {GROUP}=[lns,resformer], got an empty list or, in "
+            f"a file, a list; a file names a composition {GROUP}: lns+resformer"
+        )
 
 
 def write_hydra_folder(job: Job) -> None:

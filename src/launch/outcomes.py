@@ -76,7 +76,9 @@ class Outcomes:
             return
         for job in self.jobs:
             overrides = " ".join(job.overrides) or "(no overrides)"
-            print(f"#{job.number} {overrides}: {job.line} ({job.seconds:.0f} s, {job.folder})")
+            is_rejected = job.code == USER_ERROR and not job.folder.exists()
+            place = "" if is_rejected else f", {job.folder}"
+            print(f"#{job.number} {overrides}: {job.line} ({job.seconds:.0f} s{place})")
 
     def exit_code(self) -> int:
         """Return the code of the only job, or 1 if a job of a sweep did not complete."""

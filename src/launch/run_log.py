@@ -1,13 +1,20 @@
-"""Log of a job: run.log in its folder with everything, the console with the messages of this project."""
+"""Log of a job: run.log in its folder with everything, the console with the messages of this project.
+
+A job that was rejected before it did anything leaves no folder.
+"""
 
 import logging
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+#: What a job writes before its task does anything.
+TRACES = (".hydra", "run.log")
 
 
 class RunLogHandler(logging.FileHandler):
@@ -69,3 +76,28 @@ def open_log(folder: Path, rank: int) -> Iterator[None]:
 def _log_thread_error(args: threading.ExceptHookArgs) -> None:
     # The caller that waits for the thread (a logger's, mostly) reports the error to the user.
     log.debug("a thread failed: %s", args.exc_value)
+
+
+def remove_traces(folder: Path) -> bool:
+    """Remove what a job wrote before its task; return false, with nothing removed, if there is anything else."""
+    for empty in ("checkpoints", "figures"):
+        with suppress(OSError):
+            (folder / empty).rmdir()
+    if any(path.name not in TRACES and not path.name.startswith(".lock") for path in folder.iterdir()):
+        return False
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    (folder / "run.log").unlink(missing_ok=True)
+    return True
+
+
+def remove_empty(folder: Path, *beside: str) -> None:
+    """Remove a folder that holds nothing but the files `beside`, and those above it that only hold runs."""
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} != {*beside}:
+            return
+        for name in beside:
+            (folder / name).unlink()
+        folder.rmdir()
+        if folder.parent.parent.name == "multirun":
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()

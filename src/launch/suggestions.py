@@ -36,7 +36,7 @@ def unknown_option(group: str, option: str) -> str:
         return f"{group}={option} is now {group}={RENAMED_OPTIONS[group][option]}"
     known = options(group)
     shown = ", ".join(known) if len(known) <= LISTED else f"{len(known)}, see docs/strategies.md"
-    return f"{group}={option} is not an option{nearest(option, known)}; options: {shown}"
+    return f"{group}={option} is not an option{_nearest_option(group, option)}; options: {shown}"
 
 
 def unknown_key(key: str) -> str:
@@ -61,6 +61,24 @@ def nearest(name: str, known: list[str]) -> str:
     """Return ", did you mean <name>?" for the most similar known name; empty where none is similar."""
     near = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {near[0]}?" if near else ""
+
+
+def _nearest_option(group: str, name: str) -> str:
+    """Return ", did you mean <option>?" for an option with this name but for its spelling, a synonym, or a similar name.
+
+    An option's file states its synonyms, names that papers and other libraries use: `# also: <name>, <name>`.
+    """
+    names = {_spelling(option): option for option in options(group)}
+    for option in options(group):
+        text = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8")
+        for line in re.findall(r"^# also: (.*)$", text, re.MULTILINE):
+            names |= {_spelling(synonym): option for synonym in line.split(",") if _spelling(synonym) not in names}
+    near = [_spelling(name)] if _spelling(name) in names else difflib.get_close_matches(_spelling(name), names, n=1)
+    return f", did you mean {names[near[0]]}?" if near else ""
+
+
+def _spelling(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def options(group: str) -> list[str]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.errors import Interrupted, UserError
 from src.launch import job as jobs
 from src.launch.job import COMPLETED, DIVERGED, FAILED, USER_ERROR, Job, TaskEnd, run_task
-from src.launch.outcomes import Outcomes
+from src.launch.outcomes import Outcome, Outcomes
 
 Run = Callable[[object], tuple[int, str, float | None]]
 
@@ -112,3 +112,57 @@ def test_a_run_folder_that_hydra_cannot_make_is_an_error_and_a_closed_pipe_is_no
     assert "the run folder cannot be made (README.md/x)" in capsys.readouterr().err
     with pytest.raises(BrokenPipeError):
         jobs.enter(fail(BrokenPipeError()), Outcomes())
+
+
+@pytest.fixture
+def run_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a new job in a folder under multirun/ whose task writes a file and raises an error."""
+
+    def write_hydra(job: Job) -> None:
+        (job.folder / ".hydra").mkdir(parents=True)
+        (job.folder / ".hydra/config.yaml").touch()
+
+    def run_with(error: Exception, writes: str = "", folder: str = "multirun/2020-01-01/x") -> int:
+        def task(job: Job) -> TaskEnd:
+            (job.folder / "checkpoints").mkdir()
+            if writes:
+                (job.folder / writes).touch()
+            raise error
+
+        monkeypatch.setattr(jobs, "load_task", lambda config: task)
+        monkeypatch.setattr(jobs, "write_hydra_folder", write_hydra)
+        return run_task(job_in(tmp_path / folder, resumes=False))[0]
+
+    return run_with
+
+
+def test_a_rejected_launch_leaves_no_folder(run_new: Callable[..., int], tmp_path: Path) -> None:
+    assert run_new(UserError("seed must be int")) == USER_ERROR
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "multirun/.data").mkdir(parents=True)  # of data=embedded
+    run_new(UserError("u"))
+    assert [path.name for path in (tmp_path / "multirun").iterdir()] == [".data"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    run_new(UserError("u"), folder="mine/r")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_launch_that_did_something_leaves_its_log(run_new: Callable[..., int], tmp_path: Path) -> None:
+    folder = tmp_path / "multirun/2020-01-01/x"
+    assert run_new(UserError("no such data"), "metrics.jsonl") == USER_ERROR
+    assert {path.name for path in folder.iterdir()} == {".hydra", "run.log", "metrics.jsonl"}
+    assert run_new(RuntimeError("r"), folder="multirun/2020-01-01/y") == FAILED
+    assert (folder.parent / "y/run.log").is_file()
+
+
+def test_a_sweep_of_rejected_launches_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    for code in (COMPLETED, USER_ERROR):
+        sweep = tmp_path / "multirun/2020-01-01/sweep"
+        sweep.mkdir(parents=True, exist_ok=True)
+        (sweep / "multirun.yaml").touch()
+        outcomes = Outcomes([Outcome(0, sweep / "0-x", (), code, "line", 1.0)])
+        assert jobs.enter(lambda: None, outcomes) == code
+        assert (sweep / "multirun.yaml").exists() == (code == COMPLETED)
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,8 @@
 """Messages for names that do not exist: the nearest name, or the option that has the key."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -89,3 +92,39 @@ def test_a_key_of_a_part_that_is_not_there_names_the_part() -> None:
     assert words == (
         "residual.parts.mhc.n_stream: mhc is not a part of this residual; give residual=[mhc,...] or residual.n_stream"
     )
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "option"),
+    [
+        ("residual", "hyperconnections", "hyperconn"),
+        ("residual", "hyper_connections", "hyperconn"),
+        ("residual", "hc", "hyperconn"),
+        ("residual", "dhc", "hyperconn"),
+        ("residual", "HyperConn", "hyperconn"),
+        ("residual", "attention_residuals", "attnres"),
+        ("residual", "layer_scale", "layerscale"),
+        ("residual", "pre_ln", "vanilla"),
+        ("residual", "Pre-LN", "vanilla"),
+        ("residual", "post_ln", "postln"),
+        ("residual", "hyperconections", "hyperconn"),  # a synonym, misspelt
+        ("norm", "rms_norm", "rmsnorm"),
+        ("optimizer", "adam", "adamw"),
+        ("model", "gpt2", "gpt2_small"),
+    ],
+)
+def test_an_option_is_found_by_its_other_names(group: str, name: str, option: str) -> None:
+    assert unknown_option(group, name).startswith(f"{group}={name} is not an option, did you mean {option}?; options: ")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_no_other_name_belongs_to_two_options(path: Path) -> None:
+    own = _other_names(path)
+    for other in path.parent.glob("*.yaml"):
+        assert not own & {other.stem}
+        assert other == path or not own & _other_names(other)
+
+
+def _other_names(path: Path) -> set[str]:
+    lines = re.findall(r"^# also: (.*)$", path.read_text(), re.MULTILINE)
+    return {name.strip() for line in lines for name in line.split(",")}

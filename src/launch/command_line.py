@@ -1,0 +1,86 @@
+"""Command line as people type it: flags behind overrides, `~` in paths, names of runs; Hydra reads what is returned.
+
+python run.py model=tiny -m seed=1,2           ->  -m model=tiny seed=1,2
+python run.py data.path=~/shards               ->  data.path=/home/me/shards
+python run.py name=../../x                     ->  an error: a name is one part of a path
+"""
+
+import os
+import re
+from pathlib import PurePath
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from src.errors import UserError
+
+#: Flags of Hydra that take the next argument as their value.
+WITH_VALUE = {
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+}
+#: `~/` or `~user/` where a value or an item begins.
+HOME = re.compile(r"""(?<=[=,\[{:\s'"])~[\w.-]*(?=/)""")
+
+
+def tidy_arguments(arguments: list[str]) -> list[str]:
+    """Return a command line with flags first and `~` expanded.
+
+    Raises:
+        UserError: `name` is not one part of a path.
+    """
+    arguments = [_expand(argument) if "=" in argument else argument for argument in _flags_first(arguments)]
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if key == "name" and "${" not in value:
+            for name in value.strip("[]").split(","):
+                check_name(name.strip().strip("'\""))
+    return arguments
+
+
+def check_name(name: str) -> None:
+    """Reject a name of a run that would leave the folder that the run is to be in.
+
+    Raises:
+        UserError: the name is not one part of a path.
+    """
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise UserError(
+            f"name={name} must be one part of a path, without / and \\; a run goes elsewhere by hydra.run.dir=<folder>"
+        )
+
+
+def expand_home(config: DictConfig | ListConfig) -> None:
+    """Expand `~/` at the start of every text of a configuration, such as a path in an experiment's file."""
+    keys: Any = config.keys() if isinstance(config, DictConfig) else range(len(config))
+    for key in keys:
+        if OmegaConf.is_missing(config, key) or OmegaConf.is_interpolation(config, key):
+            continue
+        value = config[key]
+        if isinstance(value, DictConfig | ListConfig):
+            expand_home(value)
+        elif isinstance(value, str) and value.startswith("~") and "/" in value:
+            config[key] = os.path.expanduser(value)
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Return the arguments with all flags before the overrides, which argparse takes as one block."""
+    flags: list[str] = []
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.startswith("-"):
+            flags.append(argument)
+            flags += [value for value in [next(waiting, None)] if value is not None] if argument in WITH_VALUE else []
+        else:
+            rest.append(argument)
+    return [*flags, *rest]
+
+
+def _expand(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    expanded = HOME.sub(lambda found: os.path.expanduser(found[0]), f"={value}")[1:]
+    is_plain = re.fullmatch(r"[\w/.:@%+-]*", str(PurePath(os.path.expanduser("~"))))
+    if expanded != value and not is_plain and value.startswith("~"):  # a home folder that Hydra would not parse
+        expanded = "'" + expanded.replace("'", "\\'") + "'"
+    return f"{key}={expanded}"
