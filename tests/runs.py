@@ -96,8 +96,9 @@ def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
 
 def begin(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
     """Start an invocation in `cwd`, as a fork with its imports done where that makes no difference."""
-    if PREPARED.suits(environment()):
-        return PREPARED.begin(*command(*overrides)[1:], cwd=cwd)
+    env = environment()
+    if PREPARED.suits(env):
+        return PREPARED.begin(*command(*overrides)[1:], cwd=cwd, env=env)
     return start(*overrides, cwd=cwd)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.prepared import FAULTS
 from tests.runs import PREPARED, SMALL, begin, command, computed, environment, make_shards, result, run, start
 
 pytestmark = [
@@ -65,7 +66,7 @@ def test_a_fork_does_what_a_process_does(name: str, tmp_path: Path) -> None:
     real = subprocess.run(
         [sys.executable, *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
     )
-    with PREPARED.begin(*words, cwd=tmp_path) as process:
+    with PREPARED.begin(*words, cwd=tmp_path, env=environment()) as process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == real.returncode == code, err
     assert out == real.stdout
@@ -109,13 +110,17 @@ def test_another_environment_makes_it_a_process_of_its_own(monkeypatch: pytest.M
     def real() -> bool:
         with begin("residual=nothing", cwd=tmp_path) as process:
             process.communicate(timeout=60)
-        assert process.returncode == 2
+        assert process.returncode in (2, 130)
         return type(process) is subprocess.Popen
 
     assert not real()
+    monkeypatch.setenv("PYTHONPATH", FAULTS)
     monkeypatch.setenv("FAULT_FILES", "none")
+    assert not real()
+    monkeypatch.setenv("FAULT_SIGNAL", "2:hydra")  # at an import
     assert real()
-    monkeypatch.delenv("FAULT_FILES")
+    for name in ("FAULT_SIGNAL", "PYTHONPATH", "FAULT_FILES"):
+        monkeypatch.delenv(name)
     monkeypatch.delenv("PATH")
     assert real()
 

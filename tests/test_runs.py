@@ -32,7 +32,6 @@ from tests.runs import (
     result,
     run,
     same_weights,
-    start,
 )
 
 
@@ -182,7 +181,7 @@ def test_a_run_killed_at_any_step_resumes_bitwise(step: int, long: Path, shards:
 def test_a_signal_checkpoints_and_the_run_resumes_bitwise(
     signum: int, code: int, long: Path, shards: Path, tmp_path: Path
 ) -> None:
-    process = start(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    process = begin(*SLOW, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert kill_after(13, tmp_path / "r", process, signum) == code
     stated = result(tmp_path / "r")
     assert stated["status"] == "interrupted"

@@ -16,9 +16,18 @@ from src.datamodules.embedded_text import read_embedded_tokens
 from src.models.config import GPTConfig
 from src.tasks.check import format_table
 from tests.checks import planted
+from tests.runs import PREPARED, environment
 from tests.support import ROOT, component, option
 
 CONFIG = GPTConfig(4, 2, 32, 16, 64, False, 0.0, "none", "pre", "learned")
+
+
+@pytest.fixture(autouse=True)
+def _forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the ranks of a check be forks, which need not import torch."""
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
+    if PREPARED.suits(env):
+        monkeypatch.setattr(graph, "Popen", lambda command, **_: PREPARED.begin(*command[1:], cwd=ROOT, env=env))
 
 
 def subject_of(strategy: Any) -> Subject:

@@ -22,7 +22,7 @@ from src.launch.job import COMPLETED, FAILED, USER_ERROR, Job, TaskEnd
 from src.training import session
 from tests.faulty import faulty
 from tests.robust.support import LONGER, no_process_of, rank_pid, saved_step, wait_for_row
-from tests.runs import computed, make_shards, result, run, start
+from tests.runs import begin, computed, make_shards, result, run
 
 TWO = ["trainer.devices=2", "safety.rank_timeout_s=15"]
 
@@ -44,7 +44,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_rank_that_is_killed_or_suspended_ends_the_job_soon(
     rank: int, signum: signal.Signals, shards: Path, tmp_path: Path
 ) -> None:
-    process = start(*LONGER, *TWO, f"data.path={shards}", "trainer.max_steps=100000", "hydra.run.dir=r", cwd=tmp_path)
+    process = begin(*LONGER, *TWO, f"data.path={shards}", "trainer.max_steps=100000", "hydra.run.dir=r", cwd=tmp_path)
     wait_for_row(9, tmp_path / "r", process)
     os.kill(rank_pid(tmp_path / "r", rank), signum)
     _, words = process.communicate(timeout=200)

@@ -15,7 +15,7 @@ from src.errors import UserError
 from src.launch import folder_lock
 from src.launch.folder_lock import _is_zombie, lock_folder
 from tests.robust.support import LONGER, wait_for_row
-from tests.runs import kill_after, make_shards, result, run, start
+from tests.runs import begin, kill_after, make_shards, result, run
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_lock_that_version_0_1_0_left_behind_is_taken_over(tmp_path: Path) -> 
 
 def test_a_live_run_keeps_its_folder_and_a_killed_one_is_resumed(shards: Path, tmp_path: Path) -> None:
     keys = [*LONGER, f"data.path={shards}", "hydra.run.dir=r"]
-    process = start(*keys, cwd=tmp_path)
+    process = begin(*keys, cwd=tmp_path)
     wait_for_row(5, tmp_path / "r", process)
     process.send_signal(signal.SIGSTOP)
     for again in (keys, ["resume=r"]):
@@ -89,7 +89,7 @@ def test_a_live_run_keeps_its_folder_and_a_killed_one_is_resumed(shards: Path, t
 def test_a_process_number_that_was_used_again_is_no_live_run(shards: Path, tmp_path: Path) -> None:
     keys = [*LONGER, "trainer.max_steps=2", f"data.path={shards}", "hydra.run.dir=r"]
     assert run(*keys, cwd=tmp_path).returncode == 0
-    process = start(*keys[:-1], "hydra.run.dir=other", "trainer.max_steps=4000", cwd=tmp_path)
+    process = begin(*keys[:-1], "hydra.run.dir=other", "trainer.max_steps=4000", cwd=tmp_path)
     wait_for_row(1, tmp_path / "other", process)
     live = (tmp_path / "other/.lock").read_text()
     start_token = int(re.search(r"start=(\d+)", live)[1])  # type: ignore[index]  # filelock writes it

@@ -12,7 +12,7 @@ import pytest
 from src.callbacks.stop import REPEATED_S
 from tests.faulty import faulty
 from tests.robust.support import FAULTS, LONGER, no_process_of, rank_pid, saved_step, wait_for_row
-from tests.runs import ROOT, computed, kill_after, make_shards, result, run, same_weights, start
+from tests.runs import ROOT, begin, computed, kill_after, make_shards, result, run, same_weights
 
 TWO = ["trainer.devices=2", "safety.rank_timeout_s=60"]
 
@@ -26,7 +26,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sigusr1_is_a_sigterm(shards: Path, tmp_path: Path) -> None:
     whole = run(*LONGER, f"data.path={shards}", "hydra.run.dir=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    process = start(*LONGER, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    process = begin(*LONGER, f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
     assert kill_after(13, tmp_path / "r", process, signal.SIGUSR1) == 143
     stated = result(tmp_path / "r")
     assert (stated["status"], stated["reason"]) == ("interrupted", "stopped by SIGUSR1")
@@ -49,7 +49,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(
     rank: int, signum: signal.Signals, shards: Path, tmp_path: Path
 ) -> None:
     keys = [*LONGER, *TWO, "trainer.max_steps=5000", f"data.path={shards}", "hydra.run.dir=r"]
-    process = start(*keys, cwd=tmp_path)
+    process = begin(*keys, cwd=tmp_path)
     wait_for_row(9, tmp_path / "r", process)
     target = process.pid if rank == 0 else rank_pid(tmp_path / "r")
     os.kill(target, signum)
@@ -63,7 +63,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(
 
 def test_a_second_signal_and_the_end_of_the_grace_period_exit_at_once(shards: Path, tmp_path: Path) -> None:
     stuck = [*LONGER, *faulty("hang", 9, tmp_path, times=9), f"data.path={shards}"]
-    process = start(*stuck, "hydra.run.dir=a", cwd=tmp_path)
+    process = begin(*stuck, "hydra.run.dir=a", cwd=tmp_path)
     wait_for_row(9, tmp_path / "a", process)
     time.sleep(1.0)  # until it hangs in the next step
     process.send_signal(signal.SIGTERM)
@@ -72,7 +72,7 @@ def test_a_second_signal_and_the_end_of_the_grace_period_exit_at_once(shards: Pa
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=10)
     assert process.returncode == 143
-    process = start(*stuck, "hydra.run.dir=b", "safety.grace_s=2", cwd=tmp_path)
+    process = begin(*stuck, "hydra.run.dir=b", "safety.grace_s=2", cwd=tmp_path)
     wait_for_row(9, tmp_path / "b", process)
     time.sleep(1.0)  # until it hangs in the next step
     process.send_signal(signal.SIGTERM)
@@ -127,6 +127,7 @@ def test_a_signal_before_the_first_step_leaves_a_record_to_resume_from(
     stated = result(tmp_path / "r")
     assert (stated["status"], stated["reason"], stated["steps"]) == ("interrupted", "stopped by SIGTERM", 0)
     monkeypatch.delenv("FAULT_SIGNAL")
+    monkeypatch.delenv("PYTHONPATH")
     done = run("resume=r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "r")["status"] == "completed"

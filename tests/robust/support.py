@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.prepared import FORKED_RANK
 from tests.runs import ROOT, SMALL
 
 #: A folder whose sitecustomize.py breaks the process that has it on its PYTHONPATH.
@@ -52,6 +53,9 @@ def ranks_of(folder: Path) -> dict[int, int]:
             if b"src.launch.worker" in words and str(folder).encode() in words:
                 env = dict(part.partition(b"=")[::2] for part in (entry / "environ").read_bytes().split(b"\0"))
                 found[int(env.get(b"RANK", b"-1"))] = int(entry.name)
+            name = (entry / "comm").read_text().strip()
+            if name.startswith(FORKED_RANK) and folder.is_relative_to((entry / "cwd").readlink()):
+                found[int(name.removeprefix(FORKED_RANK))] = int(entry.name)
         except OSError:
             continue
     return found

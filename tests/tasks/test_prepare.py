@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import SMALL, error_lines, result, run, start
+from tests.runs import SMALL, begin, error_lines, result, run
 
 TEXT = "It was the {} time that somebody wrote this sentence about naïve cats. "
 
@@ -44,7 +44,7 @@ def test_after_kill_9_running_again_writes_the_same_bytes(texts: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "20,000 documents" in done.stderr
     out = tmp_path / "out"
-    process = start(*keys, f"prepare.output={out}", "hydra.run.dir=b", cwd=tmp_path)
+    process = begin(*keys, f"prepare.output={out}", "hydra.run.dir=b", cwd=tmp_path)
     deadline = time.monotonic() + 240
     while not (out / "fineweb_train_000002.bin").exists():
         assert process.poll() is None
@@ -86,7 +86,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(overrides: list[str], words: s
 @pytest.mark.slow
 def test_a_signal_stops_the_preparation_with_its_exit_code(texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(*KEYS, f"prepare.source={texts}", f"prepare.output={out}", cwd=tmp_path)
+    process = begin(*KEYS, f"prepare.source={texts}", f"prepare.output={out}", cwd=tmp_path)
     deadline = time.monotonic() + 240
     while not (out / "fineweb_val_000000.bin").exists():
         assert time.monotonic() < deadline
