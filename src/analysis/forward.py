@@ -85,7 +85,7 @@ def record_forward(gpt: GPT, idx_BT: Tensor) -> Forward:
         tuple(recorder.map_BTNN) or "the strategy does not map several streams linearly between sites",
         tuple(query_BHTK for query_BHTK, _ in heads),
         tuple(key_BHTK for _, key_BHTK in heads),
-        gpt.apply_final_norm(end_BTD),
+        gpt.head_input(end_BTD),
     )
 
 

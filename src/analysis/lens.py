@@ -25,7 +25,7 @@ def measure_lens(gpt: GPT, forward: Forward, targets_BT: Tensor) -> dict[str, Te
         return {"loss": states, "agreement": states}
     after = [0, *(k + 1 for k, site in enumerate(forward.sites) if site.closes_block)]
     best_BT = predict(gpt, forward.hidden_BTD, targets_BT)[1]
-    found = [predict(gpt, gpt.apply_final_norm(states[k]), targets_BT) for k in after]
+    found = [predict(gpt, gpt.head_input(states[k]), targets_BT) for k in after]
     return {
         "loss": torch.stack([loss_BT.mean(1) for loss_BT, _ in found], dim=1),
         "agreement": torch.stack([(ids_BT == best_BT).double().mean(1) for _, ids_BT in found], dim=1),

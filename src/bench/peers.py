@@ -13,6 +13,7 @@ from src.bench.candidates import BuiltCandidate, device_of, split_name, state_te
 from src.bench.step import Lap, StepSpec, no_lap, optimizer_step
 from src.errors import UserError, one_line
 from src.models.flops import count_flops_per_token
+from src.models.formats.nanogpt import load_nanogpt
 from src.models.optim.adamw import AdamW
 from src.settings.read import Settings
 from src.training.process import choose_products
@@ -69,7 +70,7 @@ class Peer:
         device = next(model.parameters()).device
         gpt = build_gpt(settings).to(device)
         try:
-            gpt.load_nanogpt_state_dict(model.state_dict())
+            load_nanogpt(gpt, model.state_dict())
         except (RuntimeError, KeyError):
             return None
         bf16 = settings.trainer.precision == "bf16-mixed"

@@ -24,7 +24,9 @@ BYTES_PER_PARAM = 16
 
 def read_medium() -> GPTConfig:
     """Return the shipped sizes of GPT-2 Medium."""
-    sizes: Any = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "gpt2_medium.yaml"))
+    own, common = (OmegaConf.load(CONF / "model" / f"{name}.yaml") for name in ("gpt2_medium", "tiny"))
+    sizes: Any = OmegaConf.to_container(OmegaConf.merge(common, own))
+    sizes.pop("defaults")
     return GPTConfig(**sizes)
 
 

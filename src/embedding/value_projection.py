@@ -39,6 +39,7 @@ class ValueProjection(TiedEmbedding):
             "them to Muon.",
         ),
     )
+    width_readers = ("proj_JDD",)
 
     def __init__(self, spec: EmbeddingSpec, *, gate_channels: Annotated[int, Field(ge=1, le=65536)]) -> None:
         super().__init__(spec)

@@ -2,7 +2,8 @@
 
     q, k, v = x W_qkv;  y = softmax(q k^T / sqrt(K), causal) v W_proj
 
-With `model.qk_norm`, q and k are normed first; with `model.positions=rope` they are rotated then.
+With `model.qk_norm`, q and k are normed first; with `model.positions=rope` they are rotated then. With
+`model.attention_scale=inverse`, q is divided by sqrt(K) once more.
 
 Source: GPT-2 (Radford et al. 2019); names as in nanoGPT.
 Shape letters: B batch, T tokens, D n_embd, H heads, K head size.
@@ -50,6 +51,7 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.attend = CausalAttention(config.dropout)
         self.rotates = config.positions == "rope"
+        self.query_scale = (config.n_embd // config.n_head) ** -0.5 if config.attention_scale == "inverse" else 1.0
         self.qk_norm = build_qk_norm(config.qk_norm, config.n_embd // config.n_head)
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -70,6 +72,8 @@ class CausalSelfAttention(nn.Module):
             q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         if self.rotates:
             q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
+        if self.query_scale != 1:
+            q_BHTK = q_BHTK * self.query_scale
         y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK)
         B, H, T, K = y_BHTK.shape
         y_BTD: Tensor = self.resid_dropout(self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * K)))

@@ -8,6 +8,8 @@ NORM_PLACEMENTS = {"pre": (True, False), "sandwich": (True, True), "output": (Fa
 POSITIONS = ("learned", "rope", "none")
 #: Norms of queries and keys (see `qk_norm.py`).
 QK_NORMS = ("none", "rms", "layer")
+#: Factors on attention scores by head size K: 1/sqrt(K), or 1/K, which does not depend on the width at which K grows.
+ATTENTION_SCALES = ("inverse_sqrt", "inverse")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,10 @@ class GPTConfig:
         gelu_approximate: none (exact) or tanh (OpenAI's GPT-2).
         norm_placement: pre, sandwich or output (see `block.py`).
         positions: learned, rope or none.
-        qk_norm: none, rms or layer (see `qk_norm.py`); run folders of earlier versions do not have it.
+        qk_norm: none, rms or layer (see `qk_norm.py`); run folders of earlier versions have neither it nor what follows.
+        attention_scale: inverse_sqrt or inverse.
+        base_width, base_depth: sizes at which the transfer rules change nothing; None: no rule (see `transfer.py`).
+        depth_exponent: a of the factor (n_layer / base_depth)^-a on sublayers' outputs, in [0.5, 1].
     """
 
     n_layer: int
@@ -37,6 +42,15 @@ class GPTConfig:
     norm_placement: str
     positions: str
     qk_norm: str = "none"
+    attention_scale: str = "inverse_sqrt"
+    base_width: int | None = None
+    base_depth: int | None = None
+    depth_exponent: float = 1.0
+
+    @property
+    def has_transfer_rule(self) -> bool:
+        """Return True if rates and initial values follow from base sizes."""
+        return self.base_width is not None or self.base_depth is not None
 
     def __post_init__(self) -> None:
         for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -54,7 +68,12 @@ class GPTConfig:
             raise ValueError(
                 f"model.gelu_approximate must be none (exact) or tanh (OpenAI's GPT-2), got {self.gelu_approximate}"
             )
-        choices = {"norm_placement": NORM_PLACEMENTS, "positions": POSITIONS, "qk_norm": QK_NORMS}
+        choices = {
+            "norm_placement": NORM_PLACEMENTS,
+            "positions": POSITIONS,
+            "qk_norm": QK_NORMS,
+            "attention_scale": ATTENTION_SCALES,
+        }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"model.{key} must be one of {', '.join(allowed)}, got {getattr(self, key)}")
@@ -62,4 +81,15 @@ class GPTConfig:
             raise ValueError(
                 f"model.n_embd / model.n_head must be even with model.positions=rope, which rotates pairs of channels, "
                 f"got {self.n_embd} / {self.n_head}; the nearest is model.n_embd={self.n_embd + self.n_head}"
+            )
+        for key in ("base_width", "base_depth"):
+            base = getattr(self, key)
+            if base is not None and base < 1:
+                raise ValueError(f"model.{key} must be >= 1, got {base}; null is without the rule")
+        if not 0.5 <= self.depth_exponent <= 1:
+            raise ValueError(f"model.depth_exponent must be in [0.5, 1], got {self.depth_exponent}; CompleteP has 1")
+        if self.depth_exponent != 1 and self.base_depth is None:
+            raise ValueError(
+                f"model.depth_exponent={self.depth_exponent} needs model.base_depth, the depth at which it changes "
+                "nothing; give model.base_depth=<layers>, or leave it out"
             )

@@ -16,9 +16,8 @@ Source: GPT-2 (Radford et al. 2019), section 2.3; initial values as in nanoGPT.
 Shape letters: B batch, T tokens, D n_embd, V vocab_size, N = B * T rows.
 """
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
@@ -36,11 +35,11 @@ from src.models.loops import cross_loops, require_one_stream
 from src.models.mlp import CopiedLinear
 from src.models.repeated_visits import copy_first_, require_skippable, select_first_visits
 from src.models.trace import NullRecorder, Trace, TraceRecorder
+from src.models.transfer import INIT_STD, branch_scale, logit_scale, matrix_std, require_transferable_depth
 from src.norm.base import NormSpec
 from src.recurrence.base import Recurrence, RecurrenceSpec
 from src.residual.base import QKV, ResidualStrategy, Site, StreamSpec, build_sites
 
-INIT_STD = 0.02
 EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bias", "dropout")
 
 NormFactory = Callable[[NormSpec], nn.Module]
@@ -97,6 +96,7 @@ class GPT(nn.Module):
             self.sites = strategy.visits(sites)
             self.early_sites = select_first_visits(self.sites)
             require_skippable(self.recurrence, strategy)
+            require_transferable_depth(config, strategy)
             self.loops = self.recurrence.loops
             if self.loops is not None:
                 require_one_stream(self.loops, strategy, self.sites, config.n_embd)
@@ -116,6 +116,7 @@ class GPT(nn.Module):
             self.recurs = True
             self.checkpoints_activations = False  # True: training keeps the inputs of sublayers, not what is inside
             self.register_buffer("gain", torch.ones(()), persistent=False)
+            self.branch_scale, self.logit_scale = branch_scale(config), logit_scale(config)
             self.ln_f = None if strategy.owns_norm(None) else spec.norm()
             self.residual = strategy
             shape = EmbeddingSpec(
@@ -127,14 +128,14 @@ class GPT(nn.Module):
 
     def reset(self, seed: int) -> None:
         """Draw all initial weights: of the trunk, then of the embedding, then of the strategy."""
-        # The stream sums 2 * n_layer branches (GPT-2, section 2.3).
-        proj_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for name, module in [*self.h.named_modules(), *self.embedding.named_modules()]:
+            for name, module in [*self.h.named_modules(prefix="h"), *self.embedding.named_modules()]:
                 if isinstance(module, nn.Linear | nn.Embedding | CopiedLinear):
                     weight = module.weight[:1] if isinstance(module, CopiedLinear) else module.weight
-                    nn.init.normal_(weight, std=proj_std if name.endswith("c_proj") else INIT_STD)
+                    is_output = name.endswith("c_proj")
+                    std = matrix_std(self.config, is_output=is_output) if name.startswith("h.") else INIT_STD
+                    nn.init.normal_(weight, std=std)
                     if not isinstance(module, nn.Embedding) and module.bias is not None:
                         nn.init.zeros_(module.bias)
             self.embedding.reset()
@@ -166,13 +167,13 @@ class GPT(nn.Module):
 
     def hidden(self, idx_BT: Tensor, recorder: NullRecorder | None = None) -> Tensor:
         """Return the head's input [B, T, D] for token ids [B, T]; `recorder` sees every stage of the forward."""
-        return self.apply_final_norm(self.run_trunk(idx_BT, recorder or NullRecorder()))
+        return self.head_input(self.run_trunk(idx_BT, recorder or NullRecorder()))
 
     def trace(self, idx_BT: Tensor) -> tuple[Tensor, Trace]:
         """Return `hidden` and a record of the forward that computed it."""
         recorder = TraceRecorder()
         end_BTD = self.run_trunk(idx_BT, recorder)
-        return self.apply_final_norm(end_BTD), recorder.build_trace(end_BTD)
+        return self.head_input(end_BTD), recorder.build_trace(end_BTD)
 
     def run_trunk(self, idx_BT: Tensor, recorder: NullRecorder) -> Tensor:
         """Run the embedding and all active sites; return the strategy's `end` [B, T, D], the final norm's input.
@@ -239,10 +240,17 @@ class GPT(nn.Module):
         # The outputs of repeated visits may grow from 0 to 1 over some steps (recurrence.ramp_steps).
         if self.recurrence.delayed and site.block in self.repeats:
             y_BTD = y_BTD * self.gain
+        if self.branch_scale != 1:
+            y_BTD = y_BTD * self.branch_scale
         return y_BTD, after if taps else state
 
+    def head_input(self, end_BTD: Tensor) -> Tensor:
+        """Return the head's input [B, T, D] for the strategy's `end`."""
+        x_BTD = self.apply_final_norm(end_BTD)
+        return x_BTD if self.logit_scale == 1 else x_BTD * self.logit_scale
+
     def apply_final_norm(self, x_BTD: Tensor) -> Tensor:
-        """Return the head's input [B, T, D] for the strategy's `end`; unchanged if the strategy owns the final norm."""
+        """Norm the strategy's `end` [B, T, D]; unchanged if the strategy owns the final norm."""
         if self.ln_f is None:
             return x_BTD
         with suspend_autocast(x_BTD):
@@ -280,12 +288,3 @@ class GPT(nn.Module):
         """Return the number of parameters, shared ones counted once; nanoGPT's count excludes positions."""
         total = sum(p.numel() for p in self.parameters())
         return total if positions else total - self.embedding.get_num_pos_params()
-
-    def load_nanogpt_state_dict(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the weights of a nanoGPT model with the same sizes (`transformer.wte.weight`, ...)."""
-        own = {}
-        for key, value in weights.items():
-            name = key.removeprefix("transformer.")
-            if name != "lm_head.weight":  # tied: the same tensor as wte
-                own[f"embedding.{name}" if name.startswith(("wte", "wpe")) else name] = value
-        self.load_state_dict(own, strict=True)

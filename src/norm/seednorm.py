@@ -37,6 +37,7 @@ class SeeDNorm(StatisticsNorm):
         ),
     )
     decayed: ClassVar[tuple[str, ...]] = ("alpha", "beta")
+    width_readers = ("beta",)
 
     def __init__(self, spec: NormSpec, *, eps: PositiveFloat, alpha_init: float) -> None:
         super().__init__(replace(spec, bias=False), eps=eps)

@@ -27,6 +27,8 @@ LayerCount = Annotated[int, Field(ge=0, le=100_000)]
 class ConcatAdapter(LoopAdapter):
     """Linear map of the state beside the anchor; 2 * D^2 parameters, and D biases if the model has biases."""
 
+    width_readers = ("linear.weight",)
+
     def __init__(self, spec: RecurrenceSpec) -> None:
         super().__init__()
         self.linear = nn.Linear(2 * spec.n_embd, spec.n_embd, bias=spec.bias)

@@ -32,6 +32,7 @@ class AttentionResiduals(ResidualStrategy[Sources]):
 
     source = Source("arXiv 2603.15031, section 3.1, equations 1-4")
     may_skip: ClassVar[bool] = True
+    width_readers = ("query_QD",)
 
     def __init__(self, spec: StreamSpec, *, eps: PositiveFloat) -> None:
         super().__init__()

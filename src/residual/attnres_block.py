@@ -47,6 +47,7 @@ class BlockAttentionResiduals(ResidualStrategy[GroupSources]):
     """
 
     source = Source("arXiv 2603.15031, section 3.2, equations 5-6")
+    width_readers = ("query_QD",)
 
     def __init__(self, spec: StreamSpec, *, n_block: int, eps: PositiveFloat) -> None:
         super().__init__()

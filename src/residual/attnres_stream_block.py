@@ -43,6 +43,7 @@ class StreamBlockAttention(StreamAttention):
             "Layers that fill no whole group are a smaller last group, where the source leaves them out of the model.",
         ),
     )
+    width_readers = ("query_QD",)
 
     def __init__(self, spec: StreamSpec, *, group_layers: int, eps: PositiveFloat) -> None:
         super().__init__()

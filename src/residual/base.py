@@ -28,9 +28,8 @@ x <- x + gate[k] * y, with `SingleStream` of `families/single_stream.py` (begin 
 Rules:
 - State is returned, never kept on `self`: a Tensor, or a NamedTuple of tensors or tuples of tensors. A forward may be
   compiled, and several may run before one backward.
-- Parameters per site are rows of one packed tensor, indexed by `site.index`. Under DDP every parameter must receive a
-  gradient in every step; a packed tensor does so even if some rows are unused in a step (their gradient is zero), and
-  costs one optimizer kernel and one bucket entry instead of one per site.
+- Parameters per site are rows of one packed tensor, indexed by `site.index`: one optimizer kernel, and under DDP a
+  gradient in every step, which every parameter must receive; that of an unused row is zero.
 - The constructor takes `(spec, *, <the keys of the YAML>)`; it depends on `spec.sites`, which `recurrence` changes.
 
 Norm, embedding, recurrence, norm placement and positions compose with every strategy, except: a strategy that places
@@ -174,15 +173,18 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
     source: ClassVar[Source]
     #: True for strategies that implement `tap_qkv`.
     taps_qkv: ClassVar[bool] = False
-    #: True for strategies that stay valid while repeated visits to a layer are skipped (`recurrence` with a start).
+    #: True for strategies that stay valid while repeated visits are skipped (`recurrence` with a start).
     may_skip: ClassVar[bool] = False
     #: True if `end` is defined for the state after every site, not only after the last one.
     ends_anywhere: ClassVar[bool] = True
     #: The function that the shipped configuration equals at initialization, up to rounding; `other` if none of these.
     init_equivalent: ClassVar[InitEquivalent] = "other"
-    #: Values of keys that configurations of earlier versions lack, and for keys that went, what to do instead.
+    #: Values of keys that earlier configurations lack, and for keys that went, what to do instead.
     added_keys: ClassVar[Mapping[str, object]] = {}
     removed_keys: ClassVar[Mapping[str, str]] = {}
+    #: For `models/transfer.py`: parameters whose products sum over the width, and whether branches scale with depth.
+    width_readers: ClassVar[tuple[str, ...]] = ()
+    has_depth_rule: ClassVar[bool] = False
     #: Number of streams of full width; with several, `begin_streams` may start them apart.
     n_stream: int = 1
 
@@ -243,7 +245,7 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         """
         return False
 
-    # ---- initial weights, optimizer and schedule
+    # ---- initial weights, optimizer and schedule; inside attention
 
     def reset(self) -> None:
         """Draw random initial values of the strategy's parameters; called once, seeded, after the trunk's."""
@@ -263,8 +265,6 @@ class ResidualStrategy(nn.Module, ABC, Generic[StateT]):
         Called outside the compiled graph. Write tensors in place (`buffer.fill_`), so that the graph is compiled once;
         register them as non-persistent, since they follow from `step`.
         """
-
-    # ---- inside attention
 
     def note_input(self, state: StateT, site: Site, x: Tensor | QKV) -> StateT:
         """Return the state after the normed input of attention is known; called before `tap_qkv`, needs `taps_qkv`."""

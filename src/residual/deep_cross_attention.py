@@ -57,6 +57,7 @@ class DeepCrossAttention(ResidualStrategy[Outputs]):
     )
 
     ends_anywhere: ClassVar[bool] = False  # a sum has weights for a fixed number of outputs
+    width_readers = ("w_QD",)
 
     def __init__(
         self,

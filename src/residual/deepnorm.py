@@ -33,6 +33,7 @@ class DeepNorm(PostLN):
             "same under every strategy.",
         ),
     )
+    has_depth_rule = True
 
     def __init__(self, spec: StreamSpec) -> None:
         super().__init__(spec)

@@ -33,6 +33,7 @@ class FracConnections(ResidualStrategy[Streams]):
     source = Source("arXiv 2503.14125, equations 6-15", "wdlctc/hyper-connection-factory", "412aeba8be65")
     may_skip: ClassVar[bool] = True
     init_equivalent = "vanilla"
+    width_readers = ("w_SFC",)
 
     def __init__(self, spec: StreamSpec, *, n_frac: int, scale_init: float) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class GeneralizedHyperConnections(ResidualStrategy[Segments]):
     )
     may_skip: ClassVar[bool] = True
     init_equivalent = "vanilla"
+    width_readers = ("w_SFC", "expand_XD", "reduce_DX")
 
     def __init__(self, spec: StreamSpec, *, n_segment: PositiveInt, n_frac: PositiveInt, eps: PositiveFloat) -> None:
         super().__init__()

@@ -36,6 +36,7 @@ class Highway(SingleStream):
             "The branch reads the normed stream, since it is a sublayer of the trunk; the gate reads the stream.",
         ),
     )
+    width_readers = ("down_SDR",)
 
     def __init__(self, spec: StreamSpec, *, rank: int, bias_init: float) -> None:
         super().__init__()

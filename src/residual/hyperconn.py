@@ -39,6 +39,7 @@ class HyperConnections(WeightedStreams):
 
     source = Source("arXiv 2409.19606, sections 2 and 4, algorithms 2 and 3", deviations=HYPER_DEVIATIONS)
     init_equivalent = "vanilla"
+    width_readers = ("w_SDC",)
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class IdentityHyperConnections(WeightedStreams):
 
     source = Source("Tencent HY V4, iHC", "huggingface/transformers", "cdda7eb050c0", changed_in="0.3.0")
     init_equivalent = "near vanilla"
+    width_readers = ("phi_SCV", "head_phi_NV")
 
     def __init__(
         self,

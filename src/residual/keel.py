@@ -32,6 +32,7 @@ class Keel(SingleStream):
     """
 
     source: ClassVar[Source] = Source("arXiv 2601.19895, equation 8 and section 3.1")
+    has_depth_rule = True
 
     def __init__(self, spec: StreamSpec, *, alpha: Alpha | None) -> None:
         super().__init__()

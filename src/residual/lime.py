@@ -52,6 +52,7 @@ class LIMe(ResidualStrategy[Memory]):
         "lr_scale": "is residual.lr since 0.3.0, a peak rate that does not follow optimizer.lr; a stored run continues "
         "with reslab 0.2.0"
     }
+    width_readers = ("router_PHH",)
 
     def __init__(self, spec: StreamSpec, *, lr: NonNegativeFloat) -> None:
         super().__init__()

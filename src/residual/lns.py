@@ -27,6 +27,7 @@ class LayerNormScaling(BranchStrategy):
     """
 
     source = Source("arXiv 2502.05795, section 4", "lmsdss/LayerNorm-Scaling", "3ac54dde961b")
+    has_depth_rule = True
 
     def __init__(self, spec: StreamSpec, *, output_init_scale: float | None) -> None:
         super().__init__()

@@ -50,6 +50,7 @@ class LowRankAttentionResiduals(ResidualStrategy[LowRankSources]):
         "14784c7b486f",
         deviations=("The optimizer's AdamW trains A and B, which the source gives to Muon with the trunk's matrices.",),
     )
+    width_readers = ("embedding_key_RD", "key_query_SPD")
 
     def __init__(
         self, spec: StreamSpec, *, rank: PositiveInt, projection_std: NonNegativeFloat, eps: PositiveFloat

@@ -48,6 +48,7 @@ class ManifoldHyperConnections(WeightedStreams):
         ),
     )
     init_equivalent = "vanilla"
+    width_readers = ("phi_SCV",)
 
     def __init__(
         self,

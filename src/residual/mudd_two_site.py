@@ -70,6 +70,7 @@ class MUDDTwoSite(ResidualStrategy[Snapshots]):
         ),
     )
     taps_qkv: ClassVar[bool] = True
+    width_readers = ("w1_2GD",)
 
     def __init__(
         self,

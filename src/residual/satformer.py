@@ -31,6 +31,7 @@ class SATFormer(ValueResidual):
     """
 
     source = Source("arXiv 2605.03953", "SkyeGunasekaran/SATFormer", "98520bff1ff1", (QK_NORM,))
+    width_readers = ("gate_AHD",)
 
     def __init__(self, spec: StreamSpec, *, init_std: NonNegativeFloat) -> None:
         super().__init__(spec, "satformer")

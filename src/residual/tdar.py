@@ -34,6 +34,7 @@ class TDAR(StreamAttention):
 
     source = Source("MLS-Bench llm-pretrain-residual, a submission")
     init_equivalent = "near vanilla"
+    width_readers = ("query_QD",)
 
     def __init__(
         self,

@@ -193,7 +193,7 @@ def _store(config: DictConfig, optimizer: OptimizerConfig, trainer: TrainerSetti
     # Absent where they change nothing, so that a run of an earlier version is found equal.
     for field in dataclasses.fields(GPTConfig):
         if stored["model"].get(field.name) == field.default:
-            stored["model"].pop(field.name)
+            stored["model"].pop(field.name, None)
     # Absent where empty, so that hashes are those of version 0.1.0.
     for key in ("callbacks", "profiler", "branch_from", "at"):
         if not stored.get(key):

@@ -52,6 +52,11 @@ def find_difference_from_gpt2(gpt: GPT) -> str | None:
             return key
     if gpt.config.qk_norm != "none":
         return f"model.qk_norm={gpt.config.qk_norm}"
+    if gpt.config.attention_scale != "inverse_sqrt":
+        return f"model.attention_scale={gpt.config.attention_scale}"
+    for key, scale in (("base_width", gpt.logit_scale), ("base_depth", gpt.branch_scale)):
+        if scale != 1:
+            return f"model.{key}={getattr(gpt.config, key)}"
     if not _is_plain_stream(gpt):
         return "its residual stream"
     if not _is_plain_embedding(gpt.embedding, gpt.config.n_layer):

@@ -6,6 +6,8 @@
 Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; torch.optim.AdamW computes it.
 """
 
+from typing import ClassVar
+
 import torch
 
 from src.models.optim.groups import ParameterGroups
@@ -18,6 +20,9 @@ class AdamW(torch.optim.AdamW):
         betas: b1 and b2 (0.9 and 0.95 in the reference protocol).
         eps: eps (1e-8 in the reference protocol).
     """
+
+    #: See `base.py`.
+    width_exponent: ClassVar[float] = 1.0
 
     def __init__(self, groups: ParameterGroups, lr: float, *, betas: tuple[float, float], eps: float) -> None:
         if not all(0 <= beta < 1 for beta in betas):

@@ -13,6 +13,8 @@ works too: `optimizer=torch optimizer._target_=torch.optim.SGD +optimizer.moment
                      that sets `non_finite` itself promises this; for every other optimizer `build_optimizer` adds
                      hooks that restore the weights.
     checkpoints      torch's `state_dict`: moments come from the checkpoint, the groups' options from the configuration.
+    width            `width_exponent`, a class attribute: the exponent by which the rate of a matrix shrinks with width
+                     under `model.base_width` (`models/transfer.py`). Without it a transfer rule is rejected.
     disk and memory  `count_state` measures what a step keeps; nothing has to be declared.
 """
 
@@ -66,6 +68,11 @@ class OptimizerConfig:
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
 
+    def make_groups(self, gpt: GPT) -> ParameterGroups:
+        """Return the parameter groups of a model for this optimizer (see `parameter_groups`)."""
+        exponent = getattr(getattr(self.method, "func", self.method), "width_exponent", None)
+        return parameter_groups(gpt, self.lr, self.weight_decay, self.groups, exponent)
+
 
 def build_optimizer(gpt: GPT, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return the configured optimizer over all parameters of a model.
@@ -73,7 +80,7 @@ def build_optimizer(gpt: GPT, config: OptimizerConfig) -> torch.optim.Optimizer:
     Raises:
         ValueError: a pattern of `optimizer.groups` matches nothing, or the optimizer rejects a parameter.
     """
-    return _build(parameter_groups(gpt, config.lr, config.weight_decay, config.groups), config)
+    return _build(config.make_groups(gpt), config)
 
 
 def _build(groups: ParameterGroups, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -122,7 +129,7 @@ def count_state(gpt: GPT, config: OptimizerConfig) -> int:
     They are counted after a step on tensors without memory; for an optimizer that needs values for its step they are
     taken to be two for each parameter, as for AdamW.
     """
-    groups = parameter_groups(gpt, config.lr, config.weight_decay, config.groups)
+    groups = config.make_groups(gpt)
     first = groups[0]["params"][0]
     with first.fake_mode if isinstance(first, FakeTensor) else FakeTensorMode(allow_non_fake_inputs=True):
         fake = {p: nn.Parameter(torch.empty_like(p)) for group in groups for p in group["params"]}

@@ -6,6 +6,8 @@ Three rules decide, each on top of the one before:
 2. The residual strategy's `param_groups()`: learning rate and weight decay of the strategy's own parameters.
 3. `optimizer.groups`: options for the parameters whose name matches a pattern; the last pattern that matches counts.
 
+Under `model.base_width` or `model.base_depth` the factors of `models/transfer.py` multiply what these give.
+
 Source: nanoGPT's `configure_optimizers` (github.com/karpathy/nanoGPT).
 """
 
@@ -21,6 +23,7 @@ from torch import nn
 from src.models.attention import CausalSelfAttention
 from src.models.gpt import GPT
 from src.models.mlp import CopiedLinear
+from src.models.transfer import Factor, learning_rate_factors
 from src.residual.base import ParamGroup
 
 
@@ -54,16 +57,29 @@ class ParameterGroups(list[dict[str, Any]]):
     matrices: dict[nn.Parameter, int]
 
 
-def parameter_groups(gpt: GPT, lr: float, weight_decay: float, rules: Sequence[GroupRule] = ()) -> ParameterGroups:
+def parameter_groups(
+    gpt: GPT,
+    lr: float,
+    weight_decay: float,
+    rules: Sequence[GroupRule] = (),
+    width_exponent: float | None = None,
+) -> ParameterGroups:
     """Return the parameter groups of a model; `lr` is the peak rate, to which `lr_scale` is relative.
 
+    Args:
+        gpt: the model.
+        lr, weight_decay, rules: keys of `optimizer`.
+        width_exponent: of the optimizer, for a model with a transfer rule.
+
     Raises:
-        ValueError: a rule matches no parameter, or the strategy's groups leave out a parameter.
+        ValueError: a rule matches no parameter, the strategy's groups leave out a parameter, or the model has a
+            transfer rule and the optimizer none.
     """
     groups = ParameterGroups()
     groups.names = {param: name for name, param in gpt.named_parameters()}
     groups.matrices = hidden_matrices(gpt)
     rule_of = _last_matching_rule(groups.names, rules)
+    factor_of = learning_rate_factors(gpt, gpt.config, groups.matrices, width_exponent)
     for base in base_groups(gpt):
         for number in (None, *range(len(rules))):
             params = [p for p in base.params if rule_of.get(p) == number]
@@ -76,7 +92,11 @@ def parameter_groups(gpt: GPT, lr: float, weight_decay: float, rules: Sequence[G
             decay = weight_decay if base.decay else 0.0
             if base.weight_decay is not None:
                 decay = base.weight_decay
-            groups.append({"params": params, "lr_scale": lr_scale, "weight_decay": decay, **options})
+            factors = [factor_of.get(param, Factor(1.0, 1.0)) for param in params]
+            for factor in dict.fromkeys(factors):
+                members = [param for param, own in zip(params, factors, strict=True) if own == factor]
+                scales = {"lr_scale": lr_scale * factor.rate, "weight_decay": decay * factor.decay}
+                groups.append({"params": members, **scales, **options})
     return groups
 
 

@@ -19,7 +19,7 @@ arXiv 2502.16982 (the factor, the decay); torch.optim.Muon computes it.
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,9 @@ class Muon(torch.optim.Optimizer):
         betas, eps: AdamW's.
         muon: Muon's momentum, iterations and share of the rate.
     """
+
+    #: Of the matrices (see `base.py`): an update's spectral norm is 0.2 sqrt(max(out, in)) lr.
+    width_exponent: ClassVar[float] = 0.5
 
     def __init__(
         self, groups: ParameterGroups, lr: float, *, betas: tuple[float, float], eps: float, muon: MuonKeys

@@ -30,6 +30,8 @@ class DeltaAttention(ResidualStrategy[RoutedDeltas]):
         eps: added to the mean square in the key norm.
     """
 
+    width_readers = ("query_QD",)
+
     def __init__(self, spec: StreamSpec, *, n_query: int, eps: float) -> None:
         super().__init__()
         self.eps = eps

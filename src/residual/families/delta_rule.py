@@ -48,6 +48,7 @@ class DeltaRule(ResidualStrategy[Delta]):
     """
 
     may_skip: ClassVar[bool] = True
+    width_readers = ("beta_SD", "value_SND")
 
     def __init__(self, spec: StreamSpec, n_value: int, beta_init: float, value_scale: float, eps: float) -> None:
         super().__init__()

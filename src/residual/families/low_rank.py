@@ -21,6 +21,8 @@ class LowRankStream(SingleStream):
         rank: rank R of the map, in [1, n_embd].
     """
 
+    width_readers = ("a_SDR",)
+
     def __init__(self, spec: StreamSpec, *, rank: int) -> None:
         super().__init__()
         if not 1 <= rank <= spec.n_embd:

@@ -37,6 +37,8 @@ class DenseWeights(nn.Module):
         eps: added to the mean square in the norm.
     """
 
+    width_readers = ("w1",)
+
     def __init__(
         self, spec: StreamSpec, *, newest_init: float, round_hidden: int, has_gain: bool, gelu: str, eps: float
     ) -> None:

@@ -35,6 +35,7 @@ class PermutationStreams(WeightedStreams):
     """
 
     perm_RNN: Tensor
+    width_readers = ("phi_SCV",)
 
     def __init__(
         self,
