@@ -3,7 +3,9 @@
 Properties are checked at initialization and again with all parameters moved, since a zero gate hides what is behind it.
 Writes check.json. Exits with 0, or with 1 if a check fails.
 
-With `data=` or `data.path=` on the command line the data are checked instead.
+With `data=` or `data.path=` on the command line the data are checked instead. With `coordinates=true`, and by default
+where a transfer rule is configured, it also measures how activations move with width and depth, and draws
+coordinates.png.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.checks import cost, graph, learning, properties
+from src.checks import coordinates, cost, graph, learning, properties
 from src.checks.backends import list_backends
 from src.checks.base import Finding, Subject, draw_tokens, format_figures
 from src.checks.quick import QUICK, Check, build_subject, run_check
@@ -22,26 +24,34 @@ from src.datamodules.embedded_text import read_embedded_tokens
 from src.errors import UserError
 from src.files import CONF, write_json
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
+from src.reporting.coordinates import draw_coordinates
 from src.settings.read import Settings, read_settings
 from src.source import Source, find_sources
 from src.tasks import check_data
 
 log = logging.getLogger(__name__)
 
+#: Keys of the task; those of the check of the model are unused where data are checked.
+OWN_KEYS = ("gpu_gib", "coordinates")
+
 
 def run(job: Job) -> TaskEnd:
     """Run all checks of the configured parts, or of the data if the command line names them."""
     if check_data.is_asked(job):
         return check_data.run(job)
-    settings = read_settings(job.config, own_keys=("gpu_gib",))
+    settings = read_settings(job.config, own_keys=OWN_KEYS)
     gpu_gib = job.config.gpu_gib
     if not isinstance(gpu_gib, int | float) or gpu_gib <= 0:
         raise UserError(f"gpu_gib must be > 0 GiB, got {gpu_gib}")
+    if job.config.coordinates not in ("auto", True, False):
+        raise UserError(f"coordinates must be auto, true or false, got {job.config.coordinates}")
     torch.set_num_threads(1)  # for such small models more threads only wait for each other
     subject = build_subject(settings)
     device = "cuda" if settings.trainer.accelerator == "gpu" else "cpu"
     backends = list_backends(subject, device=device, bf16=settings.trainer.precision.startswith("bf16"))
     checks = list_checks(subject, settings, float(gpu_gib))
+    if job.config.coordinates is True or (job.config.coordinates == "auto" and settings.model.has_transfer_rule):
+        checks["coordinates"] = lambda: coordinates.check_coordinates(subject, settings.optimizer)
     findings = [run_check(name, check) for name, check in checks.items()]
     results = {
         "name": settings.name,
@@ -55,9 +65,19 @@ def run(job: Job) -> TaskEnd:
     }
     write_json(job.folder / "check.json", results)
     log.info("%s\n%s\n%s", format_table(settings.name, findings), backends, format_sources(settings))
+    _show_coordinates(job, findings)
     failed = [finding.name for finding in findings if finding.faults]
     line = f"check failed: {', '.join(failed)}" if failed else "check passed"
     return TaskEnd(FAILED if failed else COMPLETED, line)
+
+
+def _show_coordinates(job: Job, findings: list[Finding]) -> None:
+    """Log the tables of the coordinate check and draw them, if it ran."""
+    tables = [table for finding in findings for table in finding.figures.get("coordinates", [])]
+    if tables:
+        found = [coordinates.Coordinates(**table) for table in tables]
+        log.info("%s\ndrawn in %s", coordinates.format_coordinates(found), job.folder / "coordinates.png")
+        draw_coordinates(tables, job.folder / "coordinates.png")
 
 
 def list_checks(subject: Subject, settings: Settings, gpu_gib: float) -> dict[str, Check]:

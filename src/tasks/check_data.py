@@ -32,7 +32,7 @@ def run(job: Job) -> TaskEnd:
     Raises:
         UserError: the data cannot be read, or are not token shards.
     """
-    settings = read_settings(job.config, own_keys=("gpu_gib",))
+    settings = read_settings(job.config, own_keys=("gpu_gib", "coordinates"))
     spec = BatchSpec(settings.model.block_size, settings.model.vocab_size, settings.seed, 1)
     with raise_user_errors():
         data = build_data(settings.data, spec)
