@@ -35,6 +35,8 @@ from src.launch.command_line import check_name, expand_home, tidy_arguments
 from src.launch.compositions import GROUP, name_compositions, register_compositions
 from src.launch.folder_lock import lock_folder
 from src.launch.hydra_plugins import prepare_plugins
+from src.launch.optuna_storage import KEY as STORAGE
+from src.launch.optuna_storage import find_storage_error
 from src.launch.outcomes import (
     COMPLETED,
     DIVERGED,
@@ -46,7 +48,7 @@ from src.launch.outcomes import (
     record_interruption,
 )
 from src.launch.run_log import open_log, remove_empty, remove_traces
-from src.launch.signals import stop_with_parent
+from src.launch.signals import SIGNAL_STATE, stop_with_parent
 from src.launch.suggestions import explain
 from src.launch.world import read_world
 
@@ -107,15 +109,25 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
         return USER_ERROR
     except BrokenPipeError:  # the reader of the output has gone, see `signals.py`
         raise
+    except ConnectionError as error:  # a launcher's, to its cluster
+        print(f"error: {one_line(error)}; start the server or correct its address", file=sys.stderr)
+        return USER_ERROR
     except OSError as error:  # Hydra makes the run folder before the job starts
         print(
             f"error: the run folder cannot be made ({one_line(error)}); choose another hydra.run.dir",
             file=sys.stderr,
         )
         return USER_ERROR
-    except (JobFailedError, ValueError) as error:
-        if not outcomes.explains(error):
-            raise
+    except Exception as error:
+        if not (isinstance(error, JobFailedError | ValueError) and outcomes.explains(error)):
+            SIGNAL_STATE.raise_if_received()  # a launcher's library may have wrapped it
+            cause = find_storage_error(error)
+            if cause is None:
+                raise
+            kept = "the study keeps its finished trials, and runs their folders"
+            print(f"error: {STORAGE} failed ({one_line(cause)}); {kept}", file=sys.stderr)
+            outcomes.report()
+            return FAILED
     except (Interrupted, KeyboardInterrupt) as stop:
         outcomes.report()
         return exit_code(stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)

@@ -35,6 +35,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         pytest.param("joblib", marks=needs("hydra_joblib_launcher")),
         pytest.param("submitit_local", marks=needs("hydra_submitit_launcher")),
+        pytest.param("ray", marks=needs("hydra_ray_launcher")),
     ],
 )
 def test_a_failing_job_leaves_its_record_and_the_others_run(launcher: str, shards: Path, tmp_path: Path) -> None:
@@ -42,6 +43,8 @@ def test_a_failing_job_leaves_its_record_and_the_others_run(launcher: str, shard
     sweep = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=s", "+residual.fault=none,raise,poison"]
     if launcher == "joblib":
         sweep.append("hydra.launcher.n_jobs=2")
+    if launcher == "ray":
+        sweep += ["+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"]
     done = run(*sweep, *QUICK, *fault, "name=x", f"data.path={shards}", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "a job did not complete: failed: planted error" in done.stderr
@@ -94,7 +97,7 @@ def working_in(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("argument", ["hydra/launcher=ray", "hydra/sweeper=ax"])
+@pytest.mark.parametrize("argument", ["hydra/launcher=rq", "hydra/sweeper=ax"])
 def test_an_unsupported_plugin_is_reported_in_one_line(argument: str, tmp_path: Path) -> None:
     done = run("-m", argument, "seed=1,2", cwd=tmp_path)
     assert done.returncode == 2
@@ -110,3 +113,13 @@ def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"hydra/launcher=joblib needs the package hydra-joblib-launcher, which is not"):
         launchers.prepare_plugins(["-m", "hydra/launcher=joblib"])
     assert launchers.prepare_plugins(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]
+
+
+def test_a_ray_cluster_that_runs_is_given_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.launch import hydra_plugins as launchers
+
+    monkeypatch.setitem(SUPPORTED["hydra/launcher"], "ray", (launchers.RAY[0], "json"))  # as if it were installed
+    monkeypatch.setattr(launchers, "RAY", (launchers.RAY[0], "json"))
+    address = ["-m", "hydra/launcher=ray", "hydra.launcher.ray.init.address=auto"]
+    assert launchers.prepare_plugins(address[:2]) == address[:2]
+    assert launchers.prepare_plugins(address) == [*address, "+hydra.launcher.ray.init.object_store_memory=null"]
