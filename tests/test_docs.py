@@ -5,12 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 
 from docs.generate import find_outdated
 from src.settings.read import read_settings
@@ -67,15 +69,24 @@ def commands_of(text: str) -> list[str]:
 
 
 def list_jobs(command: str) -> list[list[str]]:
-    """Return the overrides of one job per value of each swept key, without Hydra's own flags and its launcher."""
+    """Return the overrides of one job per value of each swept key, without Hydra's own flags and its plugins' keys.
+
+    Of an interval, which a sweeper searches, the value is its start.
+    """
     given = shlex.split(command.replace("$SLURM_ARRAY_TASK_ID", "1"))[2:]
-    own = ("hydra/launcher", "hydra.launcher")
-    words = [word for word in given if word not in ("-m", "--cfg", "job") and not word.startswith(own)]
+    own = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+    words = [word for word in given if word not in ("-m", "--cfg", "job") and not word.lstrip("+").startswith(own)]
     overrides = OverridesParser.create().parse_overrides(words)
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     swept = [o for o in overrides if o.is_sweep_override()]
-    jobs = [f"{o.get_key_element()}={value}" for o in swept for value in o.sweep_string_iterator()]
+    jobs = [f"{o.get_key_element()}={value}" for o in swept for value in values_of(o)]
     return [["name=x", *fixed, job] for job in jobs] or [["name=x", *fixed]]
+
+
+def values_of(swept: Override) -> Iterable[str]:
+    """Return the values of a swept key."""
+    value = swept.value()
+    return [str(value.start)] if isinstance(value, IntervalSweep) else swept.sweep_string_iterator()
 
 
 COMMANDS = sorted({command for page in PAGES for command in commands_of(page.read_text(encoding="utf-8"))})
