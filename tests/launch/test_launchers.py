@@ -4,20 +4,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.agents import children_of, start_agent, workers_of
 from tests.faulty import faulty
-from tests.runs import ROOT, SMALL, computed, environment, error_lines, free_port, make_shards, metrics, result, run
+from tests.runs import ROOT, SMALL, computed, error_lines, free_port, make_shards, metrics, result, run
 
 #: A batch script's variables under SLURM: one task, whose process starts the ranks itself.
 BATCH_SCRIPT = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
-#: Of an agent; without the last one, torch 2.13 gives a node that joins later no address of its store.
-AGENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
 
@@ -35,19 +33,6 @@ def one_rank(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "r"
 
 
-def start_agent(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start a torchrun agent in a session of its own; `arguments` are its options, then run.py's."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *arguments],
-        cwd=cwd,
-        env={**environment(), **AGENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     """Wait for an agent; kill its session where it does not end. Returns its standard error."""
     try:
@@ -55,20 +40,6 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def workers_of(cwd: Path) -> list[int]:
-    """Return the processes of run.py that work below a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().split(b"\0")
-            is_worker = str(ROOT / "run.py").encode() in words and b"torch.distributed.run" not in words
-            if is_worker and (path / "cwd").resolve() == cwd:
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
 
 
 def wait_for_step(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
@@ -248,8 +219,3 @@ def wait_for_resume(times: int, ranks: int, folder: Path, process: subprocess.Po
         stated = result(folder) if (folder / "result.json").exists() else {}
         time.sleep(0.1)
     wait_for_step(max([0, *stated["resumed_at"]]) + 6, folder, process)
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -58,6 +58,8 @@ def all_rows(stress: Stress) -> dict[str, Callable[[], Row]]:
             "`kill -9` of rank 1 of 2, `trainer.restarts=1`", stress.signalled(kill, "restarted", rank=1), two
         ),
         "stop-rank": row("rank 1 of 2 stopped", stress.signalled(signal.SIGSTOP, two, rank=1), two),
+        "agent": row("`kill -9` of a torchrun agent of 2 workers", stress.agent_killed, two),
+        "node": row("`kill -9` of one of two torchrun nodes, which starts again", stress.node_lost, two),
         **({} if missing_programs() else {"slurm": row("two SLURM nodes preempted", stress.preempted, "two nodes")}),
         "truncated": row("newest checkpoint truncated", stress.damaged(_truncate)),
         "flipped": row("a bit of the newest checkpoint flipped", stress.damaged(_flip)),

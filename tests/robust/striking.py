@@ -6,12 +6,14 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.agents import children_of, start_agent, workers_of
 from tests.robust.support import FAULTS, LONGER, environ, rank_pid, wait_for_row
-from tests.runs import computed, make_shards, result, run, same_weights, start
+from tests.runs import ROOT, computed, free_port, make_shards, result, run, same_weights, start
 from tests.slurm_cluster import Cluster, documented_script
 
 STEPS = 240
@@ -125,6 +127,32 @@ class Stress:
             return [process.returncode]
 
         return inject
+
+    def agent_killed(self, folder: Path, step: int) -> Codes:
+        """Kill a torchrun agent of two workers after a step; the workers save and end."""
+        arguments = ["--standalone", "--nproc-per-node=2", str(ROOT / "run.py"), *self.keys, *KINDS["two nodes"]]
+        agent = start_agent(*arguments, f"hydra.run.dir={folder}", cwd=self.place)
+        wait_for_row(step, folder, agent)
+        agent.kill()
+        agent.communicate(timeout=300)
+        while workers_of(self.place):
+            time.sleep(0.1)
+        return [agent.returncode]
+
+    def node_lost(self, folder: Path, step: int) -> Codes:
+        """Kill the agent and the worker of one of two torchrun nodes after a step, and start the node again."""
+        rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=stress"]
+        options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", *rendezvous]
+        arguments = [*options, str(ROOT / "run.py"), *self.keys, f"hydra.run.dir={folder}"]
+        first, second = (start_agent(*arguments, cwd=self.place) for _ in range(2))
+        wait_for_row(step, folder, first)
+        for process in [second.pid, *children_of(second.pid)]:
+            os.kill(process, signal.SIGKILL)
+        second.communicate(timeout=300)
+        again = start_agent(*arguments, cwd=self.place)
+        for process in (first, again):
+            process.communicate(timeout=600)
+        return [second.returncode, first.returncode, again.returncode]
 
     def preempted(self, folder: Path, step: int) -> Codes:
         """Preempt a job of two SLURM nodes by one of a partition of higher priority, after a step."""
