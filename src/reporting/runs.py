@@ -5,6 +5,7 @@ on a curve is the time of training steps, integrated from the logged speeds, wit
 between sessions.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,11 @@ import pandas as pd
 import yaml
 from omegaconf._utils import get_yaml_loader
 
+from src.errors import one_line
 from src.files import flatten, read_object
 from src.reporting.columns import read_columns
+
+log = logging.getLogger(__name__)
 
 #: Rows of a training curve that are kept, besides those with a validation loss.
 MAX_ROWS = 500
@@ -75,7 +79,7 @@ def find_runs(folders: list[Path]) -> list[Run]:
     """Read every run at or below `folders` once, sorted by path.
 
     Raises:
-        ValueError: a folder does not exist or holds no run, or a record cannot be read.
+        ValueError: a folder does not exist or holds no run.
     """
     found: dict[Path, Run] = {}
     for folder in folders:
@@ -87,8 +91,18 @@ def find_runs(folders: list[Path]) -> list[Run]:
             raise ValueError(
                 f"runs={folder} holds no run (no result.json with a config.yaml); give the folder of a run or sweep"
             )
-        found.update((path, read_run(path)) for path in runs if path not in found)
+        found.update((path, _read_or_list(path)) for path in runs if path not in found)
     return [found[path] for path in sorted(found)]
+
+
+def _read_or_list(folder: Path) -> Run:
+    """Read a run; one whose record cannot be read has the status `unreadable`, and the others are still compared."""
+    try:
+        return read_run(folder)
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        reason = one_line(error)
+        log.warning("%s cannot be read: %s", folder, reason)
+        return Run(folder, {}, {"status": "unreadable", "reason": reason}, pd.DataFrame(), ())
 
 
 class _Loader(yaml.CSafeLoader):  # type: ignore[misc]  # yaml has no types here

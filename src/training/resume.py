@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from src.callbacks.checkpoints import hash_path, link_over, read_checkpoint
 from src.callbacks.run_record import read_result
 from src.errors import UserError
 from src.files import flatten, scan_rows
+from src.launch.arguments import RANKS
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.settings.read import Settings
 from src.training.provenance import (
@@ -35,12 +38,13 @@ def continue_or_skip(job: Job, settings: Settings) -> Job | TaskEnd:
     """Return the job as it has to be run, or how it ended when it ran before.
 
     Raises:
-        UserError: the job's folder holds another run.
+        UserError: the job's folder holds another run, or a completed one that an override would change.
     """
     if job.resumes:
         earlier = read_result(job.folder) or {}
         end = earlier.get("max_steps", earlier.get("steps", 0))  # a callback may have stopped the run before it
         if earlier.get("status") == "completed" and end >= settings.trainer.max_steps:
+            _reject_changes(job, settings)
             log.info("%s is completed; nothing to do (a larger trainer.max_steps continues it)", job.folder)
             return TaskEnd(COMPLETED, "completed earlier")
         return job
@@ -62,6 +66,29 @@ def continue_or_skip(job: Job, settings: Settings) -> Job | TaskEnd:
         return TaskEnd(DIVERGED, f"diverged earlier: {here['reason']}")
     log.info("%s was %s at step %s; resuming", job.folder, here["status"], here["steps"])
     return dataclasses.replace(job, resumes=True)
+
+
+def _reject_changes(job: Job, settings: Settings) -> None:
+    """Reject overrides of the command line that a completed run, which is not run again, was not run with.
+
+    Raises:
+        UserError: names them.
+    """
+    added = (*RANKS, "++trusted_targets=[]")  # by resuming itself
+    given = [text for text in job.overrides if text not in added and not text.startswith("++resume=")]
+    stored = OmegaConf.to_container(OmegaConf.load(job.folder / "config.yaml"), resolve=True)
+    assert isinstance(stored, dict)  # of a completed run
+    differences = find_differences({str(key): value for key, value in stored.items()}, settings.config)
+    changed = []
+    for override in given:
+        key = override.lstrip("+~").partition("=")[0]
+        changed += [f"{k} {then}" for k, (then, _) in differences.items() if k == key or k.startswith(f"{key}.")]
+    if changed:
+        keys = " ".join(given)
+        raise UserError(
+            f"{job.folder} is completed with {', '.join(changed)}, so {keys} is not applied; "
+            f"from_run={job.folder} {keys} runs it in a new folder, a larger trainer.max_steps continues it"
+        )
 
 
 def _find_completed(sweep: Path, wanted: str) -> TaskEnd | None:

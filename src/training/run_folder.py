@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
+from torch.utils.tensorboard.summary import hparams
 
 from src.callbacks.final_evaluation import headline
 from src.files import flatten, scan_rows, write_atomic
@@ -139,10 +140,24 @@ def _draw_summary(run: Run, columns: Columns, loss: float) -> None:
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)  # begin_record wrote it
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
-    board.log_hyperparams(flatten({str(k): v for k, v in config.items()}), {"val_loss": loss, **headline(result)})
+    step = int(result["steps"])
+    board.log_metrics({"val_loss": loss}, step)  # the scores stand there already, by `FinalEvaluation`
+    write_hparams(board, flatten({str(k): v for k, v in config.items()}), ["val_loss", *headline(result)])
     board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
     board.experiment.add_figure("loss", figure)
     board.finalize("success")
+
+
+def write_hparams(board: TensorBoardLogger, config: dict[str, Any], tags: list[str]) -> None:
+    """Write a run's configuration beside the tags of its scores, for TensorBoard's tab of hyperparameters.
+
+    Lightning's `log_hyperparams` would write the scores again, at step 0.
+    """
+    values = {
+        key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in config.items()
+    }
+    for summary in hparams(values, dict.fromkeys(tags, 0.0)):  # type: ignore[no-untyped-call]  # torch has no types here
+        board.experiment.file_writer.add_summary(summary)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -192,6 +192,23 @@ def test_failures_are_in_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> 
     assert "4 of the runs found are in no mean" in text
 
 
+def test_a_run_that_cannot_be_read_is_listed_and_the_others_are_compared(
+    sweep: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = build_report([sweep], "vanilla", ["residual"])
+    for name, file, text in (("x1", "result.json", '{"name": "bet'), ("x2", "config.yaml", "a: [1"),
+                             ("x3", "metrics.jsonl", "{\n{}\n")):  # fmt: skip
+        write_run(sweep / name, name="better", seed=7, losses=[9.0, 9.0, 9.0])
+        (sweep / name / file).write_text(text)
+    after = build_report([sweep], "vanilla", ["residual"])
+    assert after.compared.equals(before.compared)
+    assert "x1 cannot be read: " in caplog.text
+    write_report(after, tmp_path)
+    lines = [line for line in (tmp_path / "report.md").read_text().splitlines() if " unreadable: " in line]
+    assert [line.split(" | ")[-1] for line in lines] == ["x1 |", "x2 |", "x3 |"]
+    assert "is not a JSON object; restore it or leave the folder out" in lines[0]
+
+
 def test_limited_evaluations_are_in_no_mean_and_are_listed(sweep: Path, tmp_path: Path) -> None:
     report = build_report([sweep], "vanilla", ["residual"])
     assert "lambada ppl" not in set(report.compared["metric"])
@@ -294,9 +311,6 @@ def test_errors_are_one_sentence(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no run"):
         build_report([tmp_path / "empty"], "vanilla", ["residual"])
-    (sweep / "0-vanilla/result.json").write_text("{")
-    with pytest.raises(ValueError, match="is not a JSON object; restore it or leave the folder out"):
-        build_report([sweep], "vanilla", ["residual"])
 
 
 def test_a_report_of_failures_alone_is_written(tmp_path: Path) -> None:

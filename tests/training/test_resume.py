@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from src.errors import UserError
+from src.launch.arguments import RANKS
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.training.provenance import config_hash
 from src.training.resume import continue_or_skip
@@ -107,3 +109,29 @@ def test_full_scale_is_the_reference_protocol() -> None:
         for experiment in ("experiment=residual_reference", "scale=full")
     )
     assert config_hash(one) == config_hash(other)
+
+
+def resumed(folder: Path, *overrides: str, steps: int = 80) -> Job | TaskEnd:
+    """Resume a completed run of the shipped configuration with overrides of the command line."""
+    if not folder.exists():
+        folder.mkdir()
+        OmegaConf.save(OmegaConf.create(settled("trainer=cpu").config), folder / "config.yaml")
+        stated = {"status": "completed", "steps": steps, "max_steps": steps}
+        (folder / "result.json").write_text(json.dumps(stated))
+    typed = (*RANKS, "++trusted_targets=[]", f"++resume='{folder}'", *overrides)
+    own = Job(folder, composed("trainer=cpu", *overrides), resumes=True, overrides=typed)
+    return continue_or_skip(own, settled("trainer=cpu", *overrides))
+
+
+def test_a_completed_run_is_not_resumed_with_other_values(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    for overrides in ((), ("trainer.max_steps=80",), ("optimizer.lr=1e-3", "seed=1")):
+        assert isinstance(resumed(folder, *overrides), TaskEnd)
+    words = r"r is completed with model\.dropout 0\.0, so model\.dropout=0\.3 seed=1 is not applied; from_run=.*r model"
+    with pytest.raises(UserError, match=words):
+        resumed(folder, "model.dropout=0.3", "seed=1")
+    with pytest.raises(
+        UserError, match=r"completed with trainer\.max_steps 80, so trainer\.max_steps=40 is not applied"
+    ):
+        resumed(folder, "trainer.max_steps=40")
+    assert isinstance(resumed(folder, "trainer.max_steps=90", "model.dropout=0.3"), Job)

@@ -1,6 +1,12 @@
-"""Table of a completed run's scores."""
+"""Table of a completed run's scores, and TensorBoard's tab of hyperparameters."""
 
-from src.training.run_folder import score_lines, table
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from src.training.run_folder import score_lines, table, write_hparams
 
 
 def test_scores_have_their_unit_and_limits_are_stated() -> None:
@@ -20,3 +26,18 @@ def test_the_table_has_loss_scores_and_speed() -> None:
     assert first == "x completed"
     assert loss.split() == ["validation", "loss", "3.2500", "nats", "after", "4,096", "tokens"]
     assert speed.split()[:3] == ["speed", "1,234", "tokens/s,"]
+
+
+def test_hyperparameters_name_the_scores_and_add_no_point_to_a_curve(tmp_path: Path) -> None:
+    board = TensorBoardLogger(tmp_path, name="", version="t", default_hp_metric=False)
+    board.log_metrics({"val_loss": 2.5, "perplexity/lambada": 9.0}, 80)
+    write_hparams(board, {"seed": 1, "model.bias": False, "betas": [0.9, 0.95]}, ["val_loss", "perplexity/lambada"])
+    board.finalize("success")
+    events = EventAccumulator(str(tmp_path / "t")).Reload()
+    for tag, value in (("val_loss", 2.5), ("perplexity/lambada", 9.0)):
+        assert [(point.step, point.value) for point in events.Scalars(tag)] == [(80, value)]
+    found = {tag: HParamsPluginData.FromString(text) for tag, text in events.PluginTagToContent("hparams").items()}
+    metrics = found["_hparams_/experiment"].experiment.metric_infos
+    assert [metric.name.tag for metric in metrics] == ["val_loss", "perplexity/lambada"]
+    values = found["_hparams_/session_start_info"].session_start_info.hparams
+    assert (values["seed"].number_value, values["betas"].string_value) == (1.0, "[0.9, 0.95]")
