@@ -10,6 +10,7 @@ schedule are taken from the checkpoint, evaluation and trainer from the command 
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,24 @@ def load_saved_weights(config: DictConfig) -> Iterator[SavedWeights]:
         if sha256 not in seen:
             seen.add(sha256)
             yield _load_checkpoint(config, path, folder or _find_run(path), sha256, stored)
+
+
+def load_run(folder: str | os.PathLike[str], checkpoint: str | int = "last") -> SavedWeights:
+    """Return the model of a run with the weights of one checkpoint, from the configuration that the run stored.
+
+    Args:
+        folder: run folder.
+        checkpoint: last, best, a step, or a file.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it is damaged or of another run.
+    """
+    path = Path(folder)
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run folder (it has no config.yaml)")
+    config = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), {"run": str(path), "checkpoint": checkpoint})
+    assert isinstance(config, DictConfig)  # OmegaConf keeps a mapping a mapping
+    return next(load_saved_weights(config))
 
 
 def resolve_checkpoints(config: DictConfig) -> DictConfig:
