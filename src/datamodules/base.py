@@ -8,7 +8,7 @@ the constructor's keyword-only arguments, and one test. The subclass provides
     train_sequences(first, count)   tokens [count, T + 1], a pure function of the position since the run's start
     completed_epochs(position)      optional: for the line in the log at the start of an epoch
     val_sets                        optional: further validation windows by name, set by `setup`
-    token_bytes()                   optional: bytes of each token id, for bits per byte
+    tokenizer()                     optional: the tokenizer, for bits per byte, evaluation and exports
     identity()                      a dict for result.json; its `hash` decides whether a run may resume
 
 and the rest follows from these for any number of ranks and loader workers, and for resumed runs: the sequences
@@ -37,6 +37,7 @@ from torch import Tensor
 
 from src.datamodules.shards.format import Tokens
 from src.datamodules.shards.loader import TrainLoader, ValLoader
+from src.datamodules.tokenization.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +100,14 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """Return the whole epochs before a position, by source; empty where there are no epochs."""
         return {}
 
+    def tokenizer(self) -> Tokenizer | None:
+        """Return the tokenizer of the ids; None where it is not known."""
+        return None
+
     def token_bytes(self) -> NDArray[np.int16] | None:
         """Return the number of bytes that each token id stands for; None where the tokenizer is not known."""
-        return None
+        tokenizer = self.tokenizer()
+        return None if tokenizer is None else tokenizer.token_bytes
 
     # ---- training
 

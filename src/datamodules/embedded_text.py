@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from src.datamodules.open import SINGLE_SOURCE
 from src.datamodules.shards.format import write_shard
 from src.datamodules.token_shards import TokenShardDataModule
-from src.datamodules.tokenizer import END_OF_TEXT, RANKS_SHA256, gpt2_encoding, gpt2_token_bytes
+from src.datamodules.tokenization.base import Tokenizer
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
+from src.datamodules.tokenizer import END_OF_TEXT, RANKS_SHA256, gpt2_encoding
 from src.files import atomic_folder, sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
@@ -39,8 +41,8 @@ class EmbeddedTextDataModule(TokenShardDataModule):
             in `cache`.
     """
 
-    def token_bytes(self) -> NDArray[np.int16] | None:
-        return gpt2_token_bytes() if self.path is None else super().token_bytes()
+    def tokenizer(self) -> Tokenizer | None:
+        return gpt2_tokenizer() if self.path is None else super().tokenizer()
 
     def prepare_data(self) -> None:
         if self.path is None:

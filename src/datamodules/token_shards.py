@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from src.bounds import PositiveInt
@@ -24,7 +23,8 @@ from src.datamodules.shards.format import ShardError, Tokens, TokenShard
 from src.datamodules.shards.local import Shards
 from src.datamodules.shards.stream import ORDERS, STREAMED, Mixture, OrderName, WindowStream
 from src.datamodules.shards.windows import read_validation_windows
-from src.datamodules.tokenizer import RANKS_SHA256, gpt2_token_bytes
+from src.datamodules.tokenization.base import Tokenizer, identify
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class TokenShardDataModule(TokenDataModule):
         """Open the shards and check them.
 
         Raises:
-            ShardError: a shard that cannot be read, or too few tokens.
+            ShardError: a shard that cannot be read, too few tokens, or a tokenizer that does not fit.
         """
         if hasattr(self, "stream"):
             return
@@ -114,6 +114,7 @@ class TokenShardDataModule(TokenDataModule):
         for name, (addresses, weight) in sources.items():
             shards = open_shards(addresses, self.cache, streamed=self.order in STREAMED)
             self.shards[name] = shards
+            self._check_tokenizer(shards)
             streams.append(self._stream(name, shards))
             wanted = self.wanted_val_tokens * weight / sum(weights)
             val.append(self._read_validation(shards, wanted, all_if_fewer=self.val_tokens is None))
@@ -124,6 +125,27 @@ class TokenShardDataModule(TokenDataModule):
         self._check_epochs(stream)
         self.stream = stream
 
+    def _check_tokenizer(self, shards: Shards) -> None:
+        """Raise an error if shards have another tokenizer than the first, or ids that the model lacks."""
+        first = next(iter(self.shards.values()))
+        a, b = identify(first.tokenizer), identify(shards.tokenizer)
+        if a is not None and b is not None and a != b:
+            raise ShardError(
+                f"data.path={shards.name} has the tokens of another tokenizer than {first.name}; prepare it again by the "
+                "same"
+            )
+        tokenizer, size = shards.open_tokenizer(), self.spec.vocab_size
+        if tokenizer is not None and size < tokenizer.n_vocab:
+            raise ShardError(
+                f"data.path={shards.name} has the {tokenizer.n_vocab} ids of tokenizer {tokenizer.name}, "
+                f"model.vocab_size is {size}; give model.vocab_size={tokenizer.padded_vocab_size}"
+            )
+        if tokenizer is not None and size >= 2 * tokenizer.n_vocab and shards is first:
+            log.warning(
+                "%d of model.vocab_size=%d ids never occur in the data; model.vocab_size=%d has those of tokenizer %s",
+                *(size - tokenizer.n_vocab, size, tokenizer.padded_vocab_size, tokenizer.name),
+            )
+
     def _read_validation(self, shards: Shards, wanted: float, *, all_if_fewer: bool) -> Tokens:
         n_tokens, T = int(wanted), self.spec.block_size
         if all_if_fewer:
@@ -133,6 +155,7 @@ class TokenShardDataModule(TokenDataModule):
     def _read_named_set(self, name: str, addresses: list[str]) -> Tokens:
         try:
             shards = open_shards(addresses, self.cache, streamed=True, splits=("val",))
+            self._check_tokenizer(shards)
             windows = self._read_validation(shards, self.wanted_val_tokens, all_if_fewer=True)
             self.named_stamps[name] = [slot.stamp() for slot in shards.val]
         except ShardError as error:
@@ -185,13 +208,23 @@ class TokenShardDataModule(TokenDataModule):
     def completed_epochs(self, position: int) -> dict[str, int]:
         return self.stream.epochs(position)
 
-    def token_bytes(self) -> NDArray[np.int16] | None:
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        found: list[Tokenizer] = []
         for name, (addresses, _) in self.sources().items():
-            stated = (self.shards[name].tokenizer or {}).get("ranks_sha256") == RANKS_SHA256
-            if not stated and not all(address in self.gpt2_addresses for address in addresses):
-                log.info("no bits per byte: %s has no manifest that states GPT-2's tokenizer", name)
+            published = all(address in self.gpt2_addresses for address in addresses)
+            tokenizer = gpt2_tokenizer() if published else self.shards[name].open_tokenizer()
+            if tokenizer is None:
+                log.info("no bits per byte: %s has no manifest that states its tokenizer", name)
                 return None
-        return gpt2_token_bytes()
+            found.append(tokenizer)
+        if len({identify(tokenizer.statement()) for tokenizer in found}) > 1:
+            names = " and ".join(tokenizer.name for tokenizer in found)
+            raise ShardError(f"data.path mixes the tokens of {names}; prepare all sources by one tokenizer")
+        return found[0]
 
     def identity(self) -> dict[str, Any]:
         return self._identity
@@ -209,9 +242,11 @@ class TokenShardDataModule(TokenDataModule):
             n_train = [len(part.train) for part in self.shards.values()]
             hashed += [self.order, list(zip(weights.values(), n_train, strict=True))]
         n_windows = sum(len(w) for w in self.train_windows)
+        tokenizer = self.tokenizer()
         return {
             "folder": ", ".join(part.name for part in self.shards.values()),
             "hash": hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest(),
+            "tokenizer": None if tokenizer is None else tokenizer.statement(),
             "manifest": [part.manifest for part in self.shards.values()],
             "order": self.order,
             "weights": weights,

@@ -17,14 +17,13 @@ from src.datamodules.prepare.parts import PARTS
 from src.datamodules.prepare.progress import Progress
 from src.datamodules.prepare.tokenize_pool import Encoded
 from src.datamodules.prepare.writer import BAD_DOCUMENTS, Journal, ShardFile, shard_name
+from src.datamodules.shards.format import choose_format
 from src.datamodules.shards.manifest import JOURNAL, NAME, Manifest, ShardEntry
-from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, RANKS_SHA256
+from src.datamodules.tokenization.base import Tokenizer
 from src.errors import UserError
 from src.files import write_atomic
 
 log = logging.getLogger(__name__)
-
-TOKENIZER = {"name": "gpt2", "ranks_sha256": RANKS_SHA256, "n_vocab": N_VOCAB, "end_of_text": END_OF_TEXT}
 
 
 class ShardAssembly:
@@ -34,10 +33,12 @@ class ShardAssembly:
         folder: the folder of shards, locked by this process.
         journal: progress so far, and the sizes of the shards.
         source, text_field: values of `prepare.source` and `prepare.text_field`, for messages.
+        tokenizer: tokenizer of the tokens.
     """
 
-    def __init__(self, folder: Path, journal: Journal, source: str, text_field: str) -> None:
+    def __init__(self, folder: Path, journal: Journal, source: str, text_field: str, tokenizer: Tokenizer) -> None:
         self.folder, self.journal, self.source, self.text_field = folder, journal, source, text_field
+        self.tokenizer = tokenizer
         self.shard: ShardFile | None = None
 
     def write(self, read_chunks: Callable[[Cursor], Generator[tuple[Chunk, Encoded], None, None]]) -> Manifest:
@@ -87,7 +88,8 @@ class ShardAssembly:
                 name = encoded.names[row] or chunk.name_of(row)
                 number = len(self.journal.shards)
                 capacity = int(self.journal.asked["shard_tokens" if number else "val_tokens"])
-                self.shard = ShardFile(self.folder / shard_name(number), capacity, name)
+                path, format_ = self.folder / shard_name(number), choose_format(self.tokenizer.n_vocab)
+                self.shard = ShardFile(path, capacity, name, format_)
             size = min(self.shard.room, len(encoded.tokens) - at)
             self.shard.write(encoded.tokens[at : at + size])
             at += size
@@ -150,7 +152,7 @@ class ShardAssembly:
             )
         shards = tuple(ShardEntry(**entry) for entry in journal.shards)
         bad = dict(sorted(journal.bad.items()))
-        manifest = Manifest(journal.asked, TOKENIZER, journal.documents, tokens, bad, shards)
+        manifest = Manifest(journal.asked, self.tokenizer.statement(), journal.documents, tokens, bad, shards)
         write_atomic(self.folder / NAME, manifest.dump())
         (self.folder / JOURNAL).unlink()
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)

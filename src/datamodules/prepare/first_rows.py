@@ -5,7 +5,8 @@ import logging
 
 from src.datamodules.prepare.columns import describe_fields, read_field, string_fields
 from src.datamodules.prepare.sources import Source
-from src.datamodules.prepare.tokenize_pool import encode
+from src.datamodules.prepare.tokenize_pool import encode_by
+from src.datamodules.tokenization.base import Tokenizer
 from src.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ SHARE, SHARE_OF_SMALL = 1 / 100, 1 / 10
 FLOOR, CAP = 1 << 16, 100_000_000
 
 
-def choose_val_tokens(source: Source) -> int:
+def choose_val_tokens(source: Source, tokenizer: Tokenizer) -> int:
     """Return the number of validation tokens that fits a source, and log it.
 
     A hundredth of the tokens, at least 65,536 of them, but at most a tenth and at most 100,000,000. It follows from
@@ -25,10 +26,11 @@ def choose_val_tokens(source: Source) -> int:
 
     Args:
         source: one that was not read from.
+        tokenizer: tokenizer of the tokens.
     """
     tokens, size, share = 0, 0, None
     for chunk in source.chunks({}):
-        tokens, share = tokens + len(encode(chunk).tokens), chunk.share
+        tokens, share = tokens + len(encode_by(tokenizer, chunk).tokens), chunk.share
         size += sum(len(row) for row in chunk.rows if row)
         if tokens and size >= SAMPLE_BYTES:
             break

@@ -8,7 +8,7 @@ Task t of n has the parts t, t + n, t + 2 n, ... A part depends on the source al
 change between two starts. The process that writes the shards reads the chunks in the order of the source and cuts
 them as it cuts chunks that it tokenizes itself, so the bytes do not depend on the number of tasks.
 
-A chunk in the file is a line of JSON, without the tokens, followed by its tokens as uint16.
+A chunk in the file is a line of JSON, without the tokens, followed by its tokens as in a shard.
 """
 
 import json
@@ -26,7 +26,7 @@ import numpy as np
 from src.datamodules.prepare.documents import Chunk, Cursor
 from src.datamodules.prepare.sources import Source
 from src.datamodules.prepare.tokenize_pool import Encoded, encode_chunks
-from src.datamodules.shards.format import LLM_C
+from src.datamodules.shards.format import LLM_C, Format
 from src.errors import UserError
 from src.files import fsync_folder
 from src.launch.folder_lock import lock_folder
@@ -46,7 +46,9 @@ def missing_parts(folder: Path, numbers: Iterable[int]) -> list[int]:
     return [number for number in numbers if not part_path(folder, number).exists()]
 
 
-def tokenize_parts(folder: Path, source: Source, task: int, tasks: int, processes: int) -> None:
+def tokenize_parts(
+    folder: Path, source: Source, task: int, tasks: int, processes: int, tokenizer_path: Path | None = None
+) -> None:
     """Write the parts of one task that are missing; complete ones are kept.
 
     Raises:
@@ -60,7 +62,7 @@ def tokenize_parts(folder: Path, source: Source, task: int, tasks: int, processe
             log.warning("%s", note)
         missing = missing_parts(folder, own)
         log.info("task %d of %d: %d of its %d parts to tokenize", task, tasks, len(missing), len(own))
-        with closing(encode_chunks(_label_chunks(source, missing), processes)) as encoded:
+        with closing(encode_chunks(_label_chunks(source, missing), processes, tokenizer_path)) as encoded:
             rest = iter(missing)
             for number, chunks in groupby(encoded, key=lambda pair: int(pair[0].cursor["part"])):
                 for empty in takewhile(lambda n, number=number: n != number, rest):  # type: ignore[misc]  # bound now
@@ -90,14 +92,16 @@ def _write_part(path: Path, chunks: Iterable[tuple[Chunk, Encoded]]) -> None:
                 "bad": list(encoded.bad.items()),
             }
             file.write(json.dumps(head).encode() + b"\n")
-            file.write(np.ascontiguousarray(encoded.tokens, dtype=LLM_C.dtype).tobytes())
+            file.write(np.ascontiguousarray(encoded.tokens).tobytes())
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
     fsync_folder(path.parent)
 
 
-def read_parts(folder: Path, source: Source, cursor: Cursor) -> Generator[tuple[Chunk, Encoded], None, None]:
+def read_parts(
+    folder: Path, source: Source, cursor: Cursor, format_: Format = LLM_C
+) -> Generator[tuple[Chunk, Encoded], None, None]:
     """Yield the chunks of all parts in the order of the source, from a chunk's cursor on, `{}` for all.
 
     Raises:
@@ -109,7 +113,7 @@ def read_parts(folder: Path, source: Source, cursor: Cursor) -> Generator[tuple[
         with part_path(folder, number).open("rb") as file:
             file.seek(offset)
             place = {"part": number, "offset": offset, "earlier": earlier}
-            while (read := _read_chunk(file, place)) is not None:
+            while (read := _read_chunk(file, place, format_)) is not None:
                 chunk, encoded = read
                 rows = chunk.first_row - 1 + len(encoded.counts)
                 share = (number + (chunk.share or 0.0)) / source.n_part
@@ -120,17 +124,17 @@ def read_parts(folder: Path, source: Source, cursor: Cursor) -> Generator[tuple[
         offset = 0
 
 
-def _read_chunk(file: IO[bytes], place: Cursor) -> tuple[Chunk, Encoded] | None:
+def _read_chunk(file: IO[bytes], place: Cursor, format_: Format) -> tuple[Chunk, Encoded] | None:
     line = file.readline()
     if not line:
         return None
     try:
         head: dict[str, Any] = json.loads(line)
-        size = np.dtype(LLM_C.dtype).itemsize * sum(head["counts"])
-        tokens = np.frombuffer(file.read(size), dtype=LLM_C.dtype)
+        size = np.dtype(format_.dtype).itemsize * sum(head["counts"])
+        tokens = np.frombuffer(file.read(size), dtype=format_.dtype)
         if tokens.nbytes != size:
             raise ValueError(f"{tokens.nbytes} bytes of tokens for {size}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file.name} is damaged ({error}); remove it and run again to tokenize it again") from error
     chunk = Chunk(place, head["name"], head["first_row"], [], None, None, head["continues"], head["share"])
-    return chunk, Encoded(tokens.astype(np.uint16), head["counts"], head["names"], dict(head["bad"]))
+    return chunk, Encoded(tokens, head["counts"], head["names"], dict(head["bad"]))

@@ -25,8 +25,12 @@ from src.datamodules.prepare.parts import PARTS, missing_parts, read_parts, toke
 from src.datamodules.prepare.sources import Source, open_source
 from src.datamodules.prepare.tokenize_pool import Encoded, encode_chunks
 from src.datamodules.prepare.writer import Journal, check_output
+from src.datamodules.shards.format import choose_format
 from src.datamodules.shards.manifest import JOURNAL, NAME, Manifest
-from src.errors import UserError
+from src.datamodules.tokenization.base import FILE, Tokenizer
+from src.datamodules.tokenization.open import GPT2, open_tokenizer
+from src.errors import UserError, one_line
+from src.files import write_atomic
 from src.launch.folder_lock import lock_folder
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,7 @@ class PrepareKeys:
         tasks: number of tasks, which share the parts of the source.
         task: the only task to run, from 0 on; it writes no shards. None: every task, then the shards.
         sbatch: options of sbatch for the job array.
+        tokenizer: gpt2, the name of a tiktoken encoding, a `tokenizer.json` or a folder with one.
 
     Raises:
         ValueError: a key of another type or out of its bounds, or keys that contradict each other.
@@ -64,6 +69,7 @@ class PrepareKeys:
     tasks: PositiveInt = 1
     task: Annotated[int, Field(ge=0)] | None = None
     sbatch: tuple[str, ...] = ()
+    tokenizer: str = GPT2
 
     def __post_init__(self) -> None:
         if self.task is not None and self.task >= self.tasks:
@@ -87,8 +93,8 @@ def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> M
         UserError: nothing to read, a folder of another preparation or in use, a full disk; complete shards stay valid.
     """
     folder = Path(keys.output)
-    source = _open(keys)
-    asked = _describe(folder, source, keys)
+    source, tokenizer = _open(keys), _open_tokenizer(keys.tokenizer)
+    asked = _describe(folder, source, keys, tokenizer)
     with _report_disk(folder):
         if (folder / NAME).is_file():
             return _read_finished(folder, asked)
@@ -98,17 +104,18 @@ def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> M
             if (folder / NAME).is_file():
                 return _read_finished(folder, asked)
             journal = _open_journal(folder, source, asked, by_parts=keys.tasks > 1 or run_tasks is not None)
+            path = _write_tokenizer(folder, tokenizer)
             if journal.shards:
                 log.info("continuing after %d complete shards", len(journal.shards))
             if journal.by_parts:
-                _run_tasks(folder, source, keys, run_tasks)
+                _run_tasks(folder, source, keys, path, run_tasks)
 
             def read_chunks(cursor: Cursor) -> Generator[tuple[Chunk, Encoded], None, None]:
                 if journal.by_parts:
-                    return read_parts(folder, source, cursor)
-                return encode_chunks(source.chunks(cursor), keys.count_processes())
+                    return read_parts(folder, source, cursor, choose_format(tokenizer.n_vocab))
+                return encode_chunks(source.chunks(cursor), keys.count_processes(), path)
 
-            return ShardAssembly(folder, journal, keys.source, keys.text_field).write(read_chunks)
+            return ShardAssembly(folder, journal, keys.source, keys.text_field, tokenizer).write(read_chunks)
 
 
 def prepare_task(keys: PrepareKeys) -> int:
@@ -119,19 +126,40 @@ def prepare_task(keys: PrepareKeys) -> int:
     """
     assert keys.task is not None  # the caller has chosen
     folder = Path(keys.output)
-    source = _open(keys)
-    asked = _describe(folder, source, keys)
+    source, tokenizer = _open(keys), _open_tokenizer(keys.tokenizer)
+    asked = _describe(folder, source, keys, tokenizer)
     with _report_disk(folder):
         if (folder / NAME).is_file():
             _read_finished(folder, asked)
             return 0
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
         _open_journal(folder, source, asked, by_parts=True)
-        tokenize_parts(folder, source, keys.task, keys.tasks, keys.count_processes())
+        path = _write_tokenizer(folder, tokenizer)
+        tokenize_parts(folder, source, keys.task, keys.tasks, keys.count_processes(), path)
         return len(missing_parts(folder, range(source.n_part)))
 
 
-def _run_tasks(folder: Path, source: Source, keys: PrepareKeys, run_tasks: Callable[[], None] | None) -> None:
+def _open_tokenizer(address: str) -> Tokenizer:
+    try:
+        return open_tokenizer(address)
+    except ValueError as error:
+        raise UserError(f"prepare.tokenizer={address} {one_line(error)}") from error
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> Path | None:
+    """Write the tokenizer's file beside the shards and return its path; None for GPT-2's, which needs none."""
+    content = tokenizer.content()
+    if content is None:
+        return None
+    path = folder / FILE
+    if not path.is_file() or path.read_bytes() != content.encode():
+        write_atomic(path, content.encode())
+    return path
+
+
+def _run_tasks(
+    folder: Path, source: Source, keys: PrepareKeys, path: Path | None, run_tasks: Callable[[], None] | None
+) -> None:
     if not missing_parts(folder, range(source.n_part)):
         return
     if source.n_part < keys.tasks:
@@ -143,7 +171,7 @@ def _run_tasks(folder: Path, source: Source, keys: PrepareKeys, run_tasks: Calla
         run_tasks()
     else:
         for task in range(keys.tasks):
-            tokenize_parts(folder, source, task, keys.tasks, keys.count_processes())
+            tokenize_parts(folder, source, task, keys.tasks, keys.count_processes(), path)
     missing = missing_parts(folder, range(source.n_part))
     if missing:
         tasks = sorted({number % keys.tasks for number in missing})
@@ -157,15 +185,17 @@ def _open(keys: PrepareKeys) -> Source:
     return open_source(keys.source, keys.text_field)
 
 
-def _describe(folder: Path, source: Source, keys: PrepareKeys) -> dict[str, Any]:
+def _describe(folder: Path, source: Source, keys: PrepareKeys, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what identifies this preparation; the size of the validation shard is chosen once for a folder."""
     own = {"text_field": keys.text_field} if keys.text_field != "text" else {}
+    if sha256 := tokenizer.statement().get("sha256"):  # GPT-2's goes without saying, as before there were others
+        own["tokenizer"] = f"{tokenizer.name} {sha256}"
     asked = {**source.identity(), **own, "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
     if keys.val_tokens == "auto":
         known = Manifest.parse((folder / NAME).read_bytes(), str(folder / NAME)) if (folder / NAME).is_file() else None
         journal = Journal.read(folder)
         then = known.source if known else journal.asked if journal else {}
-        asked["val_tokens"] = then.get("val_tokens") or choose_val_tokens(_open(keys))
+        asked["val_tokens"] = then.get("val_tokens") or choose_val_tokens(_open(keys), tokenizer)
     return asked
 
 
@@ -214,8 +244,9 @@ def _read_finished(folder: Path, asked: dict[str, Any]) -> Manifest:
 
 
 def _check_same(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    keys = {**now, **then}
-    changed = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
+    default = {"tokenizer": GPT2}
+    pairs = {key: [side.get(key, default.get(key)) for side in (then, now)] for key in {**now, **then}}
+    changed = [f"{key} was {old}, is {new}" for key, (old, new) in pairs.items() if old != new]
     if changed:
         raise UserError(
             f"prepare.output={folder} holds another preparation: {'; '.join(changed)}; "

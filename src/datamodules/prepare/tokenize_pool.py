@@ -1,7 +1,7 @@
 """Tokenizer pool: chunks of documents to tokens in several processes, in the order of the chunks.
 
-A document becomes the end-of-text token followed by its text under GPT-2's encoding; special tokens that are
-spelt out in the text are plain text.
+A document becomes the end-of-text token followed by its text; special tokens that are spelt out in the text are plain
+text.
 """
 
 import json
@@ -14,14 +14,18 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from src.datamodules.prepare.columns import read_field
 from src.datamodules.prepare.documents import NOT_UTF8, Chunk
-from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
+from src.datamodules.tokenization.base import Ids, Tokenizer
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
+from src.datamodules.tokenization.open import read_tokenizer
 from src.errors import UserError
 
 #: Pending chunks beyond three for each process: work for the time in which a shard is forced to disk.
@@ -39,37 +43,46 @@ class Encoded:
         bad: reason by row, for the rows without text.
     """
 
-    tokens: NDArray[np.uint16]
+    tokens: Ids
     counts: list[int]
     names: list[str | None]
     bad: dict[int, str]
 
 
-def encode(chunk: Chunk) -> Encoded:
+@cache
+def _load_tokenizer(path: Path | None) -> Tokenizer:
+    return gpt2_tokenizer() if path is None else read_tokenizer(path, path.name)
+
+
+def encode(chunk: Chunk, tokenizer_path: Path | None = None) -> Encoded:
+    """Tokenize a chunk by the tokenizer of a file; None for GPT-2's."""
+    return encode_by(_load_tokenizer(tokenizer_path), chunk)
+
+
+def encode_by(tokenizer: Tokenizer, chunk: Chunk) -> Encoded:
     """Tokenize a chunk."""
-    encoding = gpt2_encoding()
-    parts: list[NDArray[np.uint16]] = []
+    parts: list[Any] = []  # Ids, whose union of dtypes numpy's stubs cannot concatenate
     names: list[str | None] = []
     bad: dict[int, str] = {}
     for i, row in enumerate(chunk.rows):
-        name, text, reason = _read_text(row, chunk.json_field)
+        name, text, reason = read_text(row, chunk.json_field)
         names.append(name or (chunk.ids[i] if chunk.ids else None))
-        part = np.empty(0, dtype=np.uint16)
+        part: Any = np.empty(0, dtype=tokenizer.dtype)
         if text is not None:
             start = 0 if chunk.continues and i == 0 else 1
             try:
-                ids = encoding.encode_to_numpy(text, disallowed_special=())
-                part = np.concatenate([np.full(start, END_OF_TEXT, np.uint16), ids.astype(np.uint16)])
+                ids: Any = tokenizer.encode_array(text)
+                part = np.concatenate([np.full(start, tokenizer.end_of_text, tokenizer.dtype), ids])
             except UnicodeEncodeError:  # an unpaired surrogate, spelt out in JSON
                 reason = NOT_UTF8
         if reason:
             bad[i] = reason
         parts.append(part)
-    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
+    tokens: Any = np.concatenate(parts) if parts else np.empty(0, dtype=tokenizer.dtype)
     return Encoded(tokens, [len(part) for part in parts], names, bad)
 
 
-def _read_text(row: bytes | str | None, json_field: str | None) -> tuple[str | None, str | None, str]:
+def read_text(row: bytes | str | None, json_field: str | None) -> tuple[str | None, str | None, str]:
     """Return name, text and, without text, the reason."""
     if row is None:
         return None, None, "null"
@@ -97,8 +110,15 @@ def _read_text(row: bytes | str | None, json_field: str | None) -> tuple[str | N
     return name, text, ""
 
 
-def encode_chunks(chunks: Iterable[Chunk], processes: int) -> Generator[tuple[Chunk, Encoded], None, None]:
+def encode_chunks(
+    chunks: Iterable[Chunk], processes: int, tokenizer_path: Path | None = None
+) -> Generator[tuple[Chunk, Encoded], None, None]:
     """Yield chunks with their tokens, in order; a few chunks for each process are pending at once.
+
+    Args:
+        chunks: chunks in the order of the source.
+        processes: number of processes.
+        tokenizer_path: file of the tokenizer; None for GPT-2's.
 
     Raises:
         UserError: a process was killed, for example because the machine ran out of memory.
@@ -108,7 +128,7 @@ def encode_chunks(chunks: Iterable[Chunk], processes: int) -> Generator[tuple[Ch
     pending: deque[tuple[Chunk, Future[Encoded]]] = deque()
     try:
         for chunk in chunks:
-            pending.append((chunk, pool.submit(encode, chunk)))
+            pending.append((chunk, pool.submit(encode, chunk, tokenizer_path)))
             while len(pending) > 3 * processes + SLACK or (pending and pending[0][1].done()):
                 done, future = pending.popleft()
                 yield done, future.result()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from src.datamodules.shards.format import HEADER_BYTES, LLM_C, Tokens, TokenShard, encode_header
+from src.datamodules.shards.format import LLM_C, Format, Tokens, TokenShard, encode_header
 from src.datamodules.shards.manifest import JOURNAL, NAME, ShardEntry
 from src.errors import UserError
 from src.files import fsync_folder, sha256_file, write_atomic
@@ -73,15 +73,17 @@ class ShardFile:
         path: its final name.
         capacity: the most tokens that it holds.
         first_document: name of the document that its first token belongs to.
+        format_: format of the file.
     """
 
-    def __init__(self, path: Path, capacity: int, first_document: str) -> None:
+    def __init__(self, path: Path, capacity: int, first_document: str, format_: Format = LLM_C) -> None:
         self.path, self.capacity, self.first_document = path, capacity, first_document
+        self.format = format_
         self.tokens = 0
         self._part = path.with_name(f".{path.name}.part")
         self._file = self._part.open("wb", buffering=1 << 20)
         self._digest = hashlib.sha256()
-        self._put(encode_header(capacity))
+        self._put(encode_header(capacity, format_))
 
     @property
     def room(self) -> int:
@@ -90,7 +92,7 @@ class ShardFile:
 
     def write(self, tokens: Tokens) -> None:
         """Append at most `room` tokens."""
-        self._put(np.ascontiguousarray(tokens, dtype=LLM_C.dtype).tobytes())
+        self._put(np.ascontiguousarray(tokens, dtype=self.format.dtype).tobytes())
         self.tokens += len(tokens)
 
     def _put(self, raw: bytes) -> None:
@@ -101,7 +103,7 @@ class ShardFile:
         """Force the file to disk, rename it to its final name and return its entry."""
         if self.room:
             self._file.seek(0)
-            self._file.write(encode_header(self.tokens))
+            self._file.write(encode_header(self.tokens, self.format))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -110,7 +112,7 @@ class ShardFile:
         fsync_folder(self.path.parent)
         split = "val" if "_val_" in self.path.name else "train"
         sampled = TokenShard.open(self.path).fingerprint()
-        size = HEADER_BYTES + 2 * self.tokens
+        size = self.path.stat().st_size
         return ShardEntry(self.path.name, split, self.tokens, size, sha256, sampled, self.first_document)
 
     def discard(self) -> None:

@@ -15,7 +15,6 @@ from src.datamodules.remote.store import RemoteFile, RemoteFolder
 from src.datamodules.shards.format import (
     BLOCK_BYTES,
     HEADER_BYTES,
-    LLM_C,
     NANOGPT,
     Format,
     ShardError,
@@ -32,6 +31,7 @@ from src.datamodules.shards.local import (
     split_by_name,
     split_of,
 )
+from src.datamodules.tokenization.base import FILE
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +66,20 @@ def open_remote(address: str, cache: CacheFolder, *, streamed: bool) -> Shards:
     if pattern is None:
         check_gaps([file.name for file in files], remote.address)
     _check_cache_size(address, files, cache, streamed=streamed)
-    prefetcher = Prefetcher(ShardCache(cache, remote), headerless, N_OPEN if streamed else len(files))
-    format_ = NANOGPT if headerless else LLM_C if manifest else _read_format(remote, files[0])
+    format_ = NANOGPT if headerless else manifest.shard_format if manifest else _read_format(remote, files[0])
+    n_open = N_OPEN if streamed else len(files)
+    prefetcher = Prefetcher(ShardCache(cache, remote), headerless, n_open, format_.end_of_text if manifest else None)
     # Opening a shard compares the tokens by its size with its header.
     n_bytes = np.dtype(format_.dtype).itemsize
     slots = [RemoteShard(file.name, (file.size - format_.header_bytes) // n_bytes, prefetcher, file) for file in files]
     whole_manifest = manifest if pattern is None else None
     manifest_hash = whole_manifest.hash() if whole_manifest else None
-    tokenizer = manifest.tokenizer if manifest else None
-    return split_by_name(remote.address.rpartition("/")[2], slots, manifest_hash, tokenizer)
+    found = split_by_name(remote.address.rpartition("/")[2], slots, manifest_hash)
+    if manifest is None:
+        return found
+    raw = remote.read_whole(FILE) if "sha256" in manifest.tokenizer else None
+    text = None if raw is None else raw.decode("utf-8", errors="replace")
+    return replace(found, tokenizer=manifest.tokenizer, tokenizer_text=text)
 
 
 def _check_cache_size(address: str, files: list[RemoteFile], cache: CacheFolder, *, streamed: bool) -> None:
@@ -103,10 +108,11 @@ class Prefetcher:
         cache: the cache that they are fetched into.
         headerless: true for nanoGPT's files.
         n_open: shards that are kept open.
+        end_of_text: id of end of text; None for the format's own.
     """
 
-    def __init__(self, cache: ShardCache, headerless: bool, n_open: int) -> None:
-        self.cache, self.headerless, self.n_open = cache, headerless, n_open
+    def __init__(self, cache: ShardCache, headerless: bool, n_open: int, end_of_text: int | None = None) -> None:
+        self.cache, self.headerless, self.n_open, self.end_of_text = cache, headerless, n_open, end_of_text
         self._reset()
 
     def _reset(self) -> None:
@@ -126,7 +132,7 @@ class Prefetcher:
                 self._open.popitem(last=False)[1][0].release()
             lease = self.cache.acquire(file)
             try:
-                shard = TokenShard.open(lease.path, headerless=self.headerless)
+                shard = TokenShard.open(lease.path, headerless=self.headerless, end_of_text=self.end_of_text)
                 if shard.n_tokens != n_tokens:
                     raise ShardError(
                         f"{lease.path}: {shard.n_tokens} tokens, expected {n_tokens} from its size and format"

@@ -80,17 +80,20 @@ class RemoteFolder:
 
     def read_manifest(self) -> Manifest | None:
         """Return the folder's manifest, or None if it has none."""
-        where = f"{self.address}/{manifest.NAME}"
+        raw = self.read_whole(manifest.NAME)
+        return None if raw is None else Manifest.parse(raw, f"{self.address}/{manifest.NAME}")
+
+    def read_whole(self, name: str) -> bytes | None:
+        """Return the content of a small file, or None if the folder has none of the name."""
 
         def read() -> bytes | None:
             fs, root = self._fs()
             try:
-                return bytes(fs.cat_file(f"{root}/{manifest.NAME}"))
+                return bytes(fs.cat_file(f"{root}/{name}"))
             except FileNotFoundError:
                 return None
 
-        raw = self._retry(read, where)
-        return None if raw is None else Manifest.parse(raw, where)
+        return self._retry(read, f"{self.address}/{name}")
 
     def list_files(self) -> list[RemoteFile]:
         """Return the .bin files of the folder, with the hashes that the Hugging Face hub states."""

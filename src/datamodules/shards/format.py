@@ -6,7 +6,8 @@
     nanoGPT     none                                                    uint16 from byte 0
 
 In the first two the end-of-text token (50256; 128000) precedes each document, in the last it follows. A nanoGPT
-file has no magic number, so it must be declared.
+file has no magic number, so it must be declared. Shards of another tokenizer, whose end of text the manifest states, have
+the first format for up to 65,536 ids and else the second.
 
 Source: karpathy/llm.c, dev/data; KellerJordan/modded-nanogpt, data/; karpathy/nanoGPT, data/openwebtext.
 """
@@ -50,6 +51,11 @@ LLAMA_3 = Format("Llama-3", 20240801, 7, "<u4", 128000, HEADER_BYTES, True)
 NANOGPT = Format("nanoGPT", 0, 0, "<u2", 50256, 0, False)
 #: Formats with a header, by magic number.
 FORMATS = {LLM_C.magic: LLM_C, LLAMA_3.magic: LLAMA_3}
+
+
+def choose_format(n_vocab: int) -> Format:
+    """Return the format that shards of a tokenizer are written in: the narrowest that holds its ids."""
+    return LLM_C if n_vocab <= 2**16 else LLAMA_3
 
 
 class ShardError(ValueError):
@@ -134,13 +140,16 @@ class TokenShard(ShardSlot):
     sha256: str | None = None
 
     @classmethod
-    def open(cls, path: Path, *, headerless: bool = False, files: OpenFiles | None = None) -> "TokenShard":
+    def open(
+        cls, path: Path, *, headerless: bool = False, files: OpenFiles | None = None, end_of_text: int | None = None
+    ) -> "TokenShard":
         """Open a shard after checking header and size.
 
         Args:
             path: the file.
             headerless: true for a file of nanoGPT.
             files: the open files that the shard shares with others; None keeps its own open.
+            end_of_text: id of end of text; None for the format's own.
 
         Raises:
             ShardError: another format, a size that the header contradicts, or an unreadable file.
@@ -156,6 +165,8 @@ class TokenShard(ShardSlot):
             raise ShardError(f"{path}: a Git LFS pointer, not the content; run git lfs pull where it was cloned")
         check = _check_headerless if headerless else check_header
         format_, n_tokens = check(path, size, header)
+        if end_of_text is not None:
+            format_ = format_._replace(end_of_text=end_of_text)
         return cls(path.name, n_tokens, path, format_, files)
 
     @cached_property
@@ -275,10 +286,10 @@ def _check_headerless(path: Path, size: int, header: NDArray[np.int32]) -> tuple
     return NANOGPT, size // 2
 
 
-def encode_header(n_tokens: int) -> bytes:
-    """Return the header of an llm.c shard."""
+def encode_header(n_tokens: int, format_: Format = LLM_C) -> bytes:
+    """Return the header of a shard."""
     header = np.zeros(HEADER_INTS, dtype="<i4")
-    header[:3] = LLM_C.magic, LLM_C.version, n_tokens
+    header[:3] = format_.magic, format_.version, n_tokens
     return header.tobytes()
 
 

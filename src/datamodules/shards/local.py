@@ -17,6 +17,8 @@ from typing import Any
 from src.datamodules.shards import manifest
 from src.datamodules.shards.format import OpenFiles, ShardError, ShardSlot, TokenShard
 from src.datamodules.shards.manifest import Manifest
+from src.datamodules.tokenization.base import FILE, Tokenizer, identify
+from src.datamodules.tokenization.open import open_stated
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Shards:
         name: of the folder or file.
         manifest: hash of the folder's manifest, or None without one.
         tokenizer: the manifest's statement on the tokenizer; None where nothing states it.
+        tokenizer_text: content of the tokenizer's file; None where it has none.
     """
 
     name: str
@@ -42,6 +45,18 @@ class Shards:
     train: tuple[ShardSlot, ...]
     manifest: str | None
     tokenizer: dict[str, Any] | None = None
+    tokenizer_text: str | None = None
+
+    def open_tokenizer(self) -> Tokenizer | None:
+        """Return the tokenizer of the shards; None where nothing states it.
+
+        Raises:
+            ShardError: its file is missing or another one.
+        """
+        try:
+            return open_stated(self.tokenizer, self.tokenizer_text)
+        except ValueError as error:
+            raise ShardError(f"data.path={self.name}: its {error}") from error
 
 
 def split_of(name: str, where: str) -> str | None:
@@ -136,7 +151,7 @@ def _open_by_manifest(folder: Path) -> Shards:
         path = folder / entry.name
         if not path.exists():
             raise ShardError(f"{path} is missing, {manifest.NAME} lists it; fetch it, or read others by a pattern")
-        shard = TokenShard.open(path, files=opened)
+        shard = TokenShard.open(path, files=opened, end_of_text=listed.shard_format.end_of_text)
         sampled = entry.sampled if number % distance else shard.fingerprint()
         if (shard.n_tokens, sampled) != (entry.tokens, entry.sampled):
             raise ShardError(
@@ -144,12 +159,13 @@ def _open_by_manifest(folder: Path) -> Shards:
                 f"says {entry.tokens} and {entry.sampled[:12]}; it was changed or replaced, restore it"
             )
         shards.append(replace(shard, sha256=entry.sha256))
-    return split_by_name(folder.name, shards, listed.hash(), listed.tokenizer)
+    file = folder / FILE
+    text = file.read_bytes().decode("utf-8", errors="replace") if file.is_file() else None
+    found = split_by_name(folder.name, shards, listed.hash())
+    return replace(found, tokenizer=listed.tokenizer, tokenizer_text=text)
 
 
-def split_by_name(
-    name: str, slots: Sequence[ShardSlot], manifest_hash: str | None, tokenizer: dict[str, Any] | None = None
-) -> Shards:
+def split_by_name(name: str, slots: Sequence[ShardSlot], manifest_hash: str | None) -> Shards:
     """Return shards by the split that their names state.
 
     Raises:
@@ -161,14 +177,14 @@ def split_by_name(
     val, train = (
         tuple(slot for slot, split in zip(slots, splits, strict=True) if split == wanted) for wanted in ("val", "train")
     )
-    return Shards(name, val, train, manifest_hash, tokenizer)
+    return Shards(name, val, train, manifest_hash)
 
 
 def merge(parts: Sequence[Shards], path: str, splits: Sequence[str] = ("val", "train")) -> Shards:
     """Return the shards of several addresses as those of one.
 
     Raises:
-        ShardError: one of `splits` has no shard.
+        ShardError: one of `splits` has no shard, or the parts have different tokenizers.
     """
     val = tuple(slot for part in parts for slot in part.val)
     train = tuple(slot for part in parts for slot in part.train)
@@ -176,6 +192,8 @@ def merge(parts: Sequence[Shards], path: str, splits: Sequence[str] = ("val", "t
         if split in splits and not slots:
             raise ShardError(f"data.path={path} holds no *{split}*.bin shard; {NAMES_HINT}")
     hashes = [part.manifest for part in parts if part.manifest]
-    tokenizers = [part.tokenizer for part in parts]
-    agreed = tokenizers[0] if all(tokenizer == tokenizers[0] for tokenizer in tokenizers) else None
-    return Shards(parts[0].name, val, train, "+".join(hashes) or None, agreed)
+    known = {identify(part.tokenizer) for part in parts}
+    if len(known - {None}) > 1:
+        raise ShardError(f"data.path={path} has shards of different tokenizers; prepare them again by one")
+    agreed, text = (None, None) if None in known else (parts[0].tokenizer, parts[0].tokenizer_text)
+    return Shards(parts[0].name, val, train, "+".join(hashes) or None, agreed, text)

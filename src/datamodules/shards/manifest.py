@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from src.datamodules.shards.format import LLM_C, ShardError
+from src.datamodules.shards.format import Format, ShardError, choose_format
 from src.errors import one_line
 
 NAME = "manifest.json"
@@ -45,7 +45,14 @@ class Manifest:
 
     def dump(self) -> str:
         """Return the content of the file."""
-        return json.dumps({"format": LLM_C.name, "version": LLM_C.version, **asdict(self)}, indent=1) + "\n"
+        head = {"format": self.shard_format.name, "version": self.shard_format.version}
+        return json.dumps({**head, **asdict(self)}, indent=1) + "\n"
+
+    @property
+    def shard_format(self) -> Format:
+        """Return the format of the shards, with the tokenizer's id of end of text."""
+        format_ = choose_format(self.tokenizer.get("n_vocab", 0))
+        return format_._replace(end_of_text=self.tokenizer.get("end_of_text", format_.end_of_text))
 
     def hash(self) -> str:
         """Return the identity of the data."""

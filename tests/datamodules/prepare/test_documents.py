@@ -30,6 +30,7 @@ from src.datamodules.prepare.sources import open_source
 from src.datamodules.prepare.tokenize_pool import encode
 from src.datamodules.shards.format import TokenShard
 from src.datamodules.shards.manifest import Manifest
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.errors import UserError
 
@@ -54,7 +55,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "CHUNK_BYTES", 700)
     for module in ("parts", "prepare"):
         monkeypatch.setattr(
-            f"src.datamodules.prepare.{module}.encode_chunks", lambda chunks, n: ((c, encode(c)) for c in chunks)
+            f"src.datamodules.prepare.{module}.encode_chunks",
+            lambda chunks, n, at: ((c, encode(c, at)) for c in chunks),
         )
 
 
@@ -274,8 +276,8 @@ def test_the_validation_shard_is_a_share_that_fits(
             return iter([chunk] if share == 1.0 else [chunk, chunk])
 
     encoded = type("Encoded", (), {"tokens": np.broadcast_to(np.uint16(1), tokens)})
-    monkeypatch.setattr("src.datamodules.prepare.first_rows.encode", lambda chunk: encoded)
-    assert choose_val_tokens(Source()) == chosen  # type: ignore[arg-type]
+    monkeypatch.setattr("src.datamodules.prepare.first_rows.encode_by", lambda _, chunk: encoded)
+    assert choose_val_tokens(Source(), gpt2_tokenizer()) == chosen  # type: ignore[arg-type]
 
 
 def test_a_small_corpus_needs_no_number_of_validation_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

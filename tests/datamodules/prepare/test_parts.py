@@ -33,7 +33,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "PART_ROWS", 16)
     for module in ("parts", "prepare"):
         monkeypatch.setattr(
-            f"src.datamodules.prepare.{module}.encode_chunks", lambda chunks, n: ((c, encode(c)) for c in chunks)
+            f"src.datamodules.prepare.{module}.encode_chunks",
+            lambda chunks, n, at: ((c, encode(c, at)) for c in chunks),
         )
 
 
@@ -114,7 +115,7 @@ def test_a_killed_task_repeats_its_unfinished_part_only(tmp_path: Path, monkeypa
     source, out, read = files(tmp_path / "source"), tmp_path / "out", list[str]()
     prepare(keys(source, tmp_path / "1"))
 
-    def kill_in_d(chunks: Iterable[Chunk], n: int) -> Any:
+    def kill_in_d(chunks: Iterable[Chunk], n: int, path: Path | None) -> Any:
         for i, chunk in enumerate(chunks):
             if chunk.name == "d.parquet" and i > 2:
                 raise Killed
@@ -128,7 +129,7 @@ def test_a_killed_task_repeats_its_unfinished_part_only(tmp_path: Path, monkeypa
     before = {p: p.stat().st_mtime_ns for p in (out / parts.PARTS).glob("*.tokens")}
     assert sorted(p.name for p in before) == ["000000.tokens", "000001.tokens", "000002.tokens", "000004.tokens"]
 
-    def note(chunks: Iterable[Chunk], n: int) -> Any:
+    def note(chunks: Iterable[Chunk], n: int, path: Path | None) -> Any:
         for chunk in chunks:
             read.append(chunk.name)
             yield chunk, encode(chunk)

@@ -26,6 +26,8 @@ from src.datamodules.prepare.tokenize_pool import encode
 from src.datamodules.shards.format import ShardError, TokenShard
 from src.datamodules.shards.local import open_local
 from src.datamodules.shards.manifest import Manifest
+from src.datamodules.tokenization.byte_level import ByteLevelTokenizer
+from src.datamodules.tokenization.train import train_bpe
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.errors import UserError
 from src.settings.sections import read_section
@@ -220,7 +222,7 @@ def test_a_preparation_killed_anywhere_continues_to_the_same_bytes(
         jsonl(source, bad)
     # Tokenize in this process, so that a kill can happen anywhere.
     monkeypatch.setattr(
-        "src.datamodules.prepare.prepare.encode_chunks", lambda chunks, n: ((c, encode(c)) for c in chunks)
+        "src.datamodules.prepare.prepare.encode_chunks", lambda chunks, n, path: ((c, encode(c, path)) for c in chunks)
     )
     keys = {"val_tokens": 501, "shard_tokens": 997}
     prepared(source, tmp_path / "whole", **keys)
@@ -414,3 +416,57 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         open_source("hf://datasets/a/b")
     with pytest.raises(UserError, match="must be hf://datasets/<owner>/<name>"):
         open_source("hf://datasets/a")
+
+
+def test_another_tokenizer_travels_with_its_shards(tmp_path: Path) -> None:
+    texts = jsonl(tmp_path / "texts.jsonl")
+    (tmp_path / "small.json").write_text(text := train_bpe(iter(TEXTS), 300))
+    tokenizer = ByteLevelTokenizer("small", text)
+    manifest = prepare(
+        PrepareKeys(str(texts), str(tmp_path / "out"), 1, 3000, 1000, tokenizer=str(tmp_path / "small.json"))
+    )
+    assert manifest.tokenizer == tokenizer.statement()
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == text
+    wanted = [t for document in TEXTS for t in (tokenizer.end_of_text, *tokenizer.encode(document))]
+    assert stream(tmp_path / "out").tolist() == wanted
+    shards = open_local(str(tmp_path / "out"))
+    found = shards.open_tokenizer()
+    assert found is not None
+    assert found.statement() == tokenizer.statement()
+    opened = [slot.load() for slot in (*shards.val, *shards.train)]
+    assert sum(len(shard.document_starts()) for shard in opened) == len(TEXTS)
+    assert {shard.format.name for shard in opened} == {"llm.c"}
+    with pytest.raises(UserError, match=r"holds another preparation: tokenizer was small .*, is gpt2"):
+        prepare(PrepareKeys(str(texts), str(tmp_path / "out"), 1, 3000, 1000))
+    (tmp_path / "out" / "tokenizer.json").write_text(text + " ")
+    with pytest.raises(ShardError, match=r"its tokenizer\.json is not the stated one"):
+        open_local(str(tmp_path / "out")).open_tokenizer()
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_ids_beyond_uint16_have_shards_of_uint32(tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = json.loads(train_bpe(iter(TEXTS), 300))
+    tree["model"]["vocab"]["Ġthe"] = 70_000  # the most frequent token has an id that uint16 cannot hold
+    (tmp_path / "wide.json").write_text(json.dumps(tree))
+    for module in ("parts", "prepare"):
+        name = f"src.datamodules.prepare.{module}.encode_chunks"
+        monkeypatch.setattr(name, lambda chunks, n, path: ((c, encode(c, path)) for c in chunks))
+    source = jsonl(tmp_path / "texts.jsonl")
+    prepare(
+        PrepareKeys(
+            str(source), str(tmp_path / "out"), 1, 3000, 1000, tokenizer=str(tmp_path / "wide.json"), tasks=tasks
+        )
+    )
+    tokenizer = ByteLevelTokenizer("wide", (tmp_path / "wide.json").read_text())
+    wanted = [t for document in TEXTS for t in (tokenizer.end_of_text, *tokenizer.encode(document))]
+    assert max(wanted) == 70_000
+    assert stream(tmp_path / "out").tolist() == wanted
+    shards = open_local(str(tmp_path / "out"))
+    assert {(slot.load().format.name, slot.load().format.end_of_text) for slot in shards.train} == {("Llama-3", 0)}
+
+
+def test_a_tokenizer_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    texts = jsonl(tmp_path / "texts.jsonl")
+    with pytest.raises(UserError, match=r"prepare\.tokenizer=gpt3 is neither gpt2, a file or folder"):
+        prepare(PrepareKeys(str(texts), str(tmp_path / "out"), 1, 3000, 1000, tokenizer="gpt3"))
+    assert not (tmp_path / "out").exists()
