@@ -9,7 +9,7 @@ from pydantic import Field
 from torch.utils.tensorboard import SummaryWriter
 
 from src.callbacks.best_effort import BestEffort, BestEffortLogger
-from src.datamodules.tokenizer import N_VOCAB
+from src.datamodules.tokenization.base import Tokenizer
 from src.evaluation.generation import generate_text
 from src.models.lightning_module import LanguageModel
 from src.models.sharding import is_sharded
@@ -38,16 +38,17 @@ class SampleKeys:
 class Dashboard(L.Callback):
     """Writes the layout once, and a greedy continuation of the prompt at each validation.
 
-    Rank 0 alone generates, or all ranks where they share the weights. A vocabulary smaller than GPT-2's decodes to no
-    text, so nothing is written.
+    Rank 0 alone generates, or all ranks where they share the weights. Without a known tokenizer nothing is written.
 
     Args:
         samples: prompt and length.
+        tokenizer: tokenizer of the training data; None where it is not known.
         best_effort: suppresses TensorBoard's errors.
     """
 
-    def __init__(self, samples: SampleKeys, *, best_effort: BestEffort) -> None:
+    def __init__(self, samples: SampleKeys, tokenizer: Tokenizer | None, *, best_effort: BestEffort) -> None:
         self.best_effort = best_effort
+        self.tokenizer = tokenizer
         self.samples = samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,12 +61,12 @@ class Dashboard(L.Callback):
         writers: list[SummaryWriter] = []
         with self.best_effort.attempt("TensorBoardLogger"):
             writers = find_writers(trainer)
-        if self.samples.tokens == 0 or pl_module.gpt.config.vocab_size < N_VOCAB:
+        if self.samples.tokens == 0 or self.tokenizer is None:
             return
         if not writers and not is_sharded(pl_module.gpt):
             return
         with trainer.precision_plugin.forward_context():
-            text = generate_text(pl_module.gpt, self.samples.prompt, self.samples.tokens)
+            text = generate_text(pl_module.gpt, self.tokenizer, self.samples.prompt, self.samples.tokens)
         with self.best_effort.attempt("TensorBoardLogger"):
             for writer in writers:
                 writer.add_text("sample", f"{self.samples.prompt}**{text}**", trainer.global_step)

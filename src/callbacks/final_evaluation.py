@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from src.callbacks.run_record import RunRecord
 from src.callbacks.stop import StopRequest
+from src.datamodules.tokenization.base import Tokenizer
 from src.evaluation.suite import EvaluationSuite
 from src.models.lightning_module import LanguageModel
 
@@ -18,15 +19,23 @@ class FinalEvaluation(L.Callback):
 
     Args:
         suite: the evaluations.
+        tokenizer: tokenizer of the training data; None where it is not known and nothing is evaluated.
         record: receives the scores; where the suite has `every_steps`, in a row of metrics.jsonl too.
         request: a signal ends the evaluation between two batches; a stopped run is not evaluated.
         tokens_per_step: tokens of a global batch.
     """
 
     def __init__(
-        self, suite: EvaluationSuite, record: RunRecord, *, request: StopRequest, tokens_per_step: int
+        self,
+        suite: EvaluationSuite,
+        tokenizer: Tokenizer | None,
+        record: RunRecord,
+        *,
+        request: StopRequest,
+        tokens_per_step: int,
     ) -> None:
         self.suite = suite
+        self.tokenizer = tokenizer
         self.record = record
         self.request = request
         self.tokens_per_step = tokens_per_step
@@ -37,7 +46,7 @@ class FinalEvaluation(L.Callback):
         assert isinstance(pl_module, LanguageModel)  # training builds no other module
         step = trainer.global_step
         pl_module.follow_schedule(step - 1)
-        scores = score_module(self.suite, trainer, pl_module, self.request.check)
+        scores = score_module(self.suite, self.tokenizer, trainer, pl_module, self.request.check)
         self.record.update(**scores)
         numbers = headline(scores)
         for logger in trainer.loggers if numbers else []:
@@ -48,7 +57,11 @@ class FinalEvaluation(L.Callback):
 
 
 def score_module(
-    suite: EvaluationSuite, trainer: L.Trainer, module: LanguageModel, between_batches: Callable[[], None]
+    suite: EvaluationSuite,
+    tokenizer: Tokenizer | None,
+    trainer: L.Trainer,
+    module: LanguageModel,
+    between_batches: Callable[[], None],
 ) -> dict[str, Any]:
     """Return the suite's scores of the weights in place; mode, gradients and random state stay as they were.
 
@@ -59,7 +72,7 @@ def score_module(
     try:
         # Not in inference mode, in which Lightning validates: what a module caches now is used in training.
         with isolate_rng(), torch.inference_mode(False), torch.no_grad(), trainer.precision_plugin.forward_context():
-            scores: dict[str, Any] = suite.run(module.gpt, between_batches)
+            scores: dict[str, Any] = suite.run(module.gpt, tokenizer, between_batches)
     finally:
         module.train(training)
     return scores

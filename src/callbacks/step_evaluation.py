@@ -9,6 +9,7 @@ from src.callbacks.run_record import RunRecord
 from src.callbacks.step_end import StepEndCallback
 from src.callbacks.stop import StopRequest
 from src.callbacks.training_log import TrainingLog
+from src.datamodules.tokenization.base import Tokenizer
 from src.evaluation.suite import EvaluationSuite
 from src.models.lightning_module import LanguageModel
 
@@ -22,6 +23,7 @@ class StepEvaluation(StepEndCallback):
 
     Args:
         suite: the evaluations; without `every_steps` there are none during training.
+        tokenizer: tokenizer of the training data; None where it is not known and nothing is evaluated.
         record: receives the scores.
         request: on a signal a single rank gives up the evaluation, so that the step can be saved.
         training_log: its speeds leave the evaluation out.
@@ -31,6 +33,7 @@ class StepEvaluation(StepEndCallback):
     def __init__(
         self,
         suite: EvaluationSuite,
+        tokenizer: Tokenizer | None,
         record: RunRecord,
         *,
         request: StopRequest,
@@ -38,6 +41,7 @@ class StepEvaluation(StepEndCallback):
         tokens_per_step: int,
     ) -> None:
         self.suite = suite
+        self.tokenizer = tokenizer
         self.record = record
         self.request = request
         self.training_log = training_log
@@ -52,7 +56,7 @@ class StepEvaluation(StepEndCallback):
         # Ranks that share the work wait for one another, so they give up nothing: the grace period ends it.
         give_up = self._give_up if trainer.world_size == 1 else lambda: None
         try:
-            scores = score_module(self.suite, trainer, pl_module, give_up)
+            scores = score_module(self.suite, self.tokenizer, trainer, pl_module, give_up)
         except _GivenUpError:
             log.warning("the evaluation of step %d is left out: %s", step, self.request.reason)
             return

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.datamodules.tokenizer import END_OF_TEXT, N_VOCAB, gpt2_encoding
+from src.datamodules.tokenization.base import Tokenizer
 from src.models.gpt import GPT
 
 MAX_GEN_TOKS = 256
+#: Id on the right of shorter rows, which no earlier position sees.
+PADDING = 0
 #: Names of the length of a continuation in lm-eval; the first one given counts.
 LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -27,6 +29,7 @@ LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_t
 class Continuation:
     """Prompt, cut on the left so that `n_new` tokens fit after it, and the tokens generated so far."""
 
+    tokenizer: Tokenizer
     prompt: list[int]
     n_new: int
     until: list[str]
@@ -35,7 +38,7 @@ class Continuation:
 
     def append(self, token: int) -> None:
         """Append a token unless it is end of text."""
-        self.ended = token == END_OF_TEXT
+        self.ended = token == self.tokenizer.end_of_text
         if self.ended:
             return
         self.new.append(token)
@@ -50,10 +53,12 @@ class Continuation:
         return text
 
     def _decode(self) -> str:
-        return gpt2_encoding().decode(self.new)
+        return self.tokenizer.decode(self.new)
 
 
-def start_continuation(prompt: list[int], arguments: dict[str, Any], block_size: int) -> Continuation:
+def start_continuation(
+    tokenizer: Tokenizer, prompt: list[int], arguments: dict[str, Any], block_size: int
+) -> Continuation:
     """Return a prompt with a task's generation arguments.
 
     A task that asks for block_size tokens or more, for which lm-eval's Hugging Face model fails an assertion, gets
@@ -72,47 +77,46 @@ def start_continuation(prompt: list[int], arguments: dict[str, Any], block_size:
     until = [stops] if isinstance(stops, str) else list(stops or [])
     lengths = (int(arguments[key]) for key in LENGTH_KEYS if arguments.get(key) is not None)
     n_new = min(next(lengths, MAX_GEN_TOKS), block_size - 1)
-    kept = prompt[-(block_size - n_new) :] or [END_OF_TEXT]
-    return Continuation(kept, n_new, [stop for stop in until if stop], ended=n_new < 1)
+    kept = prompt[-(block_size - n_new) :] or [tokenizer.end_of_text]
+    return Continuation(tokenizer, kept, n_new, [stop for stop in until if stop], ended=n_new < 1)
 
 
 @torch.no_grad()
-def predict_next(model: GPT, sequences: Sequence[Sequence[int]]) -> list[int]:
-    """Return the most likely next token of each sequence, never an id that only pads the vocabulary."""
+def predict_next(model: GPT, sequences: Sequence[Sequence[int]], n_vocab: int) -> list[int]:
+    """Return the most likely next token of each sequence among the first `n_vocab` ids; the others pad the vocabulary."""
     x_BTD = model.hidden(pad(sequences, next(model.parameters()).device))
     last = [len(tokens) - 1 for tokens in sequences]
     logits_BV = F.linear(x_BTD[range(len(sequences)), last], model.embedding.get_lm_head_weight())
-    tokens: list[int] = logits_BV[:, :N_VOCAB].argmax(-1).tolist()
+    tokens: list[int] = logits_BV[:, :n_vocab].argmax(-1).tolist()
     return tokens
 
 
 def generate(model: GPT, rows: Sequence[Continuation], between_steps: Callable[[], None]) -> list[str]:
     """Continue every row to its end; `between_steps` is called after each token of the batch."""
     while active := [row for row in rows if not row.ended]:
-        tokens = predict_next(model, [row.prompt + row.new for row in active])
+        tokens = predict_next(model, [row.prompt + row.new for row in active], active[0].tokenizer.n_vocab)
         for row, token in zip(active, tokens, strict=True):
             row.append(token)
         between_steps()
     return [row.text for row in rows]
 
 
-def generate_text(model: GPT, prompt: str, n_tokens: int) -> str:
+def generate_text(model: GPT, tokenizer: Tokenizer, prompt: str, n_tokens: int) -> str:
     """Return the most likely continuation of a text: `n_tokens` tokens, or fewer up to end of text.
 
     The model sees the last block_size tokens, so a continuation may be longer than that.
     """
-    encoding = gpt2_encoding()
-    tokens = encoding.encode_ordinary(prompt)
+    tokens = tokenizer.encode(prompt)
     start = len(tokens)
     while len(tokens) - start < n_tokens:
-        (token,) = predict_next(model, [tokens[-model.config.block_size :]])
-        if token == END_OF_TEXT:
+        (token,) = predict_next(model, [tokens[-model.config.block_size :]], tokenizer.n_vocab)
+        if token == tokenizer.end_of_text:
             break
         tokens.append(token)
-    return encoding.decode(tokens[start:])
+    return tokenizer.decode(tokens[start:])
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Return token ids [B, T], padded on the right to the length of the longest row."""
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[END_OF_TEXT] * (width - len(row))] for row in rows], device=device)
+    return torch.tensor([[*row, *[PADDING] * (width - len(row))] for row in rows], device=device)

@@ -19,7 +19,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, distributed
 
-from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
+from src.datamodules.tokenization.base import Tokenizer
 from src.evaluation.generation import generate, pad, start_continuation
 from src.evaluation.shared_forwards import Forward, Row, list_positions, plan_forwards
 from src.kernels.cross_entropy import ChunkLogits, log_softmax_, product_dtype
@@ -33,26 +33,29 @@ R = TypeVar("R")
 
 
 class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
-    """GPT with GPT-2's tokenizer as an lm-eval model.
+    """GPT with its tokenizer as an lm-eval model.
 
     Args:
         model: a model in evaluation mode; runs under the active autocast.
+        tokenizer: tokenizer of its training data.
         batch_size: sequences of a forward pass.
         between_batches: called after each forward pass.
     """
 
-    def __init__(self, model: GPT, *, batch_size: int, between_batches: Callable[[], None]) -> None:
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, *, batch_size: int, between_batches: Callable[[], None]
+    ) -> None:
         super().__init__()
         self.model = model
         self.batch_size = batch_size
         self.between_batches = between_batches
         self._device = next(model.parameters()).device
-        self._encoding = gpt2_encoding()
+        self.tokenizer = tokenizer
 
     @property
     def eot_token_id(self) -> int:
         """Return the id of end of text, which also precedes an empty context."""
-        return END_OF_TEXT
+        return self.tokenizer.end_of_text
 
     @property
     def max_length(self) -> int:
@@ -60,8 +63,8 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return self.model.config.block_size
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Return token ids; `<|endoftext|>` is the special token, as in the Hugging Face tokenizer."""
-        return self._encoding.encode(string, allowed_special="all")
+        """Return token ids; `<|endoftext|>` is the special token, as in a Hugging Face tokenizer."""
+        return self.tokenizer.encode_special(string)
 
     # ---- log-likelihoods
 
@@ -151,16 +154,17 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         Raises:
             ValueError: a task asks for sampling.
         """
-        rows = [start_continuation(self.tok_encode(r.args[0]), r.args[1], self.max_length) for r in requests]
+        texts = [(self.tok_encode(r.args[0]), r.args[1]) for r in requests]
+        rows = [start_continuation(self.tokenizer, *text, self.max_length) for text in texts]
         order = sorted(range(len(rows)), key=lambda i: (rows[i].n_new, len(rows[i].prompt)))
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
         def work(batch: list[int]) -> dict[int, str]:
-            texts = generate(self.model, [rows[i] for i in batch], self.between_batches)
-            return dict(zip(batch, texts, strict=True))
+            continued = generate(self.model, [rows[i] for i in batch], self.between_batches)
+            return dict(zip(batch, continued, strict=True))
 
-        texts = self._share_batches(batches, work)
-        return [texts[i] for i in range(len(requests))]
+        found = self._share_batches(batches, work)
+        return [found[i] for i in range(len(requests))]
 
     # ---- sharing
 

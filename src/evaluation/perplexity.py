@@ -24,13 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import distributed
 
+from src.datamodules.tokenization.base import Ids, Tokenizer
 from src.models.gpt import GPT
 from src.models.sharding import divide_forwards
-
-Tokens = NDArray[np.uint16]
 
 
 class Window(NamedTuple):
@@ -83,16 +81,18 @@ class Scorer:
 
     Args:
         model: a model in evaluation mode; runs under the active autocast.
+        tokenizer: tokenizer of its training data.
         batch_size: sequences of a forward pass.
         between_batches: called after each forward pass.
     """
 
     model: GPT
+    tokenizer: Tokenizer
     batch_size: int
     between_batches: Callable[[], None]
 
     @torch.no_grad()
-    def total(self, tokens: Tokens, windows: Sequence[Window]) -> float:
+    def total(self, tokens: Ids, windows: Sequence[Window]) -> float:
         """Return the cross-entropy in nats, summed over the targets of `windows`; ranks share the windows."""
         rank, world = divide_forwards(self.model)
         device = next(self.model.parameters()).device
@@ -118,7 +118,7 @@ class Scorer:
         return float(total)
 
 
-def make_entry(loss: float, tokens: Tokens, windows: Sequence[Window], size: int, protocol: str) -> dict[str, Any]:
+def make_entry(loss: float, tokens: Ids, windows: Sequence[Window], size: int, protocol: str) -> dict[str, Any]:
     """Return the result of a protocol from the total loss over its windows."""
     predicted = sum(window.length - window.seen for window in windows)
     return {

@@ -1,8 +1,9 @@
 """Perplexity protocols by name, as in `evaluation.perplexity.<set>.protocol`.
 
 windows    Token level, non-overlapping windows, tail dropped: the benchmark's protocol. For LAMBADA this is the
-           perplexity of whole passages.
-sliding    Token level, overlapping windows every `stride` tokens, so that every token has much context.
+           perplexity of whole passages. With bits per byte of the predicted tokens.
+sliding    Token level, overlapping windows every `stride` tokens, so that every token has much context. With bits per
+           byte too.
 words      exp(total / words): the rows joined into one text, each token predicted once after end of text (rolling
            windows). Words are separated by whitespace; a word that a limit cuts counts.
 bytes      The same per UTF-8 byte, with bits per byte = total / bytes / ln 2. Comparable across tokenizers.
@@ -19,14 +20,14 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
+from src.datamodules.tokenization.base import Ids
 from src.evaluation import perplexity
-from src.evaluation.perplexity import Scorer, Tokens, bounded_exp
+from src.evaluation.perplexity import Scorer, Window, bounded_exp
 from src.evaluation.sources import TextSet
 
 Entry = dict[str, Any]
@@ -34,44 +35,53 @@ Entry = dict[str, Any]
 
 def score_windows(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
     """Score with protocol `windows`."""
-    return score_token_windows(scorer, encode_rows(rows, text), text.limit_tokens)
+    return score_token_windows(scorer, encode_rows(scorer, rows, text), text.limit_tokens)
 
 
-def score_token_windows(scorer: Scorer, tokens: Tokens, limit_tokens: int | None) -> Entry:
+def score_token_windows(scorer: Scorer, tokens: Ids, limit_tokens: int | None) -> Entry:
     """Score a stream of tokens with protocol `windows`."""
     T = scorer.model.config.block_size
     plan = perplexity.disjoint_windows(len(tokens), T, limit_tokens)
     whole = (len(tokens) - 1) // T
     limited = None if len(plan) == whole else f"first {len(plan) * T} of {whole * T} tokens"
     name = "non-overlapping windows of block_size, token level"
-    return {**perplexity.make_entry(scorer.total(tokens, plan), tokens, plan, T, name), "limited": limited}
+    entry = perplexity.make_entry(scorer.total(tokens, plan), tokens, plan, T, name)
+    return {**entry, **_per_byte(scorer, entry, tokens, plan), "limited": limited}
 
 
 def score_sliding(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
     """Score with protocol `sliding`."""
     assert text.stride is not None  # TextSet.check raises an error
-    return score_token_sliding(scorer, encode_rows(rows, text), text.limit_tokens, text.stride)
+    return score_token_sliding(scorer, encode_rows(scorer, rows, text), text.limit_tokens, text.stride)
 
 
-def score_token_sliding(scorer: Scorer, tokens: Tokens, limit_tokens: int | None, stride: int) -> Entry:
+def score_token_sliding(scorer: Scorer, tokens: Ids, limit_tokens: int | None, stride: int) -> Entry:
     """Score a stream of tokens with protocol `sliding`."""
     T = scorer.model.config.block_size
     n = len(tokens) if limit_tokens is None else min(len(tokens), limit_tokens + 1)
     plan = perplexity.sliding_windows(n, T, stride)
     name = "sliding windows of block_size, token level"
     entry = perplexity.make_entry(scorer.total(tokens, plan), tokens, plan, T, name)
-    return {**entry, "stride": stride, "limited": _describe_limit(n - 1, len(tokens) - 1)}
+    per_byte = _per_byte(scorer, entry, tokens, plan)
+    return {**entry, **per_byte, "stride": stride, "limited": _describe_limit(n - 1, len(tokens) - 1)}
+
+
+def _per_byte(scorer: Scorer, entry: Entry, tokens: Ids, plan: Sequence[Window]) -> Entry:
+    """Return the loss in bits per byte of the predicted tokens, which compares across tokenizers."""
+    predicted = (tokens[start + seen + 1 : start + length + 1] for start, length, seen in plan)
+    n_bytes = sum(map(scorer.tokenizer.count_bytes, predicted))
+    return {"bits_per_byte": entry["loss"] * entry["tokens"] / n_bytes / math.log(2)} if n_bytes else {}
 
 
 def score_rolling(scorer: Scorer, rows: list[str], text: TextSet, *, unit: str) -> Entry:
     """Score with protocol `words` or `bytes`, of which `unit` is the singular."""
     T = scorer.model.config.block_size
-    whole = encode_rows(rows, text)
+    whole: Any = encode_rows(scorer, rows, text)  # numpy's stubs cannot concatenate a union of dtypes
     tokens = whole if text.limit_tokens is None else whole[: text.limit_tokens]
-    prefixed = np.concatenate((np.array([END_OF_TEXT], dtype=np.uint16), tokens))
+    prefixed = np.concatenate((np.array([scorer.tokenizer.end_of_text], dtype=whole.dtype), tokens))
     plan = perplexity.rolling_windows(len(prefixed), T)
     total = scorer.total(prefixed, plan)
-    raw = gpt2_encoding().decode_bytes(tokens.tolist())
+    raw = scorer.tokenizer.decode_bytes(tokens.tolist())
     n_words = len(raw.decode("utf-8", errors="replace").split())  # a limit may cut a character
     entry = {
         **perplexity.make_entry(total, whole, plan, T, f"rolling windows, {unit} level"),
@@ -94,13 +104,15 @@ def score_last_word(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
     from src.evaluation.lm_adapter import GPTAdapter  # imports lm-eval, which takes seconds
 
     pairs = [_split_last_word(i, row) for i, row in enumerate(rows, 1)]
-    encode = gpt2_encoding().encode_ordinary
+    encode = scorer.tokenizer.encode
     coded = [(pair, encode(pair[0]), encode(pair[1])) for pair in pairs]
     kept, n_tokens = 0, 0
     while kept < len(coded) and (text.limit_tokens is None or n_tokens < text.limit_tokens):
         n_tokens += len(coded[kept][2])
         kept += 1
-    adapter = GPTAdapter(scorer.model, batch_size=scorer.batch_size, between_batches=scorer.between_batches)
+    adapter = GPTAdapter(
+        scorer.model, scorer.tokenizer, batch_size=scorer.batch_size, between_batches=scorer.between_batches
+    )
     scored = adapter._loglikelihood_tokens(coded[:kept])
     loss = -sum(logp for logp, _ in scored) / kept
     return {
@@ -127,9 +139,9 @@ def _describe_limit(n: int, whole: int) -> str | None:
     return None if n == whole else f"first {n} of {whole} tokens"
 
 
-def encode_rows(rows: list[str], text: TextSet) -> Tokens:
+def encode_rows(scorer: Scorer, rows: list[str], text: TextSet) -> Ids:
     """Return the rows as one stream of tokens."""
-    return np.array(gpt2_encoding().encode_ordinary(text.join.join(rows)), dtype=np.uint16)
+    return scorer.tokenizer.encode_array(text.join.join(rows))
 
 
 PROTOCOLS: dict[str, Callable[[Scorer, list[str], TextSet], Entry]] = {

@@ -1,12 +1,14 @@
 """Evaluation suite: perplexities of texts, and lm-eval tasks, in a run, at its end, or of stored weights."""
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from src.bounds import NonNegativeInt, PositiveInt, validate
+from src.datamodules.tokenization.base import Tokenizer, identify
 from src.datamodules.tokenizer import N_VOCAB
 from src.evaluation.perplexity import Scorer
 from src.evaluation.protocols import PROTOCOLS
@@ -60,17 +62,27 @@ class EvaluationSuite:
         self.batch_size = batch_size
         self.every_steps = every_steps
 
-    def check(self, vocab_size: int, block_size: int) -> None:
+    def check(self, tokenizer: Tokenizer | None, vocab_size: int, block_size: int) -> None:
         """Find, before anything is trained, the errors of `run`; fetch the data on the hub.
+
+        Args:
+            tokenizer: tokenizer of the model's training data; None where it is not known.
+            vocab_size, block_size: sizes of the model.
 
         Raises:
             ValueError: a file or data set that cannot be read, an unknown protocol, a task that lm-eval does not
-                have, or a vocabulary too small for GPT-2's tokenizer.
+                have, no tokenizer, or a vocabulary too small for it.
         """
-        if (self.texts or self.tasks.tasks) and vocab_size < N_VOCAB:
+        if (self.texts or self.tasks.tasks) and tokenizer is None:
             raise ValueError(
-                f"the evaluation needs GPT-2's {N_VOCAB} token ids, model.vocab_size is {vocab_size}; "
-                f"give model.vocab_size=50304 or evaluation=none"
+                f"the evaluation needs GPT-2's {N_VOCAB} token ids where the data do not state their tokenizer, "
+                f"model.vocab_size is {vocab_size}; give model.vocab_size=50304, shards of task=prepare or "
+                "evaluation=none"
+            )
+        if (self.texts or self.tasks.tasks) and tokenizer is not None and vocab_size < tokenizer.n_vocab:
+            raise ValueError(
+                f"the evaluation needs the {tokenizer.n_vocab} ids of tokenizer {tokenizer.name}, model.vocab_size is "
+                f"{vocab_size}; give model.vocab_size={tokenizer.padded_vocab_size} or evaluation=none"
             )
         for name, text in self.texts.items():
             text.check(f"evaluation.perplexity.{name}", block_size)
@@ -82,10 +94,12 @@ class EvaluationSuite:
 
             fetch(remote)
 
-    def run(self, model: GPT, between_batches: Callable[[], None]) -> Scores:
+    def run(self, model: GPT, tokenizer: Tokenizer | None, between_batches: Callable[[], None]) -> Scores:
         """Return the scores of `model`; an entry states what was limited or left out."""
         scores: Scores = {"perplexity": {}, "lm_eval": {}}
-        scorer = Scorer(model, self.batch_size, between_batches)
+        if tokenizer is None:  # `check` has rejected it where there is something to score
+            return scores
+        scorer = Scorer(model, tokenizer, self.batch_size, between_batches)
         for name, text in self.texts.items():
             log.info("evaluation: perplexity on %s", name)
             key = f"evaluation.perplexity.{name}"
@@ -95,10 +109,17 @@ class EvaluationSuite:
                 log.warning("evaluation: %s left out: %s", name, reason)
                 scores["perplexity"][name] = {"skipped": reason}
             else:
-                scores["perplexity"][name] = PROTOCOLS[text.protocol](scorer, rows, text)
+                entry = PROTOCOLS[text.protocol](scorer, rows, text)
+                # Per word or byte, texts are compared by this hash: that of the tokens depends on the tokenizer.
+                sha256 = hashlib.sha256(text.join.join(rows).encode()).hexdigest()
+                scores["perplexity"][name] = {
+                    **entry,
+                    "text_sha256": sha256,
+                    "tokenizer": identify(tokenizer.statement()),
+                }
         if self.tasks.tasks:
             log.info("evaluation: lm-eval on %s", ", ".join(self.tasks.tasks))
-            scores["lm_eval"] = self._lm_eval(model, between_batches)
+            scores["lm_eval"] = self._lm_eval(model, tokenizer, between_batches)
         return scores
 
     def _files(self) -> dict[str, Path]:
@@ -108,11 +129,13 @@ class EvaluationSuite:
             if name in self.tasks.tasks
         }
 
-    def _lm_eval(self, model: GPT, between_batches: Callable[[], None]) -> dict[str, dict[str, Any]]:
+    def _lm_eval(
+        self, model: GPT, tokenizer: Tokenizer, between_batches: Callable[[], None]
+    ) -> dict[str, dict[str, Any]]:
         from src.evaluation.harness import run_tasks, summarize  # imports lm-eval, which takes seconds
         from src.evaluation.lm_adapter import GPTAdapter
 
-        adapter = GPTAdapter(model, batch_size=self.batch_size, between_batches=between_batches)
+        adapter = GPTAdapter(model, tokenizer, batch_size=self.batch_size, between_batches=between_batches)
         files = self._files()
         names, limit, shots = self.tasks.tasks, self.tasks.limit, self.tasks.num_fewshot
         found = run_tasks(adapter, names, files, limit=limit, num_fewshot=shots)

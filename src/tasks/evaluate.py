@@ -105,10 +105,10 @@ def _score(saved: SavedWeights, fabric: L.Fabric) -> dict[str, Any]:
             file = saved.identity["checkpoint"]["file"]
             raise UserError(f"{file} was replaced while the ranks read it; try again, or give checkpoint=best")
     settings = saved.settings
-    settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
+    settings.evaluation.check(saved.tokenizer, settings.model.vocab_size, settings.model.block_size)
     gpt = saved.gpt.to(fabric.device).eval()
     with torch.no_grad(), fabric.autocast():
-        scores: dict[str, Any] = settings.evaluation.run(gpt, lambda: None)
+        scores: dict[str, Any] = settings.evaluation.run(gpt, saved.tokenizer, lambda: None)
     return scores
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from src.callbacks.run_record import read_result
-from src.datamodules.hub_tokenizer import write_tokenizer
-from src.datamodules.tokenizer import N_VOCAB
+from src.datamodules.hub_tokenizer import write_tokenizer, write_tokenizer_file
+from src.datamodules.tokenization.base import Tokenizer
 from src.errors import UserError, raise_user_errors
 from src.files import atomic_folder
 from src.launch.job import COMPLETED, Job, TaskEnd
@@ -51,12 +51,23 @@ def _write(saved: SavedWeights, output: Path) -> str:
     """Write model, tokenizer and card; return the format, "gpt2" or "reslab"."""
     result = read_result(saved.folder) if saved.folder is not None else None
     with atomic_folder(output) as part:
-        model_format = write_pretrained(saved.gpt, saved.recipe, part)
-        has_tokenizer = saved.settings.model.vocab_size >= N_VOCAB
-        if has_tokenizer:
-            write_tokenizer(part, saved.settings.model.block_size)
+        tokenizer = saved.tokenizer
+        end_of_text = None if tokenizer is None else tokenizer.end_of_text
+        model_format = write_pretrained(saved.gpt, saved.recipe, part, end_of_text)
+        if tokenizer is not None:
+            _write_tokenizer(part, tokenizer, saved.settings.model.block_size)
         else:
-            log.warning("no tokenizer exported: a vocabulary of %d is not GPT-2's", saved.settings.model.vocab_size)
-        card = build_model_card(saved, result, model_format=model_format, has_tokenizer=has_tokenizer)
+            size = saved.settings.model.vocab_size
+            log.warning("no tokenizer exported: the data stated none, and a vocabulary of %d is not GPT-2's", size)
+        card = build_model_card(saved, result, model_format=model_format)
         (part / "README.md").write_text(card, encoding="utf-8")
     return model_format
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
+    content = tokenizer.content()
+    if content is None:
+        write_tokenizer(folder, block_size)
+    else:
+        end_of_text = tokenizer.decode([tokenizer.end_of_text])
+        write_tokenizer_file(folder, content, end_of_text, block_size)

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from src.datamodules.tokenization.base import describe
 from src.models.formats.pretrained import MODEL_TYPE
 from src.training.saved_weights import SavedWeights
 
@@ -36,15 +37,9 @@ model = from_pretrained("<this folder>")  # token ids [B, T] -> logits [B, T, V]
 ```
 """,
 }
-TOKENIZER = {
-    True: "Texts are GPT-2's tokens; `tokenizer.json` is its tokenizer.",
-    False: "The vocabulary is smaller than GPT-2's, so the folder has no tokenizer.",
-}
 
 
-def build_model_card(
-    saved: SavedWeights, result: dict[str, Any] | None, *, model_format: str, has_tokenizer: bool
-) -> str:
+def build_model_card(saved: SavedWeights, result: dict[str, Any] | None, *, model_format: str) -> str:
     """Return the README.md of an exported folder, with the front matter that model hubs read."""
     record = result or {}
     name, step = saved.settings.name, saved.identity["step"]
@@ -59,7 +54,7 @@ def build_model_card(
             front,
             f"# {name}\n",
             f"A language model of {saved.gpt.n_params(positions=True):,} parameters, after {step:,} of "
-            f"{saved.settings.trainer.max_steps:,} optimizer steps. {TOKENIZER[has_tokenizer]}\n",
+            f"{saved.settings.trainer.max_steps:,} optimizer steps. {_describe_tokenizer(saved)}\n",
             "## Loading\n",
             LOADING[model_format],
             "## Scores\n",
@@ -69,6 +64,18 @@ def build_model_card(
             "## Configuration\n",
             f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create({**sections, 'data': data}))}```\n",
         ]
+    )
+
+
+def _describe_tokenizer(saved: SavedWeights) -> str:
+    if saved.tokenizer is None:
+        return "The data stated no tokenizer, so the folder has none."
+    if saved.tokenizer.content() is None:
+        return "Texts are GPT-2's tokens; `tokenizer.json` is its tokenizer."
+    statement = saved.tokenizer.statement()
+    return (
+        f"Texts are the tokens of `tokenizer.json`: {describe(statement)}, sha256 {statement['sha256']}, end of text "
+        f"{statement['end_of_text']}."
     )
 
 

@@ -36,7 +36,7 @@ def preflight(run: Run) -> None:
     """
     settings = run.settings
     require_shardable(settings)
-    settings.evaluation.check(settings.model.vocab_size, settings.model.block_size)
+    settings.evaluation.check(run.tokenizer, settings.model.vocab_size, settings.model.block_size)
     check_library_parts(settings, run.job.folder)
     if run.job.rank:
         return

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from src import __version__
+from src.datamodules.tokenization.base import Tokenizer
 from src.errors import UserError
 from src.files import ROOT
 from src.settings.read import Settings
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 #: Suffixes of the source files under src/.
 CODE = (".py", ".cpp", ".h")
-PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "datasets", "lm-eval")
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "tiktoken", "tokenizers", "datasets", "lm-eval")
 #: Sections that do not change what a run computes.
 NOT_COMPUTED = (
     *("name", "resume", "from_run", "task", "study", "check", "logger", "profiler", "samples", "safety"),
@@ -56,9 +57,12 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def checkpoint_identity(settings: Settings, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint states about the run that it belongs to."""
+def checkpoint_identity(
+    settings: Settings, identity: dict[str, Any], tokenizer: Tokenizer | None = None
+) -> dict[str, Any]:
+    """Return what a checkpoint states about the run that it belongs to, and the tokenizer of its data as a whole."""
     return {
+        "tokenizer": None if tokenizer is None else {**tokenizer.statement(), "content": tokenizer.content()},
         "config": settings.config,
         "config_hash": config_hash(settings.config),
         "data_hash": identity["hash"],

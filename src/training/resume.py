@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from src.callbacks.checkpoints import hash_path, link_over, read_checkpoint
 from src.callbacks.run_record import read_result
+from src.datamodules.tokenization.base import Statement, describe, identify
 from src.errors import UserError
 from src.files import flatten, scan_rows
 from src.launch.arguments import RANKS
@@ -155,6 +156,7 @@ def check_stored(
     reject_differences(stored["config"], settings.config)
     reject_changed_methods(stored, settings, path)
     _compare_data(stored["data_hash"], data_identity["hash"], settings)
+    _compare_tokenizers(stored.get("tokenizer"), data_identity.get("tokenizer"))
     warn_about_other_code(stored.get("code"))
     return stored
 
@@ -166,6 +168,16 @@ def _compare_data(then: str, now: str, settings: Settings) -> None:
     if not settings.config["data"].get("accept_changed", False):
         raise UserError(f"{line}; restore the shards, start a new run or give data.accept_changed=true")
     log.warning("%s; accepted", line)
+
+
+def _compare_tokenizers(then: Statement | None, now: Statement | None) -> None:
+    if None not in (identify(then), identify(now)) and identify(then) != identify(now):
+        assert then is not None  # it was identified
+        assert now is not None
+        raise UserError(
+            f"data.path has the tokens of {describe(now)}, and the run was trained on those of {describe(then)}; "
+            "restore the shards or start a new run"
+        )
 
 
 def _reject_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:

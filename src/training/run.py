@@ -14,6 +14,8 @@ from src.callbacks.best_effort import BestEffort
 from src.callbacks.run_record import RunRecord
 from src.callbacks.stop import StopRequest
 from src.datamodules.base import TokenDataModule
+from src.datamodules.tokenization.base import Tokenizer
+from src.datamodules.tokenization.open import or_gpt2
 from src.launch.job import Job
 from src.models.formats.pretrained import load_weights
 from src.models.gpt import GPT
@@ -84,6 +86,11 @@ class Run:
     def tokens_per_step(self) -> int:
         """Return the tokens of one optimizer step over all ranks."""
         return self.data.global_batch_size * self.settings.model.block_size
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Return the tokenizer that the model is evaluated with: the data's, or GPT-2's where it states none."""
+        return or_gpt2(self.data.tokenizer(), self.settings.model.vocab_size)
 
     @property
     def checkpoints(self) -> Path:

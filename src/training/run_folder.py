@@ -112,9 +112,12 @@ def complete_record(run: Run) -> float:
     folder, record = run.job.folder, run.record
     branched_at = record.result.get("branched_from", {}).get("step", 0)
     columns, losses, speed = summarize_rows(folder / "metrics.jsonl", branched_at)
+    per_byte = columns["val/bpb"][~np.isnan(columns["val/bpb"])]
     # A run that a callback stopped before the first logged row has no speed but that of the whole.
     speed = record.result["tokens"] / record.result["seconds"] if speed is None else speed
     record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speed)
+    if len(per_byte):
+        record.update(val_bpb=float(per_byte[-1]))
     with run.best_effort.attempt("the loss curve and TensorBoard's summary"):
         _draw_summary(run, columns, losses[-1])
     record.finish("completed", None)
@@ -128,7 +131,7 @@ def summarize_rows(path: Path, after: int) -> tuple[Columns, list[float], float 
 
     A loss that is NaN is among them; the speed is None if no row has one.
     """
-    columns = read_columns(path, ("tokens", "train/loss", "val/loss", "tokens_per_s"))
+    columns = read_columns(path, ("tokens", "train/loss", "val/loss", "val/bpb", "tokens_per_s"))
     losses = [row["val/loss"] for _, row in scan_rows(path) if "val/loss" in row and row["step"] > after]
     speeds = np.sort(columns["tokens_per_s"][~np.isnan(columns["tokens_per_s"])])
     return columns, losses, float(speeds[len(speeds) // 2]) if len(speeds) else None
@@ -165,6 +168,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['name']} completed",
         f"  {'validation loss':28}{result['val_loss']:10.4f} nats   after {result['tokens']:,} tokens",
+        *([f"  {'validation bits per byte':28}{result['val_bpb']:10.4f}"] if "val_bpb" in result else []),
         *score_lines(result),
         f"  {'speed':28}{result['tokens_per_s']:10,.0f} tokens/s, {result['seconds']:.0f} s in all",
     ]

@@ -21,6 +21,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from src import __version__
 from src.callbacks.checkpoints import identifying_file, read_checkpoint
 from src.callbacks.run_record import read_result
+from src.datamodules.tokenization.base import FILE, Tokenizer
+from src.datamodules.tokenization.open import open_stated, or_gpt2, read_tokenizer
 from src.errors import UserError, one_line
 from src.files import flatten, sha256_file
 from src.models.formats.pretrained import ROOMS, Recipe, read_pretrained
@@ -43,13 +45,14 @@ MAY_CHANGE = (*provenance.NOT_COMPUTED, "guard", "trainer", "evaluation", "data"
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Model with loaded weights, the identity of the weights, and the run and configuration they come from."""
+    """Model with loaded weights, their identity, the run and configuration they come from, and the tokenizer."""
 
     gpt: GPT
     settings: Settings
     identity: dict[str, Any]
     folder: Path | None
     trained_with: dict[str, Any]
+    tokenizer: Tokenizer | None
 
     @property
     def recipe(self) -> Recipe:
@@ -173,7 +176,17 @@ def _load_checkpoint(
         "config_hash": own["config_hash"],
         "data_hash": own["data_hash"],
     }
-    return SavedWeights(gpt, settings, identity, folder, own["config"])
+    tokenizer = _open_tokenizer(path, own.get("tokenizer"), settings)
+    return SavedWeights(gpt, settings, identity, folder, own["config"], tokenizer)
+
+
+def _open_tokenizer(path: Path, stored: dict[str, Any] | None, settings: Settings) -> Tokenizer | None:
+    """Return the tokenizer that a checkpoint holds; GPT-2's where it holds none and the vocabulary has its ids."""
+    try:
+        known = open_stated(stored, stored.get("content") if stored else None)
+    except ValueError as error:
+        raise UserError(f"{path}: its {error}") from error
+    return or_gpt2(known, settings.model.vocab_size)
 
 
 def _read_unchanged(path: Path) -> tuple[str, dict[str, Any]]:
@@ -231,4 +244,10 @@ def _load_pretrained(config: DictConfig, folder: Path) -> SavedWeights:
     provenance.reject_changed_methods(recipe.run, settings, folder)
     file = {"file": str(folder), "sha256": sha256_file(folder / "model.safetensors")}
     hashes = {key: value for key, value in recipe.run.items() if key not in ("name", "version")}
-    return SavedWeights(gpt, settings, {"step": recipe.step, "checkpoint": file, **hashes}, None, settings.config)
+    identity = {"step": recipe.step, "checkpoint": file, **hashes}
+    try:
+        known = read_tokenizer(folder / FILE, folder.name) if (folder / FILE).is_file() else None
+    except ValueError as error:
+        raise UserError(f"hf={folder}: {FILE} {one_line(error)}") from error
+    tokenizer = or_gpt2(known, settings.model.vocab_size)
+    return SavedWeights(gpt, settings, identity, None, settings.config, tokenizer)

@@ -17,6 +17,7 @@ import torch
 from lm_eval.api.model import TemplateLM
 from omegaconf import OmegaConf
 
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.evaluation.harness import run_tasks
 from src.evaluation.lm_adapter import GPTAdapter
@@ -80,7 +81,7 @@ def compare(gpt: GPT, limit: int, batch_size: int, turns: int) -> dict[str, Time
     """The adapters after scoring the first `limit` items of each task `turns` times."""
 
     def ours(size: int) -> GPTAdapter:
-        return GPTAdapter(gpt, batch_size=size, between_batches=lambda: None)
+        return GPTAdapter(gpt, gpt2_tokenizer(), batch_size=size, between_batches=lambda: None)
 
     adapters = {
         "one by one": Timed(OneByOne(gpt)),

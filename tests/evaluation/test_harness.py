@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.evaluation import harness
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.suite import EvaluationSuite
@@ -70,7 +71,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def scored(tasks: list[str], num_fewshot: int | None = 0) -> dict[str, dict[str, Any]]:
     gpt = tiny_gpt(vocab_size=50304, block_size=32).eval()
-    adapter = GPTAdapter(gpt, batch_size=4, between_batches=lambda: None)
+    adapter = GPTAdapter(gpt, gpt2_tokenizer(), batch_size=4, between_batches=lambda: None)
     return harness.summarize(harness.run_tasks(adapter, tasks, {}, limit=4, num_fewshot=num_fewshot), tasks, {})
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from src.datamodules.hub_tokenizer import write_tokenizer
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import gpt2_encoding
 from src.evaluation.harness import run_tasks
 from src.evaluation.lm_adapter import GPTAdapter
@@ -41,7 +42,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, GPTAdapter]:
     sizes = {**SIZES, "block_size": BLOCK, "vocab_size": 50257, "bias": True, "gelu_approximate": "tanh"}
     gpt = tiny_gpt(**sizes)
     load_gpt2(gpt, folder)
-    return reference, GPTAdapter(gpt.eval(), batch_size=4, between_batches=lambda: None)
+    return reference, GPTAdapter(gpt.eval(), gpt2_tokenizer(), batch_size=4, between_batches=lambda: None)
 
 
 def items(lm: Any, tasks: list[str], files: dict[str, Path], shots: int) -> dict[str, list[Any]]:

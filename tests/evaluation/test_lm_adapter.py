@@ -9,6 +9,7 @@ import torch
 from lm_eval.api.model import TemplateLM
 from torch import distributed, multiprocessing
 
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import gpt2_encoding
 from src.evaluation.harness import find_task_file, run_tasks, summarize
 from src.evaluation.lm_adapter import GPTAdapter
@@ -26,7 +27,7 @@ def model() -> GPT:
 
 
 def adapter(gpt: GPT | None = None, batch_size: int = 16) -> GPTAdapter:
-    return GPTAdapter(gpt or model(), batch_size=batch_size, between_batches=lambda: None)
+    return GPTAdapter(gpt or model(), gpt2_tokenizer(), batch_size=batch_size, between_batches=lambda: None)
 
 
 class Plain(TemplateLM):

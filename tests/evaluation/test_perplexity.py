@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.evaluation.protocols import Scorer, score_token_windows
 from src.evaluation.sources import TextSet, read_texts, resolve_path
 from src.evaluation.suite import EvaluationSuite
@@ -25,7 +26,7 @@ STREAM = np.random.default_rng(0).integers(0, 64, 12 * 20 + 7).astype(np.uint16)
 def score(gpt: GPT, **keys: Any) -> dict[str, Any]:
     values = {"batch_size": 4, "between_batches": lambda: None, **keys}
     limit_tokens = values.pop("limit_tokens", None)
-    return score_token_windows(Scorer(gpt.eval(), **values), STREAM, limit_tokens)
+    return score_token_windows(Scorer(gpt.eval(), gpt2_tokenizer(), **values), STREAM, limit_tokens)
 
 
 def test_perplexity_equals_a_direct_computation_on_transformers(tmp_path: Path) -> None:
@@ -126,10 +127,12 @@ def test_without_a_file_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_shipped_suites_check_their_files_and_none_is_empty() -> None:
     for name in ("limited", "none"):
-        component("evaluation", name).check(50304, 128)
-    assert component("evaluation", "none").run(tiny_gpt(), lambda: None) == {"perplexity": {}, "lm_eval": {}}
+        component("evaluation", name).check(gpt2_tokenizer(), 50304, 128)
+    assert component("evaluation", "none").run(tiny_gpt(), None, lambda: None) == {"perplexity": {}, "lm_eval": {}}
     with pytest.raises(ValueError, match=r"model\.vocab_size is 512; give model\.vocab_size=50304"):
-        component("evaluation", "limited").check(512, 128)
+        component("evaluation", "limited").check(None, 512, 128)
+    with pytest.raises(ValueError, match=r"50257 ids of tokenizer gpt2, .* 512; give model\.vocab_size=50304"):
+        component("evaluation", "limited").check(gpt2_tokenizer(), 512, 128)
 
 
 def test_data_missing_on_the_hub_is_an_error_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +143,7 @@ def test_data_missing_on_the_hub_is_an_error_before_the_run(monkeypatch: pytest.
 
     monkeypatch.setattr("datasets.load_dataset", offline)
     with pytest.raises(ValueError, match=r"wikitext2\.hub=Salesforce/wikitext could not be fetched .*hub=null"):
-        component("evaluation", "full").check(50304, 128)
+        component("evaluation", "full").check(gpt2_tokenizer(), 50304, 128)
     monkeypatch.setattr(harness, "TaskManager", lambda: SimpleNamespace(_index={"arc_easy": 1}, load=offline))
     with pytest.raises(ValueError, match="has no task arc_hard"):
         harness.fetch(["arc_easy", "arc_hard"])
@@ -152,7 +155,7 @@ def test_a_missing_wikitext_is_left_out_with_a_warning(caplog: pytest.LogCapture
     config = option("evaluation", "limited")
     config.perplexity.pop("lambada")
     config.lm_eval.tasks = []
-    scores = component_of(config).run(tiny_gpt(vocab_size=50304), lambda: None)
+    scores = component_of(config).run(tiny_gpt(vocab_size=50304), gpt2_tokenizer(), lambda: None)
     assert "give evaluation.perplexity.wikitext2.path=<file>" in scores["perplexity"]["wikitext2"]["skipped"]
     assert "wikitext2 left out" in caplog.text
 
@@ -180,6 +183,6 @@ def test_real_wikitext_is_scored_if_available() -> None:
     config.perplexity.wikitext2.limit_tokens = 240
     config.lm_eval.tasks = []
     gpt = tiny_gpt(vocab_size=50304)
-    scores = component_of(config).run(gpt, lambda: None)["perplexity"]["wikitext2"]
+    scores = component_of(config).run(gpt, gpt2_tokenizer(), lambda: None)["perplexity"]["wikitext2"]
     assert scores["ppl"] == pytest.approx(50304, rel=0.05)
     assert scores["limited"].startswith("first 240 of 28")

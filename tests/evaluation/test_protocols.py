@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.perplexity import Window, rolling_windows, sliding_windows
@@ -51,7 +52,7 @@ def text_set(**keys: Any) -> TextSet:
 
 def scored(gpt: GPT, **keys: Any) -> dict[str, Any]:
     text = text_set(**keys)
-    scorer = Scorer(gpt, batch_size=3, between_batches=lambda: None)
+    scorer = Scorer(gpt, gpt2_tokenizer(), batch_size=3, between_batches=lambda: None)
     return PROTOCOLS[text.protocol](scorer, ROWS, text)
 
 
@@ -78,7 +79,7 @@ def test_sliding_equals_a_plain_computation(pair: tuple[GPT, Any], stride: int) 
     for i in range(1, len(tokens)):
         start = max(0, math.ceil((i - T) / stride)) * stride  # the first window that reaches token i
         total += log_probability(theirs, tokens[start:i], tokens[i])[0]
-    scorer = Scorer(gpt, batch_size=7, between_batches=lambda: None)
+    scorer = Scorer(gpt, gpt2_tokenizer(), batch_size=7, between_batches=lambda: None)
     found = score_token_sliding(scorer, STREAM, None, stride)
     assert found["ppl"] == pytest.approx(math.exp(-total / (len(tokens) - 1)), rel=1e-5)
     assert (found["tokens"], found["limited"], found["stride"]) == (len(tokens) - 1, None, stride)
@@ -112,7 +113,7 @@ def test_words_and_bytes_equal_a_plain_computation(pair: tuple[GPT, Any]) -> Non
 
 def test_rolling_is_lm_evals_rolling_log_likelihood(pair: tuple[GPT, Any]) -> None:
     gpt, _ = pair
-    adapter = GPTAdapter(gpt, batch_size=2, between_batches=lambda: None)
+    adapter = GPTAdapter(gpt, gpt2_tokenizer(), batch_size=2, between_batches=lambda: None)
     (theirs,) = adapter.loglikelihood_rolling([SimpleNamespace(args=("\n\n".join(ROWS),))])  # type: ignore[list-item]
     found = scored(gpt, protocol="words")
     assert found["loss"] * found["tokens"] == pytest.approx(-theirs, rel=1e-6)
@@ -148,7 +149,7 @@ def test_last_word_detects_the_most_likely_word(pair: tuple[GPT, Any]) -> None:
         if word[:1] == " " and word[1:].isalpha() and encoding.encode_ordinary(word) == [likeliest]:
             right.append(start + word)
     assert right, "no start has a word as its likeliest token; choose others"
-    found = PROTOCOLS["last_word"](Scorer(gpt, 2, lambda: None), [*right, ROWS[0]], text_set())
+    found = PROTOCOLS["last_word"](Scorer(gpt, gpt2_tokenizer(), 2, lambda: None), [*right, ROWS[0]], text_set())
     assert found["acc"] == len(right) / (len(right) + 1)
 
 
@@ -193,7 +194,7 @@ def test_an_invalid_protocol_or_stride_is_rejected_before_the_run() -> None:
     with pytest.raises(ValueError, match=r"k\.stride must be between 1 and model\.block_size, 12, got 13"):
         text_set(protocol="sliding", stride=13).check("k", T)
     with pytest.raises(ValueError, match="row 2 has fewer than two words"):
-        PROTOCOLS["last_word"](Scorer(tiny_gpt(), 1, lambda: None), ["a b", "one "], text_set())
+        PROTOCOLS["last_word"](Scorer(tiny_gpt(), gpt2_tokenizer(), 1, lambda: None), ["a b", "one "], text_set())
 
 
 def test_the_shipped_suite_of_all_protocols_has_each() -> None:
@@ -213,7 +214,7 @@ def test_real_texts_are_scored_under_every_protocol() -> None:
         text = text_set(path=str(path), field="page", limit_tokens=240, protocol=protocol, stride=stride)
         rows = text.read_rows("k")
         assert rows is not None
-        found = PROTOCOLS[protocol](Scorer(gpt, 16, lambda: None), rows, text)
+        found = PROTOCOLS[protocol](Scorer(gpt, gpt2_tokenizer(), 16, lambda: None), rows, text)
         assert found["loss"] * found.get("items", found["tokens"]) / found["tokens"] == pytest.approx(
             math.log(50304), rel=0.01
         )

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.shared_forwards import Row, list_positions, plan_forwards
 from tests.evaluation.adapter_speed import compare
@@ -58,7 +59,7 @@ def test_one_token_answers_to_one_question_cost_one_forward(monkeypatch: pytest.
         return hidden(idx_BT)
 
     monkeypatch.setattr(gpt, "hidden", counted)
-    adapter = GPTAdapter(gpt, batch_size=4, between_batches=lambda: None)
+    adapter = GPTAdapter(gpt, gpt2_tokenizer(), batch_size=4, between_batches=lambda: None)
     question = list(range(10))
     adapter._loglikelihood_tokens([(None, question, [letter]) for letter in range(40, 44)])
     assert seen == [(1, 10)]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from src.callbacks.guard import check_ranks_agree
+from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
+from src.datamodules.tokenizer import N_VOCAB
 from src.evaluation.generation import predict_next
 from src.evaluation.perplexity import Scorer, disjoint_windows
 from src.models.gpt import GPT
@@ -112,10 +114,12 @@ def compare_probes() -> dict[str, float]:
     probes = [probe_stream(model, idx, targets) for model in (whole, gpt)]
     tables = [summarize_parameters(model) for model in (whole, gpt)]
     scores = [
-        Scorer(model, 1, lambda: None).total(np.arange(19, dtype=np.uint16), disjoint_windows(19, 6, None))
+        Scorer(model, gpt2_tokenizer(), 1, lambda: None).total(
+            np.arange(19, dtype=np.uint16), disjoint_windows(19, 6, None)
+        )
         for model in (whole, gpt)
     ]
-    next_tokens = [predict_next(model, [[1, 2, 3], [4, 5, 6]]) for model in (whole, gpt)]
+    next_tokens = [predict_next(model, [[1, 2, 3], [4, 5, 6]], N_VOCAB) for model in (whole, gpt)]
     free_gathered(gpt)
     check_ranks_agree(1, gpt)
     left = sum(p.numel() for p in map(local_part, gpt.parameters()))

@@ -4,6 +4,7 @@ Covers `model_card.py` too.
 """
 
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +14,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from src.datamodules.prepare.prepare import PrepareKeys, prepare
+from src.datamodules.prepare.tokenize_pool import encode
+from src.datamodules.shards.local import open_local
+from src.datamodules.tokenization.byte_level import ByteLevelTokenizer
+from src.datamodules.tokenization.train import train_bpe
 from src.errors import UserError
 from src.files import sha256_file
 from src.launch.job import Job
@@ -182,3 +188,61 @@ def test_all_checkpoints_of_a_run_are_scored_once_each_and_make_a_curve(trained:
     assert json.loads((again / "evaluation.json").read_text()) == records[:2]
     with pytest.raises(UserError, match=r"checkpoint=\[\] names none"):
         do("evaluate", f"run={copied}", "checkpoint=[]", cwd=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a run on shards of a tokenizer of 512 ids."""
+    cwd = tmp_path_factory.mktemp("small")
+    texts = [f"Document {i} says: " + f"the {i} cats walk to naïve Zürich. " * 30 for i in range(60)]
+    (cwd / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (cwd / "small.json").write_text(train_bpe(iter(texts), 300))
+    with pytest.MonkeyPatch.context() as patch:
+        name = "src.datamodules.prepare.prepare.encode_chunks"
+        patch.setattr(name, lambda chunks, n, path: ((c, encode(c, path)) for c in chunks))
+        keys = PrepareKeys(
+            str(cwd / "texts.jsonl"), str(cwd / "shards"), 1, 10**6, 2000, tokenizer=str(cwd / "small.json")
+        )
+        prepare(keys)
+    keys = [key for key in SMALL if not key.startswith(("evaluation=", "model.vocab_size="))]
+    done = run(*keys, *SUITE, "model.vocab_size=384", "data.path=shards", "hydra.run.dir=r", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "r"
+
+
+def test_the_tokenizer_of_the_data_is_in_record_checkpoint_and_export(small: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    text = (small.parent / "small.json").read_text()
+    ours = ByteLevelTokenizer("small", text)
+    stated, record = ours.statement(), result(small)
+    assert record["data"]["tokenizer"] == stated
+    stored = torch.load(small / "checkpoints" / "last.ckpt", weights_only=True)["reslab"]["tokenizer"]
+    assert stored == {**stated, "content": text}
+    lambada = record["perplexity"]["lambada"]
+    assert lambada["tokenizer"] == ours.sha256
+    do("export", f"run={small}", f"output={tmp_path / 'out'}", cwd=tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs("cats walk<|endoftext|>")["input_ids"] == [*ours.encode("cats walk"), ours.end_of_text]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == ours.end_of_text
+    assert f"small (300 ids), sha256 {ours.sha256}" in (tmp_path / "out" / "README.md").read_text()
+    alone = tmp_path / "alone.ckpt"
+    shutil.copyfile(small / "checkpoints" / "last.ckpt", alone)
+    for where in (f"hf={tmp_path / 'out'}", f"checkpoint={alone}"):
+        scored = json.loads((do("evaluate", where, cwd=tmp_path) / "evaluation.json").read_text())
+        assert scored["scores"]["perplexity"]["lambada"] == lambada
+
+
+def test_bits_per_byte_are_the_loss_over_the_bytes_that_its_tokens_stand_for(small: Path) -> None:
+    ours = ByteLevelTokenizer("small", (small.parent / "small.json").read_text())
+    record = result(small)
+    val = open_local(str(small.parent / "shards")).val[0].load()
+    windows = record["data"]["val_tokens"]
+    n_bytes = len(ours.decode_bytes([t for t in val.tokens[1 : windows + 1].tolist() if t != ours.end_of_text]))
+    assert record["val_bpb"] == pytest.approx(record["val_loss"] / math.log(2) * windows / n_bytes, rel=1e-6)
+
+
+def test_a_vocabulary_without_the_tokenizers_ids_is_rejected(small: Path, tmp_path: Path) -> None:
+    shards = str(small.parent / "shards")
+    done = run(*SMALL, "model.vocab_size=256", f"data.path={shards}", "hydra.run.dir=x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has the 300 ids of tokenizer small, model.vocab_size is 256; give model.vocab_size=384" in done.stderr

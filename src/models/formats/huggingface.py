@@ -18,7 +18,6 @@ from src.models.formats.folder import read_config, read_tensors, write_folder
 from src.models.formats.gpt2 import GPT2_KEYS, find_difference_from_gpt2, gpt2_shapes
 from src.models.gpt import GPT
 
-END_OF_TEXT = 50256
 #: Sizes: this project's keys, and Hugging Face's.
 SIZES = {
     "n_layer": "n_layer",
@@ -40,8 +39,13 @@ FIXED = {
 MASKS = (".attn.bias", ".attn.masked_bias")
 
 
-def write_gpt2(gpt: GPT, folder: Path) -> None:
+def write_gpt2(gpt: GPT, folder: Path, end_of_text: int | None = None) -> None:
     """Write `gpt` into an existing folder; `GPT2LMHeadModel.from_pretrained` loads it with the same logits.
+
+    Args:
+        gpt: a model that is GPT-2.
+        folder: the folder.
+        end_of_text: id that starts and ends a text; None where the tokenizer is not known.
 
     Raises:
         ValueError: the model is not GPT-2.
@@ -54,19 +58,18 @@ def write_gpt2(gpt: GPT, folder: Path) -> None:
     for key, shape in gpt2_shapes(gpt.config).items():
         value = own[key].detach().cpu().float() if key in own else torch.zeros(shape)
         weights[f"transformer.{_hub_name(key)}"] = (value.T if _is_conv1d(key) else value).contiguous()
-    write_folder(folder, _hub_config(gpt), weights)
+    write_folder(folder, _hub_config(gpt, end_of_text), weights)
 
 
-def _hub_config(gpt: GPT) -> dict[str, Any]:  # JSON
-    special = END_OF_TEXT if gpt.config.vocab_size > END_OF_TEXT else None
+def _hub_config(gpt: GPT, end_of_text: int | None) -> dict[str, Any]:  # JSON
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": ACTIVATIONS[gpt.config.gelu_approximate],
         "layer_norm_epsilon": gpt.get_submodule("ln_f").eps,
         **FIXED,
-        "bos_token_id": special,
-        "eos_token_id": special,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
         "resid_pdrop": gpt.config.dropout,
         "embd_pdrop": gpt.config.dropout,
         "attn_pdrop": gpt.config.dropout,

@@ -79,14 +79,20 @@ class Recipe:
         return gpt
 
 
-def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path) -> str:
+def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | None = None) -> str:
     """Write `gpt` into an existing folder; return the format, "gpt2" or "reslab".
+
+    Args:
+        gpt: the model.
+        recipe: its description.
+        folder: the folder.
+        end_of_text: the tokenizer's id that starts and ends a text; None where it is not known.
 
     Raises:
         ValueError: a part of the model is not a class of this project.
     """
     if find_difference_from_gpt2(gpt) is None:
-        write_gpt2(gpt, folder)
+        write_gpt2(gpt, folder, end_of_text)
         return "gpt2"
     for name in ROOMS:
         _component("this run", name, recipe.rooms[name])
