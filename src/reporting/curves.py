@@ -96,7 +96,7 @@ def _mean_by_step(system: System) -> pd.Series:
     return pd.concat(curves, axis=1, join="inner").mean(axis=1)
 
 
-def draw_intervals(board: pd.DataFrame) -> Figure:
+def draw_intervals(board: pd.DataFrame, unit: str) -> Figure:
     """Draw each system's difference to the baseline with its interval."""
     shown = board[board["difference"].notna()].iloc[::-1]
     figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(shown)), layout="constrained")
@@ -109,7 +109,7 @@ def draw_intervals(board: pd.DataFrame) -> Figure:
     axes.axvline(0, color="0.4", lw=1)
     axes.set_yticks(range(len(shown)), shown["system"])
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("validation loss minus the baseline's (nats; left is better)")
+    axes.set_xlabel(f"validation loss minus the baseline's ({unit}; left is better)")
     axes.grid(axis="x", alpha=0.25)
     return figure
 

@@ -9,7 +9,7 @@ from src.reporting.leaderboard import BUDGETS, budget_metric, collect_evaluation
 from src.reporting.page import Picture, Section, to_html, to_markdown
 from src.reporting.report import Report
 from src.reporting.statistics import pooled_sd, visible_difference
-from src.reporting.systems import System
+from src.reporting.systems import System, list_tokenizers
 
 #: Most systems whose curves are drawn: as many as there are colors.
 MAX_DRAWN = len(curves.COLORS)
@@ -52,6 +52,18 @@ def build_document(report: Report) -> tuple[str, list[Section]]:
 
 def _summarize(report: Report) -> Section:
     warnings = []
+    tokenizers = list_tokenizers(report.found.systems)
+    if len(tokenizers) > 1:
+        by_byte = (
+            "systems are compared in bits per byte, and their losses and perplexities per token are not"
+            if report.loss == "val bpb"
+            else "and some runs have no bits per byte to compare instead"
+        )
+        names = " and ".join(sorted(tokenizers.values()))
+        warnings.append(
+            f"Unfair comparison: the runs have different tokenizers, {names}, so losses per token do not compare; "
+            f"{by_byte}."
+        )
     keys = sorted({f"{u.key} ({u.system})" for u in report.unfair if u.what == "loss"})
     if keys:
         warnings.append(f"Unfair comparison: more than the compared axis differs: {', '.join(keys)}.")
@@ -71,8 +83,9 @@ def _summarize(report: Report) -> Section:
         none = "There is no baseline, so nothing is compared."
         text = none if report.found.systems else "No run is completed, so there is nothing to compare."
         return Section("In words", [text], warnings=warnings)
+    what = "Final validation loss" if report.loss == "val loss" else "Final bits per byte of the validation text"
     intro = (
-        f"Final validation loss against {report.baseline.label}. Systems are called different if p, corrected "
+        f"{what} against {report.baseline.label}. Systems are called different if p, corrected "
         "for the number of systems (Holm), is below 5 %."
     )
     sentences = report.sentences() or ["There is only the baseline."]
@@ -92,16 +105,17 @@ def _warn_of_unsteady_speeds(systems: list[System]) -> list[str]:
 
 def _state_seed_spread(report: Report) -> str:
     """State the spread between seeds, pooled over the systems of this report."""
-    losses = [[run.result["val_loss"] for run in system.runs] for system in report.found.systems]
+    key = report.loss.replace(" ", "_")
+    losses = [[run.result[key] for run in system.runs] for system in report.found.systems]
     spread = pooled_sd(losses)
     if spread is None:
         return "Each system has one seed, so no difference can be distinguished from noise."
     sd, freedom = spread
     n = max(len(values) for values in losses)
     return (
-        f"Between seeds of one system the validation loss has an sd of {sd:.4f} nats (pooled, {freedom} degrees of "
-        f"freedom); two systems of {n} unpaired seeds each would have to be {visible_difference(sd, freedom, n):.4f} "
-        "nats apart."
+        f"Between seeds of one system the validation loss has an sd of {sd:.4f} {report.unit} (pooled, {freedom} degrees "
+        f"of freedom); two systems of {n} unpaired seeds each would have to be {visible_difference(sd, freedom, n):.4f} "
+        f"{report.unit} apart."
     )
 
 
@@ -120,13 +134,16 @@ def _build_board(report: Report) -> Section:
         )
     pictures = []
     if report.baseline is not None and report.board["difference"].notna().any():
-        picture = curves.render_svg(curves.draw_intervals(report.board))
+        picture = curves.render_svg(curves.draw_intervals(report.board, report.unit))
         pictures.append(Picture(f"Difference to {report.baseline.label}, 95 % intervals", svg=picture))
     table = tables.build_board_table(report.board, report.baseline)
     return Section("Leaderboard", texts, tables=[table], pictures=pictures)
 
 
 def _compare_budgets(report: Report) -> Section:
+    title = "At equal tokens, FLOPs and time"
+    if len(list_tokenizers(report.found.systems)) > 1:
+        return Section(title, ["Left out: losses per token of different tokenizers do not compare."])
     runs = [run for system in report.found.systems for run in system.runs]
     shown, texts = [], []
     for axis, unit in BUDGETS.items():
@@ -142,7 +159,7 @@ def _compare_budgets(report: Report) -> Section:
         "validations. A run that trained further had not finished its learning-rate schedule there. Time is that of "
         "training steps, without validation and evaluation."
     )
-    return Section("At equal tokens, FLOPs and time", [text, *texts], tables=shown)
+    return Section(title, [text, *texts], tables=shown)
 
 
 def _draw_curves(report: Report) -> Section:

@@ -14,10 +14,10 @@ import pandas as pd
 
 from src.reporting.runs import Run, final_scores, list_entries, read_scores
 from src.reporting.statistics import compare, correct_holm
-from src.reporting.systems import System
+from src.reporting.systems import System, list_tokenizers
 
 #: Columns of the published tables in their order; other sets follow.
-FIRST = ("val loss", "wikitext2 ppl", "lambada ppl", "sec")
+FIRST = ("val loss", "val bpb", "wikitext2 ppl", "lambada ppl", "sec")
 TASKS = ("arc_easy", "hellaswag", "piqa", "winogrande")
 #: Kinds of budget: the curve's column and its unit.
 BUDGETS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "s of training"}
@@ -29,6 +29,12 @@ COSTS = {
     "tokens/s": "tokens_per_s",
     "peak memory": "peak_memory_bytes",
 }
+
+
+def choose_loss(systems: list[System]) -> str:
+    """Return the metric by which systems are compared: bits per byte where their tokenizers differ."""
+    per_byte = all(run.result.get("val_bpb") is not None for system in systems for run in system.runs)
+    return "val bpb" if len(list_tokenizers(systems)) > 1 and per_byte else "val loss"
 
 
 def build_scores(systems: list[System]) -> pd.DataFrame:
@@ -95,25 +101,33 @@ def order_metrics(metrics: Sequence[str]) -> list[str]:
     return [*first, *tasks, *rest, *costs, *budgets]
 
 
-def build_leaderboard(compared: pd.DataFrame, baseline: System | None) -> pd.DataFrame:
-    """Build one row per system, best validation loss first: mean of every metric, sd and comparison of the loss."""
+def build_leaderboard(compared: pd.DataFrame, baseline: System | None, loss: str = "val loss") -> pd.DataFrame:
+    """Build one row per system, best first: mean of every metric, sd and comparison of the loss.
+
+    Args:
+        compared: the frame of `compare_systems`.
+        baseline: the system that the others are compared with.
+        loss: metric of the order and the comparison (`choose_loss`).
+    """
     if compared.empty:
         return pd.DataFrame(columns=["system", "n seeds", "val loss", "sd"])
     means = compared.pivot(index="system", columns="metric", values="mean")
     sds = compared.pivot(index="system", columns="metric", values="sd")
-    losses = compared[compared["metric"] == "val loss"].set_index("system")
+    losses = compared[compared["metric"] == loss].set_index("system")
     metrics = [m for m in order_metrics(list(means.columns)) if not m.startswith("val loss at")]
-    board = pd.DataFrame({"n seeds": losses["n"], "val loss": means["val loss"], "sd": losses["sd"]})
+    board = pd.DataFrame({"n seeds": losses["n"], loss: means[loss], "sd": losses["sd"]})
     if baseline is not None:
         comparison = losses[["difference", "low", "high", "p", "p (Holm)", "test"]]
         board = board.join(comparison.rename(columns={"low": "95 % low", "high": "95 % high"}))
         speeds = means["tokens/s"]
         board["cost %"] = 100 * (speeds[baseline.label] / speeds - 1)
-    for metric in metrics[1:]:
+    for metric in metrics:
+        if metric == loss:
+            continue
         board[metric] = means[metric]
         if metric not in COSTS:
             board[f"{metric} sd"] = sds[metric]
-    return board.sort_values("val loss").rename_axis("system").reset_index()
+    return board.sort_values(loss).rename_axis("system").reset_index()
 
 
 def collect_evaluations(systems: list[System]) -> pd.DataFrame:

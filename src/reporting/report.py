@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from src.reporting.leaderboard import build_leaderboard, build_scores, compare_systems
+from src.reporting.leaderboard import build_leaderboard, build_scores, choose_loss, compare_systems
 from src.reporting.runs import find_runs
 from src.reporting.statistics import state_difference, state_untested
 from src.reporting.step_times import StepTimes, read_step_times
@@ -14,20 +14,26 @@ from src.reporting.systems import GroupedRuns, System, UnfairKey, find_unfair_ke
 
 @dataclass(frozen=True)
 class Report:
-    """Data of a report: grouped runs, data frames, the unfair keys and optional step times."""
+    """Data of a report: grouped runs, data frames, the unfair keys, the compared loss and optional step times."""
 
     found: GroupedRuns
     baseline: System | None
     compared: pd.DataFrame
     board: pd.DataFrame
     unfair: list[UnfairKey]
+    loss: str = "val loss"
     step_times: StepTimes | None = None
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of the compared loss."""
+        return "nats" if self.loss == "val loss" else "bits per byte"
 
     def sentences(self) -> list[str]:
         """State the differences in validation loss in sentences, best system first."""
         if self.baseline is None:
             return []
-        losses = self.compared[self.compared["metric"] == "val loss"].set_index("system")
+        losses = self.compared[self.compared["metric"] == self.loss].set_index("system")
         sentences, untested = [], []
         for label in self.board["system"]:
             row = losses.loc[label]
@@ -36,8 +42,8 @@ class Report:
             if pd.isna(row["p"]):
                 untested.append((label, row["difference"]))
             else:
-                sentences.append(state_difference(label, self.baseline.label, row))
-        return [*sentences, *state_untested(untested, self.baseline.label)]
+                sentences.append(state_difference(label, self.baseline.label, row, self.unit))
+        return [*sentences, *state_untested(untested, self.baseline.label, self.unit)]
 
 
 def build_report(folders: list[Path], baseline: str | None, axis: list[str], bench: Path | None = None) -> Report:
@@ -49,13 +55,14 @@ def build_report(folders: list[Path], baseline: str | None, axis: list[str], ben
     found = group_runs(find_runs(folders))
     reference = None if baseline is None else _find_baseline(found, baseline)
     compared = compare_systems(build_scores(found.systems), found.systems, reference)
-    board = build_leaderboard(compared, reference)
+    loss = choose_loss(found.systems)
+    board = build_leaderboard(compared, reference, loss)
     against = reference or (found.systems[0] if found.systems else None)
     unfair = find_unfair_keys(found.systems, against, axis) if against else []
     step_times = None if bench is None else read_step_times(bench)
     if step_times is not None and found.systems:
         board = step_times.join(board, reference.label if reference else None)
-    return Report(found, reference, compared, board, unfair, step_times)
+    return Report(found, reference, compared, board, unfair, loss, step_times)
 
 
 def _find_baseline(found: GroupedRuns, baseline: str) -> System | None:

@@ -152,6 +152,8 @@ def final_scores(run: Run) -> tuple[dict[str, Score], dict[str, str]]:
     If the run's own evaluation was limited, a complete later one of the same step's weights replaces it.
     """
     scores = {"val loss": Score(float(run.result["val_loss"]), ())}
+    if run.result.get("val_bpb") is not None:
+        scores["val bpb"] = Score(float(run.result["val_bpb"]), ())
     omitted: dict[str, str] = {}
     later = [e["scores"] for e in run.evaluations if e.get("step") == run.result["steps"]]
     for tree in (run.result, *later):
@@ -172,14 +174,20 @@ def list_entries(tree: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_scores(metric: str, entry: dict[str, Any]) -> dict[str, Score]:
-    """Return the scores of one entry by column name."""
+    """Return the scores of one entry by column name.
+
+    Scores per token are of one measurement where the tokens are, those per word or byte where the texts are.
+    """
     known = ("sha256", "protocol", "block_size", "stride", "metric", "num_fewshot", "task_version", "items")
     identity = tuple((key, str(entry[key])) for key in known if entry.get(key) is not None)
     if "score" in entry:
         return {f"{metric} {entry['metric']}": Score(float(entry["score"]), identity)}
-    found = {f"{metric} ppl": Score(float(entry["ppl"]), identity)}
+    text = entry.get("text_sha256", entry.get("sha256"))
+    of_text = tuple((key, str(text) if key == "sha256" else value) for key, value in identity)
+    per_token = str(entry.get("protocol", "")).endswith("token level")
+    found = {f"{metric} ppl": Score(float(entry["ppl"]), identity if per_token else of_text)}
     if "bits_per_byte" in entry:
-        found[f"{metric} bits/byte"] = Score(float(entry["bits_per_byte"]), identity)
+        found[f"{metric} bits/byte"] = Score(float(entry["bits_per_byte"]), of_text)
     if "acc" in entry:
         found[f"{metric} acc"] = Score(100 * float(entry["acc"]), identity)
     return found

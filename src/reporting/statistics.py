@@ -76,13 +76,14 @@ def correct_holm(p_values: pd.Series) -> pd.Series:
     return corrected.reindex(p_values.index)
 
 
-def state_difference(system: str, baseline: str, row: Mapping[str, Any]) -> str:
+def state_difference(system: str, baseline: str, row: Mapping[str, Any], unit: str = "nats") -> str:
     """State in one sentence what the validation losses show about a system that was tested.
 
     Args:
         system: its label.
         baseline: the baseline's label.
         row: the cells of `compare`, and `p (Holm)`.
+        unit: unit of the losses.
 
     Raises:
         ValueError: the difference has no test, since one side has one seed.
@@ -90,7 +91,7 @@ def state_difference(system: str, baseline: str, row: Mapping[str, Any]) -> str:
     if pd.isna(row["p"]):
         raise ValueError(f"{system} has one seed; use state_untested")
     mean, sd, p = row["difference"], row["sd of difference"], row["p"]
-    size, n = f"{abs(mean):.4f} nats", int(row["pairs"])
+    size, n = f"{abs(mean):.4f} {unit}", int(row["pairs"])
     if mean == 0 and sd == 0:
         return f"{system} equals {baseline} in each of {n} seeds."
     seeds = f"{n} seeds, sd {sd:.4f}"
@@ -103,9 +104,9 @@ def state_difference(system: str, baseline: str, row: Mapping[str, Any]) -> str:
     return f"{system} and {baseline}: {size}, {seeds}: not distinguishable{after} ({interval})."
 
 
-def state_untested(systems: Sequence[tuple[str, float]], baseline: str) -> list[str]:
+def state_untested(systems: Sequence[tuple[str, float]], baseline: str, unit: str = "nats") -> list[str]:
     """State the differences of systems of one seed in one sentence; no sentence without such systems."""
     if not systems:
         return []
     each = ", ".join(f"{system} ({mean:+.4f})" for system, mean in systems)
-    return [f"With one seed no test is possible, so not distinguishable from {baseline}, in nats: {each}."]
+    return [f"With one seed no test is possible, so not distinguishable from {baseline}, in {unit}: {each}."]

@@ -6,6 +6,7 @@ A system is a name and a configuration without its seed and without the keys of 
 from dataclasses import dataclass
 from typing import Any
 
+from src.datamodules.tokenization.base import describe, identify
 from src.reporting.runs import Run, final_scores
 
 NOTHING = "-"
@@ -66,6 +67,17 @@ def computed_config(run: Run) -> dict[str, Any]:
     }
     data = run.result.get("data") or {}
     return {**kept, "data.hash": str(data.get("hash", "?"))[:12]}
+
+
+def list_tokenizers(systems: list[System]) -> dict[str, str]:
+    """Return the tokenizers that runs state, in words, by hash; runs of earlier versions state none."""
+    found = {}
+    for system in systems:
+        for run in system.runs:
+            statement = (run.result.get("data") or {}).get("tokenizer")
+            if statement and (known := identify(statement)) is not None:
+                found[known] = describe(statement)
+    return found
 
 
 def is_within(key: str, sections: tuple[str, ...] | list[str]) -> bool:

@@ -27,7 +27,7 @@ def _si(value: float) -> str:
 
 FORMATS: dict[str, Callable[[float], str]] = {
     "n seeds": "{:,.0f}".format,
-    **dict.fromkeys(("val loss", "sd"), "{:.4f}".format),
+    **dict.fromkeys(("val loss", "val bpb", "sd"), "{:.4f}".format),
     **dict.fromkeys(("difference", "95 % low", "95 % high"), "{:+.4f}".format),
     **dict.fromkeys(("p", "p (Holm)"), _p),
     **dict.fromkeys(COLUMNS, "{:.3f}".format),

@@ -383,3 +383,27 @@ def test_many_systems_of_one_name_are_labelled_and_the_best_are_drawn(
     assert f"Of {n_runs} systems, the {MAX_DRAWN} with the lowest loss and the baseline are drawn." in page
     legend = re.findall(r"<text[^>]*>vanilla optimizer\.lr=(\d+) \(1\)</text>", page)
     assert legend == 3 * [*map(str, range(MAX_DRAWN)), str(n_runs - 1)]
+
+
+def test_runs_of_different_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
+    small = {"name": "small", "sha256": "5" * 64, "n_vocab": 300}
+    gpt2 = {"name": "gpt2", "ranks_sha256": "9" * 64, "n_vocab": 50257}
+    for name, tokenizer, losses, per_byte in (
+        ("vanilla", gpt2, (3.3, 3.4), (1.20, 1.22)),
+        ("fewer_ids", small, (2.1, 2.3), (1.25, 1.26)),  # lower per token, higher per byte
+    ):
+        for seed, loss, bpb in zip((1, 2), losses, per_byte, strict=True):
+            data = {"folder": "shards", "hash": tokenizer["name"], "tokenizer": tokenizer}
+            folder = tmp_path / f"{name}{seed}"
+            write_run(folder, name=name, seed=seed, losses=[4.0, 3.5, loss], data=data, val_bpb=bpb)
+    report = build_report([tmp_path], "vanilla", ["residual"])
+    assert report.loss == "val bpb"
+    assert list(report.board["system"]) == ["vanilla", "fewer_ids"]
+    assert report.board["difference"].iloc[1] == pytest.approx(mean((1.25, 1.26)) - mean((1.20, 1.22)))
+    (tmp_path / "out").mkdir()
+    page = write_report(report, tmp_path / "out").with_suffix(".md").read_text()
+    assert "the runs have different tokenizers, gpt2 (50,257 ids) and small (300 ids)" in page
+    assert "compared in bits per byte" in page
+    assert "Left out: losses per token of different tokenizers do not compare." in page
+    same = build_report([tmp_path / "vanilla1", tmp_path / "vanilla2"], "vanilla", ["residual"])
+    assert same.loss == "val loss"
