@@ -1,37 +1,53 @@
-"""Text of rows: a column of a table or a field of JSON objects, `a.b` for the field b of a.
+"""Text or token ids of rows: a column of a table or a field of JSON objects, `a.b` for the field b of a.
 
 A name that contains a dot is looked for as it is first.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
 from src.errors import UserError
 
 
-def read_column(table: Any, field: str, where: str) -> Any:  # a table or record batch, an array of pyarrow
-    """Return the column of the text, as bytes that are checked row by row later.
+@dataclass(frozen=True)
+class Column:
+    """Column or field of the documents, and whether it holds token ids instead of text."""
+
+    name: str = "text"
+    holds_ids: bool = False
+
+
+def read_rows(table: Any, field: Column, where: str) -> list[bytes | str | None]:  # a table or record batch of pyarrow
+    """Return the rows of a column as bytes: text that is checked later, or ids of four bytes.
 
     Raises:
-        UserError: there is no such column, or none of strings.
+        UserError: there is no such column, or none of strings or of ids.
     """
     names = split_field(table.schema, field, where)
     column = table.column(names[0])
     for name in names[1:]:
         column = compute.struct_field(column, name)
+    if field.holds_ids:
+        return [
+            None if row is None else np.array(row, dtype="<i8").astype("<u4").tobytes() for row in column.to_pylist()
+        ]
     # As bytes, since pyarrow stops at text that is not UTF-8.
-    return column.cast(pa.large_binary())
+    rows: list[bytes | str | None] = column.cast(pa.large_binary()).to_pylist()
+    return rows
 
 
-def split_field(schema: Any, field: str, where: str) -> list[str]:  # a schema of pyarrow
-    """Return the names that lead to a column of strings.
+def split_field(schema: Any, wanted: Column, where: str) -> list[str]:  # a schema of pyarrow
+    """Return the names that lead to a column of strings, or of lists of token ids.
 
     Raises:
-        UserError: as `read_column`.
+        UserError: as `read_rows`.
     """
+    field = wanted.name
     names = [field] if field in schema.names else field.split(".")
     kind: Any = pa.struct(list(schema))
     for name in names:
@@ -40,6 +56,12 @@ def split_field(schema: Any, field: str, where: str) -> list[str]:  # a schema o
             others = [] if len(strings) == len(schema.names) else [f"columns: {', '.join(schema.names)}"]
             raise UserError(f"{where}: no column {field}; {'; '.join([*others, describe_fields(strings)])}")
         kind = kind.field(name).type
+    if wanted.holds_ids:
+        if not _is_ids(kind):
+            raise UserError(f"{where}: column {field} holds {kind}, not lists of token ids; see prepare.tokens_field")
+        return names
+    if _is_ids(kind):
+        raise UserError(f"{where}: column {field} holds {kind}; for token ids give prepare.tokens_field={field}")
     if not _is_string(kind):
         raise UserError(
             f"{where}: column {field} holds {kind}, not strings; give prepare.text_field=<column of strings>"
@@ -83,6 +105,11 @@ def _is_string(kind: Any) -> bool:
         or pa.types.is_large_binary(kind)
         or pa.types.is_null(kind)
     )
+
+
+def _is_ids(kind: Any) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_integer(kind.value_type))
 
 
 def _string_fields(kind: Any, prefix: str = "") -> list[str]:

@@ -1,20 +1,22 @@
 """Document files of a folder or a pattern: which are read, which are skipped, which cannot be what they should be.
 
 Hidden files and folders are skipped: `._a.jsonl` is what macOS stores beside `a.jsonl`, and folders such as `.cache`
-hold copies. A file that stands for another one (a Git LFS pointer, a link to nothing) is an error.
+hold copies. A file that stands for another one (a Git LFS pointer, a link to nothing) is an error. Where there are files
+of token ids, the others beside them (OLMo's lists of documents) are skipped.
 """
 
 import glob
 import logging
 from pathlib import Path
 
+from src.datamodules.prepare import token_files
 from src.datamodules.prepare.documents import COMPRESSIONS, KINDS, kind_of
 from src.errors import UserError
 from src.files import is_lfs_pointer
 
 log = logging.getLogger(__name__)
 
-FORMS = f"{', '.join(KINDS)} (all but .parquet also {', '.join(COMPRESSIONS)})"
+FORMS = f"{', '.join(KINDS)} (all but .parquet also {', '.join(COMPRESSIONS)}), {', '.join(token_files.KINDS)}"
 
 
 def find_files(address: str, otherwise: str) -> tuple[Path, list[Path]]:
@@ -40,7 +42,12 @@ def find_files(address: str, otherwise: str) -> tuple[Path, list[Path]]:
     else:
         found = sorted(path for path in map(Path, glob.glob(address, recursive=True)) if _is_document(path))
         place = place.parent
-    if not found or not all(kind_of(path) for path in found):
+    if any(token_files.is_token_file(path) for path in found):
+        others = [path for path in found if not token_files.is_token_file(path)]
+        if others:
+            log.info("skipped %d files beside those of token ids, such as %s", len(others), others[0])
+        found = [path for path in found if path not in others]
+    if not found or not all(_names_a_form(path) for path in found):
         lacks = "holds nothing to read" if glob.has_magic(address) or Path(address).exists() else "does not exist"
         raise UserError(f"prepare.source={address} {lacks}; give a file, folder or pattern of {FORMS}, {otherwise}")
     for path in found:
@@ -53,5 +60,9 @@ def find_files(address: str, otherwise: str) -> tuple[Path, list[Path]]:
     return place, found
 
 
+def _names_a_form(path: Path) -> bool:
+    return kind_of(path) is not None or token_files.is_token_file(path)
+
+
 def _is_document(path: Path) -> bool:
-    return kind_of(path) is not None and (path.is_file() or (path.is_symlink() and not path.exists()))
+    return _names_a_form(path) and (path.is_file() or (path.is_symlink() and not path.exists()))

@@ -27,7 +27,7 @@ from typing import IO, Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from src.datamodules.prepare.columns import read_column, split_field
+from src.datamodules.prepare.columns import Column, read_rows, split_field
 from src.datamodules.prepare.csv_rows import read_csv
 from src.datamodules.prepare.json_array import ArrayError, is_json_array, read_array
 from src.errors import UserError, one_line
@@ -57,6 +57,7 @@ class Chunk:
         json_field: field of the text if the rows are JSON objects; None if they are the text.
         continues: true if the first row continues the document of the row before.
         share: share of the source up to the end of these rows; None if unknown.
+        holds_ids: true if the rows are token ids: little-endian, of four bytes, or lists in JSON.
     """
 
     cursor: Cursor
@@ -67,6 +68,7 @@ class Chunk:
     json_field: str | None
     continues: bool
     share: float | None
+    holds_ids: bool = False
 
     def name_of(self, i: int) -> str:
         """Return the name of a row that has none of its own."""
@@ -82,49 +84,51 @@ def kind_of(path: Path) -> str | None:
     return suffix if suffix in KINDS else None
 
 
-def file_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
+def file_chunks(path: Path, name: str, cursor: Cursor, field: Column) -> Iterator[Chunk]:
     """Yield the chunks of one file from a cursor on, `{}` for the start; their shares are of this file.
 
     Args:
         path, name: the file, and its name in the names of rows.
         cursor: position of a chunk.
-        text_field: column or field of the text, of files that have several.
+        field: column or field of the text or the ids, of files that have several.
 
     Raises:
         UserError: the file is damaged, cannot be read, or has no column of that name.
     """
     kind = str(kind_of(path))
+    if field.holds_ids and kind in (".txt", ".csv", ".tsv"):
+        raise UserError(f"{path} holds text, not token ids; leave prepare.tokens_field out")
     try:
         if kind == ".parquet":
-            yield from _parquet_chunks(path, name, cursor, text_field)
+            yield from _parquet_chunks(path, name, cursor, field)
         elif _read_head(path).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             yield Chunk({}, name, 1, [UTF16], None, None, False, 1.0)
         elif kind == ".txt":
             yield from _text_chunks(path, name, cursor)
         elif kind in (".csv", ".tsv"):
-            yield from _csv_chunks(path, name, cursor, text_field)
+            yield from _csv_chunks(path, name, cursor, field)
         elif is_json_array(_read_head(path)):
-            yield from _array_chunks(path, name, cursor, text_field)
+            yield from _array_chunks(path, name, cursor, field)
         else:
-            yield from _line_chunks(path, name, cursor, text_field)
+            yield from _line_chunks(path, name, cursor, field)
     except (EOFError, lzma.LZMAError, zlib.error, pa.ArrowException, gzip.BadGzipFile, csv.Error, ArrayError) as error:
         raise UserError(f"{path}: damaged ({one_line(error)}); fetch it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)}); restore it and run again") from error
 
 
-def table_chunk(table: Any, cursor: Cursor, name: str, first_row: int, share: float | None, text_field: str) -> Chunk:
+def table_chunk(table: Any, cursor: Cursor, name: str, first_row: int, share: float | None, field: Column) -> Chunk:
     """Return a table or record batch of pyarrow, with a column of text and optionally one of names, `id`, as a chunk."""
     ids = None
     if "id" in table.schema.names and pa.types.is_string(table.schema.field("id").type):
         ids = table.column("id").to_pylist()
-    rows = read_column(table, text_field, name).to_pylist()
-    return Chunk(cursor, name, first_row, rows, ids, None, False, share)
+    rows = read_rows(table, field, name)
+    return Chunk(cursor, name, first_row, rows, ids, None, False, share, field.holds_ids)
 
 
-def _parquet_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
+def _parquet_chunks(path: Path, name: str, cursor: Cursor, field: Column) -> Iterator[Chunk]:
     with parquet.ParquetFile(path) as file:
-        columns = {".".join(split_field(file.schema_arrow, text_field, str(path)))}
+        columns = {".".join(split_field(file.schema_arrow, field, str(path)))}
         columns |= {"id"} & {*file.schema_arrow.names}
         row, wanted = 0, int(cursor.get("row", 0))
         for group in range(file.num_row_groups):
@@ -137,11 +141,11 @@ def _parquet_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> I
                     rest = batch.slice(max(0, wanted - row))
                     first = row + len(batch) - len(rest)
                     share = (row + len(batch)) / file.metadata.num_rows
-                    yield table_chunk(rest, {"row": first}, name, first + 1, share, text_field)
+                    yield table_chunk(rest, {"row": first}, name, first + 1, share, field)
                 row += len(batch)
 
 
-def _line_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
+def _line_chunks(path: Path, name: str, cursor: Cursor, field: Column) -> Iterator[Chunk]:
     size = max(1, path.stat().st_size)
     row, offset = int(cursor.get("row", 0)), int(cursor.get("offset", 0))
     with path.open("rb") as raw, decompress(raw, path) as file:
@@ -163,21 +167,22 @@ def _line_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iter
                     offset += len(line)
             if rows:
                 position = {"row": first, "offset": start}
-                yield Chunk(position, name, first + 1, rows, None, text_field, False, min(1.0, raw.tell() / size))
+                share = min(1.0, raw.tell() / size)
+                yield Chunk(position, name, first + 1, rows, None, field.name, False, share, field.holds_ids)
 
 
-def _array_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
+def _array_chunks(path: Path, name: str, cursor: Cursor, field: Column) -> Iterator[Chunk]:
     with path.open("rb") as raw, decompress(raw, path) as file, closing(read_array(file, MAX_DOCUMENT_BYTES)) as values:
         for chunk in _pack_rows(((value, None) for value in values), raw, path, name, cursor):
-            yield replace(chunk, ids=None, json_field=text_field)
+            yield replace(chunk, ids=None, json_field=field.name, holds_ids=field.holds_ids)
 
 
-def _csv_chunks(path: Path, name: str, cursor: Cursor, text_field: str) -> Iterator[Chunk]:
+def _csv_chunks(path: Path, name: str, cursor: Cursor, field: Column) -> Iterator[Chunk]:
     delimiter = "\t" if kind_of(path) == ".tsv" else ","
     with (
         path.open("rb") as raw,
         decompress(raw, path) as file,
-        closing(read_csv(file, text_field, delimiter, str(path), MAX_DOCUMENT_BYTES)) as rows,
+        closing(read_csv(file, field.name, delimiter, str(path), MAX_DOCUMENT_BYTES)) as rows,
     ):
         yield from _pack_rows(rows, raw, path, name, cursor)
 

@@ -52,7 +52,7 @@ def check_text_field(source: Source) -> None:
         UserError: names the fields that hold strings.
     """
     chunk = next(iter(source.chunks({})), None)
-    if chunk is None or chunk.json_field is None:
+    if chunk is None or chunk.json_field is None or chunk.holds_ids:
         return
     others: list[str] = []
     for row in chunk.rows:

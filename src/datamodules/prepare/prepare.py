@@ -19,10 +19,12 @@ from pydantic.dataclasses import dataclass
 
 from src.bounds import CONFIG, PositiveInt
 from src.datamodules.prepare.assembly import ShardAssembly
+from src.datamodules.prepare.columns import Column
 from src.datamodules.prepare.documents import Chunk, Cursor
 from src.datamodules.prepare.first_rows import check_text_field, choose_val_tokens
 from src.datamodules.prepare.parts import PARTS, missing_parts, read_parts, tokenize_parts
 from src.datamodules.prepare.sources import Source, open_source
+from src.datamodules.prepare.token_files import IdForm
 from src.datamodules.prepare.tokenize_pool import Encoded, encode_chunks
 from src.datamodules.prepare.writer import Journal, check_output
 from src.datamodules.shards.format import choose_format
@@ -49,6 +51,7 @@ class PrepareKeys:
         processes: tokenizer processes; auto uses every core.
         shard_tokens, val_tokens: tokens of a training shard and of the validation shard; auto: a share of the source.
         text_field: column or field of the text, `a.b` for the field b of a.
+        tokens_field: column or field of token ids, which replaces the text; None reads text.
         executor: where the tasks run: in this process, one after the other, or in a job array of SLURM.
         tasks: number of tasks, which share the parts of the source.
         task: the only task to run, from 0 on; it writes no shards. None: every task, then the shards.
@@ -70,6 +73,7 @@ class PrepareKeys:
     task: Annotated[int, Field(ge=0)] | None = None
     sbatch: tuple[str, ...] = ()
     tokenizer: str = GPT2
+    tokens_field: Annotated[str, Field(min_length=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.task is not None and self.task >= self.tasks:
@@ -93,7 +97,8 @@ def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> M
         UserError: nothing to read, a folder of another preparation or in use, a full disk; complete shards stay valid.
     """
     folder = Path(keys.output)
-    source, tokenizer = _open(keys), _open_tokenizer(keys.tokenizer)
+    tokenizer = _open_tokenizer(keys.tokenizer)
+    source = _open(keys, tokenizer)
     asked = _describe(folder, source, keys, tokenizer)
     with _report_disk(folder):
         if (folder / NAME).is_file():
@@ -115,7 +120,9 @@ def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> M
                     return read_parts(folder, source, cursor, choose_format(tokenizer.n_vocab))
                 return encode_chunks(source.chunks(cursor), keys.count_processes(), path)
 
-            return ShardAssembly(folder, journal, keys.source, keys.text_field, tokenizer).write(read_chunks)
+            return ShardAssembly(folder, journal, keys.source, keys.tokens_field or keys.text_field, tokenizer).write(
+                read_chunks
+            )
 
 
 def prepare_task(keys: PrepareKeys) -> int:
@@ -126,7 +133,8 @@ def prepare_task(keys: PrepareKeys) -> int:
     """
     assert keys.task is not None  # the caller has chosen
     folder = Path(keys.output)
-    source, tokenizer = _open(keys), _open_tokenizer(keys.tokenizer)
+    tokenizer = _open_tokenizer(keys.tokenizer)
+    source = _open(keys, tokenizer)
     asked = _describe(folder, source, keys, tokenizer)
     with _report_disk(folder):
         if (folder / NAME).is_file():
@@ -181,13 +189,16 @@ def _run_tasks(
         )
 
 
-def _open(keys: PrepareKeys) -> Source:
-    return open_source(keys.source, keys.text_field)
+def _open(keys: PrepareKeys, tokenizer: Tokenizer) -> Source:
+    field = Column(keys.tokens_field or keys.text_field, keys.tokens_field is not None)
+    return open_source(keys.source, field, IdForm.of(tokenizer))
 
 
 def _describe(folder: Path, source: Source, keys: PrepareKeys, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what identifies this preparation; the size of the validation shard is chosen once for a folder."""
     own = {"text_field": keys.text_field} if keys.text_field != "text" else {}
+    if keys.tokens_field is not None:
+        own = {"tokens_field": keys.tokens_field}
     if sha256 := tokenizer.statement().get("sha256"):  # GPT-2's goes without saying, as before there were others
         own["tokenizer"] = f"{tokenizer.name} {sha256}"
     asked = {**source.identity(), **own, "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
@@ -195,7 +206,7 @@ def _describe(folder: Path, source: Source, keys: PrepareKeys, tokenizer: Tokeni
         known = Manifest.parse((folder / NAME).read_bytes(), str(folder / NAME)) if (folder / NAME).is_file() else None
         journal = Journal.read(folder)
         then = known.source if known else journal.asked if journal else {}
-        asked["val_tokens"] = then.get("val_tokens") or choose_val_tokens(_open(keys), tokenizer)
+        asked["val_tokens"] = then.get("val_tokens") or choose_val_tokens(_open(keys, tokenizer), tokenizer)
     return asked
 
 

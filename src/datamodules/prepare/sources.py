@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from src.datamodules.prepare.columns import split_field
+from src.datamodules.prepare.columns import Column, split_field
 from src.datamodules.prepare.discovery import find_files
 from src.datamodules.prepare.documents import Chunk, Cursor, file_chunks, table_chunk
+from src.datamodules.prepare.token_files import IdForm, files_of, is_token_file, token_chunks
 from src.datamodules.shards.format import hash_blocks
 from src.errors import UserError, one_line
 
@@ -48,20 +49,26 @@ class Source(Protocol):
         """Yield all rows of one part, numbered from 1 on; the parts in order are all rows."""
 
 
-def open_source(address: str, text_field: str = "text") -> Source:
-    """Return the source that `prepare.source` names, with the text in a field or column of that name.
+def open_source(address: str, field: Column | None = None, form: IdForm | None = None) -> Source:
+    """Return the source that `prepare.source` names.
+
+    Args:
+        address: files, or a data set on disk or on the hub.
+        field: field or column of the documents; None for `text`.
+        form: form of ids in files that do not state it; None if the source must hold text.
 
     Raises:
         UserError: there is nothing to read.
     """
+    field = field or Column()
     if address.startswith(HUB):
-        return HubSource.open(address, text_field)
+        return HubSource.open(address, field)
     place = Path(address)
     if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
-        return DiskSource.open(place, text_field)
+        return DiskSource.open(place, field)
     place, found = find_files(address, f"a data set saved to disk, or {HUB}<owner>/<name>")
     names = [p.relative_to(place).as_posix() if p.is_relative_to(place) else p.name for p in found]
-    return FileSource(Path(address).name, tuple(found), tuple(names), text_field)
+    return FileSource(Path(address).name, tuple(found), tuple(names), field, form)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ class FileSource:
     address: str
     paths: tuple[Path, ...]
     names: tuple[str, ...]
-    text_field: str
+    field: Column
+    form: IdForm | None
     numbers_through: ClassVar[bool] = False
 
     @property
@@ -82,7 +90,8 @@ class FileSource:
         digest = hashlib.sha256()
         for path, name in zip(self.paths, self.names, strict=True):
             digest.update(f"{name} {path.stat().st_size}\n".encode())
-            hash_blocks(digest, path, N_BLOCKS)
+            for file in files_of(path):
+                hash_blocks(digest, file, N_BLOCKS)
         return {"address": self.address, "files": len(self.paths), "revision": digest.hexdigest()}
 
     def chunks(self, cursor: Cursor) -> Iterator[Chunk]:
@@ -90,14 +99,19 @@ class FileSource:
         first = int(cursor.get("file", 0))
         for i in range(first, len(self.paths)):
             start = cursor if i == first else {}
-            for chunk in file_chunks(self.paths[i], self.names[i], start, self.text_field):
+            for chunk in self._read(i, start):
                 share = (sum(sizes[:i]) + (chunk.share or 0.0) * sizes[i]) / max(1, sum(sizes))
                 yield replace(chunk, cursor={"file": i, **chunk.cursor}, share=share)
 
     def part(self, number: int) -> Iterator[Chunk]:
         first, end = (len(self.paths) * n // self.n_part for n in (number, number + 1))
         for i in range(first, end):
-            yield from file_chunks(self.paths[i], self.names[i], {}, self.text_field)
+            yield from self._read(i, {})
+
+    def _read(self, i: int, cursor: Cursor) -> Iterator[Chunk]:
+        if is_token_file(self.paths[i]):
+            return token_chunks(self.paths[i], self.names[i], cursor, self.form)
+        return file_chunks(self.paths[i], self.names[i], cursor, self.field)
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ class DiskSource:
 
     address: str
     rows: Any  # datasets.Dataset, arrow-formatted
-    text_field: str
+    field: Column
     numbers_through: ClassVar[bool] = True
 
     @property
@@ -114,7 +128,7 @@ class DiskSource:
         return -(-len(self.rows) // PART_ROWS)
 
     @classmethod
-    def open(cls, place: Path, text_field: str) -> "DiskSource":
+    def open(cls, place: Path, field: Column) -> "DiskSource":
         """Open the data set, or its `train` split if it has several."""
         from datasets import load_from_disk
 
@@ -128,8 +142,8 @@ class DiskSource:
                     f"prepare.source={place} has no split train but {', '.join(found)}; give one split's folder"
                 )
             found = found["train"]
-        split_field(found.features.arrow_schema, text_field, f"prepare.source={place}")
-        return cls(place.name, found.with_format("arrow"), text_field)
+        split_field(found.features.arrow_schema, field, f"prepare.source={place}")
+        return cls(place.name, found.with_format("arrow"), field)
 
     def identity(self) -> dict[str, Any]:
         files = [(Path(f["filename"]).name, Path(f["filename"]).stat().st_size) for f in self.rows.cache_files]
@@ -149,7 +163,7 @@ class DiskSource:
         for at in range(start, end, ROWS_AT_ONCE):
             table = self.rows[at : min(at + ROWS_AT_ONCE, end)]
             share = (at - first + len(table)) / (end - first)
-            yield table_chunk(table, {"row": at}, self.address, at - first + 1, share, self.text_field)
+            yield table_chunk(table, {"row": at}, self.address, at - first + 1, share, self.field)
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ class HubSource:
     revision: str
     rows: Any  # datasets.IterableDataset, arrow-formatted
     n_rows: int | None
-    text_field: str
+    field: Column
     numbers_through: ClassVar[bool] = True
 
     @property
@@ -168,7 +182,7 @@ class HubSource:
         return int(self.rows.num_shards)
 
     @classmethod
-    def open(cls, address: str, text_field: str) -> "HubSource":
+    def open(cls, address: str, field: Column) -> "HubSource":
         """Resolve the revision, so that a continued preparation reads the same, and open the stream."""
         from datasets import load_dataset
         from huggingface_hub import HfApi
@@ -188,7 +202,7 @@ class HubSource:
         splits = rows.info.splits or {}
         n_rows = splits["train"].num_examples if "train" in splits else None
         known = f"{HUB}{name}:{config}" if config else f"{HUB}{name}"
-        return cls(known, sha, rows.with_format("arrow"), n_rows, text_field)
+        return cls(known, sha, rows.with_format("arrow"), n_rows, field)
 
     def identity(self) -> dict[str, Any]:
         return {"address": self.address, "revision": self.revision}
@@ -202,7 +216,7 @@ class HubSource:
         try:
             for table in rows.iter(ROWS_AT_ONCE):
                 share = min(1.0, (row + len(table)) / self.n_rows) if self.n_rows else None
-                yield table_chunk(table, {"row": row, "state": state}, self.address, row + 1, share, self.text_field)
+                yield table_chunk(table, {"row": row, "state": state}, self.address, row + 1, share, self.field)
                 row, state = row + len(table), rows.state_dict()
         except UserError:
             raise

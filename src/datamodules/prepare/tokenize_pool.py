@@ -1,7 +1,7 @@
 """Tokenizer pool: chunks of documents to tokens in several processes, in the order of the chunks.
 
 A document becomes the end-of-text token followed by its text; special tokens that are spelt out in the text are plain
-text.
+text. A document of token ids is taken as it is, without end-of-text tokens at its ends.
 """
 
 import json
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from src.datamodules.prepare.columns import read_field
 from src.datamodules.prepare.documents import NOT_UTF8, Chunk
+from src.datamodules.prepare.token_files import ROW_DTYPE
 from src.datamodules.tokenization.base import Ids, Tokenizer
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenization.open import read_tokenizer
@@ -62,16 +64,21 @@ def encode(chunk: Chunk, tokenizer_path: Path | None = None) -> Encoded:
 def encode_by(tokenizer: Tokenizer, chunk: Chunk) -> Encoded:
     """Tokenize a chunk."""
     parts: list[Any] = []  # Ids, whose union of dtypes numpy's stubs cannot concatenate
+    ids: Any
     names: list[str | None] = []
     bad: dict[int, str] = {}
     for i, row in enumerate(chunk.rows):
-        name, text, reason = read_text(row, chunk.json_field)
+        name, text, reason = (None, None, "") if chunk.holds_ids else read_text(row, chunk.json_field)
         names.append(name or (chunk.ids[i] if chunk.ids else None))
         part: Any = np.empty(0, dtype=tokenizer.dtype)
-        if text is not None:
+        if chunk.holds_ids:
+            ids, reason = read_ids(row, chunk.json_field, tokenizer, chunk.name_of(i))
+            if not reason:
+                part = np.concatenate([[tokenizer.end_of_text], ids]).astype(tokenizer.dtype)
+        elif text is not None:
             start = 0 if chunk.continues and i == 0 else 1
             try:
-                ids: Any = tokenizer.encode_array(text)
+                ids = tokenizer.encode_array(text)
                 part = np.concatenate([np.full(start, tokenizer.end_of_text, tokenizer.dtype), ids])
             except UnicodeEncodeError:  # an unpaired surrogate, spelt out in JSON
                 reason = NOT_UTF8
@@ -108,6 +115,36 @@ def read_text(row: bytes | str | None, json_field: str | None) -> tuple[str | No
     if not text:
         return name, None, "empty"
     return name, text, ""
+
+
+def read_ids(
+    row: bytes | str | None, json_field: str | None, tokenizer: Tokenizer, where: str
+) -> tuple[NDArray[np.uint32], str]:
+    """Return the ids of a row without end-of-text ids at both ends and, without ids, the reason.
+
+    Raises:
+        UserError: an id is not one of the tokenizer's.
+    """
+    none = np.empty(0, dtype=np.uint32)
+    if row is None or isinstance(row, str):
+        return none, row or "null"
+    ids = np.frombuffer(row, dtype=ROW_DTYPE) if json_field is None else none
+    if json_field is not None:
+        try:
+            fields = json.loads(row.decode("utf-8"))
+            found = read_field(fields, json_field)[1] if isinstance(fields, dict) else None
+            ids = np.array(found, dtype=np.int64).astype(np.uint32)
+        except (UnicodeDecodeError, ValueError, RecursionError, TypeError, OverflowError):
+            return none, f"{json_field} is not a list of ids" if row.strip() else "empty"
+        if ids.ndim != 1:
+            return none, f"{json_field} is not a list of ids"
+    if len(ids) and ids.max() >= tokenizer.n_vocab:
+        raise UserError(
+            f"{where} holds id {ids.max()}, but prepare.tokenizer={tokenizer.name} has the ids 0 to "
+            f"{tokenizer.n_vocab - 1}; give the tokenizer that made the ids"
+        )
+    inner = np.flatnonzero(ids != tokenizer.end_of_text)
+    return (ids[inner[0] : inner[-1] + 1], "") if len(inner) else (none, "empty")
 
 
 def encode_chunks(

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from src.bounds import PositiveInt
 from src.datamodules.hub_tokenizer import SPECIAL, write_tokenizer_file
+from src.datamodules.prepare.columns import Column
 from src.datamodules.prepare.first_rows import check_text_field
 from src.datamodules.prepare.sources import Source, open_source
 from src.datamodules.prepare.tokenize_pool import read_text
@@ -69,8 +70,9 @@ def train_tokenizer(keys: TokenizerKeys) -> ByteLevelTokenizer:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"tokenizer.output={output} exists already; name a folder that does not")
     try:
-        source = open_source(keys.source, keys.text_field)
-        check_text_field(open_source(keys.source, keys.text_field))
+        field = Column(keys.text_field)
+        source = open_source(keys.source, field)
+        check_text_field(open_source(keys.source, field))
         read = _Read()
         text = train_bpe(_read_texts(source, keys.max_bytes, read), keys.vocab_size)
     except UserError as error:

@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from src.datamodules.prepare import documents
 from src.datamodules.prepare import writer as shard_writer
+from src.datamodules.prepare.columns import Column
 from src.datamodules.prepare.prepare import PrepareKeys, prepare
 from src.datamodules.prepare.sources import HubSource, open_source
 from src.datamodules.prepare.tokenize_pool import encode
@@ -396,12 +397,12 @@ def test_the_hub_is_streamed_at_a_fixed_revision_and_continued_at_any_chunk(
     assert np.array_equal(stream(tmp_path / "out"), stream(whole))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["source"]["revision"] == "c0ffee"
-    source = HubSource.open("hf://datasets/HuggingFaceFW/fineweb:sample-10BT", "text")
+    source = HubSource.open("hf://datasets/HuggingFaceFW/fineweb:sample-10BT", Column())
     chunks = list(source.chunks({}))
     rows = [row for chunk in chunks for row in chunk.rows]
     assert rows == [t.encode() for t in TEXTS]
     for i in (1, 5, 11):
-        again = HubSource.open("hf://datasets/HuggingFaceFW/fineweb:sample-10BT", "text")
+        again = HubSource.open("hf://datasets/HuggingFaceFW/fineweb:sample-10BT", Column())
         cursor = json.loads(json.dumps(chunks[i].cursor))
         assert [row for chunk in again.chunks(cursor) for row in chunk.rows] == rows[chunks[i].first_row - 1 :]
 
