@@ -234,11 +234,18 @@ def step_of(path: Path) -> int:
 
 
 def set_aside_after(folder: Path, step: int, good: Path) -> None:
-    """Rename the checkpoints after `step` to `*.refused`, and let `last.ckpt` be `good` again."""
+    """Rename the checkpoints after `step` to `*.refused`, and let `last.ckpt` be `good` again.
+
+    `best.ckpt` keeps the weights that it has; the symbolic link to a folder gets the folder's new name.
+    """
+    best = folder / "best.ckpt"
     for path in folder.glob("step*.ckpt"):
         if step_of(path) > step:
-            path.rename(path.with_name(f"{path.name}.refused"))
+            is_best = best.is_symlink() and best.readlink().name == path.name
+            aside = path.rename(path.with_name(f"{path.name}.refused"))
             hash_path(path).unlink(missing_ok=True)
+            if is_best:
+                link_over(aside, best)
     last = folder / "last.ckpt"
     if not (last.exists() and last.samefile(good)):
         link_over(good, last)

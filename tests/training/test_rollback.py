@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from src.callbacks.checkpoints import link_over
+from src.training.resume import set_aside_after
 from src.training.rollback import _find_before
 from src.training.run import Resume
 
@@ -37,3 +38,17 @@ def test_a_folder_with_nothing_but_last_ckpt_returns_to_it(tmp_path: Path) -> No
     (tmp_path / "last.ckpt").write_text("100")
     resume = Resume(tmp_path / "last.ckpt", 100)
     assert _find_before(run_with(tmp_path, resume), 105) == resume
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_the_best_checkpoint_keeps_its_weights_when_it_is_set_aside(is_folder: bool, tmp_path: Path) -> None:
+    paths = [tmp_path / f"step{step:08d}.ckpt" for step in (4, 8)]
+    for path in paths:
+        if is_folder:
+            path.mkdir()
+        (path / "plain.pt" if is_folder else path).write_text(path.name)
+    link_over(paths[1], tmp_path / "best.ckpt")
+    link_over(paths[1], tmp_path / "last.ckpt")
+    set_aside_after(tmp_path, 4, paths[0])
+    best, last = (tmp_path / name / ("plain.pt" if is_folder else "") for name in ("best.ckpt", "last.ckpt"))
+    assert (best.read_text(), last.read_text()) == (paths[1].name, paths[0].name)
