@@ -21,7 +21,9 @@ SWEEP = [
 ]
 #: Keys that a resumed run takes from its launcher; without one there is one node.
 NODES = "++trainer.num_nodes=auto"
-RANKS = ["++trainer.devices=auto", NODES, "++trainer.strategy=auto", "++trainer.restarts=0"]
+RANKS = ["++trainer.devices=auto", NODES, "++trainer.restarts=0"]
+#: Keys of a run of one rank, or of one that was not sharded.
+UNSHARDED = ["++trainer.strategy=auto", "++trainer.shard_within_node=false"]
 #: Length of a branch whose decay is given: the decay begins at the branch.
 BRANCH_END = "trainer.max_steps='${add:${at},${schedule.decay_steps}}'"
 
@@ -66,7 +68,7 @@ def use_stored_config(arguments: list[str]) -> list[str]:
     if key == "branch_from":
         rest = _complete_branch(rest)
     quoted = _quote(folder)
-    ranks = RANKS if read_world().is_launched else [NODES]  # the launcher's may be others than the stored run had
+    ranks = _rank_keys(folder / "config.yaml", read_world())
     flags = [argument for argument in rest if argument in ("-m", "--multirun")]  # all before the overrides
     return [
         *flags,
@@ -82,6 +84,14 @@ def use_stored_config(arguments: list[str]) -> list[str]:
         f"++{key}={quoted}",
         *(argument for argument in rest if argument not in flags),
     ]
+
+
+def _rank_keys(stored: Path, world: World) -> list[str]:
+    """Return the overrides by which a run of a stored configuration takes its ranks from its launcher, if any."""
+    if not world.is_launched:
+        return [NODES]
+    is_sharded = OmegaConf.select(OmegaConf.load(stored), "trainer.strategy") == "fsdp" and world.size > 1
+    return RANKS if is_sharded else [*RANKS, *UNSHARDED]
 
 
 def _complete_branch(rest: list[str]) -> list[str]:

@@ -132,6 +132,22 @@ def test_a_launched_run_that_resumes_takes_its_ranks_from_the_launcher(
     for name, value in {"TORCHELASTIC_RUN_ID": "abc", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert "++trainer.devices=auto" in use_stored_config([f"resume={folder}"])
+    assert "++trainer.strategy=auto" in use_stored_config([f"resume={folder}"])
+
+
+@pytest.mark.parametrize(("size", "strategy"), [(2, []), (1, ["++trainer.strategy=auto"])])
+def test_a_sharded_run_that_a_launcher_resumes_stays_sharded(
+    size: int, strategy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(tmp_path)
+    path = folder / "config.yaml"
+    stored = OmegaConf.merge(OmegaConf.load(path), {"trainer": {"strategy": "fsdp", "shard_within_node": True}})
+    OmegaConf.save(stored, path)
+    for name, value in {"TORCHELASTIC_RUN_ID": "abc", "RANK": "0", "WORLD_SIZE": str(size)}.items():
+        monkeypatch.setenv(name, value)
+    found = use_stored_config([f"resume={folder}"])
+    assert [a for a in found if a.startswith("++trainer.strategy")] == strategy
+    assert ("++trainer.shard_within_node=false" in found) == (size == 1)
 
 
 def test_a_damaged_record_of_another_run_does_not_stop_a_launch(
