@@ -56,9 +56,14 @@ class ShardedCheckpointError(RuntimeError):
 def write_sharded(checkpoint: dict[str, Any], target: Path) -> None:
     """Write a checkpoint whose tensors may be sharded; a collective operation.
 
+    Args:
+        checkpoint: what Lightning saves; its DTensors are written by all ranks, the rest by rank 0.
+        target: folder to write; only rank 0's counts, since under a launcher every rank has a run folder of its own.
+
     Raises:
         ShardedCheckpointError: a file cannot be written; raised on every rank.
     """
+    target = _agree_on(target)
     part = target.with_name(f".{target.name}.part")
     rank = distributed.get_rank()
     tensors: dict[str, Tensor] = {}
@@ -79,7 +84,11 @@ def write_sharded(checkpoint: dict[str, Any], target: Path) -> None:
         distributed.all_gather_object(gathered, lines)
         with _failing_together(target):
             if rank == 0:
-                _write_manifest(part / MANIFEST, sorted(line for found in gathered for line in found))
+                lines = sorted(line for found in gathered for line in found)
+                absent = [name for line in lines if not (part / (name := line.split()[1])).is_file()]
+                if absent:
+                    raise FileNotFoundError(f"rank 0 does not see {', '.join(absent)}")
+                _write_manifest(part / MANIFEST, lines)
                 fsync_folder(part)
                 _replace(part, target)
                 fsync_folder(target.parent)
@@ -87,6 +96,13 @@ def write_sharded(checkpoint: dict[str, Any], target: Path) -> None:
         if rank == 0:
             shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _agree_on(target: Path) -> Path:
+    """Return the path of rank 0."""
+    paths = [str(target.absolute())]
+    distributed.broadcast_object_list(paths)
+    return Path(paths[0])
 
 
 @contextlib.contextmanager

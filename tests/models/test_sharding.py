@@ -4,6 +4,7 @@ One pair of processes computes everything that the tests below read, since start
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from src.callbacks.guard import check_ranks_agree
+from src.callbacks.sharded_checkpoint import read_sharded, write_sharded
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import N_VOCAB
 from src.evaluation.generation import predict_next
@@ -172,6 +174,22 @@ def copy_across_ranks() -> dict[str, float]:
     return {"equal": float((whole == whole[:1]).all()), "copies": len(whole)}
 
 
+def save_from_own_folders() -> dict[str, float]:
+    """Save with a folder of its own on each rank, as a launcher gives it; return whether rank 0's is whole."""
+    gpt = shard(build())
+    expected = {name: gather(p.detach()) for name, p in gpt.named_parameters()}
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "step1.ckpt"
+        write_sharded({"state_dict": {name: p.detach() for name, p in gpt.named_parameters()}}, target)
+        found = read_sharded(target)["state_dict"] if distributed.get_rank() == 0 else expected
+        written = len(list(Path(folder).iterdir()))
+        distributed.barrier()
+    return {
+        "equal": float(all(torch.equal(found[name], expected[name]) for name in expected)),
+        "folders": float(written),
+    }
+
+
 def compute(rank: int, folder: str, compute_results: Callable[[], Found]) -> None:
     """Compute on one rank what the tests read, and write it on rank 0."""
     torch.set_num_threads(1)
@@ -200,6 +218,7 @@ def compute_all() -> Found:
         "bf16": compare_bf16(),
         "share": measure_share(),
         "copies": copy_across_ranks(),
+        "saved": save_from_own_folders(),
     }
 
 
@@ -261,6 +280,10 @@ def test_a_rank_keeps_its_share_and_at_most_a_block_more(found: Found) -> None:
 def test_the_first_copy_is_copied_across_ranks(found: Found) -> None:
     assert found["copies"]["copies"] > 1
     assert found["copies"]["equal"] == 1
+
+
+def test_a_checkpoint_is_whole_where_every_rank_has_a_folder_of_its_own(found: Found) -> None:
+    assert found["saved"] == {"equal": 1, "folders": 1}
 
 
 def test_a_scalar_parameter_is_rejected() -> None:
