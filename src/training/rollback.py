@@ -25,8 +25,8 @@ def roll_back(run: Run, error: DivergedError) -> None:
         DivergedError: every checkpoint is from after the divergence began.
     """
     _wait_for_all_ranks()  # rank 0 has finished the save in flight, so that all see the same files
-    resume = _find_before(run, error.began)
-    if resume is None and any(run.checkpoints.glob("*.ckpt")):
+    resume, has_any = agree_on_checkpoint(run, error.began)
+    if resume is None and has_any:
         raise error
     step = resume.step if resume else 0
     _wait_for_all_ranks()  # every rank has chosen its checkpoint
@@ -40,6 +40,17 @@ def roll_back(run: Run, error: DivergedError) -> None:
     _wait_for_all_ranks()  # rank 0 has set the later checkpoints aside
     run.resume = resume
     run.data.skipped = skipped_batches(run.rollbacks)
+
+
+def agree_on_checkpoint(run: Run, began: int) -> tuple[Resume | None, bool]:
+    """Return rank 0's newest checkpoint before step `began`, and whether there are any.
+
+    Under a launcher the folder that Hydra gives to another rank is empty.
+    """
+    found = [(_find_before(run, began), any(run.checkpoints.glob("*.ckpt")))]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def _find_before(run: Run, began: int) -> Resume | None:

@@ -1,6 +1,6 @@
 """One of two gloo ranks that agree as at the start of a training: `agreeing_rank.py <rank>`, each in its own folder.
 
-Prints what `RankAgreement` raises, one line for each case of `CASES`.
+Prints what `RankAgreement` raises, one line for each case of `CASES`, then the checkpoint of a rollback.
 """
 
 import sys
@@ -12,6 +12,7 @@ from torch import distributed, nn
 
 from src.errors import one_line
 from src.training.cluster import RankAgreement
+from src.training.rollback import agree_on_checkpoint
 
 CASES = ("equal", "code", "config", "data", "folder", "size")
 
@@ -33,4 +34,11 @@ if __name__ == "__main__":
     distributed.init_process_group("gloo", init_method=f"file://{Path.cwd().parent}/store", rank=own, world_size=2)
     for name in CASES:
         print(agree(name, own))
+    checkpoints = Path.cwd() / "run/checkpoints"  # rank 0's holds some, and rank 1 has none
+    if own == 0:
+        checkpoints.mkdir()
+        for step in (4, 8):
+            (checkpoints / f"step{step:08d}.ckpt").touch()
+    found, _ = agree_on_checkpoint(cast(Any, SimpleNamespace(checkpoints=checkpoints, resume=None)), began=7)
+    print(found.path.relative_to(Path.cwd().parent) if found else None)
     distributed.destroy_process_group()

@@ -54,7 +54,9 @@ def test_ranks_that_differ_are_named_by_every_rank(tmp_path: Path) -> None:
         (tmp_path / rank / "run").mkdir(parents=True)
         ranks.append(PREPARED.begin(str(Path(agreeing_rank.__file__)), rank, cwd=tmp_path / rank))
     printed = [rank.communicate(timeout=120) for rank in ranks]
-    said = dict(zip(agreeing_rank.CASES, printed[0][0].splitlines(), strict=True))
+    *lines, rollback = printed[0][0].splitlines()
+    said = dict(zip(agreeing_rank.CASES, lines, strict=True))
+    assert rollback == "0/run/checkpoints/step00000004.ckpt"
     assert printed[1][0] == printed[0][0], printed
     assert said == {
         "equal": "",
@@ -65,7 +67,9 @@ def test_ranks_that_differ_are_named_by_every_rank(tmp_path: Path) -> None:
         "give hydra.run.dir=<folder on a shared file system>",
         "size": "RuntimeError: the process group has 2 ranks, the record 3; start the job again",
     }
-    assert [path for path in tmp_path.rglob("run/*") if path.name != "store"] == []  # nothing is left behind
+    assert [path.name for path in tmp_path.rglob("run/*") if path.name != "store"] == [
+        "checkpoints"
+    ]  # nothing else is left behind
 
 
 def test_a_rendezvous_that_times_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
