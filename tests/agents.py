@@ -1,7 +1,9 @@
 """Agents of torchrun on the loopback of this machine, and the processes that they start."""
 
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.runs import ROOT, environment
@@ -35,6 +37,18 @@ def workers_of(cwd: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def wait_for_port(port: int) -> None:
+    """Wait until a process of this machine listens on a port."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def children_of(pid: int) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.agents import children_of, start_agent, workers_of
+from tests.agents import children_of, start_agent, wait_for_port, workers_of
 from tests.robust.support import FAULTS, LONGER, environ, rank_pid, wait_for_row
 from tests.runs import ROOT, computed, free_port, make_shards, result, run, same_weights, start
 from tests.slurm_cluster import Cluster, documented_script
@@ -141,10 +141,13 @@ class Stress:
 
     def node_lost(self, folder: Path, step: int) -> Codes:
         """Kill the agent and the worker of one of two torchrun nodes after a step, and start the node again."""
-        rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=stress"]
+        port = free_port()
+        rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=stress"]
         options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", *rendezvous]
         arguments = [*options, str(ROOT / "run.py"), *self.keys, f"hydra.run.dir={folder}"]
-        first, second = (start_agent(*arguments, cwd=self.place) for _ in range(2))
+        first = start_agent(*arguments, cwd=self.place)
+        wait_for_port(port)  # the node that holds the rendezvous is not the one that is lost
+        second = start_agent(*arguments, cwd=self.place)
         wait_for_row(step, folder, first)
         for process in [second.pid, *children_of(second.pid)]:
             os.kill(process, signal.SIGKILL)
