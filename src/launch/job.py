@@ -97,7 +97,7 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
             stop_with_parent()  # an agent that is killed leaves its workers behind
         sys.argv[1:] = prepare_plugins(use_stored_config(name_compositions(tidy_arguments(sys.argv[1:]))))
         register_compositions()
-        if read_world().rank and not any(a.startswith("resume=") for a in sys.argv):
+        if read_world().rank and not any(a.lstrip("+").startswith("resume=") for a in sys.argv):
             # Hydra makes a folder in every process; only that of rank 0 is the run folder.
             with tempfile.TemporaryDirectory() as folder:
                 sys.argv.append(f"hydra.run.dir={folder}")

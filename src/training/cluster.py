@@ -25,6 +25,7 @@ COMPARED = {
     "code": "check out the same commit on every node",
     "config": "give every rank the same command line",
     "data": "give every node the same data",
+    "first step": "give resume=<a folder that every node sees>",
 }
 
 
@@ -112,7 +113,7 @@ class RankAgreement(L.Callback):
 
     Args:
         world_size: the recorded number of ranks.
-        identity: hashes of this rank's code, configuration and data, by the keys of `COMPARED`.
+        identity: hashes of this rank's code, configuration and data, and its first step, by the keys of `COMPARED`.
         folder: run folder; only rank 0's counts.
         timeout_s: seconds for a file of rank 0 to appear on other nodes.
     """

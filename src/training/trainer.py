@@ -83,6 +83,7 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
         "code": str(provenance.code_identity()["sources"]),
         "config": provenance.config_hash(settings.config | {"trainer": {}}),  # nodes may differ in threads
         "data": str(run.data.identity()["hash"]),
+        "first step": str(run.first_step),
     }
     return [
         RankAgreement(keys.world_size, hashes, run.job.folder, settings.safety.rank_timeout_s),

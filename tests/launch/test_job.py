@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import Interrupted, UserError
 from src.launch import job as jobs
-from src.launch.job import COMPLETED, DIVERGED, FAILED, USER_ERROR, Job, TaskEnd, run_task
+from src.launch.job import COMPLETED, DIVERGED, FAILED, USER_ERROR, Job, TaskEnd, enter, run_task
 from src.launch.outcomes import Outcome, Outcomes
 
 Run = Callable[[object], tuple[int, str, float | None]]
@@ -166,3 +167,16 @@ def test_a_sweep_of_rejected_launches_leaves_no_folder(tmp_path: Path, monkeypat
         assert jobs.enter(lambda: None, outcomes) == code
         assert (sweep / "multirun.yaml").exists() == (code == COMPLETED)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_rank_that_a_launcher_starts_resumes_in_the_folder_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    monkeypatch.setattr(sys, "argv", ["run.py", f"resume={tmp_path}"])
+    for name, value in {"TORCHELASTIC_RUN_ID": "abc", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    found: list[str] = []
+    monkeypatch.setattr(jobs, "stop_with_parent", lambda: None)
+    enter(lambda: found.extend(a for a in sys.argv if a.startswith("hydra.run.dir=")), Outcomes())
+    assert found == [f"hydra.run.dir='{tmp_path}'"]

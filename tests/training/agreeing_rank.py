@@ -14,12 +14,13 @@ from src.errors import one_line
 from src.training.cluster import RankAgreement
 from src.training.rollback import agree_on_checkpoint
 
-CASES = ("equal", "code", "config", "data", "folder", "size")
+KEYS = ("code", "config", "data", "first step")
+CASES = ("equal", *KEYS, "folder", "size")
 
 
 def agree(case: str, rank: int) -> str:
     """Return the error of this rank where rank 1 differs in `case`; empty where there is none."""
-    identity = {key: f"other {rank}" if key == case else "same" for key in ("code", "config", "data")}
+    identity = {key: f"other {rank}" if key == case else "same" for key in KEYS}
     folder = Path("run") if case == "folder" else Path.cwd().parent / "run"  # a relative one is a rank's own
     agreement = RankAgreement(3 if case == "size" else 2, identity, folder, timeout_s=2.0)
     try:

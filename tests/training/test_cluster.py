@@ -63,6 +63,7 @@ def test_ranks_that_differ_are_named_by_every_rank(tmp_path: Path) -> None:
         "code": "UserError: rank 1 has other code than rank 0; check out the same commit on every node",
         "config": "UserError: rank 1 has other config than rank 0; give every rank the same command line",
         "data": "UserError: rank 1 has other data than rank 0; give every node the same data",
+        "first step": "UserError: rank 1 has other first step than rank 0; give resume=<a folder that every node sees>",
         "folder": "UserError: run is not shared between the nodes: rank 1 does not see it; "
         "give hydra.run.dir=<folder on a shared file system>",
         "size": "RuntimeError: the process group has 2 ranks, the record 3; start the job again",
