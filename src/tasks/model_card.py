@@ -28,13 +28,16 @@ model = GPT2LMHeadModel.from_pretrained("<this folder>")
 ```
 """,
     MODEL_TYPE: """\
-It loads with the code of reslab, from its repository's root; the folder holds no code of its own:
+The folder carries the model's code, in PyTorch alone:
 
 ```python
-from src.models.formats.pretrained import from_pretrained
+from transformers import AutoModelForCausalLM
 
-model = from_pretrained("<this folder>")  # token ids [B, T] -> logits [B, T, V]
+model = AutoModelForCausalLM.from_pretrained("<this folder>", trust_remote_code=True)
 ```
+
+`trust_remote_code` runs the `.py` files of this folder. With the package reslab none of them runs, and the model has
+reslab's kernels: `reslab.from_pretrained("<this folder>")` takes token ids [B, T] and returns logits [B, T, V].
 """,
 }
 
@@ -43,12 +46,12 @@ def build_model_card(saved: SavedWeights, result: dict[str, Any] | None, *, mode
     """Return the README.md of an exported folder, with the front matter that model hubs read."""
     record = result or {}
     name, step = saved.settings.name, saved.identity["step"]
-    library = "transformers" if model_format == "gpt2" else MODEL_TYPE
-    tags = "\n".join(f"- {tag}" for tag in dict.fromkeys((MODEL_TYPE, model_format, "text-generation")))
+    kinds = ("gpt2",) if model_format == "gpt2" else ("custom_code",)
+    tags = "\n".join(f"- {tag}" for tag in (MODEL_TYPE, *kinds, "text-generation"))
     config = saved.trained_with
     sections = {section: config[section] for section in SECTIONS if section in config}
     data = {key: config["data"][key] for key in OF_DATA if key in config["data"]}
-    front = f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n{tags}\n---\n"
+    front = f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n{tags}\n---\n"
     return "\n".join(
         [
             front,

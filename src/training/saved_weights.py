@@ -25,7 +25,8 @@ from src.datamodules.tokenization.base import FILE, Tokenizer
 from src.datamodules.tokenization.open import open_stated, or_gpt2, read_tokenizer
 from src.errors import UserError, one_line
 from src.files import flatten, sha256_file
-from src.models.formats.pretrained import ROOMS, Recipe, read_pretrained
+from src.models.formats.pretrained import read_pretrained
+from src.models.formats.recipe import ROOMS, Recipe
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
 from src.training import provenance

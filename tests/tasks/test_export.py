@@ -82,8 +82,10 @@ def of_checkpoint(path: Path, *, step: int, max_steps: int) -> GPT:
 
 def test_an_exported_strategy_loads_with_its_schedule(trained: Path, tmp_path: Path) -> None:
     do("export", f"run={trained}", f"output={tmp_path}/hub", cwd=tmp_path)
-    names = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == names
+    names = ["README.md", "config.json", "generation_config.json", "model.safetensors"]
+    names += ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(p.name for p in (tmp_path / "hub").iterdir() if p.suffix != ".py") == names
+    assert (tmp_path / "hub/modeling_reslab.py").is_file()
     last = trained / "checkpoints/last.ckpt"
     expected = of_checkpoint(last, step=11, max_steps=12)
     found = from_pretrained(tmp_path / "hub")
@@ -110,7 +112,7 @@ def test_the_card_holds_the_runs_record_and_no_folder_of_this_machine(trained: P
     do("export", f"run={copied}", f"output={tmp_path}/hub", cwd=tmp_path)
     card = (tmp_path / "hub/README.md").read_text()
     stated = result(trained)
-    assert card.startswith("---\nlibrary_name: reslab\n")
+    assert card.startswith("---\nlibrary_name: transformers\n")
     for words in (
         f"{stated['val_loss']:.4f} nats",
         f"| lambada perplexity | {stated['perplexity']['lambada']['ppl']:.2f} | first 128 of",
@@ -121,7 +123,7 @@ def test_the_card_holds_the_runs_record_and_no_folder_of_this_machine(trained: P
         sha256_file(copied / "checkpoints/last.ckpt"),
         "_target_: src.residual.prores.ProRes",
         "warmup_fraction: 1.0",
-        "from src.models.formats.pretrained import from_pretrained",
+        'AutoModelForCausalLM.from_pretrained("<this folder>", trust_remote_code=True)',
         f"tokens seen: {stated['tokens']:,}",
     ):
         assert words in card

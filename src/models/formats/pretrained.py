@@ -3,35 +3,32 @@
     config.json         sizes; class and keys of the strategy, norm, embedding and recurrence; the optimizer step of
                         the weights, which determines the state of schedules
     model.safetensors   the tensors by name
+    *.py                the code of the model, for transformers with `trust_remote_code=True` (`portable/`)
 
 A model that is GPT-2 is written in Hugging Face's own format instead (`huggingface.py`); both formats can be read.
-A folder contains no code: classes are looked up by name in this project's rooms only, and the tensors are
+Reading runs no code of the folder: classes are looked up by name in this project's rooms only, and the tensors are
 safetensors, not pickles.
 
 Source: Hugging Face transformers (PreTrainedModel.save_pretrained) for the layout.
 """
 
 import dataclasses
-import importlib
-import re
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from src.errors import one_line
-from src.models.config import GPTConfig
+from src.files import write_json
 from src.models.formats.folder import read_config, read_tensors, write_folder
 from src.models.formats.gpt2 import find_difference_from_gpt2
 from src.models.formats.huggingface import load_gpt2, read_gpt2, write_gpt2
+from src.models.formats.portable.bundle import AUTO_MAP, write_code
+from src.models.formats.recipe import ROOMS, Recipe, build_part
 from src.models.gpt import GPT
-from src.recurrence.base import Recurrence
 
 MODEL_TYPE = "reslab"
-#: Rooms that supply the parts of a model; each is a key of the configuration.
-ROOMS = ("residual", "norm", "embedding", "recurrence")
+ARCHITECTURE = AUTO_MAP["AutoModelForCausalLM"].rpartition(".")[2]
+#: Last of GPT-2's ids, and their number rounded up to a multiple of 128.
+GPT2_END_OF_TEXT, PADDED_VOCAB = 50256, 50304
 #: Parts of GPT-2; the norm's eps is read from the folder.
 GPT2 = {
     "residual": {"_target_": "src.residual.vanilla.Vanilla"},
@@ -39,44 +36,6 @@ GPT2 = {
     "embedding": {"_target_": "src.embedding.tied.TiedEmbedding"},
     "recurrence": {"_target_": "src.recurrence.none.NoRecurrence"},
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Description of a model and of its run.
-
-    Args:
-        model: keys of a `GPTConfig`.
-        rooms: for each of `ROOMS` a `_target_` and the keys of that class.
-        seed: seed of the initial weights.
-        step, max_steps: optimizer steps that the weights have taken, and of the whole run; None if unknown.
-        run: identity of the run (name, hashes).
-    """
-
-    model: dict[str, Any]
-    rooms: dict[str, dict[str, Any]]
-    seed: int
-    step: int | None
-    max_steps: int | None
-    run: dict[str, Any]
-
-    def build(self, where: str) -> GPT:
-        """Build the model with its initial weights and its schedules at `step`.
-
-        Args:
-            where: file or run that the recipe is from, for error messages.
-
-        Raises:
-            ValueError: a class is not one of this project, or rejects its keys.
-        """
-        parts: dict[str, Any] = {name: _component(where, name, self.rooms[name]) for name in ROOMS}
-        try:
-            gpt = GPT(GPTConfig(**self.model), **parts, seed=self.seed)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} describes a model that cannot be built: {one_line(error)}") from error
-        if self.step is not None and self.max_steps is not None:
-            gpt.follow(max(self.step - 1, 0), self.max_steps)  # as in the validation after that step
-        return gpt
 
 
 def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | None = None) -> str:
@@ -95,9 +54,21 @@ def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | 
         write_gpt2(gpt, folder, end_of_text)
         return "gpt2"
     for name in ROOMS:
-        _component("this run", name, recipe.rooms[name])
+        build_part("this run", name, recipe.rooms[name])
     weights = {key: value.detach().cpu().clone().contiguous() for key, value in gpt.state_dict().items()}
-    write_folder(folder, {"model_type": MODEL_TYPE, **dataclasses.asdict(recipe)}, weights)
+    names = {
+        "architectures": [ARCHITECTURE],
+        "auto_map": AUTO_MAP,
+        "bos_token_id": end_of_text,
+        "dtype": "float32",
+        "eos_token_id": end_of_text,
+        "model_type": MODEL_TYPE,
+    }
+    write_folder(folder, {**names, **dataclasses.asdict(recipe)}, weights)
+    if end_of_text == GPT2_END_OF_TEXT and gpt.config.vocab_size == PADDED_VOCAB:  # generation never selects padding
+        padding = [*range(GPT2_END_OF_TEXT + 1, PADDED_VOCAB)]
+        write_json(folder / "generation_config.json", {"eos_token_id": end_of_text, "suppress_tokens": padding})
+    write_code(folder, recipe.rooms)
     return MODEL_TYPE
 
 
@@ -128,7 +99,7 @@ def load_weights(gpt: GPT, folder: Path) -> None:
         if read_config(folder, (MODEL_TYPE, "gpt2"))["model_type"] == "gpt2":
             load_gpt2(gpt, folder)
         else:
-            _load(gpt, read_tensors(folder), folder)
+            _load(gpt, _read_weights(folder), folder)
     except ValueError as error:
         raise ValueError(f"init_from={error}") from error
 
@@ -144,7 +115,12 @@ def _read(folder: Path) -> tuple[Recipe, dict[str, torch.Tensor]]:
     missing += [f"rooms.{room}" for room in ROOMS if room not in config.get("rooms", {})]
     if missing:
         raise ValueError(f"{folder}/config.json has no {missing[0]}; export the run again")
-    return Recipe(**{name: config[name] for name in names}), read_tensors(folder)
+    return Recipe(**{name: config[name] for name in names}), _read_weights(folder)
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors by this project's names; `save_pretrained` of transformers writes `gpt.` before them."""
+    return {name.removeprefix("gpt."): value for name, value in read_tensors(folder).items()}
 
 
 def _load(gpt: GPT, weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -161,30 +137,3 @@ def _load(gpt: GPT, weights: dict[str, torch.Tensor], folder: Path) -> None:
 
 def _format_shape(shape: torch.Size | None) -> str:
     return "missing" if shape is None else str(list(shape))
-
-
-def _component(where: str, room: str, keys: dict[str, Any]) -> Any:  # a factory of the room's class
-    target = str(keys.get("_target_"))
-    found = re.fullmatch(rf"(src\.{room}\.[a-z0-9_]+)\.([A-Za-z0-9]+)", target)
-    kind: Any = None
-    if found is not None:
-        try:
-            kind = getattr(importlib.import_module(found[1]), found[2], None)
-        except ImportError:
-            kind = None
-    if not (isinstance(kind, type) and issubclass(kind, (nn.Module, Recurrence))):
-        raise ValueError(
-            f"{where} names {target} for {room}, which is not a class of this project's src/{room}/; "
-            "put it there to export and load it"
-        )
-    keys = {**getattr(kind, "added_keys", {}), **keys}  # an older export lacks them
-    return partial(kind, **{key: _nested(where, room, value) for key, value in keys.items() if not key.startswith("_")})
-
-
-def _nested(where: str, room: str, value: Any) -> Any:  # of whatever type the constructor asks for
-    """Return a value with the parts of a composition as factories."""
-    if not isinstance(value, dict):
-        return value
-    if "_target_" in value:
-        return _component(where, room, value)
-    return {key: _nested(where, room, item) for key, item in value.items()}

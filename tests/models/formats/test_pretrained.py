@@ -1,4 +1,7 @@
-"""Round trip of every shipped option through an exported folder."""
+"""Round trip of every shipped option through an exported folder.
+
+Covers `parts.py` too.
+"""
 
 import dataclasses
 import json
@@ -12,14 +15,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from src.models.formats.pretrained import (
-    ROOMS,
-    Recipe,
-    from_pretrained,
-    load_weights,
-    read_pretrained,
-    write_pretrained,
-)
+from src.models.formats.pretrained import from_pretrained, load_weights, read_pretrained, write_pretrained
+from src.models.formats.recipe import ROOMS, Recipe
 from src.models.gpt import GPT
 from tests.support import SIZES, jitter, option, options, tiny_gpt, tokens
 
@@ -56,7 +53,8 @@ def test_every_shipped_option_round_trips_bit_for_bit(room: str, name: str, tmp_
     native = {"vanilla", "layernorm", "tied", "none", "prores_block"}  # the last is whole in evaluation
     assert name in native or kind == "reslab"
     assert name not in native or kind == "gpt2"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    names = {p.name for p in tmp_path.iterdir() if kind == "gpt2" or p.suffix != ".py"}
+    assert names == {"config.json", "model.safetensors"}
 
 
 def test_a_loaded_schedule_is_at_the_step_of_the_weights(tmp_path: Path) -> None:
@@ -120,6 +118,26 @@ def test_the_folder_holds_plain_values_and_the_identity_of_its_run(tmp_path: Pat
     assert config["rooms"]["residual"]["_target_"] == "src.residual.hyperconn.HyperConnections"
     assert (config["step"], config["max_steps"], config["run"]) == (STEP, MAX_STEPS, {"name": "tiny"})
     assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {0o644}
+
+
+def test_reading_a_folder_runs_no_code_of_it(tmp_path: Path) -> None:
+    rooms = {"residual": "mhc"}
+    sent = trained(rooms)
+    write_pretrained(sent, recipe(rooms), tmp_path)
+    for file in tmp_path.glob("*.py"):
+        file.write_text("raise SystemExit('ran')")
+    gpt = tiny_gpt("mhc", seed=5)
+    load_weights(gpt, tmp_path)
+    assert torch.equal(from_pretrained(tmp_path)(tokens()), sent(tokens()))
+    assert torch.equal(gpt(tokens()), sent(tokens()))
+
+
+def test_generation_of_a_padded_vocabulary_never_selects_padding(tmp_path: Path) -> None:
+    rooms, sizes = {"residual": "x0_blend"}, {"vocab_size": 50304, "n_embd": 4, "n_head": 1}
+    write_pretrained(trained(rooms, **sizes), recipe(rooms, **sizes), tmp_path, 50256)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 50256
+    settings = json.loads((tmp_path / "generation_config.json").read_text())
+    assert settings == {"eos_token_id": 50256, "suppress_tokens": list(range(50257, 50304))}
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:
