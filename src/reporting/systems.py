@@ -21,7 +21,7 @@ PLACE = (
     *("trainer.checkpoint_every_steps", "trainer.keep_steps", "trainer.stream_pictures"),
 )
 #: Keys of result.json that must be equal for speeds, times and memory to be comparable.
-SPEED = ("device", "world_size", "threads", "precision", "compile", "onednn")
+SPEED = ("device", "machine", "world_size", "threads", "precision", "compile", "onednn")
 #: Keys of the configuration that must be equal for the same; runs of earlier versions lack them.
 SPEED_KEYS = ("trainer.checkpoint_activations", "trainer.shard_within_node")
 

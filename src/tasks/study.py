@@ -27,6 +27,7 @@ from src.models.flops import average_flops_per_token
 from src.settings.read import read_settings
 from src.settings.sections import read_section
 from src.study.describe import describe_phase, describe_plan, describe_power
+from src.study.finished_runs import keep_finished, read_finished
 from src.study.page import write_verdict
 from src.study.phases import (
     PHASES,
@@ -49,7 +50,7 @@ from src.training.memory import check_memory
 from src.training.run import build_gpt
 
 #: Keys of the command line that are no part of the plan.
-NOT_PLANNED = ("task", "study", "until", "amend", "name")
+NOT_PLANNED = ("task", "study", "until", "amend", "records", "name")
 #: Launchers whose jobs run on this machine, so that its memory is theirs.
 LOCAL = ("basic", "joblib", "submitit_local")
 #: Steps of the configurations that costs are counted for: longer than any warm-up.
@@ -100,7 +101,12 @@ def conduct(config: DictConfig, arguments: list[str], machinery: Machinery) -> N
         check_lengths(plan, costs, {}, untimed)
         with lock_folder(folder):
             record = open_record(folder, name, plan, costs, config.amend)
-            _run_phases(folder, record, until, machinery)
+            path = None if config.records is None else Path(str(config.records))
+            if path is not None:
+                added = read_finished(path, folder, record, lambda spec: named_overrides(plan, spec))
+                print(f"records: {added} runs from {path}", flush=True)
+            with keep_finished(path, folder, record):
+                _run_phases(folder, record, until, machinery)
 
 
 def read_plan(config: DictConfig, arguments: list[str]) -> StudyPlan:

@@ -8,6 +8,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +103,16 @@ def device_name(accelerator: str) -> str:
     if accelerator == "gpu":
         return torch.cuda.get_device_name()
     return platform.processor() or platform.machine()
+
+
+def describe_machine() -> str:
+    """Return the processor with its number of threads, and the system: what speeds depend on besides the settings."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        cpu = f"{names[0]} x{len(names)}" if names else cpu
+    return f"{cpu}, {platform.system()} {platform.machine()}"
 
 
 def git_commit() -> str | None:

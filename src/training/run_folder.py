@@ -21,7 +21,14 @@ from src.models.gpt import GPT
 from src.reporting.columns import Columns, read_columns
 from src.reporting.figures import draw_loss_curves, draw_visit_order, save_figure
 from src.training.branch import begin_branch
-from src.training.provenance import code_by_step, code_identity, config_hash, device_name, versions
+from src.training.provenance import (
+    code_by_step,
+    code_identity,
+    config_hash,
+    describe_machine,
+    device_name,
+    versions,
+)
 from src.training.resume import set_aside_after
 from src.training.run import Run
 
@@ -60,6 +67,7 @@ def begin_record(run: Run, gpt: GPT) -> None:
         data=data.identity(),
         **{key: getattr(keys, key) for key in ("accelerator", "precision", "compile", "threads", "onednn")},
         device=device_name(keys.accelerator),
+        machine=describe_machine(),
         world_size=keys.world_size,
         launched_by=read_world().job,
         resumed_at=[*record.result.get("resumed_at", []), *([step] if job.resumes else [])],

@@ -85,6 +85,19 @@ def test_a_killed_study_is_continued_by_the_same_command(shards: Path, tmp_path:
     assert "6 runs" in text
     assert result(folder / confirmed[0].folder)["steps"] == 6
 
+    # Another machine, without the folder, has nothing left to run.
+    stated = run(*command, "records=runs.jsonl", cwd=tmp_path)
+    assert stated.returncode == 0, stated.stderr
+    elsewhere = [text.replace("hydra.sweep.dir=s", "hydra.sweep.dir=t") for text in command]
+    there = run(*elsewhere, "records=runs.jsonl", cwd=tmp_path)
+    assert there.returncode == 0, there.stderr
+    assert f"records: {len(after) + len(diverged)} runs from runs.jsonl" in there.stdout
+    assert ended(tmp_path / "t").keys() == after.keys()
+    assert not list((tmp_path / "t").rglob("*.ckpt"))
+    other = run(*elsewhere, "records=runs.jsonl", "optimizer.weight_decay=0", "hydra.sweep.dir=u", cwd=tmp_path)
+    assert other.returncode == 2
+    assert error_lines(other)[0].startswith("error: records=runs.jsonl is of study miniature, plan ")
+
     changed = run(*command, "study.margin=0.1", cwd=tmp_path)
     assert changed.returncode == 2
     assert error_lines(changed)[0].startswith("error: the plan of study miniature changed after its confirmation began")
