@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
+from src.files import CONF
+from src.settings.sections import read_section
 from src.study.phases import (
     Cost,
     RunResult,
@@ -20,6 +23,7 @@ from src.study.phases import (
     parse_folder,
 )
 from src.study.plan import Budget, Rates, Seeds, StudyPlan, check_plan, plan_hash
+from src.study.power import count_runs, planned_difference
 
 Loss = Callable[[RunSpec], float]
 
@@ -208,3 +212,17 @@ def test_a_wrong_plan_is_rejected_in_one_sentence(changes: dict[str, Any], sente
 def test_the_hash_is_that_of_every_key() -> None:
     assert plan_hash(make_plan()) == plan_hash(make_plan())
     assert plan_hash(make_plan()) != plan_hash(make_plan(margin=0.001))
+
+
+def test_the_registered_study_has_the_stated_runs() -> None:
+    """The numbers are those of conf/study/residual_small.yaml's comments."""
+    section = OmegaConf.load(CONF / "study" / "residual_small.yaml")
+    assert isinstance(section, DictConfig)
+    plan = read_section("study", section, StudyPlan)
+    check_plan(plan)
+    counts = count_runs(plan)
+    assert (counts["search"], counts["confirmation"], counts["pilot"], counts["ladder"]) == (28, 35, 0, 0)
+    assert plan.budget.tokens == 6e6
+    assert len(plan.contrasts) == 7
+    assert {first for first, second in plan.contrasts if second == "vanilla"} == {*plan.systems} - {"vanilla"}
+    assert planned_difference(plan, plan.sd, len(plan.contrasts)) == pytest.approx(0.0157, abs=5e-4)
