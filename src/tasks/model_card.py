@@ -88,6 +88,8 @@ def _tabulate_scores(saved: SavedWeights, record: dict[str, Any]) -> list[str]:
     rows: list[tuple[str, str, str]] = []
     if record.get("status") == "completed" and record.get("steps") == step:
         rows.append(("validation loss", f"{record['val_loss']:.4f} nats", "the run's validation set"))
+        if "val_bpb" in record:
+            rows.append(("validation bits per byte", f"{record['val_bpb']:.4f}", "the run's validation set"))
         rows += _rows(record)
     for path in sorted((saved.folder / "evaluations").glob("*.json")) if saved.folder else []:
         record_of_file = json.loads(path.read_text(encoding="utf-8"))
