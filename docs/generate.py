@@ -28,6 +28,7 @@ GROUPS = {
     "norm": "The normalization.",
     "embedding": "The embedding and the head.",
     "recurrence": "The order in which layers are visited.",
+    "mlp": "The MLP sublayer.",
     "data": "The training and validation tokens.",
     "optimizer": "The optimizer and its parameter groups.",
     "schedule": "The learning rate by step.",
@@ -47,6 +48,7 @@ AXES = {
     "norm": "Norms",
     "embedding": "Embeddings",
     "recurrence": "Depth recurrence",
+    "mlp": "MLP sublayers",
 }
 
 

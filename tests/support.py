@@ -87,6 +87,7 @@ def tiny_gpt(
     norm: str = "layernorm",
     embedding: str = "tied",
     recurrence: str = "none",
+    mlp: str = "gelu",
     *,
     seed: int = 0,
     strategy: dict[str, Any] | None = None,
@@ -100,6 +101,7 @@ def tiny_gpt(
         norm=component("norm", norm),
         embedding=component("embedding", embedding),
         recurrence=component("recurrence", recurrence, **(visits or {})),
+        mlp=component("mlp", mlp),
         seed=seed,
     )
 

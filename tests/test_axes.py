@@ -3,7 +3,8 @@
 A strategy can tell apart recurrences (order of visits), norm placements, positions and norms of queries and keys (which
 `tap_qkv` precedes), and whether an embedding adds to the stream, to the values of attention, or nowhere. A norm is a map
 of tensors to it, so there is no product of strategies and norms: the contract of norms is tested in `tests/norm`, and
-here every norm meets every option of the other axes, each time under another strategy.
+here every norm meets every option of the other axes, each time under another strategy. Every strategy meets every MLP and
+grouped queries; the product of strategies, MLPs and groups is behind the marker `stress`.
 """
 
 import functools
@@ -38,6 +39,8 @@ AXES: dict[str, list[str]] = {
     "qk_norm": list(QK_NORMS),
     "embedding": options("embedding"),
     "norm": options("norm"),
+    "mlp": options("mlp"),
+    "n_kv_head": ["2", "1"],  # of 2 heads
 }
 STRATEGIES = [*options("residual"), *COMPOSITIONS[:4]]
 Case = dict[str, str]
@@ -124,7 +127,8 @@ COVER = cover()
 
 def build_case(case: Case) -> GPT:
     visits = start_at_once(case["recurrence"], case["residual"])
-    gpt = tiny_gpt(**case, visits=visits)  # type: ignore[arg-type]  # axes are keywords or sizes
+    keys = {**case, "n_kv_head": int(case["n_kv_head"])}
+    gpt = tiny_gpt(**keys, visits=visits)  # type: ignore[arg-type]  # axes are keywords or sizes
     gpt.follow(0, 100)
     return gpt
 
@@ -159,8 +163,16 @@ def test_all_parameters_have_gradients_the_stream_is_float32_and_no_token_sees_a
     gpt = build_case(case)
     check_gradients(gpt)  # in the first step, at the initial values
     gpt.follow(50, 100)
-    check_dtypes(jitter(gpt))
+    # Squares of squares leave bfloat16's range where a jittered norm does not bound its output.
+    check_dtypes(jitter(gpt, 0.1 if case["mlp"] == "relu2" else 0.3))
     check_causality(gpt.double())
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("residual", STRATEGIES)
+def test_every_strategy_under_every_mlp_with_and_without_groups(residual: str) -> None:
+    for mlp, groups in itertools.product(AXES["mlp"], AXES["n_kv_head"]):
+        check_gradients(build_case(complete({"residual": residual, "mlp": mlp, "n_kv_head": groups}, Counter())))
 
 
 def test_every_strategy_meets_every_kind_of_option() -> None:

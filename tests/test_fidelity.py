@@ -11,14 +11,16 @@ import pytest
 from src.source import Source
 from tests.support import ROOT, class_of, option, options
 
-AXES = ("residual", "norm", "embedding", "recurrence")
+AXES = ("residual", "norm", "embedding", "recurrence", "mlp")
+#: Axes that lie in another folder than tests/<axis>.
+FOLDERS = {"mlp": "models/mlp"}
 METHODS = [(axis, name) for axis in AXES for name in options(axis)]
 every_method = pytest.mark.parametrize(("axis", "name"), METHODS)
 
 
 def oracle_docstrings(axis: str, name: str) -> list[str]:
     """Return the docstrings of a method's oracle tests."""
-    tree = ast.parse((ROOT / f"tests/{axis}/test_{name}.py").read_text())
+    tree = ast.parse((ROOT / f"tests/{FOLDERS.get(axis, axis)}/test_{name}.py").read_text())
     found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     return [ast.get_docstring(f) or "" for f in found if f.name.startswith("test_it_equals_its_source")]
 

@@ -21,9 +21,8 @@ class Steady:
 
 def settings_with(residual: Any) -> Any:
     """Stand in for settings whose other parts never changed."""
-    return cast(
-        Any, SimpleNamespace(residual=residual, **dict.fromkeys(("norm", "embedding", "recurrence"), partial(Steady)))
-    )
+    others = dict.fromkeys(("norm", "embedding", "recurrence", "mlp"), partial(Steady))
+    return cast(Any, SimpleNamespace(residual=residual, **others))
 
 
 @pytest.mark.parametrize("keys", [{}, {"code": "owner/name"}, {"commit": "0123456"}])

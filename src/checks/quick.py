@@ -51,6 +51,7 @@ def build_subject(settings: Settings) -> Subject:
         norm=settings.norm,
         embedding=settings.embedding,
         recurrence=settings.recurrence,
+        mlp=settings.mlp,
     )
     return Subject(make, settings.model)
 

@@ -1,12 +1,17 @@
-"""Causal self-attention with a fused query-key-value projection.
+"""Causal self-attention with a fused query-key-value projection, or with grouped queries.
 
     q, k, v = x W_qkv;  y = softmax(q k^T / sqrt(K), causal) v W_proj
 
 With `model.qk_norm`, q and k are normed first; with `model.positions=rope` they are rotated then. With
 `model.attention_scale=inverse`, q is divided by sqrt(K) once more.
 
-Source: GPT-2 (Radford et al. 2019); names as in nanoGPT.
-Shape letters: B batch, T tokens, D n_embd, H heads, K head size.
+With G = `model.n_kv_head` heads of keys and values, H / G consecutive query heads share one. Keys and values are repeated
+for every query head before anything else sees them, so that strategies, embeddings and kernels are the same as without
+groups; training computes as much, its weights are fewer.
+
+Source: GPT-2 (Radford et al. 2019); names as in nanoGPT. Groups: Ainslie et al., "GQA" (arXiv 2305.13245), section 2.2;
+meta-llama/llama3 @ a0940f9, llama/model.py (`repeat_kv`).
+Shape letters: B batch, T tokens, D n_embd, H heads, G heads of keys and values, K head size.
 """
 
 from collections.abc import Callable
@@ -43,17 +48,25 @@ class CausalAttention(nn.Module):
 class CausalSelfAttention(nn.Module):
     """Attention of every token over itself and earlier ones: 4 * D^2 parameters, and 4 * D biases if they are on.
 
-    With model.qk_norm=layer it has 2 * K parameters more.
+    With model.qk_norm=layer it has 2 * K parameters more, with model.n_kv_head 2 * D * (H - G) * K fewer.
     """
+
+    #: Number of matrices that lie above each other in the weight of a projection.
+    stacked: dict[str, int]
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head, self.n_kv, self.head_size = config.n_head, config.n_kv, config.head_size
         self.attend = CausalAttention(config.dropout)
         self.rotates = config.positions == "rope"
-        self.query_scale = (config.n_embd // config.n_head) ** -0.5 if config.attention_scale == "inverse" else 1.0
-        self.qk_norm = build_qk_norm(config.qk_norm, config.n_embd // config.n_head)
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.query_scale = config.head_size**-0.5 if config.attention_scale == "inverse" else 1.0
+        self.rope = (config.rope_base, config.rope_scale)
+        self.qk_norm = build_qk_norm(config.qk_norm, config.head_size)
+        self.groups_queries = self.n_kv < self.n_head
+        self.stacked = {"c_attn": 1, "c_kv": 2} if self.groups_queries else {"c_attn": 3}
+        self.c_attn = nn.Linear(config.n_embd, self.stacked["c_attn"] * config.n_embd, bias=config.bias)
+        if self.groups_queries:
+            self.c_kv = nn.Linear(config.n_embd, 2 * self.n_kv * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -71,7 +84,7 @@ class CausalSelfAttention(nn.Module):
         if self.qk_norm is not None:
             q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         if self.rotates:
-            q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
+            q_BHTK, k_BHTK = rotate(q_BHTK, *self.rope), rotate(k_BHTK, *self.rope)
         if self.query_scale != 1:
             q_BHTK = q_BHTK * self.query_scale
         y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK)
@@ -81,14 +94,30 @@ class CausalSelfAttention(nn.Module):
 
     def _project(self, x: Tensor | QKV, add_to_values: AddToValues | None) -> tuple[Tensor, Tensor, Tensor]:
         if isinstance(x, QKV):
-            weights = self.c_attn.weight.chunk(3)
-            biases = (None,) * 3 if self.c_attn.bias is None else self.c_attn.bias.chunk(3)
-            parts = [F.linear(x_BTD, w, b) for x_BTD, w, b in zip(x, weights, biases, strict=True)]
+            parts = [F.linear(x_BTD, *split) for x_BTD, split in zip(x, self.split_projections(), strict=True)]
+        elif self.groups_queries:
+            parts = [self.c_attn(x), *self.c_kv(x).chunk(2, dim=-1)]
         else:
             parts = list(self.c_attn(x).chunk(3, dim=-1))
+        if self.groups_queries:
+            parts[1:] = [self._repeat(part) for part in parts[1:]]
         addition_BTD = None if add_to_values is None else add_to_values(x.v_BTD if isinstance(x, QKV) else x)
         if addition_BTD is not None:
             parts[2] = parts[2] + addition_BTD.to(parts[2].dtype)
         B, T, D = parts[0].shape
         q, k, v = (p.view(B, T, self.n_head, D // self.n_head).transpose(1, 2) for p in parts)
         return q, k, v
+
+    def _repeat(self, x_BTG: Tensor) -> Tensor:
+        """Return keys or values of G heads side by side as those of H heads, each repeated H / G times."""
+        heads_BTGK = x_BTG.view(*x_BTG.shape[:-1], self.n_kv, self.head_size)
+        return heads_BTGK.repeat_interleave(self.n_head // self.n_kv, dim=-2).flatten(-2)
+
+    def split_projections(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """Return views of weight and bias of the query, the key and the value projection."""
+        linears = (self.c_attn, self.c_kv) if self.groups_queries else (self.c_attn,)
+        split: list[tuple[Tensor, Tensor | None]] = []
+        for linear, count in zip(linears, self.stacked.values(), strict=True):
+            biases = [None] * count if linear.bias is None else list(linear.bias.chunk(count))
+            split += zip(linear.weight.chunk(count), biases, strict=True)
+        return tuple(split)

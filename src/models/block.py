@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.kernels.autocast import suspend_autocast
 from src.models.attention import AddToValues, CausalSelfAttention, TapQKV
 from src.models.config import NORM_PLACEMENTS, GPTConfig
-from src.models.mlp import MLP, CopiedMLP
+from src.models.mlp.base import MLP
 from src.residual.base import QKV, ResidualStrategy, Site
 
 BranchNorms = tuple[nn.Module | None, nn.Module | None]  # on the input, on the output
@@ -56,16 +56,16 @@ class Block(nn.Module):
         config: sizes.
         attn_norms, mlp_norms: norms on the input and on the output of each sublayer; None for no norm.
             `attn_norms` is None if no visit includes the attention of this layer, which then has none.
-        n_mlp: number of MLP copies, one per visit (1: one MLP for all visits).
+        mlp: the MLP.
     """
 
-    def __init__(self, config: GPTConfig, attn_norms: BranchNorms | None, mlp_norms: BranchNorms, n_mlp: int) -> None:
+    def __init__(self, config: GPTConfig, attn_norms: BranchNorms | None, mlp_norms: BranchNorms, mlp: MLP) -> None:
         super().__init__()
         if attn_norms is not None:
             self.ln_1, self.ln_1_out = attn_norms
             self.attn = CausalSelfAttention(config)
         self.ln_2, self.ln_2_out = mlp_norms
-        self.mlp = MLP(config) if n_mlp == 1 else CopiedMLP(config, n_mlp)
+        self.mlp = mlp
 
     def branch(self, site: Site, x: Tensor | QKV, tap: TapQKV | None, add_to_values: AddToValues | None) -> Tensor:
         """Apply one sublayer with its norms, [B, T, D] -> [B, T, D]."""

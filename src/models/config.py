@@ -29,6 +29,9 @@ class GPTConfig:
         attention_scale: inverse_sqrt or inverse.
         base_width, base_depth: sizes at which the transfer rules change nothing; None: no rule (see `transfer.py`).
         depth_exponent: a of the factor (n_layer / base_depth)^-a on sublayers' outputs, in [0.5, 1].
+        n_kv_head: heads of keys and values, a divisor of n_head (grouped queries); None: n_head.
+        rope_base, rope_scale: base of the angles, and divisor of the positions (see `rotary.py`).
+        zero_init_outputs: whether the output projections of sublayers start at zero.
     """
 
     n_layer: int
@@ -46,11 +49,25 @@ class GPTConfig:
     base_width: int | None = None
     base_depth: int | None = None
     depth_exponent: float = 1.0
+    n_kv_head: int | None = None
+    rope_base: float = 10000.0
+    rope_scale: float = 1.0
+    zero_init_outputs: bool = False
 
     @property
     def has_transfer_rule(self) -> bool:
         """Return True if rates and initial values follow from base sizes."""
         return self.base_width is not None or self.base_depth is not None
+
+    @property
+    def head_size(self) -> int:
+        """Channels of a head, K."""
+        return self.n_embd // self.n_head
+
+    @property
+    def n_kv(self) -> int:
+        """Heads of keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     def __post_init__(self) -> None:
         for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -82,6 +99,14 @@ class GPTConfig:
                 f"model.n_embd / model.n_head must be even with model.positions=rope, which rotates pairs of channels, "
                 f"got {self.n_embd} / {self.n_head}; the nearest is model.n_embd={self.n_embd + self.n_head}"
             )
+        if self.n_kv < 1 or self.n_head % self.n_kv:
+            divisors = ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
+            raise ValueError(
+                f"model.n_kv_head must divide model.n_head={self.n_head}, got {self.n_kv_head}; give one of {divisors}"
+            )
+        for key in ("rope_base", "rope_scale"):
+            if not 1 <= getattr(self, key) < 1e12:
+                raise ValueError(f"model.{key} must be >= 1 and below 1e12, got {getattr(self, key)}")
         for key in ("base_width", "base_depth"):
             base = getattr(self, key)
             if base is not None and base < 1:

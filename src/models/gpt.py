@@ -32,7 +32,8 @@ from src.models.activations import recompute_in_backward
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
 from src.models.loops import cross_loops, require_one_stream
-from src.models.mlp import CopiedLinear
+from src.models.mlp.base import MLP, CopiedLinear, MLPSpec
+from src.models.mlp.gelu import GELU
 from src.models.repeated_visits import copy_first_, require_skippable, select_first_visits
 from src.models.trace import NullRecorder, Trace, TraceRecorder
 from src.models.transfer import INIT_STD, branch_scale, logit_scale, matrix_std, require_transferable_depth
@@ -44,6 +45,7 @@ EMBEDDING_KEYS = ("vocab_size", "n_embd", "block_size", "n_layer", "n_head", "bi
 
 NormFactory = Callable[[NormSpec], nn.Module]
 EmbeddingFactory = Callable[[EmbeddingSpec], nn.Module]  # of this contract, or written for the benchmark
+MLPFactory = Callable[[MLPSpec], MLP]
 RecurrenceFactory = Callable[[RecurrenceSpec], Recurrence]
 StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]
 State = Any  # each strategy has its own type
@@ -54,7 +56,8 @@ class GPT(nn.Module):
 
     Args:
         config: sizes.
-        residual, norm, embedding, recurrence: factories that take the spec of their contract (None: no recurrence).
+        residual, norm, embedding, recurrence, mlp: factories that take the spec of their contract (None: no recurrence,
+            and GPT-2's MLP).
         seed: seed of all initial weights; the trunk's do not depend on strategy or embedding.
 
     Raises:
@@ -72,6 +75,7 @@ class GPT(nn.Module):
         embedding: EmbeddingFactory,
         seed: int,
         recurrence: RecurrenceFactory | None = None,
+        mlp: MLPFactory | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -103,12 +107,13 @@ class GPT(nn.Module):
             self.adapter = None if self.loops is None else self.recurrence.build_adapter()
             first = {(site.layer, site.kind): site for site in reversed(self.sites)}
             n_mlp = Counter(site.layer for site in self.sites if site.kind == "mlp")
+            sizes = (config.n_embd, config.bias, config.dropout, config.gelu_approximate)
             self.h = nn.ModuleList(
                 Block(
                     config,
                     build_norms(first[layer, "attn"]) if (layer, "attn") in first else None,
                     build_norms(first[layer, "mlp"]),
-                    n_mlp[layer] if layer in self.recurrence.untied else 1,
+                    (mlp or GELU)(MLPSpec(*sizes, n_mlp[layer] if layer in self.recurrence.untied else 1)),
                 )
                 for layer in range(config.n_layer)
             )
@@ -146,6 +151,8 @@ class GPT(nn.Module):
                 for site in self.sites:
                     if site.visit == 0:
                         self.residual.init_sublayer_(site, self.sublayer(site))
+                        if self.config.zero_init_outputs:
+                            self.sublayer(site).get_parameter("c_proj.weight").zero_()
         for param in self.copied_params():
             copy_first_(param.data)
 

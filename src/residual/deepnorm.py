@@ -9,7 +9,7 @@ Source: Wang et al., "DeepNet" (arXiv 2203.00555), figure 2; microsoft/torchscal
 At init: not vanilla.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,14 @@ class DeepNorm(PostLN):
 
     def init_sublayer_(self, site: Site, sublayer: nn.Module) -> None:
         if site.kind == "attn":
-            query, key, value = sublayer.get_parameter("c_attn.weight").chunk(3)
+            (query, _), (key, _), (value, _) = cast(Any, sublayer).split_projections()  # of the trunk's attention
             nn.init.xavier_normal_(query)
             nn.init.xavier_normal_(key)
             nn.init.xavier_normal_(value, gain=self.beta)
         else:
-            self._xavier_(sublayer.get_parameter("c_fc.weight"))
+            for name, weight in sublayer.named_parameters():
+                if name in ("c_fc.weight", "c_gate.weight"):
+                    self._xavier_(weight)
         self._xavier_(sublayer.get_parameter("c_proj.weight"))
 
     def _xavier_(self, weight: Tensor) -> None:

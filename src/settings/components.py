@@ -30,7 +30,16 @@ log = logging.getLogger(__name__)
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 ROOMS = tuple(
     f"src.{room}"
-    for room in ("residual", "norm", "embedding", "recurrence", "datamodules", "evaluation", "models.optim")
+    for room in (
+        "residual",
+        "norm",
+        "embedding",
+        "recurrence",
+        "datamodules",
+        "evaluation",
+        "models.optim",
+        "models.mlp",
+    )
 )
 
 #: Modules that moved: run folders of earlier versions name the old path, which works for one version.

@@ -30,7 +30,9 @@ T = TypeVar("T")
 Factory = Callable[..., Any]  # Hydra's partials are untyped
 
 #: Sections that name a class, sections of one class per entry, sections with fixed keys, and keys without a section.
-COMPONENTS = ("residual", "norm", "embedding", "recurrence", "data", "evaluation")
+COMPONENTS = ("residual", "norm", "embedding", "recurrence", "mlp", "data", "evaluation")
+#: Components that configurations of earlier versions lack, in their meaning of then.
+IMPLIED = {"mlp": {"_target_": "src.models.mlp.gelu.GELU", "_partial_": True}}
 COLLECTIONS = ("logger", "callbacks")
 SECTIONS = ("task", "model", "optimizer", "schedule", "trainer", "samples", "safety", "guard", "profiler")
 SINGLE_KEYS = {
@@ -67,6 +69,7 @@ class Settings:
     norm: Factory
     embedding: Factory
     recurrence: Factory
+    mlp: Factory
     data: Factory
     evaluation: Any
     loggers: list[Factory]
@@ -101,7 +104,10 @@ class SettingsReader:
 
     def read_component(self, name: str) -> Any:  # whatever the section names
         """Return what a section with a `_target_` builds."""
-        return self.attempt(lambda: read_component(name, OmegaConf.select(self.config, name), self.trusted))
+        section = OmegaConf.select(self.config, name)
+        if section is None and name in IMPLIED:
+            section = OmegaConf.create(IMPLIED[name])
+        return self.attempt(lambda: read_component(name, section, self.trusted))
 
     def read_collection(self, name: str) -> list[Factory]:
         """Return a factory for each entry of a section such as `logger`."""
@@ -194,6 +200,9 @@ def _store(config: DictConfig, optimizer: OptimizerConfig, trainer: TrainerSetti
     for field in dataclasses.fields(GPTConfig):
         if stored["model"].get(field.name) == field.default:
             stored["model"].pop(field.name, None)
+    for key, section in IMPLIED.items():
+        if stored.get(key) == section:
+            stored.pop(key)
     # Absent where empty, so that hashes are those of version 0.1.0.
     for key in ("callbacks", "profiler", "branch_from", "at"):
         if not stored.get(key):

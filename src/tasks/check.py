@@ -102,7 +102,7 @@ def list_checks(subject: Subject, settings: Settings, gpu_gib: float) -> dict[st
 
 def _sources(settings: Settings) -> list[tuple[str, str, Source | None]]:
     """Return (axis, class name, source) of every configured part."""
-    axes = ("residual", "norm", "embedding", "recurrence")
+    axes = ("residual", "norm", "embedding", "recurrence", "mlp")
     return [(axis, *found) for axis in axes for found in find_sources(getattr(settings, axis))]
 
 

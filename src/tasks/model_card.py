@@ -15,7 +15,7 @@ from src.models.formats.pretrained import MODEL_TYPE
 from src.training.saved_weights import SavedWeights
 
 #: Sections of a configuration that describe the model and its training; of the data, only these keys.
-SECTIONS = ("model", "residual", "norm", "embedding", "recurrence", "optimizer", "trainer", "seed")
+SECTIONS = ("model", "residual", "norm", "embedding", "recurrence", "mlp", "optimizer", "trainer", "seed")
 OF_DATA = ("global_batch_size", "micro_batch_size", "val_tokens")
 LOADING = {
     "gpt2": """\

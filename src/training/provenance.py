@@ -40,7 +40,7 @@ ADDED: dict[tuple[str, str], object] = {
     ("evaluation", "every_steps"): None,
 }
 #: Sections that a checkpoint's weights depend on; they cannot change on resume.
-ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "seed")
+ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "mlp", "seed")
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -79,7 +79,7 @@ def reject_changed_methods(stored: Mapping[str, Any], settings: Settings, path: 
         UserError: the class, the two versions, and the way out.
     """
     version = stored.get("version", "0.2.0")  # not stored before 0.3.0
-    for axis in ("residual", "norm", "embedding", "recurrence"):
+    for axis in ("residual", "norm", "embedding", "recurrence", "mlp"):
         for name, source in find_sources(getattr(settings, axis)):
             if source is not None and source.changed_in and _numbers(version) < _numbers(source.changed_in):
                 raise UserError(

@@ -106,6 +106,7 @@ def build_gpt(settings: Settings) -> GPT:
         norm=settings.norm,
         embedding=settings.embedding,
         recurrence=settings.recurrence,
+        mlp=settings.mlp,
         seed=settings.seed,
     )
 

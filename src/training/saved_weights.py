@@ -63,7 +63,7 @@ class SavedWeights:
         run = {"name": self.settings.name, **hashes, "version": __version__}
         return Recipe(
             model=config["model"],
-            rooms={room: config[room] for room in ROOMS},
+            rooms={room: config[room] for room in ROOMS if room in config},
             seed=self.settings.seed,
             step=self.identity["step"],
             max_steps=self.settings.trainer.max_steps,

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
+from src.models.flops import count_flops_per_token
 from src.models.gpt import GPT
+from src.models.optim.groups import parameter_groups
 from src.norm.layernorm import LayerNorm
 from src.residual.base import QKV, Site
 from src.residual.vanilla import Vanilla
@@ -22,9 +24,10 @@ class Views(Vanilla):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_three_equal_views_are_the_fused_projection(bias: bool) -> None:
+@pytest.mark.parametrize("n_kv_head", [2, 1])
+def test_three_equal_views_are_the_fused_projection(bias: bool, n_kv_head: int) -> None:
     norm = partial(LayerNorm, eps=1e-5)
-    sizes = GPTConfig(**{**SIZES, "bias": bias})
+    sizes = GPTConfig(**{**SIZES, "bias": bias, "n_kv_head": n_kv_head})
     models = [
         jitter(GPT(sizes, residual=r, norm=norm, embedding=TiedEmbedding, seed=0)).double() for r in (Vanilla, Views)
     ]
@@ -53,3 +56,48 @@ def test_a_tap_sees_queries_keys_and_values_of_each_attention_site_and_may_repla
     for block in plain.h:
         nn.init.zeros_(block.attn.c_proj.weight)
     assert torch.allclose(x, plain.hidden(tokens()), atol=1e-6)
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+def test_grouped_queries_equal_their_source(n_kv_head: int) -> None:
+    """meta-llama/llama3 @ a0940f9, llama/model.py, `Attention`: keys and values [B, T, G, K] by `repeat_kv`."""
+    gpt = jitter(tiny_gpt(n_head=4, n_kv_head=n_kv_head)).double()
+    attention: Any = gpt.h[0].get_submodule("attn")
+    B, T, H, K = 2, 5, 4, 4
+    x_BTD = torch.randn(B, T, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    if n_kv_head == H:
+        wq, wk, wv = attention.c_attn.weight.chunk(3)
+    else:
+        wq, (wk, wv) = attention.c_attn.weight, attention.c_kv.weight.chunk(2)
+    q, k, v = (x_BTD @ wq.T).view(B, T, H, K), (x_BTD @ wk.T).view(B, T, -1, K), (x_BTD @ wv.T).view(B, T, -1, K)
+    y_BTHK = torch.zeros(B, T, H, K, dtype=torch.float64)
+    for head in range(H):
+        group = head // (H // n_kv_head)
+        score_BTT = q[:, :, head] @ k[:, :, group].transpose(-1, -2) / K**0.5
+        score_BTT = score_BTT.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+        y_BTHK[:, :, head] = score_BTT.softmax(-1) @ v[:, :, group]
+    assert torch.allclose(attention(x_BTD), y_BTHK.flatten(-2) @ attention.c_proj.weight.T, atol=1e-12)
+    assert sum(p.numel() for p in attention.parameters()) == 2 * 16**2 + 2 * 16 * n_kv_head * K
+
+
+def test_matrices_of_grouped_queries_are_queries_keys_and_values() -> None:
+    gpt = tiny_gpt(n_head=4, n_kv_head=2)
+    groups = parameter_groups(gpt, 1e-3, 0.1)
+    found = {groups.names[p]: count for p, count in groups.matrices.items() if groups.names[p].startswith("h.0.attn")}
+    assert found == {"h.0.attn.c_attn.weight": 1, "h.0.attn.c_kv.weight": 2, "h.0.attn.c_proj.weight": 1}
+
+
+def test_parameters_and_flops_count_groups_and_gates() -> None:
+    """6 per parameter in a product, 12 D T per attention; 2 D^2 + 2 D G K, 3 D F with F = 64, and a tied head."""
+    gpt = tiny_gpt(norm="rmsnorm", mlp="swiglu", n_head=4, n_kv_head=2, positions="rope")
+    layer = 2 * 16**2 + 2 * 16 * 2 * 4 + 3 * 16 * 64
+    total = 3 * layer + 7 * 16 + 64 * 16
+    assert gpt.n_params(positions=False) == gpt.n_params(positions=True) == total
+    assert count_flops_per_token(gpt) == 6 * total + 12 * 3 * 16 * 12
+
+
+def test_output_projections_start_at_zero_on_request() -> None:
+    for residual in ("vanilla", "deepnorm", "lns", "hyperconn"):
+        gpt = tiny_gpt(residual, zero_init_outputs=True, mlp="swiglu", n_kv_head=1)
+        for name, param in gpt.named_parameters():
+            assert bool(param.abs().max() == 0) == name.endswith("c_proj.weight") or not name.startswith("h."), name

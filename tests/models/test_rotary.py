@@ -48,3 +48,13 @@ def test_without_positions_only_the_causal_mask_distinguishes_orders() -> None:
 def test_learned_positions_are_the_only_ones_with_parameters() -> None:
     counts = {kind: tiny_gpt(positions=kind).n_params(positions=True) for kind in ("learned", "rope", "none")}
     assert counts["rope"] == counts["none"] == counts["learned"] - 12 * 16
+
+
+def test_base_and_scale_are_those_of_transformers() -> None:
+    """Hugging Face's LlamaRotaryEmbedding with rope_theta, and with rope_type linear: inv_freq / factor."""
+    x_BHTK = torch.randn(1, 1, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inverse_P = 1.0 / 500.0 ** (torch.arange(0, 8, 2, dtype=torch.float64) / 8) / 4.0
+    angle_TK = torch.outer(torch.arange(7, dtype=torch.float64), inverse_P).repeat(1, 2)
+    a, b = x_BHTK.chunk(2, -1)
+    expected = x_BHTK * angle_TK.cos() + torch.cat((-b, a), -1) * angle_TK.sin()
+    assert torch.allclose(rotate(x_BHTK, 500.0, 4.0), expected, atol=1e-12)

@@ -23,7 +23,7 @@ from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
 from tests.support import ROOT, SIZES, option, options
 
-ROOMS = ("residual", "norm", "embedding", "recurrence")
+ROOMS = ("residual", "norm", "embedding", "recurrence", "mlp")
 COMPONENTS = [(room, name) for room in (*ROOMS, "data", "evaluation") for name in options(room)]
 quickly = settings(
     max_examples=150,

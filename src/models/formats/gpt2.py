@@ -52,6 +52,8 @@ def find_difference_from_gpt2(gpt: GPT) -> str | None:
             return key
     if gpt.config.qk_norm != "none":
         return f"model.qk_norm={gpt.config.qk_norm}"
+    if not _is_gelu_mlp(gpt):
+        return "its MLP"
     if gpt.config.attention_scale != "inverse_sqrt":
         return f"model.attention_scale={gpt.config.attention_scale}"
     for key, scale in (("base_width", gpt.logit_scale), ("base_depth", gpt.branch_scale)):
@@ -98,6 +100,18 @@ def _is_plain_embedding(embedding: TokenEmbedding, n_layer: int) -> bool:
         if embedding.value_addition(lookup, layer, x0_BTD) is not None:
             return False
     return embedding.get_lm_head_weight() is wte_VD and torch.allclose(x0_BTD, wte_VD[idx_BT] + wpe_TD[:1])
+
+
+@torch.no_grad()
+def _is_gelu_mlp(gpt: GPT) -> bool:
+    """Return True if in evaluation the MLP is the output projection of GELU of the input projection."""
+    mlp = copy.deepcopy(gpt.h[0].get_submodule("mlp")).cpu().float().eval()
+    x_BTD = torch.randn(1, 2, gpt.config.n_embd, generator=torch.Generator().manual_seed(0))
+    fc, proj = (
+        (mlp.get_parameter(f"{n}.weight"), dict(mlp.named_parameters()).get(f"{n}.bias")) for n in ("c_fc", "c_proj")
+    )
+    hidden = F.gelu(F.linear(x_BTD, *fc), approximate=gpt.config.gelu_approximate)
+    return torch.allclose(mlp(x_BTD), F.linear(hidden, *proj), atol=1e-6)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ PACKAGE = __name__.partition(".")[0]
 
 def find_class(room: str, target: str) -> object:
     """Return the class that `target` names in a room of this project, or None if there is none."""
-    found = re.fullmatch(rf"src\.({room}\.[a-z0-9_]+)\.([A-Za-z0-9]+)", target)
+    found = re.fullmatch(rf"src\.((?:models\.)?{room}\.[a-z0-9_]+)\.([A-Za-z0-9]+)", target)
     if found is None:
         return None
     try:

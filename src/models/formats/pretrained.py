@@ -22,7 +22,7 @@ from src.models.formats.folder import read_config, read_tensors, write_folder
 from src.models.formats.gpt2 import find_difference_from_gpt2
 from src.models.formats.huggingface import load_gpt2, read_gpt2, write_gpt2
 from src.models.formats.portable.bundle import AUTO_MAP, write_code
-from src.models.formats.recipe import ROOMS, Recipe, build_part
+from src.models.formats.recipe import IMPLIED, ROOMS, Recipe, build_part
 from src.models.gpt import GPT
 
 MODEL_TYPE = "reslab"
@@ -112,7 +112,7 @@ def _read(folder: Path) -> tuple[Recipe, dict[str, torch.Tensor]]:
         return Recipe(fields, {**GPT2, "norm": norm}, 0, None, None, {"name": folder.name}), weights
     names = [field.name for field in dataclasses.fields(Recipe)]
     missing = [name for name in names if name not in config]
-    missing += [f"rooms.{room}" for room in ROOMS if room not in config.get("rooms", {})]
+    missing += [f"rooms.{room}" for room in ROOMS if room not in {**IMPLIED, **config.get("rooms", {})}]
     if missing:
         raise ValueError(f"{folder}/config.json has no {missing[0]}; export the run again")
     return Recipe(**{name: config[name] for name in names}), _read_weights(folder)

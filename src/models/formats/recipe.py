@@ -17,7 +17,10 @@ from src.models.gpt import GPT
 from src.recurrence.base import Recurrence
 
 #: Rooms that supply the parts of a model; each is a key of the configuration.
-ROOMS = ("residual", "norm", "embedding", "recurrence")
+ROOMS = ("residual", "norm", "embedding", "recurrence", "mlp")
+FOLDERS = {"mlp": "models/mlp"}
+#: Parts that exports of earlier versions lack, in their meaning of then.
+IMPLIED = {"mlp": {"_target_": "src.models.mlp.gelu.GELU"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Recipe:
     step: int | None
     max_steps: int | None
     run: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rooms", {**IMPLIED, **self.rooms})
 
     def build(self, where: str) -> GPT:
         """Build the model with its initial weights and its schedules at `step`.
@@ -73,7 +79,7 @@ def build_part(where: str, room: str, keys: dict[str, Any]) -> Any:  # a factory
     kind = find_class(room, target)
     if not (isinstance(kind, type) and issubclass(kind, (nn.Module, Recurrence))):
         raise ValueError(
-            f"{where} names {target} for {room}, which is not a class of this project's src/{room}/; "
+            f"{where} names {target} for {room}, which is not a class of this project's src/{FOLDERS.get(room, room)}/; "
             "put it there to export and load it"
         )
     keys = {**getattr(kind, "added_keys", {}), **keys}  # an older export lacks them

@@ -22,7 +22,7 @@ from torch import nn
 
 from src.models.attention import CausalSelfAttention
 from src.models.gpt import GPT
-from src.models.mlp import CopiedLinear
+from src.models.mlp.base import CopiedLinear
 from src.models.transfer import Factor, learning_rate_factors
 from src.residual.base import ParamGroup
 
@@ -127,10 +127,10 @@ def hidden_matrices(gpt: GPT) -> dict[nn.Parameter, int]:
     found: dict[nn.Parameter, int] = {}
     for site in gpt.sites:
         sublayer = gpt.sublayer(site)
-        for module in sublayer.modules():
+        stacked = sublayer.stacked if isinstance(sublayer, CausalSelfAttention) else {}
+        for name, module in sublayer.named_modules():
             if isinstance(module, nn.Linear | CopiedLinear) and module.weight not in strategy:
-                fused = isinstance(sublayer, CausalSelfAttention) and module is sublayer.c_attn
-                found[cast(nn.Parameter, module.weight)] = 3 if fused else 1
+                found[cast(nn.Parameter, module.weight)] = stacked.get(name, 1)
     return found
 
 
