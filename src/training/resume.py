@@ -75,15 +75,16 @@ def _reject_changes(job: Job, settings: Settings) -> None:
     Raises:
         UserError: names them.
     """
-    added = (*RANKS, "++trusted_targets=[]")  # by resuming itself
-    given = [text for text in job.overrides if text not in added and not text.startswith("++resume=")]
     stored = OmegaConf.to_container(OmegaConf.load(job.folder / "config.yaml"), resolve=True)
     assert isinstance(stored, dict)  # of a completed run
     differences = find_differences({str(key): value for key, value in stored.items()}, settings.config)
-    changed = []
-    for override in given:
+    given, changed = [], []
+    for override in job.overrides:
         key = override.lstrip("+~").partition("=")[0]
-        changed += [f"{k} {then}" for k, (then, _) in differences.items() if k == key or k.startswith(f"{key}.")]
+        found = [f"{k} {then}" for k, (then, _) in differences.items() if k == key or k.startswith(f"{key}.")]
+        if found and key != "resume" and override not in (*RANKS, "++trusted_targets=[]"):  # by resuming itself
+            given.append(override)
+            changed += found
     if changed:
         keys = " ".join(given)
         raise UserError(

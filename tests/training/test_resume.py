@@ -127,7 +127,7 @@ def test_a_completed_run_is_not_resumed_with_other_values(tmp_path: Path) -> Non
     folder = tmp_path / "r"
     for overrides in ((), ("trainer.max_steps=80",), ("optimizer.lr=1e-3", "seed=1")):
         assert isinstance(resumed(folder, *overrides), TaskEnd)
-    words = r"r is completed with model\.dropout 0\.0, so model\.dropout=0\.3 seed=1 is not applied; from_run=.*r model"
+    words = r"r is completed with model\.dropout 0\.0, so model\.dropout=0\.3 is not applied; from_run=.*r model"
     with pytest.raises(UserError, match=words):
         resumed(folder, "model.dropout=0.3", "seed=1")
     with pytest.raises(
