@@ -17,6 +17,7 @@ from src.files import flatten, scan_rows, write_atomic
 from src.launch.arguments import stored_yaml
 from src.launch.world import read_world
 from src.models.flops import average_flops_per_token, describe_visits
+from src.models.formats.hub import identify
 from src.models.gpt import GPT
 from src.reporting.columns import Columns, read_columns
 from src.reporting.figures import draw_loss_curves, draw_visit_order, save_figure
@@ -63,6 +64,7 @@ def begin_record(run: Run, gpt: GPT) -> None:
         n_params_looked_up=gpt.embedding.get_num_lookup_params(),
         n_params_residual=sum(p.numel() for p in gpt.residual.parameters()),
         flops_per_token=average_flops_per_token(gpt, keys.max_steps),
+        **_describe_init(run),
         config_hash=config_hash(config),
         data=data.identity(),
         **{key: getattr(keys, key) for key in ("accelerator", "precision", "compile", "threads", "onednn")},
@@ -89,6 +91,14 @@ def begin_record(run: Run, gpt: GPT) -> None:
     if layout := gpt.residual.describe():
         log.info("residual strategy: %s", layout)
     _report_visits(run, gpt)
+
+
+def _describe_init(run: Run) -> dict[str, Any]:
+    """Return the identity of the weights that the run starts from; a resumed run keeps that of its start."""
+    source = run.settings.config.get("init_from")
+    if source is None or "init_from" in run.record.result:
+        return {}
+    return {"init_from": identify(Path(source))}
 
 
 def _report_visits(run: Run, gpt: GPT) -> None:

@@ -25,6 +25,7 @@ from src.datamodules.tokenization.base import FILE, Tokenizer
 from src.datamodules.tokenization.open import open_stated, or_gpt2, read_tokenizer
 from src.errors import UserError, one_line
 from src.files import flatten, sha256_file
+from src.models.formats.hub import identify
 from src.models.formats.pretrained import read_pretrained
 from src.models.formats.recipe import ROOMS, Recipe
 from src.models.gpt import GPT
@@ -243,7 +244,9 @@ def _load_pretrained(config: DictConfig, folder: Path) -> SavedWeights:
     own = {**rooms, "model": recipe.model, "name": recipe.run["name"]}
     settings = read_settings(OmegaConf.create({**merged, **own}), OWN)
     provenance.reject_changed_methods(recipe.run, settings, folder)
-    file = {"file": str(folder), "sha256": sha256_file(folder / "model.safetensors")}
+    found = identify(folder)
+    file = {"file": found["source"], "sha256": found["sha256"]}
+    file |= {"revision": found["revision"]} if found["revision"] else {}
     hashes = {key: value for key, value in recipe.run.items() if key not in ("name", "version")}
     identity = {"step": recipe.step, "checkpoint": file, **hashes}
     try:

@@ -1,17 +1,28 @@
-"""Model folders: a `config.json` and a `model.safetensors`, as Hugging Face transformers lays them out.
+"""Model folders: a `config.json` and the weights, as Hugging Face transformers lays them out.
+
+    model.safetensors                                           what this project writes
+    model.safetensors.index.json, model-00001-of-00002.safetensors, ...
+    pytorch_model.bin, or its index and shards                  pickles, of which only tensors are loaded
 
 Error messages start with the folder, so that a caller can put its own key before it (`init_from=<folder> has no ...`).
 """
 
+import hashlib
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.errors import one_line
+from src.files import is_lfs_pointer, sha256_file
+
+#: Files of weights in the order in which they are looked for.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def require_empty(folder: Path) -> None:
@@ -39,9 +50,8 @@ def read_config(folder: Path, model_types: tuple[str, ...]) -> dict[str, Any]:  
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give a Hugging Face GPT-2 folder")
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}; give a Hugging Face GPT-2 folder with one")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; give a Hugging Face GPT-2 folder with one")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
@@ -53,13 +63,60 @@ def read_config(folder: Path, model_types: tuple[str, ...]) -> dict[str, Any]:  
     return dict(config)
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of `model.safetensors` by name.
+def list_weights(place: Path) -> list[Path]:
+    """Return the files of a folder's weights; a file stands for itself.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: there are none, or one of several is missing.
+    """
+    if place.is_file():
+        return [place]
+    first = next((place / name for name in WEIGHTS if (place / name).is_file()), None)
+    if first is None:
+        raise ValueError(f"{place} has no model.safetensors, no pytorch_model.bin and no index of either; fetch them")
+    if first.suffix != ".json":
+        return [first]
+    try:
+        names = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place} has a {first.name} that cannot be read: {one_line(error)}") from error
+    files = [place / Path(str(name)).name for name in names]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise ValueError(f"{place} has no {missing[0]}, which its {first.name} names; fetch it")
+    return files
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a folder by name; of a pickle, nothing but tensors is loaded.
+
+    Raises:
+        ValueError: a file is missing or cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in list_weights(folder):
+        if is_lfs_pointer(path):
+            raise ValueError(f"{folder} has a {path.name} that is a Git LFS pointer; run git lfs pull in it")
+        try:
+            tensors |= load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{folder} has a {path.name} that cannot be read: {one_line(error)}") from error
+    return tensors
+
+
+def load_pickle(path: Path) -> Any:  # what the file holds: tensors, and plain containers of them
+    """Load a file of torch.save without running code of it.
+
+    Raises:
+        ValueError: it is damaged, or holds more than tensors and plain values.
     """
     try:
-        return dict(load_file(folder / "model.safetensors"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder} has a model.safetensors that cannot be read: {one_line(error)}") from error
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(one_line(error)[:200]) from error
+
+
+def hash_weights(place: Path) -> str:
+    """Return the SHA-256 of a folder's weights: of the only file, or of the hashes of all."""
+    hashes = [sha256_file(path) for path in list_weights(place)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()

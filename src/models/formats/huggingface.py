@@ -97,24 +97,48 @@ def load_gpt2(gpt: GPT, folder: Path) -> None:
     """Load the weights of a GPT-2 folder into `gpt`; both then have the same logits.
 
     Raises:
-        ValueError: the folder is missing or damaged, or differs from `gpt` in a size or a part.
+        ValueError: the folder is missing or damaged, or differs from `gpt` in sizes or parts; it names all of them.
+    """
+    require_gpt2(gpt, folder)
+    config = read_config(folder, ("gpt2",))
+    fields = _config_fields(config, folder)
+    weights = _read_weights(folder, GPTConfig(**fields))
+    load_matching(gpt, {**fields, "eps": config.get("layer_norm_epsilon", 1e-5)}, weights, folder)
+
+
+def require_gpt2(gpt: GPT, place: Path) -> None:
+    """Reject a model that is not GPT-2.
+
+    Raises:
+        ValueError: names the part in which it differs.
     """
     difference = find_difference_from_gpt2(gpt)
     if difference is not None:
-        raise ValueError(f"{folder} is for {GPT2_KEYS} only; this model differs in {difference}")
-    config = read_config(folder, ("gpt2",))
-    fields = _config_fields(config, folder)
+        raise ValueError(f"{place} is for {GPT2_KEYS} only; this model differs in {difference}")
+
+
+def load_matching(gpt: GPT, fields: dict[str, Any], weights: dict[str, Tensor], place: Path) -> None:
+    """Load weights in this project's names, biases included, into a model with the same sizes.
+
+    Args:
+        fields: those of a `GPTConfig`, and `eps` of the norms.
+        place: where they are from, for messages.
+
+    Raises:
+        ValueError: sizes differ; it names all of them and the overrides that make them equal.
+    """
     ours: dict[str, object] = {f"model.{key}": getattr(gpt.config, key) for key in (*SIZES, "gelu_approximate")}
     ours["norm.eps"] = gpt.get_submodule("ln_f").eps
-    theirs = {f"model.{key}": value for key, value in fields.items()}
-    theirs["norm.eps"] = config.get("layer_norm_epsilon", 1e-5)
-    for key, value in ours.items():
-        if theirs[key] != value:
-            raise ValueError(f"{folder} has {key}={theirs[key]}, this model {value}; give {key}={theirs[key]}")
-    weights = _read_weights(folder, gpt.config)
+    theirs = {**{f"model.{key}": value for key, value in fields.items()}, "norm.eps": fields["eps"]}
+    different = {key: theirs[key] for key, value in ours.items() if theirs[key] != value}
+    found = [f"{key}={value}, this model {ours[key]}" for key, value in different.items()]
     bias = _first_nonzero_bias(weights)
     if bias is not None and not gpt.config.bias:
-        raise ValueError(f"{folder} has biases that are not zero ({bias}), this model has none; give model.bias=true")
+        different["model.bias"] = "true"
+        found.append(f"biases that are not zero ({bias}), this model has none")
+    if different:
+        overrides = " ".join(f"{key}={value}" for key, value in different.items())
+        raise ValueError(f"{place} has {'; '.join(found)}; give {overrides}")
     gpt.load_state_dict({key: weights[key] for key in gpt.state_dict()}, strict=True)
 
 
@@ -163,7 +187,7 @@ def _read_weights(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
     for key, shape in gpt2_shapes(config).items():
         name = _hub_name(key)
         if name not in theirs:
-            raise ValueError(f"{folder} has no tensor {name} in its model.safetensors")
+            raise ValueError(f"{folder} has no tensor {name} among its weights")
         value = theirs.pop(name)
         value = (value.T if _is_conv1d(key) else value).float()
         if value.shape != shape:

@@ -14,13 +14,16 @@ Source: Hugging Face transformers (PreTrainedModel.save_pretrained) for the layo
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from src.files import write_json
 from src.models.formats.folder import read_config, read_tensors, write_folder
 from src.models.formats.gpt2 import find_difference_from_gpt2
-from src.models.formats.huggingface import load_gpt2, read_gpt2, write_gpt2
+from src.models.formats.hub import locate
+from src.models.formats.huggingface import load_gpt2, load_matching, read_gpt2, require_gpt2, write_gpt2
+from src.models.formats.nanogpt import find_checkpoint, read_nanogpt
 from src.models.formats.portable.bundle import AUTO_MAP, write_code
 from src.models.formats.recipe import IMPLIED, ROOMS, Recipe, build_part
 from src.models.gpt import GPT
@@ -82,40 +85,65 @@ def from_pretrained(folder: Path | str) -> GPT:
 
 
 def read_pretrained(folder: Path) -> tuple[Recipe, GPT]:
-    """Return the recipe and the model of a folder (see `from_pretrained`)."""
-    recipe, weights = _read(folder)
+    """Return the recipe and the model of a folder (see `from_pretrained`), a checkpoint of nanoGPT or of the hub."""
+    recipe, weights = _read(locate(folder), folder.name)
     gpt = recipe.build(f"{folder}/config.json")
     _load(gpt, weights, folder)
     return recipe, gpt.eval()
 
 
-def load_weights(gpt: GPT, folder: Path) -> None:
-    """Load the weights of an exported folder with the same shapes, or of a Hugging Face GPT-2 folder, into `gpt`.
+def load_weights(gpt: GPT, source: Path) -> None:
+    """Load weights into a model with the same sizes.
+
+    Args:
+        gpt: the model.
+        source: an exported folder, a Hugging Face GPT-2 folder, one of the hub, or a checkpoint of nanoGPT.
 
     Raises:
-        ValueError: the folder is missing, or its weights do not fit.
+        ValueError: there is no such model, or its weights do not fit.
     """
     try:
-        if read_config(folder, (MODEL_TYPE, "gpt2"))["model_type"] == "gpt2":
-            load_gpt2(gpt, folder)
+        place = locate(source)
+        if (checkpoint := find_checkpoint(place)) is not None:
+            require_gpt2(gpt, checkpoint)
+            load_matching(gpt, *read_nanogpt(checkpoint), checkpoint)
+            return
+        config = read_config(place, (MODEL_TYPE, "gpt2"))
+        if config["model_type"] == "gpt2":
+            load_gpt2(gpt, place)
         else:
-            _load(gpt, _read_weights(folder), folder)
+            _compare_sizes(gpt, config.get("model", {}), place)
+            _load(gpt, _read_weights(place), place)
     except ValueError as error:
         raise ValueError(f"init_from={error}") from error
 
 
-def _read(folder: Path) -> tuple[Recipe, dict[str, torch.Tensor]]:
-    config = read_config(folder, (MODEL_TYPE, "gpt2"))
+def _compare_sizes(gpt: GPT, model: dict[str, Any], folder: Path) -> None:
+    ours = dataclasses.asdict(gpt.config)
+    different = {k: v for k, v in model.items() if k in ours and ours[k] != v and k != "dropout"}
+    if different:
+        found = ", ".join(f"model.{key}={value} (this model {ours[key]})" for key, value in different.items())
+        overrides = " ".join(f"model.{key}={value}" for key, value in different.items())
+        raise ValueError(f"{folder} has {found}; give {overrides}")
+
+
+def _read(place: Path, name: str) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    if (checkpoint := find_checkpoint(place)) is not None:
+        fields, weights = read_nanogpt(checkpoint)
+        norm = {**GPT2["norm"], "eps": fields.pop("eps")}
+        kept = {key: value for key, value in weights.items() if fields["bias"] or not key.endswith(".bias")}
+        return Recipe(fields, {**GPT2, "norm": norm}, 0, None, None, {"name": name}), kept
+    config = read_config(place, (MODEL_TYPE, "gpt2"))
     if config["model_type"] == "gpt2":
-        fields, weights = read_gpt2(folder)
+        fields, weights = read_gpt2(place)
         norm = {**GPT2["norm"], "eps": config.get("layer_norm_epsilon", 1e-5)}
-        return Recipe(fields, {**GPT2, "norm": norm}, 0, None, None, {"name": folder.name}), weights
+        return Recipe(fields, {**GPT2, "norm": norm}, 0, None, None, {"name": name}), weights
     names = [field.name for field in dataclasses.fields(Recipe)]
     missing = [name for name in names if name not in config]
     missing += [f"rooms.{room}" for room in ROOMS if room not in {**IMPLIED, **config.get("rooms", {})}]
     if missing:
-        raise ValueError(f"{folder}/config.json has no {missing[0]}; export the run again")
-    return Recipe(**{name: config[name] for name in names}), _read_weights(folder)
+        raise ValueError(f"{place}/config.json has no {missing[0]}; export the run again")
+    return Recipe(**{name: config[name] for name in names}), _read_weights(place)
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:

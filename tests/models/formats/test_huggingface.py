@@ -16,6 +16,7 @@ from torch import Tensor
 
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
+from src.models.formats.folder import hash_weights
 from src.models.formats.huggingface import load_gpt2, read_gpt2
 from src.models.gpt import GPT
 from src.norm.layernorm import LayerNorm
@@ -160,8 +161,85 @@ def test_another_activation_or_biases_are_an_error_with_the_key_to_give(tmp_path
     reference().save_pretrained(tmp_path / "hub")
     with pytest.raises(ValueError, match=r"give model\.gelu_approximate=none"):
         load_gpt2(tiny_gpt(bias=True, gelu_approximate="tanh"), tmp_path / "hub")
-    with pytest.raises(ValueError, match=r"biases that are not zero .*; give model\.bias=true"):
+    with pytest.raises(ValueError, match=r"biases that are not zero .*; give model\.bias=true$"):
         load_gpt2(tiny_gpt(bias=False), tmp_path / "hub")
+
+
+def test_all_differences_are_told_at_once_with_the_overrides_that_end_them(tmp_path: Path) -> None:
+    reference(layer_norm_epsilon=1e-6).save_pretrained(tmp_path / "hub")
+    gpt = tiny_gpt(n_layer=2, vocab_size=80, gelu_approximate="tanh", bias=False)
+    words = r"has model\.n_layer=3, this model 2; .*; give model\.n_layer=3 model\.vocab_size=64 "
+    with pytest.raises(ValueError, match=words + r"model\.gelu_approximate=none norm\.eps=1e-06 model\.bias=true$"):
+        load_gpt2(gpt, tmp_path / "hub")
+
+
+def save_shards(model: Any, folder: Path, suffix: str) -> None:
+    """Save a model of transformers in two files and an index, as large ones are published."""
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, index = ("model", "model.safetensors.index.json") if suffix == "safetensors" else (
+        "pytorch_model", "pytorch_model.bin.index.json")  # fmt: skip
+    names = {key: f"{stem}-0000{1 + i % 2}-of-00002.{suffix}" for i, key in enumerate(sorted(weights))}
+    for name in set(names.values()):
+        part = {key: value for key, value in weights.items() if names[key] == name}
+        if suffix == "safetensors":
+            save_file(part, folder / name)
+        else:
+            torch.save(part, folder / name)
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+@pytest.mark.parametrize("form", ["pytorch_model.bin", "shards.safetensors", "shards.bin"])
+def test_weights_load_from_every_form_that_is_published(form: str, tmp_path: Path) -> None:
+    theirs = reference()
+    if form == "pytorch_model.bin":
+        theirs.save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(theirs.state_dict(), tmp_path / form)
+    else:
+        save_shards(theirs, tmp_path, form.removeprefix("shards."))
+    gpt = tiny_gpt(bias=True)
+    load_gpt2(gpt, tmp_path)
+    assert torch.allclose(theirs(tokens()).logits, gpt(tokens()), rtol=0, atol=1e-5)
+    assert len(hash_weights(tmp_path)) == 64
+    if form.startswith("shards"):
+        first = sorted(tmp_path.glob("*-00001-of-00002.*"))[0]
+        first.unlink()
+        with pytest.raises(ValueError, match=rf"has no {first.name}, which its .*index\.json names; fetch it"):
+            load_gpt2(gpt, tmp_path)
+
+
+class Evil:
+    """A value whose unpickling would run code."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise AssertionError('code of a checkpoint ran')",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("pytorch_model.bin", {"a": Evil()}, "has a pytorch_model.bin that cannot be read: Weights only load failed"),
+        ("pytorch_model.bin", b"damaged", "has a pytorch_model.bin that cannot be read"),
+        ("model.safetensors.index.json", b"{}", "has a model.safetensors.index.json that cannot be read"),
+        (
+            "model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a Git LFS pointer; run git lfs pull",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_read_are_one_sentence(name: str, content: object, words: str, tmp_path: Path) -> None:
+    export_gpt2(tiny_gpt(), tmp_path / "hub")
+    (tmp_path / "hub/model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (tmp_path / "hub" / name).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "hub" / name)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_gpt2(tiny_gpt(), tmp_path / "hub")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
