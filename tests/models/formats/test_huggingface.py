@@ -17,7 +17,7 @@ from torch import Tensor
 from src.embedding.tied import TiedEmbedding
 from src.models.config import GPTConfig
 from src.models.formats.folder import hash_weights
-from src.models.formats.huggingface import load_gpt2, read_gpt2
+from src.models.formats.huggingface import load_gpt2, read_gpt2, write_gpt2
 from src.models.gpt import GPT
 from src.norm.layernorm import LayerNorm
 from src.residual.vanilla import Vanilla
@@ -85,7 +85,8 @@ def test_a_model_without_biases_is_exported_with_zeros_and_loads_without(tmp_pat
 
 
 def test_the_configuration_states_what_transformers_needs(tmp_path: Path) -> None:
-    export_gpt2(tiny_gpt(vocab_size=50257, n_embd=8, dropout=0.1), tmp_path / "large")
+    (tmp_path / "large").mkdir()
+    write_gpt2(tiny_gpt(vocab_size=50257, n_embd=8, dropout=0.1), tmp_path / "large", 50256)
     export_gpt2(tiny_gpt(gelu_approximate="tanh"), tmp_path / "small")
     large, small = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("large", "small"))
     assert (large["bos_token_id"], large["eos_token_id"]) == (50256, 50256)
