@@ -32,12 +32,12 @@ class CachedAttention(nn.Module):
 
     Args:
         attend: attention over whole sequences, for the first forward.
-        rotates: queries and keys are rotated by position.
+        rope: base and scale of the rotation of queries and keys by position; None without one.
     """
 
-    def __init__(self, attend: nn.Module, *, rotates: bool) -> None:
+    def __init__(self, attend: nn.Module, rope: tuple[float, float] | None) -> None:
         super().__init__()
-        self.attend, self.rotates = attend, rotates
+        self.attend, self.rope = attend, rope
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.visit = 0
 
@@ -49,9 +49,9 @@ class CachedAttention(nn.Module):
             y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK)
             return y_BHTK
         keys_BHTK, values_BHTK = self.kept[visit]
-        if self.rotates:  # a single token was rotated as the first one, which is not at all
+        if self.rope is not None:  # a single token was rotated as the first one, which is not at all
             before = keys_BHTK.shape[2]
-            q_BHTK, k_BHTK = (rotate(F.pad(x, (0, 0, before, 0)))[:, :, before:] for x in (q_BHTK, k_BHTK))
+            q_BHTK, k_BHTK = (rotate(F.pad(x, (0, 0, before, 0)), *self.rope)[:, :, before:] for x in (q_BHTK, k_BHTK))
         keys_BHTK, values_BHTK = torch.cat([keys_BHTK, k_BHTK], dim=2), torch.cat([values_BHTK, v_BHTK], dim=2)
         self.kept[visit] = keys_BHTK, values_BHTK
         return F.scaled_dot_product_attention(q_BHTK, keys_BHTK, values_BHTK)
@@ -108,7 +108,7 @@ def cached(model: GPT) -> Iterator[CachedDecoder]:
     """Let a model in evaluation mode decode with a cache inside the block."""
     owners = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
     plain = [owner.attend for owner in owners]
-    attentions = [CachedAttention(owner.attend, rotates=owner.rotates) for owner in owners]
+    attentions = [CachedAttention(owner.attend, owner.rope if owner.rotates else None) for owner in owners]
     embedding = model.embedding
     last = LastTokens(embedding)
     try:

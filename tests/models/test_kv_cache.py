@@ -11,7 +11,8 @@ from tests.support import COMPOSITIONS, jitter, options, start_at_once, tiny_gpt
 #: Strategies whose value for a token depends on other tokens besides attention; they decode by full forwards.
 WITHOUT_CACHE = {"deep_delta_expanded"}  # a short convolution over tokens
 TRUNKS = [
-    {"positions": "rope"},
+    {"positions": "rope", "rope_base": 500.0, "rope_scale": 2.0},
+    {"positions": "rope", "n_kv_head": 1},
     {"positions": "none", "norm_placement": "sandwich"},
     {"qk_norm": "rms", "positions": "rope", "attention_scale": "inverse"},
     {"bias": True, "gelu_approximate": "tanh", "norm_placement": "output"},
