@@ -59,7 +59,7 @@ def find_difference_from_gpt2(gpt: GPT) -> str | None:
     for key, scale in (("base_width", gpt.logit_scale), ("base_depth", gpt.branch_scale)):
         if scale != 1:
             return f"model.{key}={getattr(gpt.config, key)}"
-    if not _is_plain_stream(gpt):
+    if not is_plain_stream(gpt):
         return "its residual stream"
     if not _is_plain_embedding(gpt.embedding, gpt.config.n_layer):
         return "its embedding"
@@ -67,7 +67,7 @@ def find_difference_from_gpt2(gpt: GPT) -> str | None:
 
 
 @torch.no_grad()
-def _is_plain_stream(gpt: GPT) -> bool:
+def is_plain_stream(gpt: GPT) -> bool:
     """Return True if in evaluation every site reads, and `end` returns, x0 plus all outputs so far."""
     if gpt.sites != build_plain_sites(gpt.config.n_layer) or gpt.residual.taps_qkv:
         return False

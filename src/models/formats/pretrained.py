@@ -23,6 +23,7 @@ from src.models.formats.folder import read_config, read_tensors, write_folder
 from src.models.formats.gpt2 import find_difference_from_gpt2
 from src.models.formats.hub import locate
 from src.models.formats.huggingface import load_gpt2, load_matching, read_gpt2, require_gpt2, write_gpt2
+from src.models.formats.llama import load_llama
 from src.models.formats.nanogpt import find_checkpoint, read_nanogpt
 from src.models.formats.portable.bundle import AUTO_MAP, write_code
 from src.models.formats.recipe import IMPLIED, ROOMS, Recipe, build_part
@@ -97,7 +98,7 @@ def load_weights(gpt: GPT, source: Path) -> None:
 
     Args:
         gpt: the model.
-        source: an exported folder, a Hugging Face GPT-2 folder, one of the hub, or a checkpoint of nanoGPT.
+        source: an exported folder, a Hugging Face GPT-2 or Llama folder, one of the hub, or a checkpoint of nanoGPT.
 
     Raises:
         ValueError: there is no such model, or its weights do not fit.
@@ -108,9 +109,11 @@ def load_weights(gpt: GPT, source: Path) -> None:
             require_gpt2(gpt, checkpoint)
             load_matching(gpt, *read_nanogpt(checkpoint), checkpoint)
             return
-        config = read_config(place, (MODEL_TYPE, "gpt2"))
+        config = read_config(place, (MODEL_TYPE, "gpt2", "llama"))
         if config["model_type"] == "gpt2":
             load_gpt2(gpt, place)
+        elif config["model_type"] == "llama":
+            load_llama(gpt, place)
         else:
             _compare_sizes(gpt, config.get("model", {}), place)
             _load(gpt, _read_weights(place), place)
