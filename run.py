@@ -13,8 +13,12 @@ from src.launch.signals import run_guarded
 
 def start() -> int:
     """Import Hydra, which takes seconds, and run; the signal handlers are installed already."""
-    import hydra
-    from omegaconf import DictConfig
+    try:
+        import hydra
+        from omegaconf import DictConfig
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; pip install -c constraints.txt '.[app]'", file=sys.stderr)
+        return 2
 
     from src.launch.job import enter, run_job
     from src.launch.outcomes import Outcomes

@@ -33,7 +33,7 @@ install() { # $1: what to install, as pip names it
 
 case "${1:-}" in
 run)
-  install . run
+  install '.[app]' run
   exec "$VENV/bin/python" run.py "${@:2}"
   ;;
 test)

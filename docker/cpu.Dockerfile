@@ -7,8 +7,8 @@ ARG PIP_ARGS=""
 # The C++ kernels are compiled at their first use; git states the commit in result.json.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ git && rm -rf /var/lib/apt/lists/*
 WORKDIR /reslab
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml setup.py constraints.txt README.md ./
 COPY src/__init__.py src/__init__.py
-RUN pip install --no-cache-dir $PIP_ARGS -c constraints.txt .
+RUN pip install --no-cache-dir $PIP_ARGS -c constraints.txt '.[app]'
 COPY . .
 ENTRYPOINT ["python", "run.py"]

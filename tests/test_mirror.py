@@ -151,6 +151,7 @@ ROOM_WIDE = {
     "tests/test_mirror.py": "tests that mirror src",
     "tests/test_prepared.py": "the forks in which tests run",
     "tests/test_runs.py": "whole runs from outside",
+    "tests/test_wheel.py": "the installed package, which `setup.py` builds",
     "tests/training/test_stored_run.py": "run folders of version 0.1.0",
 }
 

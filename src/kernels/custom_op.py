@@ -13,7 +13,9 @@ from torch.library import Library
 #: Context of an autograd function, which has no public type.
 Context: TypeAlias = Any
 
-_LIBRARY = Library("reslab", "DEF")  # type: ignore[no-untyped-call]  # torch's
+#: Of the operators: the checkout and the installed package may be imported in one process.
+NAMESPACE = f"{__name__.partition('.')[0]}_kernels"
+_LIBRARY = Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]  # torch's
 
 
 def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,8 +30,8 @@ def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable
     tags = torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides
     _LIBRARY.define(f"{name}{schema}", tags=tags)  # type: ignore[no-untyped-call]  # torch's
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]  # torch's
-    torch.library.register_fake(f"reslab::{name}", fake, lib=_LIBRARY)
-    overload: Callable[..., Any] = getattr(torch.ops.reslab, name).default
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return overload
 
 
