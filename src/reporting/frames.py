@@ -26,8 +26,10 @@ def read_runs(*folders: str | os.PathLike[str], config: bool = True) -> pd.DataF
         folders: run folders, or folders that hold some.
         config: whether to add the keys of the configuration.
 
+    A run whose record cannot be read has the status `unreadable`, and a warning says why.
+
     Raises:
-        ValueError: a folder does not exist or holds no run, or a record cannot be read.
+        ValueError: a folder does not exist or holds no run.
     """
     rows = {}
     for run in find_runs([Path(folder) for folder in folders]):
@@ -42,15 +44,19 @@ def read_runs(*folders: str | os.PathLike[str], config: bool = True) -> pd.DataF
 
 
 def read_curves(*folders: str | os.PathLike[str]) -> pd.DataFrame:
-    """Return a row for each logged step of each run at or below `folders`; long curves are thinned to 1,000 rows.
+    """Return a row for each logged step of each run at or below `folders` that can be read.
+
+    Long curves are thinned to 1,000 rows.
 
     Columns: `folder`, `name`, `seed`, `step`, `tokens`, `seconds` of training, `flops`, `train/loss`, `val/loss` (nats
     per token, NaN where a step has none), `tokens_per_s`.
 
     Raises:
-        ValueError: a folder does not exist or holds no run, or a record cannot be read.
+        ValueError: a folder does not exist or holds no run, or no run that can be read.
     """
-    runs = find_runs([Path(folder) for folder in folders])
+    runs = [run for run in find_runs([Path(folder) for folder in folders]) if run.result["status"] != "unreadable"]
+    if not runs:
+        raise ValueError(f"no run at or below {', '.join(map(str, folders))} can be read")
     return pd.concat([_label(run) for run in runs], ignore_index=True)
 
 

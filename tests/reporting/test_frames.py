@@ -48,6 +48,12 @@ def test_an_unfinished_run_has_a_row_without_a_loss(sweep: Path, tmp_path: Path)
     both = read_runs(sweep, tmp_path)
     assert both.loc[str(tmp_path), "status"] == "interrupted"
     assert math.isnan(both.loc[str(tmp_path), "val loss"])
+    (tmp_path / "result.json").write_text(json.dumps(stated)[:50])
+    both = read_runs(sweep, tmp_path)
+    assert both.loc[str(tmp_path), "status"] == "unreadable"
+    assert set(read_curves(sweep, tmp_path)["name"]) == {"vanilla", "hyperconn_static"}
+    with pytest.raises(ValueError, match="can be read"):
+        read_curves(tmp_path)
 
 
 def test_curves_hold_the_logged_steps_of_each_run(sweep: Path) -> None:

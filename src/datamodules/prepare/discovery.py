@@ -33,12 +33,15 @@ def find_files(address: str, otherwise: str) -> tuple[Path, list[Path]]:
     if place.is_file() or (place.is_symlink() and not place.exists()):
         found, place = [place], place.parent
     elif place.is_dir():
-        found = sorted(path for path in place.rglob("*") if _is_document(path))
-        visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
-        if len(visible) < len(found):
-            hidden = next(path for path in found if path not in visible)
-            log.info("skipped %d hidden files, such as %s", len(found) - len(visible), hidden)
-        found = visible
+        files = sorted(path for path in place.rglob("*") if path.is_file() or path.is_symlink())
+        is_visible = {path: not any(part.startswith(".") for part in path.relative_to(place).parts) for path in files}
+        hidden = [path for path in files if not is_visible[path] and _is_document(path)]
+        if hidden:
+            log.info("skipped %d hidden files, such as %s", len(hidden), hidden[0])
+        found = [path for path in files if is_visible[path] and _is_document(path)]
+        others = [p for p in files if is_visible[p] and not _is_document(p) and not token_files.is_part(p)]
+        if found and others:
+            log.info("skipped %d files of other forms, such as %s", len(others), others[0])
     else:
         found = sorted(path for path in map(Path, glob.glob(address, recursive=True)) if _is_document(path))
         place = place.parent

@@ -55,6 +55,11 @@ def is_token_file(path: Path) -> bool:
     return path.suffix in KINDS
 
 
+def is_part(path: Path) -> bool:
+    """Return whether a file belongs to one of the formats and is read with it."""
+    return path.suffix in (".index", ".metadata") or (path.suffix == ".bin" and path.with_suffix(".idx").is_file())
+
+
 def files_of(path: Path) -> list[Path]:
     """Return the file and, if it is an index, the file of the ids.
 

@@ -38,7 +38,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text; special tokens that are spelt out in it are plain text."""
+        """Return the ids of a text; special tokens that are spelt out in it are plain text.
+
+        Raises:
+            UnicodeEncodeError: the text has an unpaired surrogate.
+        """
 
     @abstractmethod
     def encode_special(self, text: str) -> list[int]:

@@ -59,7 +59,11 @@ class ByteLevelTokenizer(Tokenizer):
             raise ValueError(f"is not byte-level ({why}); give one of GPT-2's kind, or train one by task=tokenizer")
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            text.encode()  # an unpaired surrogate raises UnicodeEncodeError here, as in tiktoken
+            raise
         return ids
 
     def encode_special(self, text: str) -> list[int]:

@@ -118,7 +118,10 @@ def _read_texts(source: Source, max_bytes: int | None, read: _Read) -> Iterator[
             _, text, _ = read_text(row, chunk.json_field)
             if text is None:
                 continue
-            raw = text.encode("utf-8", errors="ignore")
+            try:
+                raw = text.encode("utf-8")
+            except UnicodeEncodeError:  # an unpaired surrogate, spelt out in JSON: `task=prepare` leaves it out, too
+                continue
             rest = len(raw) if max_bytes is None else max_bytes - read.bytes
             read.documents += not chunk.continues
             read.bytes += min(len(raw), rest)

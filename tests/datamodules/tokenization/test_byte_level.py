@@ -81,3 +81,8 @@ def test_what_is_no_byte_level_tokenizer_is_rejected(text: str, words: str) -> N
 def test_a_byte_without_an_id_is_rejected() -> None:
     with pytest.raises(ValueError, match="1 of 256 bytes have no id"):
         ByteLevelTokenizer("x", changed({}, drop=byte_characters()[0xF5]))
+
+
+def test_an_unpaired_surrogate_is_no_text(trained: ByteLevelTokenizer) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        trained.encode("lone \ud800 surrogate")
