@@ -14,7 +14,7 @@ from setuptools.command.build_py import build_py
 
 #: Rooms of the package, and the configuration groups that describe their options.
 ROOMS = ("kernels", "models", "residual", "norm", "embedding", "recurrence")
-GROUPS = ("model", "residual", "norm", "embedding", "recurrence")
+GROUPS = ("model", "residual", "norm", "embedding", "recurrence", "mlp")
 IMPORT = re.compile(r"^(\s*(?:from|import) )src\b", re.MULTILINE)
 
 

@@ -14,7 +14,7 @@ import importlib
 __version__ = "0.4.0"
 
 #: Functions of the package, which import torch when they are first asked for.
-API = ("build", "embeddings", "from_pretrained", "norms", "recurrences", "strategies", "write_pretrained")
+API = ("build", "embeddings", "from_pretrained", "mlps", "norms", "recurrences", "strategies", "write_pretrained")
 
 
 def __getattr__(name: str) -> object:

@@ -13,7 +13,7 @@ from src.models.formats.pretrained import from_pretrained, write_pretrained
 from src.models.formats.recipe import ROOMS, Recipe
 from src.models.gpt import GPT
 
-__all__ = ["build", "embeddings", "from_pretrained", "norms", "recurrences", "strategies", "write_pretrained"]
+__all__ = ["build", "embeddings", "from_pretrained", "mlps", "norms", "recurrences", "strategies", "write_pretrained"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Option files: in the package, or beside `src/` in the checkout.
@@ -40,11 +40,17 @@ def recurrences() -> list[str]:
     return _names("recurrence")
 
 
+def mlps() -> list[str]:
+    """Return the names of the MLPs."""
+    return _names("mlp")
+
+
 def build(
     residual: str = "vanilla",
     norm: str = "layernorm",
     embedding: str = "tied",
     recurrence: str = "none",
+    mlp: str = "gelu",
     *,
     model: str = "gpt2_small",
     seed: int = 0,
@@ -53,7 +59,7 @@ def build(
     """Build a model with initial weights from options by name, with the default keys of each.
 
     Args:
-        residual, norm, embedding, recurrence: names of options, see `strategies()` and the like.
+        residual, norm, embedding, recurrence, mlp: names of options, see `strategies()` and the like.
         model: option of the sizes: gpt2_small, gpt2_medium, tiny, ...
         seed: seed of the initial weights.
         **sizes: keys of `GPTConfig` that replace those of `model`: n_layer, n_embd, ...
@@ -61,10 +67,10 @@ def build(
     Raises:
         ValueError: there is no option of a name, or the parts do not fit together.
     """
-    names = dict(zip(ROOMS, (residual, norm, embedding, recurrence), strict=True))
+    names = dict(zip(ROOMS, (residual, norm, embedding, recurrence, mlp), strict=True))
     rooms = {room: _read_option(room, name) for room, name in names.items()}
     recipe = Recipe({**_read_option("model", model), **sizes}, rooms, seed, None, None, {})
-    return recipe.build(f"build({residual!r}, {norm!r}, {embedding!r}, {recurrence!r}, model={model!r})")
+    return recipe.build(f"build({residual!r}, {norm!r}, {embedding!r}, {recurrence!r}, {mlp!r}, model={model!r})")
 
 
 def _names(group: str) -> list[str]:

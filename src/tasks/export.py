@@ -3,9 +3,9 @@
     python run.py task=export run=<run folder> output=<new folder> [checkpoint=last|best|<step>|<file>]
     python run.py task=export checkpoint=<file> output=<new folder>
 
-A model that is GPT-2 becomes a Hugging Face GPT-2 folder, which transformers loads; any other model becomes a folder
-that `src.models.formats.pretrained.from_pretrained` loads. `task=evaluate hf=<folder>` and `init_from=<folder>` of
-task=train accept both.
+A model that is GPT-2 becomes a Hugging Face GPT-2 folder; any other model becomes a folder that carries its own code,
+which transformers loads with `trust_remote_code=True` (`src/models/formats/portable/`). `task=evaluate hf=<folder>` and
+`init_from=<folder>` of task=train read both without running code of the folder. `push_to=<org>/<name>` uploads it.
 """
 
 import logging
@@ -22,6 +22,7 @@ from src.launch.job import COMPLETED, Job, TaskEnd
 from src.models.formats.folder import require_empty
 from src.models.formats.pretrained import write_pretrained
 from src.tasks.model_card import build_model_card
+from src.tasks.push import push_folder, require_pushable
 from src.training.saved_weights import SavedWeights, load_saved_weights
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ def run(job: Job) -> TaskEnd:
     """
     if OmegaConf.is_missing(job.config, "output"):
         raise UserError("output is missing; give output=<folder>")
-    output = Path(job.config.output)
+    output, repo = Path(job.config.output), job.config.push_to
+    if repo is not None:
+        require_pushable(str(repo))
     with raise_user_errors():
         require_empty(output)
         first, *others = load_saved_weights(job.config)
@@ -43,6 +46,9 @@ def run(job: Job) -> TaskEnd:
             raise UserError("export takes one checkpoint; give checkpoint=last, best or a file")
         model_format = _write(first, output)
     line = f"step {first.identity['step']} of {first.settings.name} exported to {output} ({model_format})"
+    if repo is not None:
+        address = push_folder(output, str(repo), private=bool(job.config.push_private), message=line)
+        line = f"{line}, pushed to {address}"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
 

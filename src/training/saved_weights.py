@@ -34,7 +34,7 @@ from src.training import provenance
 from src.training.run import build_gpt
 
 KEYS = ("run", "checkpoint", "hf")
-OWN = (*KEYS, "output", "sequences", "sample")
+OWN = (*KEYS, "output", "push_to", "push_private", "sequences", "sample")
 NAMED, ALL = ("last", "best"), "all"
 
 log = logging.getLogger(__name__)

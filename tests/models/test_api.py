@@ -11,7 +11,7 @@ from tests.support import SIZES, option, options, tiny_gpt, tokens
 
 
 def test_the_package_names_every_option() -> None:
-    found = (src.strategies(), src.norms(), src.embeddings(), src.recurrences())  # type: ignore[attr-defined]
+    found = (src.strategies(), src.norms(), src.embeddings(), src.recurrences(), src.mlps())  # type: ignore[attr-defined]
     assert found == tuple(options(room) for room in ROOMS)
     assert {*src.API} == {*api.__all__} <= {*dir(src)}
     with pytest.raises(AttributeError, match="'src' has no attribute 'missing'"):

@@ -5,7 +5,10 @@ Covers `model_card.py` too.
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -137,6 +140,37 @@ def test_the_tokenizer_loads_in_transformers(trained: Path, tmp_path: Path) -> N
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hub")
     assert tokenizer.encode("Hello world") == [15496, 995]
     assert tokenizer.model_max_length == 32
+
+
+@pytest.mark.stress
+def test_lm_evals_own_command_scores_an_export(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="lm-eval's Hugging Face model needs it (pip install accelerate)")
+    do("export", f"run={trained}", f"output={tmp_path}/hub", cwd=tmp_path)
+    rows = [{"question": f"{a} + 1 =", "answer": f" {a + 1}", "choices": [" 1", f" {a + 1}"]} for a in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks").mkdir()
+    kinds = {
+        "chosen": "output_type: multiple_choice\ndoc_to_choice: '{{choices}}'\nmetric_list: [{metric: acc}]",
+        "written": "output_type: generate_until\ngeneration_kwargs: {until: ['\\n'], max_gen_toks: 3}\n"
+        "metric_list: [{metric: exact_match}]",
+    }
+    for name, kind in kinds.items():
+        (tmp_path / f"tasks/{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+            f"test_split: test\ndoc_to_text: '{{{{question}}}}'\ndoc_to_target: '{{{{answer}}}}'\n{kind}\n"
+        )
+    command = ["-m", "lm_eval", "--model", "hf", "--tasks", "chosen,written", "--device", "cpu", "--batch_size", "2"]
+    arguments = [f"pretrained={tmp_path}/hub,trust_remote_code=True", "--include_path", f"{tmp_path}/tasks"]
+    environment = {**os.environ, "HF_HOME": f"{tmp_path}/home", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, "--model_args", *arguments, "--output_path", "scores.json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (scores,) = tmp_path.glob("scores*.json")
+    found = json.loads(scores.read_text())["results"]
+    assert 0 <= found["chosen"]["acc,none"] <= 1
+    assert found["written"]["exact_match,none"] == 0  # numbers, of a model of a few steps
 
 
 def test_another_checkpoint_of_the_run_is_exported_at_its_own_step(trained: Path, tmp_path: Path) -> None:
