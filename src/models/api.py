@@ -19,6 +19,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 #: Option files: in the package, or beside `src/` in the checkout.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
+#: Parts of GPT-2.
+GPT2 = {"residual": "vanilla", "norm": "layernorm", "embedding": "tied", "recurrence": "none", "mlp": "gelu"}
+
 
 def strategies() -> list[str]:
     """Return the names of the residual strategies."""
@@ -47,10 +50,10 @@ def mlps() -> list[str]:
 
 def build(
     residual: str = "vanilla",
-    norm: str = "layernorm",
-    embedding: str = "tied",
-    recurrence: str = "none",
-    mlp: str = "gelu",
+    norm: str | None = None,
+    embedding: str | None = None,
+    recurrence: str | None = None,
+    mlp: str | None = None,
     *,
     model: str = "gpt2_small",
     seed: int = 0,
@@ -59,7 +62,8 @@ def build(
     """Build a model with initial weights from options by name, with the default keys of each.
 
     Args:
-        residual, norm, embedding, recurrence, mlp: names of options, see `strategies()` and the like.
+        residual, norm, embedding, recurrence, mlp: names of options, see `strategies()` and the like; None: what
+            `model` chooses, or GPT-2's.
         model: option of the sizes: gpt2_small, gpt2_medium, tiny, ...
         seed: seed of the initial weights.
         **sizes: keys of `GPTConfig` that replace those of `model`: n_layer, n_embd, ...
@@ -67,10 +71,19 @@ def build(
     Raises:
         ValueError: there is no option of a name, or the parts do not fit together.
     """
-    names = dict(zip(ROOMS, (residual, norm, embedding, recurrence, mlp), strict=True))
+    own = _read_option("model", model)
+    given = dict(zip(ROOMS, (residual, norm, embedding, recurrence, mlp), strict=True))
+    names = {**GPT2, **_read_choices(model), **{room: name for room, name in given.items() if name is not None}}
     rooms = {room: _read_option(room, name) for room, name in names.items()}
-    recipe = Recipe({**_read_option("model", model), **sizes}, rooms, seed, None, None, {})
-    return recipe.build(f"build({residual!r}, {norm!r}, {embedding!r}, {recurrence!r}, {mlp!r}, model={model!r})")
+    recipe = Recipe({**own, **sizes}, rooms, seed, None, None, {})
+    return recipe.build(f"build({names}, model={model!r})")
+
+
+def _read_choices(model: str) -> dict[str, str]:
+    """Return the parts that an option of sizes chooses, by room: `override /norm@_global_.norm: rmsnorm`."""
+    own = yaml.safe_load((CONF / "model" / f"{model}.yaml").read_text(encoding="utf-8"))
+    entries = [item for entry in own.get("defaults", []) if isinstance(entry, dict) for item in entry.items()]
+    return {key.removeprefix("override /").partition("@")[0]: name for key, name in entries}
 
 
 def _names(group: str) -> list[str]:
@@ -82,5 +95,5 @@ def _read_option(group: str, name: str) -> dict[str, Any]:
     if name not in _names(group):
         raise ValueError(f"{group} has no option {name}; its options are {', '.join(_names(group))}")
     own: dict[str, Any] = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
-    bases = [base for base in own.pop("defaults", []) if base != "_self_"]
+    bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
     return {key: value for keys in (*(_read_option(group, base) for base in bases), own) for key, value in keys.items()}
