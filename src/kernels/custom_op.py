@@ -13,8 +13,8 @@ from torch.library import Library
 #: Context of an autograd function, which has no public type.
 Context: TypeAlias = Any
 
-#: Of the operators: the checkout and the installed package may be imported in one process.
-NAMESPACE = f"{__name__.partition('.')[0]}_kernels"
+#: Of the operators; another one in the installed package, which may be imported beside the checkout.
+NAMESPACE = "reslab" if __name__.startswith("src.") else "reslab_package"
 _LIBRARY = Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]  # torch's
 
 

@@ -82,7 +82,8 @@ def _reject_changes(job: Job, settings: Settings) -> None:
     for override in job.overrides:
         key = override.lstrip("+~").partition("=")[0]
         found = [f"{k} {then}" for k, (then, _) in differences.items() if k == key or k.startswith(f"{key}.")]
-        if found and key != "resume" and override not in (*RANKS, "++trusted_targets=[]"):  # by resuming itself
+        # Neither is a value of the run, and resuming itself adds ranks.
+        if found and key not in ("resume", "trusted_targets") and override not in RANKS:
             given.append(override)
             changed += found
     if changed:

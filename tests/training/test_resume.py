@@ -125,7 +125,7 @@ def resumed(folder: Path, *overrides: str, steps: int = 80) -> Job | TaskEnd:
 
 def test_a_completed_run_is_not_resumed_with_other_values(tmp_path: Path) -> None:
     folder = tmp_path / "r"
-    for overrides in ((), ("trainer.max_steps=80",), ("optimizer.lr=1e-3", "seed=1")):
+    for overrides in ((), ("trainer.max_steps=80",), ("optimizer.lr=1e-3", "seed=1"), ("trusted_targets=[tests]",)):
         assert isinstance(resumed(folder, *overrides), TaskEnd)
     words = r"r is completed with model\.dropout 0\.0, so model\.dropout=0\.3 is not applied; from_run=.*r model"
     with pytest.raises(UserError, match=words):

@@ -36,7 +36,7 @@ def test_written_shards_have_the_published_format(tmp_path: Path) -> None:
         (lambda raw: raw[:1024], "truncated, 1024 bytes"),
         (lambda raw: raw[:100], "100 bytes, less than the header of 1024"),
         (lambda raw: b"", "0 bytes, less than the header"),
-        (lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+        (lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run git lfs pull"),
         (lambda raw: raw + b"\0", "longer than its header says, 3025 bytes"),
         (lambda raw: raw[1024:] * 4, "if it is a headerless file of nanoGPT, declare it by nanogpt:"),
         (lambda raw: np.int32(20240801).tobytes() + raw[4:], "byte 4 holds version 1, expected 7"),
