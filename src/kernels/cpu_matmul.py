@@ -79,6 +79,12 @@ def why_not_onednn() -> str | None:
     return verify_onednn()
 
 
+def lacks_bf16() -> bool:
+    """Return whether this is an x86 processor without instructions for bfloat16, where torch emulates its products."""
+    instructions = _read_cpuinfo().get("flags", "").split()
+    return bool(instructions) and not {"avx512_bf16", "amx_bf16"} & set(instructions)
+
+
 def verify_onednn() -> str | None:
     """Return how oneDNN's products differ from float64, or None: those of a linear map, forward and backward."""
     generator = torch.Generator().manual_seed(0)

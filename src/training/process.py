@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from src.kernels.compile_cache import keep_compiled
-from src.kernels.cpu_matmul import MATMUL, why_not_onednn
+from src.kernels.cpu_matmul import MATMUL, lacks_bf16, why_not_onednn
 from src.launch.job import Job
 from src.settings.trainer import TrainerSettings
 
@@ -48,8 +48,13 @@ def choose_products(trainer: TrainerSettings) -> None:
     """Select the library of this process's float32 matrix products; configurations of a bench may differ in it."""
     if trainer.accelerator == "gpu":
         torch.set_float32_matmul_precision("high")
-    else:
-        MATMUL.set(trainer.onednn)
+        return
+    MATMUL.set(trainer.onednn)
+    if trainer.precision == "bf16-mixed" and lacks_bf16():
+        log.warning(
+            "trainer.precision=bf16-mixed on a processor without bfloat16 instructions (AVX-512 BF16 or AMX) is many "
+            "times slower than float32; use trainer.precision=32-true"
+        )
 
 
 def keep_freed_memory() -> bool:

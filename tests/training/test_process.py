@@ -10,6 +10,7 @@ import pytest
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import OmegaConf
 
+from src.kernels import compile_cache
 from src.launch.job import Job
 from src.training import process
 from src.training.process import adapt_to_processor, prepare_process
@@ -84,3 +85,28 @@ def test_a_new_run_keeps_what_it_is_configured_with(monkeypatch: pytest.MonkeyPa
     job = Job(Path(), OmegaConf.create({"trainer": {"onednn": True}}), resumes=False)
     adapt_to_processor(job)
     assert job.config.trainer.onednn is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "warned"),
+    [
+        ("avx2", "bf16-mixed", True),
+        ("avx2 avx512f", "bf16-mixed", True),
+        ("avx512f avx512_bf16", "bf16-mixed", False),
+        ("avx512f amx_bf16", "bf16-mixed", False),
+        ("", "bf16-mixed", False),  # not an x86 processor, or unknown
+        ("avx2", "32-true", False),
+    ],
+)
+def test_bfloat16_without_instructions_for_it_is_warned_of(
+    flags: str,
+    precision: str,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\n")
+    monkeypatch.setattr(compile_cache, "CPUINFO", tmp_path / "cpuinfo")
+    process.choose_products(composed_settings(f"trainer.precision={precision}").trainer)
+    assert ("use trainer.precision=32-true" in caplog.text) is warned
