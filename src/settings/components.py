@@ -8,7 +8,9 @@ import functools
 import importlib
 import inspect
 import logging
+import typing
 from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import lightning as L
@@ -105,7 +107,7 @@ def _add_keys(section: DictConfig, added: Mapping[str, object]) -> DictConfig:
 
 
 def _read_library_part(name: str, section: DictConfig, target: Any) -> Callable[..., Any]:
-    """Return a factory of a library's part; the names of its arguments are checked, their types are its own."""
+    """Return a factory of a library's part; the names of its arguments are checked, and their types if they are plain."""
     root = name.partition(".")[0]
     kind = LIBRARY_PARTS[root]
     if inspect.isclass(target) and not issubclass(target, kind):
@@ -123,9 +125,17 @@ def _read_library_part(name: str, section: DictConfig, target: Any) -> Callable[
                 f"{name}.{key} is not an argument of {section._target_}{nearest(key, list(named))}; "
                 "optimizer=torch has the keys of every optimizer and no other"
             )
-    checked = check_keys(name, section, dict.fromkeys([*named, *optional], Any), optional=optional)
+    schema = dict.fromkeys([*named, *optional], Any) | {key: _read_plain_type(p) for key, p in named.items()}
+    checked = check_keys(name, section, schema, optional=optional)
     values = {key: _build_nested(f"{name}.{key}", value, ()) for key, value in checked.items()}
     return functools.partial(target, **values)
+
+
+def _read_plain_type(parameter: inspect.Parameter) -> Any:  # a type, or Any itself
+    """Return the annotation of an argument if it consists of plain types, else Any: the library checks the others."""
+    parts = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    is_plain = all(part in (bool, int, float, str, NoneType) for part in parts)
+    return parameter.annotation if is_plain else Any
 
 
 def _build_nested(name: str, value: Any, trusted: Sequence[str]) -> Any:  # of whatever type the constructor asks for

@@ -126,6 +126,10 @@ def test_several_callbacks_and_one_by_target() -> None:
             ["callbacks=early_stopping", "~callbacks.early_stopping.monitor"],
             "early_stopping.monitor is missing",
         ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.patience=soon"],
+            "callbacks.early_stopping.patience must be int, got 'soon'",
+        ),
         (["+callbacks.a=3"], "callbacks.a must be"),
     ],
 )
