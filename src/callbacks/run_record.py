@@ -23,6 +23,8 @@ class RunRecord:
     Args:
         folder: the run folder.
         writes: this process is the one that writes (rank 0).
+
+    `last_row` is the row that was closed last.
     """
 
     def __init__(self, folder: Path, *, writes: bool) -> None:
@@ -30,6 +32,7 @@ class RunRecord:
         self.writes = writes
         self.result: dict[str, Any] = read_result(folder) or {}
         self._row: Row = {}
+        self.last_row: Row = {}
         self._began = time.monotonic()
         self._earlier = float(self.result.get("seconds", 0.0))
 
@@ -57,6 +60,7 @@ class RunRecord:
     def close_row(self) -> Row:
         """Append the open row to metrics.jsonl and return it; empty if there is none."""
         row, self._row = self._row, {}
+        self.last_row = row or self.last_row
         if row and self.writes:
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

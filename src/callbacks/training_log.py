@@ -1,13 +1,9 @@
-"""Training metrics: rows for the record and the loggers, and the progress bar."""
+"""Training metrics: rows for the record and the loggers."""
 
-import contextlib
-import sys
 import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from src.callbacks.run_record import RunRecord
 from src.callbacks.step_end import StepEndCallback
@@ -83,66 +79,3 @@ class RowWriter(StepEndCallback):
             scalars = {key: float(value) for key, value in row.items() if key != "step"}
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=int(row["step"]))
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar on standard error: steps of the run, loss and tokens/s, drawn by time.
-
-    Drawing reads the loss back to the host, so it happens every `every_s` seconds, not every few batches.
-
-    Args:
-        tokens_per_step: tokens of a global batch.
-        every_s: seconds between two drawings.
-    """
-
-    def __init__(self, *, tokens_per_step: int, every_s: float) -> None:
-        super().__init__(leave=False)
-        self.tokens_per_step = tokens_per_step
-        self.every_s = every_s
-        self._drawn, self._drawn_step = time.monotonic(), 0
-        self._metrics: dict[str, str] = {}
-
-    def init_train_tqdm(self) -> Tqdm:
-        steps = {"total": self.trainer.max_steps, "initial": self.trainer.global_step}
-        return self._build_bar("train", disable=self.is_disabled, leave=True, **steps)
-
-    def init_validation_tqdm(self) -> Tqdm:
-        # disable=None draws on a terminal only.
-        return self._build_bar("validate", disable=self.is_disabled or None, leave=False, position=1)
-
-    def _build_bar(self, description: str, **options: Any) -> Tqdm:
-        """Return a bar with Lightning's format on standard error; `options` are tqdm's."""
-        shared = {"dynamic_ncols": True, "smoothing": 0, "bar_format": self.BAR_FORMAT}
-        return Tqdm(desc=description, file=sys.stderr, **shared, **options)
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return the loss and the speed as they were last read."""
-        return dict(self._metrics)
-
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        super().on_train_start(trainer, *_)
-        self._drawn, self._drawn_step = time.monotonic(), trainer.global_step
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Leave the bar as `init_train_tqdm` made it: a resumed run does not start an epoch."""
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:  # Any: see TrainingLog
-        now, step = time.monotonic(), trainer.global_step
-        if self.is_disabled or (now - self._drawn < self.every_s and step != trainer.max_steps):
-            return
-        speed = (step - self._drawn_step) * self.tokens_per_step / (now - self._drawn)
-        self._metrics = {"loss": f"{outputs['loss'].item():.4f}", "tokens/s": f"{speed:,.0f}"}
-        self._drawn, self._drawn_step = now, step
-        self.train_progress_bar.set_postfix(self._metrics, refresh=False)
-        self.train_progress_bar.n = step
-        self.train_progress_bar.refresh()
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        self._drawn, self._drawn_step = time.monotonic(), trainer.global_step
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        with contextlib.suppress(TypeError):  # raised by the property before training started
-            self.train_progress_bar.close()

@@ -1,5 +1,7 @@
 """Lightning trainer of a run: callbacks, loggers and strategy."""
 
+import sys
+from collections.abc import Iterable
 from datetime import timedelta
 
 import lightning as L
@@ -13,10 +15,11 @@ from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.guard import Guard
+from src.callbacks.progress import ProgressBar, ProgressLines
 from src.callbacks.step_evaluation import StepEvaluation
 from src.callbacks.stop import StopOnSignal
 from src.callbacks.stream_log import StreamLog
-from src.callbacks.training_log import ProgressBar, RowWriter, TrainingLog
+from src.callbacks.training_log import RowWriter, TrainingLog
 from src.callbacks.validation import ValidationRecord
 from src.files import flatten
 from src.settings.trainer import TrainerSettings, max_seconds
@@ -34,6 +37,7 @@ def build_trainer(run: Run) -> L.Trainer:
     if run.resume is not None and run.resume.checkpoint is not None:
         files.hold(run.resume.path, run.resume.checkpoint)
         run.resume = run.resume._replace(checkpoint=None)  # the trainer restores it once
+    callbacks = _build_callbacks(run, files)
     return L.Trainer(
         accelerator=keys.accelerator,
         devices=keys.devices,
@@ -46,7 +50,8 @@ def build_trainer(run: Run) -> L.Trainer:
         check_val_every_n_epoch=None,  # the interval counts training batches, which are optimizer steps
         num_sanity_val_steps=0,
         logger=_build_loggers(run),
-        callbacks=_build_callbacks(run, files),
+        callbacks=callbacks,
+        enable_progress_bar=has_bar(callbacks),  # Lightning would add its own
         plugins=[files, build_environment()],
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -76,9 +81,12 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
     training_log = TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=run.tokens_per_step)
     evaluation, request, tokens = settings.evaluation, run.stop, run.tokens_per_step
     probes = [StreamLog(run.job.folder, share=0.01, best_effort=run.best_effort)]
-    bar = ProgressBar(tokens_per_step=run.tokens_per_step, every_s=0.5)
     configured = [build() for build in settings.callbacks]
-    has_bar = any(isinstance(callback, LightningProgressBar) for callback in configured)
+    progress: list[L.Callback] = []
+    if not has_bar(configured):
+        on_terminal = sys.stderr.isatty()
+        bar = ProgressBar(tokens_per_step=run.tokens_per_step, every_s=0.5)
+        progress = [bar if on_terminal else ProgressLines(record)]
     hashes = {
         "code": str(provenance.code_identity()["sources"]),
         "config": provenance.config_hash(settings.config | {"trainer": {}}),  # nodes may differ in threads
@@ -105,7 +113,7 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
             tokens_per_step=tokens,
         ),
         RowWriter(record),
-        *([] if has_bar else [bar]),
+        *progress,
         FinalEvaluation(evaluation, run.tokenizer, record, request=request, tokens_per_step=tokens),
         StopOnSignal(run.stop, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s),
         Checkpoints(
@@ -120,6 +128,11 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
             files=files,
         ),
     ]
+
+
+def has_bar(callbacks: Iterable[L.Callback]) -> bool:
+    """Return whether a callback is one of Lightning's progress bars, or built on one."""
+    return any(isinstance(callback, LightningProgressBar) for callback in callbacks)
 
 
 def _build_loggers(run: Run) -> list[Logger]:

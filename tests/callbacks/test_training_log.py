@@ -1,4 +1,4 @@
-"""Training metrics: rows at their steps, speed without pauses, and the progress bar."""
+"""Training metrics: rows at their steps, and speed without pauses."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from src.callbacks.run_record import RunRecord
-from src.callbacks.training_log import ProgressBar, TrainingLog
+from src.callbacks.training_log import TrainingLog
 
 OUTPUTS = {"loss": torch.tensor(6.25), "grad_norm": torch.tensor(0.5), "lr": 1e-3}
 
@@ -50,31 +50,3 @@ def test_the_speed_leaves_out_a_validation(tmp_path: Path, monkeypatch: pytest.M
     clock.now += 1.0
     log.on_train_batch_end(trainer_at(2), None, OUTPUTS, None, 1)
     assert record.close_row()["tokens_per_s"] == 2 * 64 / 2.0
-
-
-def test_the_bar_shows_step_loss_and_speed_and_draws_by_time(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = Clock(monkeypatch)
-    bar: Any = ProgressBar(tokens_per_step=64, every_s=0.5)
-    bar.setup(trainer_at(6), None, "fit")  # resumed at step 6
-    bar.on_train_start(trainer_at(6))
-    for step, seconds in ((7, 0.1), (8, 0.9)):
-        clock.now += seconds
-        bar.on_train_batch_end(trainer_at(step), None, OUTPUTS, None, step - 1)
-    bar.on_train_end()
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "6/10" in shown.err
-    assert "7/10" not in shown.err
-    assert "8/10" in shown.err
-    assert "loss=6.2500, tokens/s=128" in shown.err
-
-
-def test_the_bar_is_closed_by_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    bar: Any = ProgressBar(tokens_per_step=64, every_s=0.5)
-    bar.setup(trainer_at(0), None, "fit")
-    bar.on_exception(trainer_at(0), None, RuntimeError())  # before training
-    bar.on_train_start(trainer_at(0))
-    bar.on_exception(trainer_at(0), None, RuntimeError())
-    assert capsys.readouterr().err.endswith("\n")
