@@ -14,6 +14,7 @@ from collections.abc import Hashable
 
 import pytest
 import torch
+import yaml
 
 from src.embedding.base import TokenEmbedding
 from src.models.config import NORM_PLACEMENTS, POSITIONS, QK_NORMS
@@ -41,6 +42,7 @@ AXES: dict[str, list[str]] = {
     "norm": options("norm"),
     "mlp": options("mlp"),
     "n_kv_head": ["2", "1"],  # of 2 heads
+    "logit_softcap": ["null", "2"],
 }
 STRATEGIES = [*options("residual"), *COMPOSITIONS[:4]]
 Case = dict[str, str]
@@ -127,7 +129,7 @@ COVER = cover()
 
 def build_case(case: Case) -> GPT:
     visits = start_at_once(case["recurrence"], case["residual"])
-    keys = {**case, "n_kv_head": int(case["n_kv_head"])}
+    keys = {**case, **{key: yaml.safe_load(case[key]) for key in ("n_kv_head", "logit_softcap")}}
     gpt = tiny_gpt(**keys, visits=visits)  # type: ignore[arg-type]  # axes are keywords or sizes
     gpt.follow(0, 100)
     return gpt

@@ -15,7 +15,6 @@ Shape letters: B batch, T tokens, S sites, L blocks.
 import torch
 from torch import Tensor
 
-from src.kernels.cross_entropy import token_losses
 from src.models.gpt import GPT
 from src.models.trace import NullRecorder
 from src.residual.base import Site
@@ -50,6 +49,4 @@ def measure_leave_out(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> dict[str,
 @torch.no_grad()
 def sequence_losses(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor, left_out: set[int]) -> Tensor:
     """Return the mean loss of every sequence in nats, [B], without the sites of these indices."""
-    x_BTD = gpt.hidden(idx_BT, LeaveOut(left_out))
-    losses_N = token_losses(x_BTD.flatten(0, 1), gpt.embedding.get_lm_head_weight(), targets_BT.flatten())
-    return losses_N.view(targets_BT.shape).double().mean(1)
+    return gpt.token_losses(idx_BT, targets_BT, LeaveOut(left_out)).double().mean(1)

@@ -34,10 +34,10 @@ def measure_lens(gpt: GPT, forward: Forward, targets_BT: Tensor) -> dict[str, Te
 
 def predict(gpt: GPT, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Return the next-token loss of every token and the most probable id, [B, T] each, for inputs of the head."""
-    weight_VD, losses, ids = gpt.embedding.get_lm_head_weight(), [], []
+    losses, ids = [], []
     x_ND, target_N = x_BTD.flatten(0, 1), targets_BT.flatten()
     for x_CD, target_C in zip(torch.split(x_ND, CHUNK), torch.split(target_N, CHUNK), strict=True):
-        logits_CV = F.linear(x_CD, weight_VD).float()
+        logits_CV = gpt.apply_head(x_CD).float()
         losses.append(F.cross_entropy(logits_CV, target_C, reduction="none"))
         ids.append(logits_CV.argmax(-1))
     return torch.cat(losses).view(targets_BT.shape), torch.cat(ids).view(targets_BT.shape)

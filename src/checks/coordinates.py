@@ -140,7 +140,7 @@ def record_activations(gpt: GPT, idx_BT: Tensor) -> dict[str, Tensor]:
         x_BTD, trace = gpt.trace(idx_BT)
     finally:
         hook.remove()
-    logits_BTV = torch.nn.functional.linear(x_BTD, gpt.embedding.get_lm_head_weight())
+    logits_BTV = gpt.apply_head(x_BTD)
     return {
         "embedding": trace.x0_BTD,
         "first sublayer": trace.y_BTD[0] / gpt.branch_scale,

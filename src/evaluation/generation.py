@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from src.datamodules.tokenization.base import Tokenizer
 from src.models.gpt import GPT
@@ -86,7 +85,7 @@ def predict_next(model: GPT, sequences: Sequence[Sequence[int]], n_vocab: int) -
     """Return the most likely next token of each sequence among the first `n_vocab` ids; the others pad the vocabulary."""
     x_BTD = model.hidden(pad(sequences, next(model.parameters()).device))
     last = [len(tokens) - 1 for tokens in sequences]
-    logits_BV = F.linear(x_BTD[range(len(sequences)), last], model.embedding.get_lm_head_weight())
+    logits_BV = model.apply_head(x_BTD[range(len(sequences)), last])
     tokens: list[int] = logits_BV[:, :n_vocab].argmax(-1).tolist()
     return tokens
 

@@ -114,7 +114,7 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         logp_M = torch.empty(len(target_M), dtype=torch.float64)
         greedy_M = torch.empty(len(target_M), dtype=torch.bool)
         w_VD = self.model.embedding.get_lm_head_weight().to(product_dtype(x_PD))
-        head = ChunkLogits(x_PD, w_VD)
+        head = ChunkLogits(x_PD, w_VD, self.model.config.logit_softcap)
         for at in range(0, len(x_PD), head.rows):
             # Pairs of this chunk of positions, whose logits are in memory one chunk at a time.
             in_chunk_M = (place_M >= at) & (place_M < at + head.rows)

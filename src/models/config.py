@@ -32,6 +32,7 @@ class GPTConfig:
         n_kv_head: heads of keys and values, a divisor of n_head (grouped queries); None: n_head.
         rope_base, rope_scale: base of the angles, and divisor of the positions (see `rotary.py`).
         zero_init_outputs: whether the output projections of sublayers start at zero.
+        logit_softcap: bound c of the logits, c tanh(l / c) (see `kernels/cross_entropy/softcap.py`); None: no bound.
     """
 
     n_layer: int
@@ -53,6 +54,7 @@ class GPTConfig:
     rope_base: float = 10000.0
     rope_scale: float = 1.0
     zero_init_outputs: bool = False
+    logit_softcap: float | None = None
 
     @property
     def has_transfer_rule(self) -> bool:
@@ -111,6 +113,10 @@ class GPTConfig:
             base = getattr(self, key)
             if base is not None and base < 1:
                 raise ValueError(f"model.{key} must be >= 1, got {base}; null is without the rule")
+        if self.logit_softcap is not None and not 0 < self.logit_softcap < 1e12:
+            raise ValueError(
+                f"model.logit_softcap must be > 0 and below 1e12, got {self.logit_softcap}; null is without a bound"
+            )
         if not 0.5 <= self.depth_exponent <= 1:
             raise ValueError(f"model.depth_exponent must be in [0.5, 1], got {self.depth_exponent}; CompleteP has 1")
         if self.depth_exponent != 1 and self.base_depth is None:

@@ -2,7 +2,7 @@
 
     state = begin(embedding(idx))
     for site in sites:   x, state = read(state, site);   y = F(N(x));   state = write(state, site, y)
-    logits = head(ln_f(end(state)))
+    logits = cap(head(ln_f(end(state))))        cap: none, or c tanh(l / c) with `model.logit_softcap` c
 
 The trunk depends on the contracts of `residual`, `norm`, `embedding` and `recurrence`, not on any method.
 With the vanilla strategy, LayerNorm, tied embedding and biases it is Hugging Face's GPT2LMHeadModel.
@@ -12,7 +12,7 @@ rows of the token table that never occur as a token. Their logits are part of th
 evaluation (as in nanoGPT and the reference protocol), so training drives their probability towards zero; generation
 never selects them.
 
-Source: GPT-2 (Radford et al. 2019), section 2.3; initial values as in nanoGPT.
+Source: GPT-2 (Radford et al. 2019), section 2.3.
 Shape letters: B batch, T tokens, D n_embd, V vocab_size, N = B * T rows.
 """
 
@@ -27,16 +27,17 @@ from torch import Tensor, nn
 
 from src.embedding.base import EmbeddingSpec, Lookup, adapt_embedding
 from src.kernels.autocast import capture_autocast, suspend_autocast
-from src.kernels.cross_entropy import linear_cross_entropy, token_losses
+from src.kernels.cross_entropy import cap_logits, linear_cross_entropy, token_losses
 from src.models.activations import recompute_in_backward
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
+from src.models.initial_weights import draw_weights_
 from src.models.loops import cross_loops, require_one_stream
 from src.models.mlp.base import MLP, CopiedLinear, MLPSpec
 from src.models.mlp.gelu import GELU
 from src.models.repeated_visits import copy_first_, require_skippable, select_first_visits
 from src.models.trace import NullRecorder, Trace, TraceRecorder
-from src.models.transfer import INIT_STD, branch_scale, logit_scale, matrix_std, require_transferable_depth
+from src.models.transfer import branch_scale, logit_scale, require_transferable_depth
 from src.norm.base import NormSpec
 from src.recurrence.base import Recurrence, RecurrenceSpec
 from src.residual.base import QKV, ResidualStrategy, Site, StreamSpec, build_sites
@@ -135,14 +136,7 @@ class GPT(nn.Module):
         """Draw all initial weights: of the trunk, then of the embedding, then of the strategy."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for name, module in [*self.h.named_modules(prefix="h"), *self.embedding.named_modules()]:
-                if isinstance(module, nn.Linear | nn.Embedding | CopiedLinear):
-                    weight = module.weight[:1] if isinstance(module, CopiedLinear) else module.weight
-                    is_output = name.endswith("c_proj")
-                    std = matrix_std(self.config, is_output=is_output) if name.startswith("h.") else INIT_STD
-                    nn.init.normal_(weight, std=std)
-                    if not isinstance(module, nn.Embedding) and module.bias is not None:
-                        nn.init.zeros_(module.bias)
+            draw_weights_([*self.h.named_modules(prefix="h"), *self.embedding.named_modules()], self.config)
             self.embedding.reset()
             self.residual.reset()
             if self.adapter is not None:
@@ -273,7 +267,12 @@ class GPT(nn.Module):
 
     def forward(self, idx_BT: Tensor) -> Tensor:
         """Return logits [B, T, V] for token ids [B, T]."""
-        return nn.functional.linear(self.hidden(idx_BT), self.embedding.get_lm_head_weight())
+        return self.apply_head(self.hidden(idx_BT))
+
+    def apply_head(self, x_BTD: Tensor) -> Tensor:
+        """Return logits [..., V] for rows [..., D] of the output of `hidden`."""
+        logits_BTV = nn.functional.linear(x_BTD, self.embedding.get_lm_head_weight())
+        return cap_logits(logits_BTV, self.config.logit_softcap)
 
     def loss(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean next-token loss in nats, 0-dim, without materializing the logits of the whole batch."""
@@ -282,14 +281,15 @@ class GPT(nn.Module):
     def head_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean next-token loss in nats for the output [B, T, D] of `hidden`."""
         weight_VD = self.embedding.get_lm_head_weight()
-        return linear_cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
+        x_ND, softcap = x_BTD.flatten(0, 1), self.config.logit_softcap
+        return linear_cross_entropy(x_ND, weight_VD, targets_BT.flatten(), softcap=softcap)
 
     @torch.no_grad()
-    def token_losses(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the next-token loss in nats of every token, [B, T]."""
-        x_ND = self.hidden(idx_BT).flatten(0, 1)
-        weight_VD = self.embedding.get_lm_head_weight()
-        return token_losses(x_ND, weight_VD, targets_BT.flatten()).view(targets_BT.shape)
+    def token_losses(self, idx_BT: Tensor, targets_BT: Tensor, recorder: NullRecorder | None = None) -> Tensor:
+        """Return the next-token loss in nats of every token, [B, T]; `recorder` as in `hidden`."""
+        x_ND, weight_VD = self.hidden(idx_BT, recorder).flatten(0, 1), self.embedding.get_lm_head_weight()
+        loss_N = token_losses(x_ND, weight_VD, targets_BT.flatten(), softcap=self.config.logit_softcap)
+        return loss_N.view(targets_BT.shape)
 
     def n_params(self, *, positions: bool) -> int:
         """Return the number of parameters, shared ones counted once; nanoGPT's count excludes positions."""

@@ -124,7 +124,7 @@ def cached(model: GPT) -> Iterator[CachedDecoder]:
 
 def next_logits(model: GPT, idx_BT: Tensor) -> Tensor:
     """Return the logits [B, V] after the last token, by a forward of all tokens."""
-    return F.linear(model.hidden(idx_BT)[:, -1], model.embedding.get_lm_head_weight())
+    return model.apply_head(model.hidden(idx_BT)[:, -1])
 
 
 @torch.no_grad()

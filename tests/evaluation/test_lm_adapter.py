@@ -122,6 +122,13 @@ def logp_of(gpt: GPT, inputs: list[int], targets: list[int]) -> float:
     return sum(logp[len(inputs) - len(targets) + i, t].item() for i, t in enumerate(targets))
 
 
+def test_scores_are_those_of_capped_logits() -> None:
+    gpt = jitter(tiny_gpt(vocab_size=50304, block_size=96, logit_softcap=0.1), 0.1).eval()
+    ((logp, _),) = adapter(gpt)._loglikelihood_tokens([(None, [1, 2, 3], [5, 6])])
+    assert gpt(torch.tensor([[1, 2, 3, 5]])).abs().max() > 0.09  # the cap is felt
+    assert logp == pytest.approx(logp_of(gpt, [1, 2, 3, 5], [5, 6]), rel=1e-5)
+
+
 def test_inputs_over_the_block_size_lose_their_left_end() -> None:
     gpt = model()
     context, continuation = list(range(1000, 1300)), [5, 6, 7]

@@ -28,6 +28,8 @@ def test_a_size_below_one_is_an_error(key: str, value: int) -> None:
         ("dropout", math.nan, r"model.dropout must be in \[0, 1\), got nan"),
         ("gelu_approximate", "fast", r"must be none \(exact\) or tanh \(OpenAI's GPT-2\), got fast"),
         ("norm_placement", "post", "model.norm_placement must be one of pre, sandwich, output, got post"),
+        ("logit_softcap", 0.0, "model.logit_softcap must be > 0 and below 1e12, got 0.0; null is without a bound"),
+        ("logit_softcap", math.nan, "model.logit_softcap must be > 0 and below 1e12, got nan"),
         ("positions", "sinus", "model.positions must be one of learned, rope, none, got sinus"),
     ],
 )

@@ -5,14 +5,19 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from src.analysis.forward import record_forward
+from src.analysis.leave_out import measure_leave_out
+from src.analysis.lens import measure_lens
 from src.embedding.tied import TiedEmbedding
+from src.evaluation.generation import predict_next
 from src.models.config import GPTConfig
 from src.models.flops import count_flops_per_token
 from src.models.gpt import GPT
 from src.norm.layernorm import LayerNorm
 from src.residual.vanilla import Vanilla
-from tests.support import tiny_gpt, tokens
+from tests.support import jitter, tiny_gpt, tokens
 
 
 def test_initial_weights_are_gpt2s() -> None:
@@ -30,6 +35,21 @@ def test_an_untied_head_starts_at_zero_and_the_first_loss_is_ln_v() -> None:
     gpt = tiny_gpt(embedding="untied")
     assert gpt.embedding.get_lm_head_weight().abs().max() == 0
     assert gpt.loss(tokens(), tokens(seed=1)).item() == pytest.approx(math.log(64), abs=1e-6)
+
+
+def test_a_soft_cap_bounds_logits_losses_and_what_each_sublayer_is_worth() -> None:
+    capped, plain = (jitter(tiny_gpt(logit_softcap=cap)).double().eval() for cap in (0.5, None))
+    logits = 0.5 * torch.tanh(plain(tokens()) / 0.5)
+    losses = F.cross_entropy(logits.transpose(1, 2), tokens(seed=1), reduction="none")
+    assert plain(tokens()).abs().max() > 1
+    assert torch.allclose(capped(tokens()), logits, rtol=0, atol=1e-12)
+    assert torch.allclose(capped.token_losses(tokens(), tokens(seed=1)), losses, rtol=0, atol=1e-12)
+    assert capped.loss(tokens(), tokens(seed=1)).item() == pytest.approx(losses.mean().item(), abs=1e-12)
+    assert predict_next(capped, tokens().tolist(), 64) == logits[:, -1].argmax(-1).tolist()
+    lens = measure_lens(capped, record_forward(capped, tokens()), tokens(seed=1))["loss"]
+    assert torch.allclose(lens[:, -1].double(), losses.mean(1), atol=1e-5)  # type: ignore[index, union-attr]
+    left_out = measure_leave_out(capped, tokens(), tokens(seed=1))["loss"]
+    assert torch.allclose(left_out, losses.mean(1), rtol=0, atol=1e-12)  # type: ignore[arg-type]
 
 
 def test_a_tied_heads_first_loss_is_near_ln_v() -> None:

@@ -13,6 +13,7 @@ WITHOUT_CACHE = {"deep_delta_expanded"}  # a short convolution over tokens
 TRUNKS = [
     {"positions": "rope", "rope_base": 500.0, "rope_scale": 2.0},
     {"positions": "rope", "n_kv_head": 1},
+    {"positions": "rope", "logit_softcap": 0.5},
     {"positions": "none", "norm_placement": "sandwich"},
     {"qk_norm": "rms", "positions": "rope", "attention_scale": "inverse"},
     {"bias": True, "gelu_approximate": "tanh", "norm_placement": "output"},

@@ -30,8 +30,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 HeadKernel = Callable[[Tensor, Tensor, Tensor, bool, bool], tuple[Tensor, Tensor | None, Tensor | None]]
 
 
-def why_not(device: torch.device, dtype: torch.dtype, *, width: int, products: torch.dtype) -> str | None:
+def why_not(
+    device: torch.device, dtype: torch.dtype, *, width: int, products: torch.dtype, softcap: float | None = None
+) -> str | None:
     """Return why the kernel cannot run for x of a dtype and matrix products in another, or None."""
+    if softcap is not None:
+        return "it has no soft cap of the logits"
     if dtype == torch.float64 or products not in PRODUCTS:
         return f"there are kernels for products in float32 and bfloat16, not {products}"
     reason = SOURCE.why_not(device, torch.float32, width=width)

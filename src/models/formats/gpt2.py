@@ -56,6 +56,8 @@ def find_difference_from_gpt2(gpt: GPT) -> str | None:
         return "its MLP"
     if gpt.config.attention_scale != "inverse_sqrt":
         return f"model.attention_scale={gpt.config.attention_scale}"
+    if gpt.config.logit_softcap is not None:
+        return f"model.logit_softcap={gpt.config.logit_softcap}"
     for key, scale in (("base_width", gpt.logit_scale), ("base_depth", gpt.branch_scale)):
         if scale != 1:
             return f"model.{key}={getattr(gpt.config, key)}"

@@ -43,7 +43,7 @@ def find_difference_from_llama(gpt: GPT) -> str | None:
     """Return the first part in which a model differs from a Llama, or None if it is one."""
     config = gpt.config
     wanted = {"positions": "rope", "norm_placement": "pre", "qk_norm": "none", "attention_scale": "inverse_sqrt"}
-    for key, value in {**wanted, "bias": False, "rope_scale": 1.0}.items():
+    for key, value in {**wanted, "bias": False, "rope_scale": 1.0, "logit_softcap": None}.items():
         if getattr(config, key) != value:
             return f"model.{key}={getattr(config, key)}"
     if gpt.logit_scale != 1 or gpt.branch_scale != 1:

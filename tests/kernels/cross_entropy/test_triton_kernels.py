@@ -25,19 +25,23 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("softcap", [None, 15.0])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
-def test_a_row_becomes_its_loss_and_its_gradient(kernels: ModuleType, dtype: torch.dtype, tolerance: float) -> None:
+def test_a_row_becomes_its_loss_and_its_gradient(
+    kernels: ModuleType, dtype: torch.dtype, tolerance: float, softcap: float | None
+) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(5, 71, generator=generator)).to(dtype)
     target = torch.tensor([0, 70, 15, 16, 40])
     leaf = logits.double().requires_grad_()
-    plain = F.cross_entropy(leaf, target, reduction="none")
+    plain = F.cross_entropy(leaf if softcap is None else softcap * (leaf / softcap).tanh(), target, reduction="none")
     before = logits.clone()
-    assert torch.allclose(kernels.losses_(logits, target, gradient=False).double(), plain, rtol=1e-6)
+    keys = {"softcap": softcap}
+    assert torch.allclose(kernels.losses_(logits, target, gradient=False, **keys).double(), plain, rtol=1e-6)
     assert torch.equal(logits, before)
-    assert torch.allclose(kernels.losses_(logits, target, gradient=True).double(), plain, rtol=1e-6)
+    assert torch.allclose(kernels.losses_(logits, target, gradient=True, **keys).double(), plain, rtol=1e-6)
     wanted = torch.autograd.grad(plain.sum(), leaf)[0]
-    assert torch.allclose(logits.double(), wanted, rtol=tolerance, atol=1e-7)
+    assert torch.allclose(logits.double(), wanted, rtol=5 * tolerance if softcap else tolerance, atol=1e-7)
 
 
 def test_extreme_logits_stay_finite_and_nan_stays_nan(kernels: ModuleType) -> None:
@@ -76,6 +80,7 @@ def test_verification_accepts_the_kernel_and_rejects_a_wrong_one(
     case = (torch.device("cpu"), torch.float32)
     sizes = {"width": 16, "products": torch.float32}
     assert triton_launch.why_not(*case, **sizes) is None
+    assert triton_launch.why_not(*case, **sizes, softcap=15.0) is None
     right = kernels.losses_
     for factor in (1.001, math.nan):
         monkeypatch.setattr(kernels, "losses_", lambda *args, f=factor, **keys: right(*args, **keys) * f)
@@ -90,8 +95,8 @@ def test_verification_rejects_an_error_in_small_probabilities(
     monkeypatch.setattr(kernels, "TILE", 8192)
     right = kernels.losses_
 
-    def lose_small(logits: torch.Tensor, target: torch.Tensor, *, gradient: bool) -> torch.Tensor:
-        loss: torch.Tensor = right(logits, target, gradient=gradient)
+    def lose_small(logits: torch.Tensor, target: torch.Tensor, *, gradient: bool, **keys: object) -> torch.Tensor:
+        loss: torch.Tensor = right(logits, target, gradient=gradient, **keys)
         if gradient:
             logits.masked_fill_(logits.abs() < 5e-6, 0.0)  # far below the tolerance of the largest element
         return loss

@@ -50,6 +50,7 @@ def test_prores_is_gpt2_after_its_warm_up() -> None:
         ({"residual": "cached_attn_read"}, "its residual stream"),
         ({"norm": "rmsnorm"}, "its norm"),
         ({"norm": "rmsnorm", "bias": True}, r"h\.0\.ln_1\.bias"),
+        ({"logit_softcap": 15.0}, r"model\.logit_softcap=15\.0"),
         ({"embedding": "untied"}, r"embedding\.lm_head\.weight"),
     ],
 )

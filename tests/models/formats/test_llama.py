@@ -35,7 +35,13 @@ def test_both_directions_give_the_same_logits(embedding: str, n_kv_head: int, tm
 
 
 def test_what_is_no_llama_is_an_error_that_names_the_part(tmp_path: Path) -> None:
-    cases = {"qk_norm": "rms", "rope_scale": 2.0, "attention_scale": "inverse", "norm_placement": "sandwich"}
+    cases = {
+        "qk_norm": "rms",
+        "rope_scale": 2.0,
+        "logit_softcap": 15.0,
+        "attention_scale": "inverse",
+        "norm_placement": "sandwich",
+    }
     for key, value in cases.items():
         assert find_difference_from_llama(llama(**{key: value})) == f"model.{key}={value}"
     with pytest.raises(ValueError, match=r"this model differs in residual\.gate_L"):

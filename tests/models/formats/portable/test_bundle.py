@@ -77,7 +77,9 @@ def test_the_carried_code_of_every_option_computes_the_same_logits(union: Module
         assert torch.allclose(model(tokens()).logits, gpt(tokens()), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("sizes", [{"positions": "rope"}, {"norm_placement": "sandwich"}, {"bias": True}])
+@pytest.mark.parametrize(
+    "sizes", [{"positions": "rope"}, {"norm_placement": "sandwich"}, {"bias": True}, {"logit_softcap": 0.5}]
+)
 def test_sizes_of_the_trunk_are_carried(union: ModuleType, sizes: dict[str, Any]) -> None:
     gpt = trained({"residual": "x0_blend"}, **sizes)
     with torch.no_grad():
