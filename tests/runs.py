@@ -125,8 +125,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def computed(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows without the speed, which depends on the clock."""
-    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in metrics(folder)]
+    """Return the rows without what depends on the clock and on the process."""
+    measured = ("tokens_per_s", "flops_per_s", "mfu", "memory_gib")
+    return [{k: v for k, v in row.items() if k not in measured} for row in metrics(folder)]
 
 
 def free_port() -> int:

@@ -7,19 +7,9 @@ from collections.abc import Callable
 import torch
 
 from src.bench.step import Stopwatch
+from src.callbacks.throughput import published_peak
 from src.kernels.cpu_matmul import MATMUL, resolve_onednn
 
-#: Dense bf16 FLOP/s by a word in the device's name, from the vendors' data sheets (SXM where there are several).
-BF16_PEAKS = {
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "RTX 5090": 209e12,
-}
 #: Side of the square matrices, and bytes of the copy: larger than any cache.
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
@@ -50,12 +40,6 @@ def measure_ceiling(device: str, *, bf16: bool) -> Ceiling:
         return Ceiling(None, product, words + " in CPU time", copy_speed(device))
     peak = published_peak(torch.cuda.get_device_name()) if bf16 else None
     return Ceiling(peak, matmul_speed(device, dtype), words, copy_speed(device))
-
-
-def published_peak(name: str) -> float | None:
-    """Return the dense bf16 FLOP/s of a GPU by its name, or None if the table has no entry."""
-    known = [word for word in BF16_PEAKS if word in name]
-    return BF16_PEAKS[max(known, key=len)] if known else None
 
 
 def matmul_speed(device: str, dtype: torch.dtype) -> float:

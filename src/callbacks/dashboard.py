@@ -18,7 +18,12 @@ from src.models.sharding import is_sharded
 LAYOUT = {
     "loss": {"training and validation": ["Multiline", ["train/loss", "val/loss"]]},
     "optimizer": {"learning rate": ["Multiline", ["lr"]], "gradient norm": ["Multiline", ["grad_norm"]]},
-    "speed": {"tokens/s": ["Multiline", ["tokens_per_s"]]},
+    "speed": {
+        "tokens/s": ["Multiline", ["tokens_per_s"]],
+        "FLOP/s of a device": ["Multiline", ["flops_per_s"]],
+        "MFU": ["Multiline", ["mfu"]],
+        "memory in GiB": ["Multiline", ["memory_gib"]],
+    },
     "evaluation": {"perplexity": ["Multiline", ["perplexity/.*"]], "lm-eval": ["Multiline", ["lm_eval/.*"]]},
 }
 

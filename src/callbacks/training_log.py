@@ -1,17 +1,18 @@
 """Training metrics: rows for the record and the loggers."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 
 from src.callbacks.run_record import RunRecord
 from src.callbacks.step_end import StepEndCallback
-from src.models.lightning_module import StepOutput
+from src.callbacks.throughput import Throughput
+from src.models.lightning_module import LanguageModel, StepOutput
 
 
 class TrainingLog(L.Callback):
-    """Notes loss, learning rate, gradient norm and speed at every `every_steps`-th step and at the last.
+    """Notes loss, learning rate, gradient norm, speed and memory at every `every_steps`-th step and at the last.
 
     The values are those of the step itself, not means since the last row, so a resumed run repeats them exactly.
     The speed leaves out validations and what else is done before the next step.
@@ -20,10 +21,12 @@ class TrainingLog(L.Callback):
         record: receives the rows.
         every_steps: optimizer steps between rows.
         tokens_per_step: tokens of a global batch.
+        throughput: measures the device.
     """
 
-    def __init__(self, record: RunRecord, *, every_steps: int, tokens_per_step: int) -> None:
+    def __init__(self, record: RunRecord, *, every_steps: int, tokens_per_step: int, throughput: Throughput) -> None:
         self.record = record
+        self.throughput = throughput
         self.every_steps = every_steps
         self.tokens_per_step = tokens_per_step
         self._since = (time.monotonic(), 0)
@@ -55,6 +58,7 @@ class TrainingLog(L.Callback):
         now = time.monotonic()
         seconds, steps = now - self._since[0], step - self._since[1]
         self._since = (now, step)
+        tokens_per_s = steps * self.tokens_per_step / seconds
         self.record.note(
             step,
             {
@@ -62,7 +66,8 @@ class TrainingLog(L.Callback):
                 "train/loss": output["loss"].item(),
                 "lr": output["lr"],
                 "grad_norm": output["grad_norm"].item(),
-                "tokens_per_s": steps * self.tokens_per_step / seconds,
+                "tokens_per_s": tokens_per_s,
+                **self.throughput.measure(tokens_per_s, trainer, cast(LanguageModel, pl_module)),
             },
         )
 

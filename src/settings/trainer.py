@@ -18,7 +18,8 @@ class TrainerKeys:
     """Keys of `trainer`; auto takes what the launcher started, else what the machine has.
 
     `devices` counts the processes of each node, `restarts` how often they are launched again after one of them has died
-    or failed. `keep_steps` lists the steps whose checkpoints are never deleted.
+    or failed. `keep_steps` lists the steps whose checkpoints are never deleted. `peak_flops` are the FLOP/s of a device,
+    of which MFU is a share.
 
     Raises:
         ValueError: `max_time` cannot be read, or a step of `keep_steps` lies beyond the run.
@@ -42,6 +43,7 @@ class TrainerKeys:
     checkpoint_activations: bool = False
     keep_steps: Literal["powers_of_two"] | list[Steps] | None = None
     shard_within_node: bool = False
+    peak_flops: Annotated[float, Field(gt=0, le=1e20)] | None = None
 
     def __post_init__(self) -> None:
         max_seconds(self.max_time)

@@ -30,6 +30,8 @@ NOT_COMPUTED = (
     *("name", "resume", "from_run", "task", "study", "check", "logger", "profiler", "samples", "safety"),
     "trusted_targets",
 )
+#: Keys of `trainer` that do not, either.
+TRAINER_NOT_COMPUTED = ("max_time", "keep_steps", "restarts", "peak_flops")
 #: Keys that earlier versions lack, with the value that computes what those did.
 ADDED: dict[tuple[str, str], object] = {
     ("trainer", "num_nodes"): 1,
@@ -48,9 +50,7 @@ def config_hash(config: dict[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
     if not kept.get("callbacks"):  # a run stored before there was the group hashes alike
         kept.pop("callbacks", None)
-    trainer = {
-        key: v for key, v in kept.get("trainer", {}).items() if key not in ("max_time", "keep_steps", "restarts")
-    }
+    trainer = {key: v for key, v in kept.get("trainer", {}).items() if key not in TRAINER_NOT_COMPUTED}
     kept["trainer"] = trainer
     for (section, key), value in ADDED.items():
         if section in kept and kept[section].get(key, value) == value:

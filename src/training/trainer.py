@@ -19,6 +19,7 @@ from src.callbacks.progress import ProgressBar, ProgressLines
 from src.callbacks.step_evaluation import StepEvaluation
 from src.callbacks.stop import StopOnSignal
 from src.callbacks.stream_log import StreamLog
+from src.callbacks.throughput import Throughput
 from src.callbacks.training_log import RowWriter, TrainingLog
 from src.callbacks.validation import ValidationRecord
 from src.files import flatten
@@ -78,7 +79,12 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
         warmup_steps=settings.optimizer.warmup_steps,
         reads_after=reads_after,
     )
-    training_log = TrainingLog(record, every_steps=keys.log_every_steps, tokens_per_step=run.tokens_per_step)
+    training_log = TrainingLog(
+        record,
+        every_steps=keys.log_every_steps,
+        tokens_per_step=run.tokens_per_step,
+        throughput=Throughput(keys.peak_flops, bf16=keys.precision == "bf16-mixed"),
+    )
     evaluation, request, tokens = settings.evaluation, run.stop, run.tokens_per_step
     probes = [StreamLog(run.job.folder, share=0.01, best_effort=run.best_effort)]
     configured = [build() for build in settings.callbacks]

@@ -14,6 +14,10 @@ from src.callbacks.training_log import TrainingLog
 OUTPUTS = {"loss": torch.tensor(6.25), "grad_norm": torch.tensor(0.5), "lr": 1e-3}
 
 
+#: Measures nothing.
+NONE: Any = SimpleNamespace(measure=lambda *_: {})
+
+
 class Clock:
     """A clock that the test moves."""
 
@@ -28,7 +32,7 @@ def trainer_at(step: int, **attributes: Any) -> Any:
 
 def test_rows_are_those_of_every_nth_and_the_last_step(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, writes=False)
-    log: Any = TrainingLog(record, every_steps=4, tokens_per_step=64)
+    log: Any = TrainingLog(record, every_steps=4, tokens_per_step=64, throughput=NONE)
     steps = []
     for step in range(1, 11):
         log.on_train_batch_end(trainer_at(step), None, OUTPUTS, None, step - 1)
@@ -41,7 +45,7 @@ def test_rows_are_those_of_every_nth_and_the_last_step(tmp_path: Path) -> None:
 
 def test_the_speed_leaves_out_a_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, record = Clock(monkeypatch), RunRecord(tmp_path, writes=False)
-    log: Any = TrainingLog(record, every_steps=2, tokens_per_step=64)
+    log: Any = TrainingLog(record, every_steps=2, tokens_per_step=64, throughput=NONE)
     log.on_train_start(trainer_at(0), None)
     clock.now += 1.0
     log.on_validation_start(trainer_at(1), None)
