@@ -2,9 +2,12 @@
 
 The probabilities A are computed again from the queries and keys of the forward, since fused kernels do not return them.
 
-    entropy     mean over t = 2..T of -sum_j A_tj ln A_tj / ln t     1: attention is uniform, 0: on one token
+    entropy     mean over t = 2..T of -sum_j A_tj ln A_tj / ln n_t   1: attention is uniform, 0: on one token
     sink mass   mean over t = 1..T of A_t1                           uniform attention: mean of 1 / t
     sink rate   share of heads whose sink mass exceeds 0.3
+
+n_t is the number of tokens that token t attends over: t, or in a layer with a window of W tokens at most W + 1. Such a
+layer has no mass on the first token after the first W + 1 tokens.
 
 Source: Gu et al., "When Attention Sink Emerges in Language Models" (arXiv 2410.10781), section 3 (sink mass and rate, of
 the first token).
@@ -27,25 +30,29 @@ def measure_attention(forward: Forward) -> dict[str, Tensor | str]:
         return dict.fromkeys(("entropy", "sink_mass", "sink_rate"), "the model visits no attention")
     if forward.query_BHTK[0].shape[2] == 1:
         return dict.fromkeys(("entropy", "sink_mass", "sink_rate"), "sequences of one token have one key")
-    pairs = zip(forward.query_BHTK, forward.key_BHTK, strict=True)
-    found = [_measure_site(query_BHTK, key_BHTK) for query_BHTK, key_BHTK in pairs]
+    found = [
+        _measure_site(*heads) for heads in zip(forward.query_BHTK, forward.key_BHTK, forward.allowed_TT, strict=True)
+    ]
     entropy_BAH, mass_BAH = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
     rate_BA = (mass_BAH > SINK_MASS).double().mean(-1)
     return {"entropy": entropy_BAH, "sink_mass": mass_BAH, "sink_rate": rate_BA}
 
 
-def attention_weights(query_HTK: Tensor, key_HTK: Tensor) -> Tensor:
-    """Return the causal attention probabilities of one sequence, [H, T, T], in float32 or wider."""
+def attention_weights(query_HTK: Tensor, key_HTK: Tensor, allowed_TT: Tensor | None = None) -> Tensor:
+    """Return the attention probabilities of one sequence, [H, T, T], in float32 or wider; causal without `allowed_TT`."""
     dtype = torch.promote_types(query_HTK.dtype, torch.float32)
     query_HTK, key_HTK = query_HTK.to(dtype), key_HTK.to(dtype)
     score_HTT = query_HTK @ key_HTK.mT / math.sqrt(query_HTK.shape[-1])
-    future_TT = torch.ones_like(score_HTT[0], dtype=torch.bool).triu(1)
-    return score_HTT.masked_fill(future_TT, -math.inf).softmax(-1)
+    if allowed_TT is None:
+        allowed_TT = torch.ones_like(score_HTT[0], dtype=torch.bool).tril()
+    return score_HTT.masked_fill(~allowed_TT, -math.inf).softmax(-1)
 
 
-def entropies(weight_HTT: Tensor) -> Tensor:
+def entropies(weight_HTT: Tensor, allowed_TT: Tensor | None = None) -> Tensor:
     """Return the normalized entropy of every head, [H], the mean over the queries after the first."""
     n_key_T = torch.arange(1, weight_HTT.shape[-1] + 1, device=weight_HTT.device, dtype=weight_HTT.dtype)
+    if allowed_TT is not None:
+        n_key_T = allowed_TT.sum(-1).to(weight_HTT)
     entropy_HT: Tensor = torch.special.entr(weight_HTT).sum(-1)
     return (entropy_HT[:, 1:] / n_key_T[1:].log()).mean(-1)
 
@@ -55,11 +62,11 @@ def sink_masses(weight_HTT: Tensor) -> Tensor:
     return weight_HTT[..., 0].mean(-1)
 
 
-def _measure_site(query_BHTK: Tensor, key_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+def _measure_site(query_BHTK: Tensor, key_BHTK: Tensor, allowed_TT: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return entropies and sink masses of one site, [B, H] each; one sequence at a time holds [H, T, T]."""
     found = []
     for query_HTK, key_HTK in zip(query_BHTK, key_BHTK, strict=True):
-        weight_HTT = attention_weights(query_HTK, key_HTK)
-        found.append((entropies(weight_HTT), sink_masses(weight_HTT)))
+        weight_HTT = attention_weights(query_HTK, key_HTK, allowed_TT)
+        found.append((entropies(weight_HTT, allowed_TT), sink_masses(weight_HTT)))
     entropy_BH, mass_BH = (torch.stack(values) for values in zip(*found, strict=True))
     return entropy_BH, mass_BH

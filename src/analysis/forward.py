@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from src.kernels.attention.mask import Mask
 from src.models.gpt import GPT
 from src.models.stream_probe import mean_view
 from src.models.trace import NullRecorder
@@ -32,6 +33,7 @@ class Forward(NamedTuple):
     map_BTNN: ByDepth  # of every site: it maps the streams H to R H
     query_BHTK: tuple[Tensor, ...]  # of every attention site, as the scores are computed from them
     key_BHTK: tuple[Tensor, ...]
+    allowed_TT: tuple[Tensor | None, ...]  # of every attention site, the pairs that attend; None: all earlier tokens
     hidden_BTD: Tensor  # the head's input
 
 
@@ -66,7 +68,7 @@ class ForwardRecorder(NullRecorder):
 @torch.no_grad()
 def record_forward(gpt: GPT, idx_BT: Tensor) -> Forward:
     """Run the model, which is in evaluation mode, on token ids [B, T] and return the tensors by depth."""
-    recorder, heads = ForwardRecorder(gpt.residual), list[tuple[Tensor, Tensor]]()
+    recorder, heads = ForwardRecorder(gpt.residual), list[tuple[Tensor, Tensor, Mask | None]]()
     attentions = dict.fromkeys(gpt.sublayer(site) for site in gpt.active_sites if site.kind == "attn")
     hooks = [
         attention.get_submodule("attend").register_forward_pre_hook(partial(_keep_heads, heads))
@@ -83,11 +85,17 @@ def record_forward(gpt: GPT, idx_BT: Tensor) -> Forward:
         tuple(recorder.state_BTD) or "the strategy defines its end after the last site only",
         tuple(recorder.streams_BTND) or "the strategy does not hold several streams of full width",
         tuple(recorder.map_BTNN) or "the strategy does not map several streams linearly between sites",
-        tuple(query_BHTK for query_BHTK, _ in heads),
-        tuple(key_BHTK for _, key_BHTK in heads),
+        tuple(query_BHTK for query_BHTK, _, _ in heads),
+        tuple(key_BHTK for _, key_BHTK, _ in heads),
+        tuple(None if mask is None else mask.allowed for _, _, mask in heads),
         gpt.head_input(end_BTD),
     )
 
 
-def _keep_heads(kept: list[tuple[Tensor, Tensor]], _: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-    kept.append((args[0], args[1]))
+def _keep_heads(
+    kept: list[tuple[Tensor, Tensor, Mask | None]],
+    _: torch.nn.Module,
+    args: tuple[Tensor, Tensor, Tensor, Mask | None],
+) -> None:
+    query_BHTK, key_BHTK, _value_BHTK, mask = args
+    kept.append((query_BHTK, key_BHTK, mask))

@@ -33,7 +33,7 @@ def list_backends(subject: Subject, *, device: str, bf16: bool) -> str:
 
 def _build_shallow(subject: Subject) -> GPT:
     """Return the model with few layers, or with all of them if its parts need more."""
-    sizes = replace(subject.config, block_size=CONTEXT, vocab_size=VOCABULARY, dropout=0.0)
+    sizes = replace(subject.config, block_size=CONTEXT, vocab_size=VOCABULARY, dropout=0.0, window_size=None)
     shallow = replace(sizes, n_layer=min(N_LAYER, sizes.n_layer))
     try:
         return subject.make(shallow, 0)

@@ -49,7 +49,7 @@ class Subject:
 
     def small_config(self, **changes: Any) -> GPTConfig:
         """Return the small sizes with `changes` applied."""
-        small = {"n_head": HEADS, "n_embd": WIDTH, "block_size": CONTEXT, "vocab_size": VOCABULARY}
+        small = {"n_head": HEADS, "n_embd": WIDTH, "block_size": CONTEXT, "vocab_size": VOCABULARY, "window_size": None}
         no_rule = {"base_width": None, "base_depth": None, "depth_exponent": 1.0}  # the small model is not a transfer
         return replace(self.config, **{**small, **no_rule, "dropout": 0.0, **changes})
 

@@ -5,6 +5,9 @@
 With `model.qk_norm`, q and k are normed first; with `model.positions=rope` they are rotated then. With
 `model.attention_scale=inverse`, q is divided by sqrt(K) once more.
 
+With `model.window_pattern`, layers attend over the nearest tokens only (see `GPTConfig.windows`); a mask of the trunk
+states which.
+
 With G = `model.n_kv_head` heads of keys and values, H / G consecutive query heads share one. Keys and values are repeated
 for every query head before anything else sees them, so that strategies, embeddings and kernels are the same as without
 groups; training computes as much, its weights are fewer.
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.kernels.attention import causal_attention
+from src.kernels.attention.mask import Mask, build_masks
 from src.models.config import GPTConfig
 from src.models.qk_norm import build_qk_norm
 from src.models.rotary import rotate
@@ -27,6 +31,17 @@ from src.residual.base import QKV
 
 TapQKV = Callable[[Tensor | QKV, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 AddToValues = Callable[[Tensor], Tensor | None]  # from the input of the value projection
+
+
+def build_layer_masks(
+    config: GPTConfig, x_BTD: Tensor, document_BT: Tensor | None, *, training: bool
+) -> list[Mask | None]:
+    """Return the mask of each layer's attention for a forward of the sizes of `x_BTD`, None where it is all causal.
+
+    `document_BT` has a number for the document of each token, or is None for one document.
+    """
+    dropout = training and config.dropout > 0
+    return build_masks(x_BTD, config.windows, document_BT, head_size=config.head_size, dropout=dropout)
 
 
 class CausalAttention(nn.Module):
@@ -40,9 +55,9 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.dropout = dropout
 
-    def forward(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    def forward(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Mask | None) -> Tensor:
         """Return the mixed values, [B, H, T, K]."""
-        return causal_attention(q_BHTK, k_BHTK, v_BHTK, dropout=self.dropout if self.training else 0.0)
+        return causal_attention(q_BHTK, k_BHTK, v_BHTK, mask, dropout=self.dropout if self.training else 0.0)
 
 
 class CausalSelfAttention(nn.Module):
@@ -70,13 +85,20 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor | QKV, tap: TapQKV | None = None, add_to_values: AddToValues | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | QKV,
+        tap: TapQKV | None = None,
+        add_to_values: AddToValues | None = None,
+        mask: Mask | None = None,
+    ) -> Tensor:
         """Map [B, T, D] (or three views of it) to [B, T, D].
 
         Args:
             x: input, or the inputs of the three projections.
             tap: replaces q, k, v [B, H, T, K].
             add_to_values: returns the addition [B, T, D] to the values, or None.
+            mask: the earlier tokens that a token attends over; None for all.
         """
         q_BHTK, k_BHTK, v_BHTK = self._project(x, add_to_values)
         if tap is not None:
@@ -87,7 +109,7 @@ class CausalSelfAttention(nn.Module):
             q_BHTK, k_BHTK = rotate(q_BHTK, *self.rope), rotate(k_BHTK, *self.rope)
         if self.query_scale != 1:
             q_BHTK = q_BHTK * self.query_scale
-        y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK)
+        y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK, mask)
         B, H, T, K = y_BHTK.shape
         y_BTD: Tensor = self.resid_dropout(self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, H * K)))
         return y_BTD

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from src.kernels.attention.mask import Mask
 from src.kernels.autocast import suspend_autocast
 from src.models.attention import AddToValues, CausalSelfAttention, TapQKV
 from src.models.config import NORM_PLACEMENTS, GPTConfig
@@ -67,11 +68,18 @@ class Block(nn.Module):
         self.ln_2, self.ln_2_out = mlp_norms
         self.mlp = mlp
 
-    def branch(self, site: Site, x: Tensor | QKV, tap: TapQKV | None, add_to_values: AddToValues | None) -> Tensor:
+    def branch(
+        self,
+        site: Site,
+        x: Tensor | QKV,
+        tap: TapQKV | None,
+        add_to_values: AddToValues | None,
+        mask: Mask | None,
+    ) -> Tensor:
         """Apply one sublayer with its norms, [B, T, D] -> [B, T, D]."""
         y_BTD: Tensor
         if site.kind == "attn":
-            norm_out, y_BTD = self.ln_1_out, self.attn(apply_norm(self.ln_1, x), tap, add_to_values)
+            norm_out, y_BTD = self.ln_1_out, self.attn(apply_norm(self.ln_1, x), tap, add_to_values, mask)
         else:
             norm_out, y_BTD = self.ln_2_out, self.mlp(apply_norm(self.ln_2, x), site.visit)
         if norm_out is not None:

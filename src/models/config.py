@@ -33,6 +33,9 @@ class GPTConfig:
         rope_base, rope_scale: base of the angles, and divisor of the positions (see `rotary.py`).
         zero_init_outputs: whether the output projections of sublayers start at zero.
         logit_softcap: bound c of the logits, c tanh(l / c) (see `kernels/cross_entropy/softcap.py`); None: no bound.
+        window_pattern: letters S and L, repeated over the layers: attention over a short window or over all earlier
+            tokens; the last layer's is over all. None: over all in every layer.
+        window_size: tokens before its own that a token sees in a layer S; None: a quarter of block_size.
     """
 
     n_layer: int
@@ -55,6 +58,8 @@ class GPTConfig:
     rope_scale: float = 1.0
     zero_init_outputs: bool = False
     logit_softcap: float | None = None
+    window_pattern: str | None = None
+    window_size: int | None = None
 
     @property
     def has_transfer_rule(self) -> bool:
@@ -70,6 +75,20 @@ class GPTConfig:
     def n_kv(self) -> int:
         """Heads of keys and values."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each layer, the tokens before its own that a token attends over; None: all.
+
+        A quarter of a block_size of 512 or more is rounded up to a multiple of 128, the tile of GPU kernels.
+        """
+        if self.window_pattern is None:
+            return (None,) * self.n_layer
+        T, letters = self.block_size, self.window_pattern
+        quarter = -(-T // 512) * 128 if T >= 512 else max(1, T // 4)
+        short = quarter if self.window_size is None else self.window_size
+        inner = (letters[layer % len(letters)] for layer in range(self.n_layer - 1))
+        return (*(short if letter == "S" else None for letter in inner), None)
 
     def __post_init__(self) -> None:
         for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -109,6 +128,7 @@ class GPTConfig:
         for key in ("rope_base", "rope_scale"):
             if not 1 <= getattr(self, key) < 1e12:
                 raise ValueError(f"model.{key} must be >= 1 and below 1e12, got {getattr(self, key)}")
+        self._check_windows()
         for key in ("base_width", "base_depth"):
             base = getattr(self, key)
             if base is not None and base < 1:
@@ -123,4 +143,22 @@ class GPTConfig:
             raise ValueError(
                 f"model.depth_exponent={self.depth_exponent} needs model.base_depth, the depth at which it changes "
                 "nothing; give model.base_depth=<layers>, or leave it out"
+            )
+
+    def _check_windows(self) -> None:
+        letters, size = self.window_pattern, self.window_size
+        if letters is not None and (not letters or set(letters) - {"S", "L"}):
+            raise ValueError(
+                f"model.window_pattern must be letters S (short window) and L (all earlier tokens) such as SSSL, got "
+                f"{letters!r}; null is all earlier tokens in every layer"
+            )
+        if size is not None and letters is None:
+            raise ValueError(
+                f"model.window_size={size} needs model.window_pattern, which states the layers with that window; give "
+                "model.window_pattern=SSSL, or leave the size out"
+            )
+        if size is not None and not 1 <= size < self.block_size:
+            raise ValueError(
+                f"model.window_size must be >= 1 and below model.block_size={self.block_size}, got {size}; null is a "
+                "quarter of it"
             )

@@ -1,8 +1,9 @@
 """Training FLOPs per token of a GPT, and its visits to layers in one line.
 
-    FLOPs = 6 * parameters in matrix products + 12 * attention sites * D * T
+    FLOPs = 6 * parameters in matrix products + 12 * D * sum over attention sites of min(window, T)
 
-Source: PaLM (Chowdhery et al. 2022), appendix B.
+Source: PaLM (Chowdhery et al. 2022), appendix B; windows as in karpathy/nanochat @ 92d63d4, nanochat/gpt.py. The masks
+of documents (`data.document_attention`) leave out pairs of tokens, which counts for nothing here.
 """
 
 from src.models.gpt import GPT
@@ -23,8 +24,8 @@ def count_flops_per_token(gpt: GPT, sites: tuple[Site, ...] | None = None) -> in
     if gpt.loops is not None and gpt.adapter is not None:  # `others` has one pass through the adapter
         n_loop = sum(site.opens_block and site.block in gpt.loops.starts for site in sites)
         others += (n_loop - 1) * sum(p.numel() for p in gpt.adapter.parameters())
-    n_attention = sum(site.kind == "attn" for site in sites)
-    return 6 * (others + visited) + 12 * n_attention * gpt.config.n_embd * gpt.config.block_size
+    attended = sum(gpt.config.windows[s.layer] or gpt.config.block_size for s in sites if s.kind == "attn")
+    return 6 * (others + visited) + 12 * gpt.config.n_embd * attended
 
 
 def average_flops_per_token(gpt: GPT, max_steps: int) -> float:

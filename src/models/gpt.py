@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from src.embedding.base import EmbeddingSpec, Lookup, adapt_embedding
+from src.kernels.attention.mask import Mask
 from src.kernels.autocast import capture_autocast, suspend_autocast
 from src.kernels.cross_entropy import cap_logits, linear_cross_entropy, token_losses
 from src.models.activations import recompute_in_backward
+from src.models.attention import build_layer_masks
 from src.models.block import Block, BranchNorms, Tap, add_to_views, build_branch_norms
 from src.models.config import GPTConfig
 from src.models.initial_weights import draw_weights_
@@ -49,6 +51,7 @@ EmbeddingFactory = Callable[[EmbeddingSpec], nn.Module]  # of this contract, or 
 MLPFactory = Callable[[MLPSpec], MLP]
 RecurrenceFactory = Callable[[RecurrenceSpec], Recurrence]
 StrategyFactory = Callable[[StreamSpec], ResidualStrategy[Any]]
+Autocast = Callable[[], AbstractContextManager[Any]]  # that of the caller of a forward
 State = Any  # each strategy has its own type
 
 
@@ -166,9 +169,9 @@ class GPT(nn.Module):
         """Return the parameters with one copy per visit, shape [copies, ...] (see `repeated_visits.py`)."""
         return [p for m in self.h.modules() if isinstance(m, CopiedLinear) for p in m.parameters()]
 
-    def hidden(self, idx_BT: Tensor, recorder: NullRecorder | None = None) -> Tensor:
-        """Return the head's input [B, T, D] for token ids [B, T]; `recorder` sees every stage of the forward."""
-        return self.head_input(self.run_trunk(idx_BT, recorder or NullRecorder()))
+    def hidden(self, idx_BT: Tensor, recorder: NullRecorder | None = None, document_BT: Tensor | None = None) -> Tensor:
+        """Return the head's input [B, T, D] for token ids [B, T]; the other arguments are those of `run_trunk`."""
+        return self.head_input(self.run_trunk(idx_BT, recorder or NullRecorder(), document_BT))
 
     def trace(self, idx_BT: Tensor) -> tuple[Tensor, Trace]:
         """Return `hidden` and a record of the forward that computed it."""
@@ -176,15 +179,17 @@ class GPT(nn.Module):
         end_BTD = self.run_trunk(idx_BT, recorder)
         return self.head_input(end_BTD), recorder.build_trace(end_BTD)
 
-    def run_trunk(self, idx_BT: Tensor, recorder: NullRecorder) -> Tensor:
+    def run_trunk(self, idx_BT: Tensor, recorder: NullRecorder, document_BT: Tensor | None = None) -> Tensor:
         """Run the embedding and all active sites; return the strategy's `end` [B, T, D], the final norm's input.
 
+        `recorder` sees every stage. Attention stays within tokens of one number in `document_BT`, if it is given.
         The stream is computed outside autocast, in float32; sublayers run under the caller's autocast.
         """
         autocast = capture_autocast(idx_BT)
         with suspend_autocast(idx_BT):
             x0_BTD = self.embedding(idx_BT)
             lookup = self.embedding.lookup(idx_BT)
+            masks = build_layer_masks(self.config, x0_BTD, document_BT, training=self.training)
             state = self.residual.begin(x0_BTD)
             recorder.record_start(x0_BTD, state)
             anchor_BTD: Tensor | None = None
@@ -199,7 +204,7 @@ class GPT(nn.Module):
                 x, state = self.residual.read(state, site)
                 x = add_to_views(x, rest_BTD)
                 # Sublayer: attention or MLP with its norms.
-                y_BTD, state = self._apply_sublayer(state, site, x, lookup, autocast)
+                y_BTD, state = self._apply_sublayer(state, site, x, lookup, masks[site.layer], autocast)
                 y_BTD = recorder.replace_output(site, y_BTD)
                 y_BTD = y_BTD if rest_BTD is None else y_BTD + rest_BTD
                 # Write: the strategy adds the sublayer's output to the stream.
@@ -218,12 +223,7 @@ class GPT(nn.Module):
         return state, rest_BTD
 
     def _apply_sublayer(
-        self,
-        state: State,
-        site: Site,
-        x: Tensor | QKV,
-        lookup: Lookup,
-        autocast: Callable[[], AbstractContextManager[Any]],
+        self, state: State, site: Site, x: Tensor | QKV, lookup: Lookup, mask: Mask | None, autocast: Autocast
     ) -> tuple[Tensor, State]:
         """Return the output [B, T, D] of a site's sublayer, and the state, which `tap_qkv` may have replaced."""
         is_attention = site.kind == "attn"
@@ -233,7 +233,7 @@ class GPT(nn.Module):
         def visit(x: Tensor | QKV, before: State) -> tuple[Tensor, State]:
             tap = Tap(self.residual, site, before) if taps else None
             with autocast():
-                y_BTD = self._block(site).branch(site, x, tap, add_to_values)
+                y_BTD = self._block(site).branch(site, x, tap, add_to_values, mask)
             return y_BTD, None if tap is None else tap.state
 
         run = recompute_in_backward(visit, self.config.dropout) if self.checkpoints_activations else visit

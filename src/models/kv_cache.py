@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.embedding.base import Lookup, TokenEmbedding
+from src.kernels.attention.mask import Mask
 from src.models.attention import CausalSelfAttention
 from src.models.gpt import GPT
 from src.models.rotary import rotate
@@ -33,20 +34,21 @@ class CachedAttention(nn.Module):
     Args:
         attend: attention over whole sequences, for the first forward.
         rope: base and scale of the rotation of queries and keys by position; None without one.
+        window: tokens before its own that a token attends over; None for all.
     """
 
-    def __init__(self, attend: nn.Module, rope: tuple[float, float] | None) -> None:
+    def __init__(self, attend: nn.Module, rope: tuple[float, float] | None, window: int | None) -> None:
         super().__init__()
-        self.attend, self.rope = attend, rope
+        self.attend, self.rope, self.window = attend, rope, window
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.visit = 0
 
-    def forward(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    def forward(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Mask | None) -> Tensor:
         """Return the mixed values, [B, H, T, K]."""
         visit, self.visit = self.visit, self.visit + 1
         if visit == len(self.kept):
             self.kept.append((k_BHTK, v_BHTK))
-            y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK)
+            y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK, mask)
             return y_BHTK
         keys_BHTK, values_BHTK = self.kept[visit]
         if self.rope is not None:  # a single token was rotated as the first one, which is not at all
@@ -54,6 +56,8 @@ class CachedAttention(nn.Module):
             q_BHTK, k_BHTK = (rotate(F.pad(x, (0, 0, before, 0)), *self.rope)[:, :, before:] for x in (q_BHTK, k_BHTK))
         keys_BHTK, values_BHTK = torch.cat([keys_BHTK, k_BHTK], dim=2), torch.cat([values_BHTK, v_BHTK], dim=2)
         self.kept[visit] = keys_BHTK, values_BHTK
+        if self.window is not None:
+            keys_BHTK, values_BHTK = (x[:, :, -(self.window + 1) :] for x in (keys_BHTK, values_BHTK))
         return F.scaled_dot_product_attention(q_BHTK, keys_BHTK, values_BHTK)
 
 
@@ -106,9 +110,13 @@ class CachedDecoder:
 @contextmanager
 def cached(model: GPT) -> Iterator[CachedDecoder]:
     """Let a model in evaluation mode decode with a cache inside the block."""
-    owners = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
+    layers = zip(model.h, model.config.windows, strict=True)
+    found = [(module, window) for layer, window in layers for module in layer.modules()]
+    owners = {module: window for module, window in found if isinstance(module, CausalSelfAttention)}
     plain = [owner.attend for owner in owners]
-    attentions = [CachedAttention(owner.attend, owner.rope if owner.rotates else None) for owner in owners]
+    attentions = [
+        CachedAttention(owner.attend, owner.rope if owner.rotates else None, window) for owner, window in owners.items()
+    ]
     embedding = model.embedding
     last = LastTokens(embedding)
     try:

@@ -60,3 +60,11 @@ def test_a_models_measures_equal_a_loop_over_queries() -> None:
 def test_sequences_of_one_token_have_no_entropy() -> None:
     found = measure_attention(record_forward(tiny_gpt(n_layer=1).eval(), tokens(2, 1)))
     assert found["entropy"] == "sequences of one token have one key"
+
+
+def test_a_window_counts_the_tokens_that_it_has() -> None:
+    gpt = tiny_gpt(n_layer=2, window_pattern="S", window_size=3).double().eval()
+    torch.nn.init.zeros_(gpt.h[0].attn.c_attn.weight)  # attention is uniform within the window
+    found = measure_attention(record_forward(gpt, tokens(1)))
+    assert torch.allclose(found["entropy"][0, 0], torch.ones(2, dtype=torch.float64))
+    assert torch.allclose(found["sink_mass"][0, 0], torch.full((2,), (1 + 1 / 2 + 1 / 3 + 1 / 4) / 12).double())

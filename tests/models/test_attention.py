@@ -101,3 +101,28 @@ def test_output_projections_start_at_zero_on_request() -> None:
         gpt = tiny_gpt(residual, zero_init_outputs=True, mlp="swiglu", n_kv_head=1)
         for name, param in gpt.named_parameters():
             assert bool(param.abs().max() == 0) == name.endswith("c_proj.weight") or not name.startswith("h."), name
+
+
+def test_windows_equal_their_source() -> None:
+    """karpathy/nanochat @ 92d63d4, nanochat/flash_attention.py, `_sdpa_attention`: distance <= window, in layers S."""
+    gpt = jitter(tiny_gpt(positions="rope", window_pattern="SL", window_size=4)).double()
+    wanted = jitter(tiny_gpt(positions="rope")).double()
+    row, col = torch.arange(12)[:, None], torch.arange(12)
+
+    def attend_by_source(q: Tensor, k: Tensor, v: Tensor, _: object) -> Tensor:
+        seen = (col <= row) & ((row - col) <= 4)
+        return (q @ k.mT / 8**0.5).masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+    first: Any = wanted.h[0].get_submodule("attn")
+    first.attend.forward = attend_by_source
+    params = [list(model.parameters()) for model in (gpt, wanted)]
+    outs = [model.hidden(tokens()) for model in (gpt, wanted)]
+    assert torch.allclose(*outs, rtol=0, atol=1e-12)
+    grads = [torch.autograd.grad(out.square().sum(), ps) for out, ps in zip(outs, params, strict=True)]
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*grads, strict=True))
+
+
+def test_flops_count_the_tokens_within_windows() -> None:
+    """karpathy/nanochat @ 92d63d4, nanochat/gpt.py, `estimate_flops`: 12 D min(window, T) per attention."""
+    full, short = (count_flops_per_token(tiny_gpt(**keys)) for keys in ({}, {"window_pattern": "SL", "window_size": 4}))
+    assert full - short == 12 * 16 * (12 - 4)

@@ -30,6 +30,9 @@ def test_a_size_below_one_is_an_error(key: str, value: int) -> None:
         ("norm_placement", "post", "model.norm_placement must be one of pre, sandwich, output, got post"),
         ("logit_softcap", 0.0, "model.logit_softcap must be > 0 and below 1e12, got 0.0; null is without a bound"),
         ("logit_softcap", math.nan, "model.logit_softcap must be > 0 and below 1e12, got nan"),
+        ("window_pattern", "SX", r"model.window_pattern must be letters S \(short window\) and L .* got 'SX'; null is"),
+        ("window_pattern", "", "model.window_pattern must be letters .* got ''; null is"),
+        ("window_size", 4, "model.window_size=4 needs model.window_pattern, which states the layers"),
         ("positions", "sinus", "model.positions must be one of learned, rope, none, got sinus"),
     ],
 )
@@ -38,6 +41,25 @@ def test_a_value_out_of_bounds_is_an_error_of_one_sentence(key: str, value: Any,
         GPTConfig(**{**SIZES, key: value})
     assert str(caught.value).startswith("model.")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 12])
+def test_a_window_is_of_some_tokens_and_fewer_than_the_sequence(size: int) -> None:
+    with pytest.raises(ValueError, match=rf"model.window_size must be >= 1 and below model.block_size=12, got {size};"):
+        GPTConfig(**{**SIZES, "window_pattern": "S", "window_size": size})
+
+
+def test_windows_are_those_of_their_source() -> None:
+    """karpathy/nanochat @ 92d63d4, nanochat/gpt.py, `_compute_window_sizes`: T stands for None."""
+    for T, pattern, n_layer in ((2048, "SSSL", 12), (1024, "SL", 6), (2000, "SSL", 5), (512, "L", 3)):
+        short = -(-T // 4 // 128) * 128
+        wanted = [T if pattern[layer % len(pattern)] == "L" else short for layer in range(n_layer)]
+        wanted[-1] = T
+        config = GPTConfig(**{**SIZES, "n_layer": n_layer, "block_size": T, "window_pattern": pattern})
+        assert [window or T for window in config.windows] == wanted
+    assert GPTConfig(**SIZES).windows == (None, None, None)
+    assert GPTConfig(**{**SIZES, "window_pattern": "S"}).windows == (3, 3, None)  # a quarter of 12
+    assert GPTConfig(**{**SIZES, "window_pattern": "SL", "window_size": 5}).windows == (5, None, None)
 
 
 def test_rope_needs_an_even_head_size() -> None:

@@ -14,6 +14,7 @@ TRUNKS = [
     {"positions": "rope", "rope_base": 500.0, "rope_scale": 2.0},
     {"positions": "rope", "n_kv_head": 1},
     {"positions": "rope", "logit_softcap": 0.5},
+    {"positions": "rope", "window_pattern": "SSL", "window_size": 3},
     {"positions": "none", "norm_placement": "sandwich"},
     {"qk_norm": "rms", "positions": "rope", "attention_scale": "inverse"},
     {"bias": True, "gelu_approximate": "tanh", "norm_placement": "output"},

@@ -1,7 +1,8 @@
-"""Causal attention: y = softmax(q k^T / sqrt(K), causal) v.
+"""Causal attention: y = softmax(q k^T / sqrt(K), causal) v, over all earlier tokens or those that a mask allows.
 
-`reference.py` defines it. On a CPU a C++ kernel runs it in training (`cpp.py`), torch's kernel in evaluation, where
-lengths vary. On a GPU it is torch's `scaled_dot_product_attention`, which prefers cuDNN on Hopper within `fixed_shapes`.
+`reference.py` defines it, and `mask.py` its masks. Without a mask, on a CPU a C++ kernel runs it in training (`cpp.py`),
+torch's kernel in evaluation, where lengths vary; on a GPU it is torch's `scaled_dot_product_attention`, which prefers
+cuDNN on Hopper within `fixed_shapes`.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from src.kernels.attention import cpp
+from src.kernels.attention.mask import Mask, attend_in_blocks
 from src.kernels.dispatch import Operation
 
 HOPPER = 9  # major compute capability
@@ -27,8 +29,14 @@ HOPPER_ORDER = (
 OPERATION = Operation("causal attention", cpp=cpp.why_not, compiled=("cpp",))
 
 
-def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, *, dropout: float = 0.0) -> Tensor:
+def causal_attention(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Mask | None = None, *, dropout: float = 0.0
+) -> Tensor:
     """Return softmax(q k^T / sqrt(K), causal) v, [B, H, T, K]; `dropout` is applied to the attention weights."""
+    if mask is not None:
+        if mask.blocks is not None:
+            return attend_in_blocks(q_BHTK, k_BHTK, v_BHTK, mask.blocks)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=mask.allowed, dropout_p=dropout)
     backend = OPERATION.backend_for(q_BHTK, head_size=q_BHTK.shape[-1])
     if cpp.is_applicable(q_BHTK, k_BHTK, v_BHTK, dropout):
         by_kernel = backend == "cpp" and torch.is_grad_enabled()

@@ -50,6 +50,8 @@ def find_difference_from_gpt2(gpt: GPT) -> str | None:
         optional = key.endswith(".bias") and not gpt.config.bias
         if (key not in own and not optional) or (key in own and shapes.get(key) != own[key].shape):
             return key
+    if any(gpt.config.windows):
+        return f"model.window_pattern={gpt.config.window_pattern}"
     if gpt.config.qk_norm != "none":
         return f"model.qk_norm={gpt.config.qk_norm}"
     if not _is_gelu_mlp(gpt):

@@ -46,6 +46,8 @@ def find_difference_from_llama(gpt: GPT) -> str | None:
     for key, value in {**wanted, "bias": False, "rope_scale": 1.0, "logit_softcap": None}.items():
         if getattr(config, key) != value:
             return f"model.{key}={getattr(config, key)}"
+    if any(config.windows):
+        return f"model.window_pattern={config.window_pattern}"
     if gpt.logit_scale != 1 or gpt.branch_scale != 1:
         return "its transfer rule"
     names = {f"h.{i}.{name}" for i in range(config.n_layer) for name in (*LAYER, "attn.c_attn.weight")}

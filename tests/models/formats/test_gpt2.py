@@ -51,6 +51,7 @@ def test_prores_is_gpt2_after_its_warm_up() -> None:
         ({"norm": "rmsnorm"}, "its norm"),
         ({"norm": "rmsnorm", "bias": True}, r"h\.0\.ln_1\.bias"),
         ({"logit_softcap": 15.0}, r"model\.logit_softcap=15\.0"),
+        ({"window_pattern": "S"}, r"model\.window_pattern=S"),
         ({"embedding": "untied"}, r"embedding\.lm_head\.weight"),
     ],
 )

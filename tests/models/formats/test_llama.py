@@ -41,6 +41,7 @@ def test_what_is_no_llama_is_an_error_that_names_the_part(tmp_path: Path) -> Non
         "logit_softcap": 15.0,
         "attention_scale": "inverse",
         "norm_placement": "sandwich",
+        "window_pattern": "SL",
     }
     for key, value in cases.items():
         assert find_difference_from_llama(llama(**{key: value})) == f"model.{key}={value}"

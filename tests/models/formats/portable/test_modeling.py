@@ -83,6 +83,15 @@ def test_transformers_loads_an_export_of_every_option(room: str, name: str, tmp_
     assert_loads_alike(room, name, tmp_path / "hub")
 
 
+def test_an_export_keeps_its_attention_windows(tmp_path: Path) -> None:
+    windows = {"window_pattern": "SL", "window_size": 2}
+    gpt = trained({}, **windows)
+    model = load(export(gpt, {}, tmp_path / "hub", **windows))
+    with torch.no_grad():
+        assert torch.allclose(model(tokens()).logits, gpt(tokens()), atol=1e-5, rtol=0)
+        assert not torch.allclose(gpt(tokens()), trained({})(tokens()), atol=1e-3, rtol=0)
+
+
 def test_an_export_loads_where_this_project_is_not(tmp_path: Path) -> None:
     gpt = trained({"residual": "mhc"})
     folder = export(gpt, {"residual": "mhc"}, tmp_path / "hub")
