@@ -96,12 +96,20 @@ class Guard(L.Callback):
         vocab_size: V.
         warmup_steps: warm-up steps of the learning rate.
         reads_after: returns whether to read values back to the host after step n; a CPU reads at every step.
+        observe: called with the loss and the gradient norm of every step, in order.
     """
 
     def __init__(
-        self, keys: GuardKeys, *, vocab_size: int, warmup_steps: int, reads_after: Callable[[int], bool]
+        self,
+        keys: GuardKeys,
+        *,
+        vocab_size: int,
+        warmup_steps: int,
+        reads_after: Callable[[int], bool],
+        observe: Callable[[float, float], None] = lambda loss, norm: None,
     ) -> None:
         self.keys = keys
+        self.observe = observe
         self.ceiling = math.log(vocab_size) + keys.above_uniform_nats
         self.warmup_steps = warmup_steps
         self.reads_after = reads_after
@@ -134,6 +142,7 @@ class Guard(L.Callback):
         self._unread.clear()
         losses, norms = values[::2], values[1::2]
         for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), step - len(losses) + 1):
+            self.observe(loss, norm)
             self._check(number, loss, norm, noticed=step)
 
     def check_weights(self, step: int, module: nn.Module) -> None:

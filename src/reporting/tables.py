@@ -116,6 +116,7 @@ def build_runs_table(systems: list[System]) -> Table:
                     f"{r['tokens']:,}",
                     format_cell("sec", r.get("seconds")),
                     format_cell("tokens/s", r["tokens_per_s"]),
+                    " / ".join(f"{score:.2f}" for score in (r.get("spike_score") or {}).values()) or NOTHING,
                     f"{r.get('device', NOTHING)} x{r.get('world_size', NOTHING)}, {r.get('precision', NOTHING)}",
                     str(r.get("config_hash", NOTHING))[:12],
                     str((r.get("data") or {}).get("hash", NOTHING))[:12],
@@ -123,5 +124,5 @@ def build_runs_table(systems: list[System]) -> Table:
                     run.folder.name,
                 ]
             )
-    columns = ["system", "seed", "val loss", "steps", "tokens", "sec", "tokens/s", "on"]
+    columns = ["system", "seed", "val loss", "steps", "tokens", "sec", "tokens/s", "spike % (loss / grad)", "on"]
     return Table([*columns, "config", "data", "code", "folder"], rows)

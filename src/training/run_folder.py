@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
 from src.callbacks.final_evaluation import headline
+from src.callbacks.spike_score import SpikeScore
 from src.files import flatten, scan_rows, write_atomic
 from src.launch.arguments import stored_yaml
 from src.launch.world import read_world
@@ -113,15 +114,17 @@ def _report_visits(run: Run, gpt: GPT) -> None:
 
 
 def note_progress(run: Run, trainer: L.Trainer) -> None:
-    """Note steps, tokens, seconds and peak memory so far in result.json."""
+    """Note steps, tokens, seconds, peak memory and spike score so far in result.json."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
+    scores = [callback.scores() for callback in trainer.callbacks if isinstance(callback, SpikeScore)]  # type: ignore[attr-defined]  # Lightning sets it
     run.record.update(
         steps=trainer.global_step,
         tokens=trainer.global_step * run.tokens_per_step,
         seconds=run.record.seconds(),
         peak_memory_bytes=peak,
+        **({"spike_score": scores[0]} if any(scores) else {}),
     )
 
 
@@ -188,6 +191,7 @@ def table(result: dict[str, Any]) -> str:
         f"  {'validation loss':28}{result['val_loss']:10.4f} nats   after {result['tokens']:,} tokens",
         *([f"  {'validation bits per byte':28}{result['val_bpb']:10.4f}"] if "val_bpb" in result else []),
         *score_lines(result),
+        *(f"  {f'spike score, {name}':28}{score:10.2f} %" for name, score in (result.get("spike_score") or {}).items()),
         f"  {'speed':28}{result['tokens_per_s']:10,.0f} tokens/s, {result['seconds']:.0f} s in all",
     ]
     return "\n".join(lines)

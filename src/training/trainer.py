@@ -16,6 +16,7 @@ from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.guard import Guard
 from src.callbacks.progress import ProgressBar, ProgressLines
+from src.callbacks.spike_score import SpikeScore
 from src.callbacks.step_evaluation import StepEvaluation
 from src.callbacks.stop import StopOnSignal
 from src.callbacks.stream_log import StreamLog
@@ -73,11 +74,13 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
     def reads_after(step: int) -> bool:
         return step % keys.log_every_steps == 0 or step % keys.val_every_steps == 0 or step == keys.max_steps
 
+    spikes = SpikeScore(record, every_steps=keys.log_every_steps)
     guard = Guard(
         settings.guard,
         vocab_size=settings.model.vocab_size,
         warmup_steps=settings.optimizer.warmup_steps,
         reads_after=reads_after,
+        observe=spikes.add,
     )
     training_log = TrainingLog(
         record,
@@ -103,6 +106,7 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
         RankAgreement(keys.world_size, hashes, run.job.folder, settings.safety.rank_timeout_s),
         guard,
         training_log,
+        spikes,
         *configured,
         ValidationRecord(
             record,
