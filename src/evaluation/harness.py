@@ -1,6 +1,7 @@
 """Tasks of lm-eval, on local files or on data sets of the hub.
 
-Protocol of the benchmark: 0-shot; hellaswag, arc_easy and piqa report acc_norm, winogrande acc; in percent.
+Protocol of the benchmark: 0-shot; hellaswag, arc_easy and piqa report acc_norm, winogrande acc; in percent. Beside
+lm-eval's names there is `core` (`core.py`).
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13.
 """
@@ -8,7 +9,7 @@ Source: EleutherAI/lm-evaluation-harness 0.4.13.
 import contextlib
 import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,16 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from src.errors import one_line
+from src.evaluation import core
+from src.evaluation.sources import PUBLISHED_ITEMS
 from src.files import sha256_file
+from src.launch.suggestions import nearest
+
+#: Number of solved examples: of every task, by the name of a task or group, or each task's own.
+Shots = int | Mapping[str, int] | None
 
 FEWSHOT_SEED = 1234
 TASKS = Path(lm_eval.__file__).parent / "tasks"
-#: Items of the published data sets, of which a shorter file is a part.
-PUBLISHED_ITEMS = {
-    "arc_easy": 2376,
-    "hellaswag": 10042,
-    "piqa": 1838,
-    "winogrande": 1267,
-    "lambada_openai": 5153,
-}
 #: Metrics that a task is reported by, the first that it has; shares, reported in percent.
 HEADLINES = ("acc_norm", "acc", "exact_match")
 
@@ -41,71 +40,129 @@ def run_tasks(
     files: dict[str, Path],
     *,
     limit: int | None,
-    num_fewshot: int | None,
+    num_fewshot: Shots,
     log_samples: bool = False,
 ) -> dict[str, Any]:
     """Return lm-eval's results on `tasks`, each on its file in `files` or else on its hub data set.
 
     Args:
         adapter: the model.
-        tasks: lm-eval's names.
+        tasks: lm-eval's names, and `core`.
         files: local files by task; their rows have the field names of the hub data set.
         limit: items of each task, from its start; None scores all.
-        num_fewshot: solved examples before each item; None leaves each task its own number.
+        num_fewshot: solved examples before each item.
         log_samples: also return every item's request and score.
     """
-    local = [_configure_on_file(name, files[name]) for name in tasks if name in files]
-    remote = [name for name in tasks if name not in files]
-    # Building the full index takes seconds; tasks on local files are fully configured here.
-    manager = TaskManager() if remote else TaskManager(include_defaults=False)
     with _hide_progress_bars():
-        loaded = manager.load([*local, *remote])
-        for task in loaded["tasks"].values():
-            own = task.get_config("num_fewshot")
-            if num_fewshot is not None and own != 0:  # 0 in a task's own file forbids examples
-                task.set_config(key="num_fewshot", value=num_fewshot)
-            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        loaded = _load(tasks, files)
+        _set_fewshot(loaded, num_fewshot)
         # Not simple_evaluate: it seeds the process's generators and keeps results from all ranks but one.
         found = lm_eval.evaluate(lm=adapter, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=log_samples)
     return dict(found)
 
 
-def fetch(tasks: list[str]) -> None:
-    """Load `tasks` from the hub into its cache, so that they can be scored later.
+def fetch(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> None:
+    """Load `tasks`, those without a file from the hub into its cache, so that they can be scored later.
 
     Raises:
-        ValueError: lm-eval has no such task, or its data cannot be fetched.
+        ValueError: lm-eval has no such task, its data cannot be fetched, or a number of examples cannot be given.
     """
-    manager = TaskManager()
-    unknown = [name for name in tasks if name not in manager._index]
-    if unknown:
-        raise ValueError(f"evaluation.lm_eval.tasks: lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them")
     try:
         with _hide_progress_bars():
-            manager.load(list(tasks))
+            loaded = _load(tasks, files)
+    except UnknownTaskError:
+        raise
     except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
             f"evaluation.lm_eval.tasks={','.join(tasks)} could not be fetched ({cause}); "
             "name no task twice, check the network, or give evaluation.lm_eval.files.<task>=<file>"
         ) from error
+    _set_fewshot(loaded, num_fewshot)
+
+
+class UnknownTaskError(ValueError):
+    """Name that lm-eval has no task, group or tag of."""
+
+
+def _load(tasks: list[str], files: dict[str, Path]) -> Any:  # lm-eval's dict of tasks and groups
+    """Return lm-eval's tasks and groups, with their data.
+
+    Raises:
+        UnknownTaskError: names the task, and the nearest name that exists.
+    """
+    by_name = [name for name in tasks if name != core.NAME]
+    paths = {name: find_task_file(name) for name in by_name if name in files}
+    # Building the full index takes seconds; tasks on local files are fully configured here.
+    manager = TaskManager(include_defaults=any(paths.get(name) is None for name in by_name))
+    for name in by_name:
+        if paths.get(name) is None and name not in manager._index:
+            raise UnknownTaskError(
+                f"evaluation.lm_eval.tasks: lm-eval has no task {name}{nearest(name, list(manager._index))}; "
+                "`lm-eval ls tasks` lists them"
+            )
+    specs: list[str | dict[str, Any]] = [name for name in by_name if name not in files]
+    specs += [
+        _put_on_file(load_yaml(path or manager._index[name].yaml_path), files[name]) for name, path in paths.items()
+    ]
+    for task in core.TASKS if core.NAME in tasks else ():
+        config = load_yaml(TASKS / task.path)
+        specs.append(task.configure(_put_on_file(config, files[task.lm_eval]) if task.lm_eval in files else config))
+    return manager.load(specs)
+
+
+def _set_fewshot(loaded: Any, num_fewshot: Shots) -> None:  # `loaded` as of `_load`
+    """Give the tasks their number of examples and the seed by which they are drawn.
+
+    Raises:
+        ValueError: a name in `num_fewshot` is none of the tasks and groups.
+    """
+    children: dict[str, list[str]] = loaded.get("group_map", {})
+    shots: dict[str, int] = {}
+    if isinstance(num_fewshot, int):
+        shots = dict.fromkeys(loaded["tasks"], num_fewshot)
+    for name, number in num_fewshot.items() if isinstance(num_fewshot, Mapping) else ():
+        members = _list_members(name, children)
+        if unknown := [member for member in members if member not in loaded["tasks"]]:
+            raise ValueError(
+                f"evaluation.lm_eval.num_fewshot.{unknown[0]} is of no task or group in evaluation.lm_eval.tasks; "
+                "of a tag, name its tasks"
+            )
+        shots |= dict.fromkeys(members, number)
+    fixed = {task.name for task in core.TASKS}
+    for name, task in loaded["tasks"].items():
+        # 0 in a task's own file forbids examples.
+        if name in shots and name not in fixed and task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=shots[name])
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+
+
+def _list_members(name: str, children: Mapping[str, list[str]]) -> list[str]:
+    """Return the tasks of `name`, which is a task or a group of tasks."""
+    if name not in children:
+        return [name]
+    return [task for child in children[name] for task in _list_members(child, children)]
 
 
 def summarize(found: dict[str, Any], tasks: list[str], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Return the headline metric of each of `tasks`, with what it is computed from.
 
-    A group is reported by the mean that lm-eval computes over its tasks, or task by task if it computes none; a tag by
-    the tasks that have it.
+    A group is reported by the mean that lm-eval computes over its tasks, which are `parts` of its entry, or task by
+    task if it computes none; a tag by the tasks that have it; `core` by its mean.
     """
     children = found.get("group_subtasks", {})
     grouped = {child for group in children.values() for child in group}
     named = [name for name in tasks if name in found["results"]]
-    tagged = [name for name in found["results"] if name not in {*named, *grouped}]
+    of_core = {task.name for task in core.TASKS}
+    tagged = [name for name in found["results"] if name not in {*named, *grouped, *of_core}]
     entries: dict[str, dict[str, Any]] = {}
+    if core.NAME in tasks:
+        parts = {task.label: _make_entry(task.name, found, files, task.lm_eval) for task in core.TASKS}
+        entries[core.SCORE] = core.summarize_core(parts)
     while named or tagged:
         name = named.pop(0) if named else tagged.pop(0)
         if _read_metrics(found["results"][name]):
-            entries[name] = _make_entry(name, found, files.get(name))
+            entries[name] = _make_entry(name, found, files, name)
         else:
             named = [*children.get(name, []), *named]
     return entries
@@ -132,19 +189,20 @@ def find_task_file(name: str) -> Path | None:
     return None
 
 
-def _configure_on_file(name: str, file: Path) -> dict[str, Any]:
-    path = find_task_file(name) or TaskManager()._index[name].yaml_path
-    config: dict[str, Any] = load_yaml(path)
-    split = "test" if config.get("test_split") else "validation"
+def _put_on_file(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return a task's configuration on a local file.
+
+    It is the test split, the only one from which lm-eval draws examples without the item itself.
+    """
     return {
         **config,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(file)}},
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
         "training_split": None,
-        "validation_split": split if split == "validation" else None,
-        "test_split": split if split == "test" else None,
-        "fewshot_split": split,
+        "validation_split": None,
+        "test_split": "test",
+        "fewshot_split": "test",
     }
 
 
@@ -158,24 +216,19 @@ def _read_metrics(values: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _list_tasks(name: str, found: dict[str, Any]) -> list[str]:
-    """Return the tasks of `name`, which is a task or a group of tasks."""
-    if name in found["n-samples"]:
-        return [name]
-    return [task for child in found["group_subtasks"][name] for task in _list_tasks(child, found)]
-
-
-def _make_entry(name: str, found: dict[str, Any], file: Path | None) -> dict[str, Any]:
+def _make_entry(name: str, found: dict[str, Any], files: dict[str, Path], data: str) -> dict[str, Any]:
+    """Return the entry of a task or group whose items are those of lm-eval's task `data`."""
     numbers = _read_metrics(found["results"][name])
     metric = next((m for m in HEADLINES if m in numbers), None) or next(iter(numbers))
-    task_names = _list_tasks(name, found)
+    task_names = [name] if name in found["n-samples"] else _list_members(name, found["group_subtasks"])
     n, of = (sum(found["n-samples"][task][key] for task in task_names) for key in ("effective", "original"))
-    total = max(of, PUBLISHED_ITEMS.get(name, 0))
+    total = max(of, PUBLISHED_ITEMS.get(data, 0))
     scale = 100.0 if metric in HEADLINES else 1.0
     share = numbers[metric]
     single = metric in HEADLINES and task_names == [name]  # a group's error depends on how it weighs its tasks
     shots = {found["n-shot"][task] for task in task_names}
-    return {
+    file = files.get(data)
+    entry = {
         "score": share * scale,
         "stderr": scale * (share * (1 - share) / max(1, n - 1)) ** 0.5 if single else None,
         "metric": metric,
@@ -188,3 +241,6 @@ def _make_entry(name: str, found: dict[str, Any], file: Path | None) -> dict[str
         "lm_eval": importlib.metadata.version("lm-eval"),
         "sha256": None if file is None else sha256_file(file),
     }
+    if task_names != [name]:
+        entry["parts"] = {task: _make_entry(task, found, files, task) for task in task_names}
+    return entry

@@ -13,6 +13,14 @@ from src.bounds import PositiveInt
 EMBEDDED = Path(__file__).parent / "embedded"
 PREFIX = "embedded:"
 OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
+#: Items of the published data sets, of which a shorter file is a part.
+PUBLISHED_ITEMS = {
+    "arc_easy": 2376,
+    "hellaswag": 10042,
+    "piqa": 1838,
+    "winogrande": 1267,
+    "lambada_openai": 5153,
+}
 PROTOCOL_NAMES = ("windows", "sliding", "words", "bytes", "last_word")
 
 

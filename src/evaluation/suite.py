@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from src.bounds import NonNegativeInt, PositiveInt, validate
 from src.datamodules.tokenization.base import Tokenizer, identify
 from src.datamodules.tokenizer import N_VOCAB
+from src.evaluation import core
 from src.evaluation.perplexity import Scorer
 from src.evaluation.protocols import PROTOCOLS
-from src.evaluation.sources import TextSet, resolve_path
+from src.evaluation.sources import PUBLISHED_ITEMS, TextSet, resolve_path
 from src.models.gpt import GPT
 
 log = logging.getLogger(__name__)
@@ -25,16 +26,17 @@ class TaskSet:
     """lm-eval tasks.
 
     Args:
-        tasks: lm-eval's names.
+        tasks: lm-eval's names of tasks, groups and tags, and `core`.
         files: local files by task; `embedded:` names one in the repository.
         limit: items of each task; null scores all.
-        num_fewshot: solved examples before each item; null leaves each task its own number.
+        num_fewshot: solved examples before each item, one number or by the name of a task or group; null, or no name,
+            leaves each task its own number. `core` has its own.
     """
 
     tasks: list[str]
     files: dict[str, str]
     limit: PositiveInt | None
-    num_fewshot: NonNegativeInt | None
+    num_fewshot: NonNegativeInt | dict[str, NonNegativeInt] | None
 
 
 class EvaluationSuite:
@@ -87,12 +89,11 @@ class EvaluationSuite:
         for name, text in self.texts.items():
             text.check(f"evaluation.perplexity.{name}", block_size)
             text.read_rows(f"evaluation.perplexity.{name}")
-        files = self._files()
-        remote = [name for name in self.tasks.tasks if name not in files]
-        if remote:
+        names, files, shots = self.tasks.tasks, self._files(), self.tasks.num_fewshot
+        if isinstance(shots, dict) or not {*names} <= files.keys() & PUBLISHED_ITEMS.keys():
             from src.evaluation.harness import fetch  # imports lm-eval, which takes seconds
 
-            fetch(remote)
+            fetch(names, files, shots)
 
     def run(self, model: GPT, tokenizer: Tokenizer | None, between_batches: Callable[[], None]) -> Scores:
         """Return the scores of `model`; an entry states what was limited or left out."""
@@ -123,10 +124,11 @@ class EvaluationSuite:
         return scores
 
     def _files(self) -> dict[str, Path]:
+        used_by_core = {task.lm_eval for task in core.TASKS}
         return {
             name: resolve_path(f"evaluation.lm_eval.files.{name}", path)
             for name, path in self.tasks.files.items()
-            if name in self.tasks.tasks
+            if name in self.tasks.tasks or (core.NAME in self.tasks.tasks and name in used_by_core)
         }
 
     def _lm_eval(

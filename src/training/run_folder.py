@@ -198,7 +198,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:
-    """Format perplexities and lm-eval scores as lines of text."""
+    """Format perplexities and lm-eval scores as lines of text; the tasks of CORE one by one below their mean."""
     lines = []
     for section, key in (("perplexity", "ppl"), ("lm_eval", "score")):
         for name, entry in (scores.get(section) or {}).items():
@@ -209,4 +209,8 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
                 unit = " %" if key == "score" and entry.get("unit", "%") else ""
                 limit = f"   limited: {entry['limited']}" if entry.get("limited") else ""
                 lines.append(f"  {label:28}{entry[key]:10.2f}{unit:5}{limit}")
+            for task, part in (entry.get("parts") or {}).items():
+                if "centred" in part:
+                    of = f"{part['metric']}, {part['num_fewshot']}-shot, centred {part['centred']:.2f} %"
+                    lines.append(f"    {task:26}{part['score']:10.2f} %     {of}")
     return lines

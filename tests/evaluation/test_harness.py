@@ -69,7 +69,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def scored(tasks: list[str], num_fewshot: int | None = 0) -> dict[str, dict[str, Any]]:
+def scored(tasks: list[str], num_fewshot: Any = 0) -> dict[str, dict[str, Any]]:
     gpt = tiny_gpt(vocab_size=50304, block_size=32).eval()
     adapter = GPTAdapter(gpt, gpt2_tokenizer(), batch_size=4, between_batches=lambda: None)
     return harness.summarize(harness.run_tasks(adapter, tasks, {}, limit=4, num_fewshot=num_fewshot), tasks, {})
@@ -83,6 +83,7 @@ def test_a_group_is_stated_by_lm_evals_mean_over_its_tasks(catalogue: Path) -> N
     assert whole["pair"]["score"] == pytest.approx(sum(e["score"] for e in parts.values()) / 2)
     assert (whole["pair"]["items"], whole["pair"]["limited"]) == (8, "first 8 of 12 items")
     assert whole["pair"]["stderr"] is None
+    assert whole["pair"]["parts"] == parts
     assert parts["first"]["stderr"] is not None
     assert parts["first"]["task_version"] == 3.0
 
@@ -93,15 +94,21 @@ def test_a_group_without_a_mean_and_a_tag_are_stated_task_by_task(catalogue: Pat
 
 
 def test_shots_are_a_key_and_null_is_each_tasks_own(catalogue: Path) -> None:
-    def shots(tasks: list[str], given: int | None) -> list[Any]:
+    def shots(tasks: list[str], given: Any) -> list[Any]:
         return [entry["num_fewshot"] for entry in scored(tasks, given).values()]
 
     assert shots(["first", "second"], 3) == [3, 3]
     assert shots(["first", "second"], None) == [1, 2]
     assert shots(["pair"], None) == [[1, 2]]
+    assert shots(["first", "second"], {"first": 4}) == [4, 2]
+    assert shots(["pair", "third"], {"pair": 5}) == [5, 0]  # of each task of the group
+    with pytest.raises(ValueError, match=r"num_fewshot\.sums is of no task or group in evaluation\.lm_eval\.tasks"):
+        harness.fetch(["sums"], {}, {"sums": 1})
     keys = {"tasks": [], "files": {}, "limit": None}
     EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": None}, batch_size=1, every_steps=None)
-    with pytest.raises(ValueError, match=r"evaluation\.lm_eval\.num_fewshot must be int >= 0 or null, got -1"):
+    with pytest.raises(
+        ValueError, match=r"evaluation\.lm_eval\.num_fewshot must be int >= 0, dict\[str, int >= 0\] or null, got -1"
+    ):
         EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": -1}, batch_size=1, every_steps=None)
 
 
@@ -113,11 +120,13 @@ def test_a_task_of_generated_answers_is_scored(catalogue: Path) -> None:
 
 def test_an_unknown_task_is_named_before_anything_runs(catalogue: Path) -> None:
     for known in (["pair"], ["sums"], ["loose", "third"]):
-        harness.fetch(known)
+        harness.fetch(known, {}, None)
     with pytest.raises(ValueError, match=r"tasks=pair,first could not be fetched \(ValueError: Duplicate task"):
-        harness.fetch(["pair", "first"])
-    with pytest.raises(ValueError, match="lm-eval has no task thrid"):
-        harness.fetch(["first", "thrid"])
+        harness.fetch(["pair", "first"], {}, None)
+    with pytest.raises(ValueError, match=r"lm-eval has no task thrid, did you mean third\?; `lm-eval ls tasks`"):
+        harness.fetch(["first", "thrid"], {}, None)
+    with pytest.raises(ValueError, match="lm-eval has no task thrid"):  # a file does not make it one
+        harness.fetch(["thrid"], {"thrid": catalogue / "rows.jsonl"}, None)
 
 
 def test_of_a_metric_under_several_filters_the_first_counts() -> None:

@@ -20,6 +20,16 @@ def test_scores_have_their_unit_and_limits_are_stated() -> None:
     assert arc.split() == ["arc_easy", "acc_norm", "40.50", "%", "limited:", "10", "items"]
 
 
+def test_the_tasks_of_core_stand_below_their_mean_and_those_of_other_groups_do_not() -> None:
+    part = {"score": 62.5, "metric": "acc_norm", "num_fewshot": 10, "centred": 25.0}
+    core = {"score": 25.0, "metric": "centred_acc", "unit": "%", "parts": {"piqa": part}}
+    group = {"score": 30.0, "metric": "acc", "unit": "%", "parts": {"mmlu_virology": {"score": 30.0, "metric": "acc"}}}
+    mean, piqa, mmlu = score_lines({"lm_eval": {"core_19of22": core, "mmlu": group}})
+    assert mean.split() == ["core_19of22", "centred_acc", "25.00", "%"]
+    assert piqa.split() == ["piqa", "62.50", "%", "acc_norm,", "10-shot,", "centred", "25.00", "%"]
+    assert mmlu.split() == ["mmlu", "acc", "30.00", "%"]
+
+
 def test_the_table_has_loss_scores_and_speed() -> None:
     result = {"name": "x", "val_loss": 3.25, "tokens": 4096, "tokens_per_s": 1234.5, "seconds": 9.7}
     first, loss, speed = table(result).splitlines()
