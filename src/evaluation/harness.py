@@ -27,6 +27,7 @@ from src.launch.suggestions import nearest
 
 #: Number of solved examples: of every task, by the name of a task or group, or each task's own.
 Shots = int | Mapping[str, int] | None
+Loaded = Any  # lm-eval's dict of tasks and groups
 
 FEWSHOT_SEED = 1234
 TASKS = Path(lm_eval.__file__).parent / "tasks"
@@ -34,35 +35,28 @@ TASKS = Path(lm_eval.__file__).parent / "tasks"
 HEADLINES = ("acc_norm", "acc", "exact_match")
 
 
-def run_tasks(
-    adapter: LM,
-    tasks: list[str],
-    files: dict[str, Path],
-    *,
-    limit: int | None,
-    num_fewshot: Shots,
-    log_samples: bool = False,
-) -> dict[str, Any]:
-    """Return lm-eval's results on `tasks`, each on its file in `files` or else on its hub data set.
+def run_tasks(adapter: LM, loaded: Loaded, *, limit: int | None, log_samples: bool = False) -> dict[str, Any]:
+    """Return lm-eval's results on the tasks of `load`.
 
     Args:
         adapter: the model.
-        tasks: lm-eval's names, and `core`.
-        files: local files by task; their rows have the field names of the hub data set.
+        loaded: tasks and groups.
         limit: items of each task, from its start; None scores all.
-        num_fewshot: solved examples before each item.
         log_samples: also return every item's request and score.
     """
     with _hide_progress_bars():
-        loaded = _load(tasks, files)
-        _set_fewshot(loaded, num_fewshot)
         # Not simple_evaluate: it seeds the process's generators and keeps results from all ranks but one.
         found = lm_eval.evaluate(lm=adapter, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=log_samples)
     return dict(found)
 
 
-def fetch(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> None:
-    """Load `tasks`, those without a file from the hub into its cache, so that they can be scored later.
+def load(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> Loaded:
+    """Load tasks and their data, each from its file in `files` or else from the hub or its cache.
+
+    Args:
+        tasks: lm-eval's names, and `core`.
+        files: local files by task; their rows have the field names of the hub data set.
+        num_fewshot: solved examples before each item.
 
     Raises:
         ValueError: lm-eval has no such task, its data cannot be fetched, or a number of examples cannot be given.
@@ -79,13 +73,14 @@ def fetch(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> None:
             "name no task twice, check the network, or give evaluation.lm_eval.files.<task>=<file>"
         ) from error
     _set_fewshot(loaded, num_fewshot)
+    return loaded
 
 
 class UnknownTaskError(ValueError):
     """Name that lm-eval has no task, group or tag of."""
 
 
-def _load(tasks: list[str], files: dict[str, Path]) -> Any:  # lm-eval's dict of tasks and groups
+def _load(tasks: list[str], files: dict[str, Path]) -> Loaded:
     """Return lm-eval's tasks and groups, with their data.
 
     Raises:
@@ -111,7 +106,7 @@ def _load(tasks: list[str], files: dict[str, Path]) -> Any:  # lm-eval's dict of
     return manager.load(specs)
 
 
-def _set_fewshot(loaded: Any, num_fewshot: Shots) -> None:  # `loaded` as of `_load`
+def _set_fewshot(loaded: Loaded, num_fewshot: Shots) -> None:
     """Give the tasks their number of examples and the seed by which they are drawn.
 
     Raises:

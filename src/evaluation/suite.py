@@ -4,17 +4,25 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+from torch import distributed
 
 from src.bounds import NonNegativeInt, PositiveInt, validate
 from src.datamodules.tokenization.base import Tokenizer, identify
 from src.datamodules.tokenizer import N_VOCAB
+from src.errors import one_line
 from src.evaluation import core
+from src.evaluation.hub import prefer_hub
 from src.evaluation.perplexity import Scorer
 from src.evaluation.protocols import PROTOCOLS
 from src.evaluation.sources import PUBLISHED_ITEMS, TextSet, resolve_path
 from src.models.gpt import GPT
+from src.models.sharding import divide_forwards
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -88,40 +96,49 @@ class EvaluationSuite:
             )
         for name, text in self.texts.items():
             text.check(f"evaluation.perplexity.{name}", block_size)
-            text.read_rows(f"evaluation.perplexity.{name}")
         names, files, shots = self.tasks.tasks, self._files(), self.tasks.num_fewshot
-        if isinstance(shots, dict) or not {*names} <= files.keys() & PUBLISHED_ITEMS.keys():
-            from src.evaluation.harness import fetch  # imports lm-eval, which takes seconds
+        with self._prefer_hub(files):
+            for name, text in self.texts.items():
+                text.read_rows(f"evaluation.perplexity.{name}")
+            if isinstance(shots, dict) or not {*names} <= files.keys() & PUBLISHED_ITEMS.keys():
+                from src.evaluation.harness import load  # imports lm-eval, which takes seconds
 
-            fetch(names, files, shots)
+                load(names, files, shots)
 
     def run(self, model: GPT, tokenizer: Tokenizer | None, between_batches: Callable[[], None]) -> Scores:
         """Return the scores of `model`; an entry states what was limited or left out."""
         scores: Scores = {"perplexity": {}, "lm_eval": {}}
         if tokenizer is None:  # `check` has rejected it where there is something to score
             return scores
+        files = self._files()
         scorer = Scorer(model, tokenizer, self.batch_size, between_batches)
-        for name, text in self.texts.items():
-            log.info("evaluation: perplexity on %s", name)
-            key = f"evaluation.perplexity.{name}"
-            rows = text.read_rows(key)
-            if rows is None:
-                reason = f"not in the repository; give {key}.path=<file> or evaluation=full"
-                log.warning("evaluation: %s left out: %s", name, reason)
-                scores["perplexity"][name] = {"skipped": reason}
-            else:
-                entry = PROTOCOLS[text.protocol](scorer, rows, text)
-                # Per word or byte, texts are compared by this hash: that of the tokens depends on the tokenizer.
-                sha256 = hashlib.sha256(text.join.join(rows).encode()).hexdigest()
-                scores["perplexity"][name] = {
-                    **entry,
-                    "text_sha256": sha256,
-                    "tokenizer": identify(tokenizer.statement()),
-                }
-        if self.tasks.tasks:
-            log.info("evaluation: lm-eval on %s", ", ".join(self.tasks.tasks))
-            scores["lm_eval"] = self._lm_eval(model, tokenizer, between_batches)
+        with self._prefer_hub(files):
+            for name, text in self.texts.items():
+                log.info("evaluation: perplexity on %s", name)
+                scores["perplexity"][name] = self._score_text(name, text, scorer)
+            if self.tasks.tasks:
+                log.info("evaluation: lm-eval on %s", ", ".join(self.tasks.tasks))
+                scores["lm_eval"] = self._lm_eval(model, tokenizer, between_batches, files)
         return scores
+
+    def _score_text(self, name: str, text: TextSet, scorer: Scorer) -> dict[str, Any]:
+        key = f"evaluation.perplexity.{name}"
+        rows, reason = _attempt(scorer.model, lambda: text.read_rows(key))
+        if rows is None:
+            reason = reason or f"not in the repository; give {key}.path=<file> or evaluation=full"
+            log.warning("evaluation: %s left out: %s", name, reason)
+            return {"skipped": reason}
+        entry = PROTOCOLS[text.protocol](scorer, rows, text)
+        # Per word or byte, texts are compared by this hash: that of the tokens depends on the tokenizer.
+        sha256 = hashlib.sha256(text.join.join(rows).encode()).hexdigest()
+        return {**entry, "text_sha256": sha256, "tokenizer": identify(scorer.tokenizer.statement())}
+
+    def _prefer_hub(self, files: dict[str, Path]) -> AbstractContextManager[None]:
+        """Return a context that loads from the hub or its cache; one that does nothing where no data is on the hub."""
+        named = {name for name in self.tasks.tasks if name != core.NAME}
+        named |= {task.lm_eval for task in core.TASKS} if core.NAME in self.tasks.tasks else set()
+        remote = any(text.path is None and text.hub is not None for text in self.texts.values())
+        return prefer_hub() if remote or named - files.keys() else nullcontext()
 
     def _files(self) -> dict[str, Path]:
         used_by_core = {task.lm_eval for task in core.TASKS}
@@ -132,16 +149,37 @@ class EvaluationSuite:
         }
 
     def _lm_eval(
-        self, model: GPT, tokenizer: Tokenizer, between_batches: Callable[[], None]
+        self, model: GPT, tokenizer: Tokenizer, between_batches: Callable[[], None], files: dict[str, Path]
     ) -> dict[str, dict[str, Any]]:
-        from src.evaluation.harness import run_tasks, summarize  # imports lm-eval, which takes seconds
+        from src.evaluation.harness import load, run_tasks, summarize  # imports lm-eval, which takes seconds
         from src.evaluation.lm_adapter import GPTAdapter
 
+        names = self.tasks.tasks
+        loaded, reason = _attempt(model, lambda: load(names, files, self.tasks.num_fewshot))
+        if loaded is None:
+            log.warning("evaluation: lm-eval's tasks left out: %s", reason)
+            return {name: {"skipped": reason} for name in names}
         adapter = GPTAdapter(model, tokenizer, batch_size=self.batch_size, between_batches=between_batches)
-        files = self._files()
-        names, limit, shots = self.tasks.tasks, self.tasks.limit, self.tasks.num_fewshot
-        found = run_tasks(adapter, names, files, limit=limit, num_fewshot=shots)
-        return summarize(found, names, files)
+        return summarize(run_tasks(adapter, loaded, limit=self.tasks.limit), names, files)
+
+
+def _attempt(model: GPT, read: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Return what `read` returns, or None and why some rank cannot read it.
+
+    `check` has read it before, so only a cache or file that is gone since can be the reason: the scores of a trained
+    run can be had later (task=evaluate), its training not.
+    """
+    found, reason = None, None
+    try:
+        found = read()
+    except ValueError as error:
+        reason = f"{one_line(error)}; task=evaluate run=<run folder> scores it later"
+    _, world = divide_forwards(model)
+    if world > 1:  # ranks that share the work all leave it out
+        reasons: list[str | None] = [None] * world
+        distributed.all_gather_object(reasons, reason)
+        reason = next((each for each in reasons if each is not None), None)
+    return (found if reason is None else None), reason
 
 
 def _build(kind: type[Any], where: str, keys: Any) -> Any:  # any value that a configuration may hold

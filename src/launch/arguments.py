@@ -62,9 +62,10 @@ def use_stored_config(arguments: list[str]) -> list[str]:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for argument in rest:
         if _key(argument) in groups:
-            raise UserError(
-                f"{argument}: {key}= keeps the {_key(argument)} of the stored run; leave it out or start a new run"
-            )
+            way_out = "leave it out or start a new run"
+            if _key(argument) == "evaluation" and key == "resume":
+                way_out = f"score its weights otherwise with task=evaluate run={value} {argument}"
+            raise UserError(f"{argument}: {key}= keeps the {_key(argument)} of the stored run; {way_out}")
     if key == "branch_from":
         rest = _complete_branch(rest)
     quoted = _quote(folder)

@@ -106,6 +106,8 @@ def _rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
         if "ppl" in entry:
             rows.append((f"{name} perplexity", f"{entry['ppl']:.2f}", entry.get("limited") or "all tokens"))
     for name, entry in (scores.get("lm_eval") or {}).items():
+        if "score" not in entry:  # left out
+            continue
         unit = "" if entry.get("unit", "%") is None else " %"
         on = entry.get("limited") or f"all {entry['items']} items"
         shots = f"{entry['num_fewshot']}-shot, {on}"

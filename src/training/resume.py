@@ -88,10 +88,10 @@ def _reject_changes(job: Job, settings: Settings) -> None:
             changed += found
     if changed:
         keys = " ".join(given)
-        raise UserError(
-            f"{job.folder} is completed with {', '.join(changed)}, so {keys} is not applied; "
-            f"from_run={job.folder} {keys} runs it in a new folder, a larger trainer.max_steps continues it"
-        )
+        way_out = f"from_run={job.folder} {keys} runs it in a new folder, a larger trainer.max_steps continues it"
+        if all(override.lstrip("+~").startswith("evaluation.") for override in given):
+            way_out = f"task=evaluate run={job.folder} with these keys and evaluation=<option> scores its weights"
+        raise UserError(f"{job.folder} is completed with {', '.join(changed)}, so {keys} is not applied; {way_out}")
 
 
 def _find_completed(sweep: Path, wanted: str) -> TaskEnd | None:

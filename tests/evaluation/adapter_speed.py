@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import END_OF_TEXT, gpt2_encoding
-from src.evaluation.harness import run_tasks
+from src.evaluation.harness import load, run_tasks
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
 from src.models.gpt import GPT
@@ -92,7 +92,7 @@ def compare(gpt: GPT, limit: int, batch_size: int, turns: int) -> dict[str, Time
     for _ in range(turns):
         for name, timed in adapters.items():
             timed.seconds, timed.processor, timed.answers = 0.0, 0.0, []
-            run_tasks(timed.adapter, TASKS, FILES, limit=limit, num_fewshot=0)
+            run_tasks(timed.adapter, load(TASKS, FILES, 0), limit=limit)
             turns_of[name].append((timed.seconds, timed.processor))
     for name, timed in adapters.items():
         timed.seconds, timed.processor = (min(column) for column in zip(*turns_of[name], strict=True))

@@ -138,8 +138,8 @@ def test_every_task_is_scored_as_lm_eval_defines_it(files: dict[str, Path]) -> N
     adapter = GPTAdapter(
         tiny_gpt(vocab_size=50304, block_size=16).eval(), gpt2_tokenizer(), batch_size=64, between_batches=lambda: None
     )
-    keys: dict[str, Any] = {"limit": 2, "num_fewshot": 1, "log_samples": True}
-    found = harness.run_tasks(adapter, ["core", "arc_easy"], files, **keys)
+    loaded = harness.load(["core", "arc_easy"], files, 1)
+    found = harness.run_tasks(adapter, loaded, limit=2, log_samples=True)
     entries = harness.summarize(found, ["core", "arc_easy"], files)
     assert list(entries) == ["core_19of22", "arc_easy"]
     parts = entries["core_19of22"]["parts"]

@@ -72,7 +72,8 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def scored(tasks: list[str], num_fewshot: Any = 0) -> dict[str, dict[str, Any]]:
     gpt = tiny_gpt(vocab_size=50304, block_size=32).eval()
     adapter = GPTAdapter(gpt, gpt2_tokenizer(), batch_size=4, between_batches=lambda: None)
-    return harness.summarize(harness.run_tasks(adapter, tasks, {}, limit=4, num_fewshot=num_fewshot), tasks, {})
+    found = harness.run_tasks(adapter, harness.load(tasks, {}, num_fewshot), limit=4)
+    return harness.summarize(found, tasks, {})
 
 
 def test_a_group_is_stated_by_lm_evals_mean_over_its_tasks(catalogue: Path) -> None:
@@ -103,7 +104,7 @@ def test_shots_are_a_key_and_null_is_each_tasks_own(catalogue: Path) -> None:
     assert shots(["first", "second"], {"first": 4}) == [4, 2]
     assert shots(["pair", "third"], {"pair": 5}) == [5, 0]  # of each task of the group
     with pytest.raises(ValueError, match=r"num_fewshot\.sums is of no task or group in evaluation\.lm_eval\.tasks"):
-        harness.fetch(["sums"], {}, {"sums": 1})
+        harness.load(["sums"], {}, {"sums": 1})
     keys = {"tasks": [], "files": {}, "limit": None}
     EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": None}, batch_size=1, every_steps=None)
     with pytest.raises(
@@ -120,13 +121,13 @@ def test_a_task_of_generated_answers_is_scored(catalogue: Path) -> None:
 
 def test_an_unknown_task_is_named_before_anything_runs(catalogue: Path) -> None:
     for known in (["pair"], ["sums"], ["loose", "third"]):
-        harness.fetch(known, {}, None)
+        harness.load(known, {}, None)
     with pytest.raises(ValueError, match=r"tasks=pair,first could not be fetched \(ValueError: Duplicate task"):
-        harness.fetch(["pair", "first"], {}, None)
+        harness.load(["pair", "first"], {}, None)
     with pytest.raises(ValueError, match=r"lm-eval has no task thrid, did you mean third\?; `lm-eval ls tasks`"):
-        harness.fetch(["first", "thrid"], {}, None)
+        harness.load(["first", "thrid"], {}, None)
     with pytest.raises(ValueError, match="lm-eval has no task thrid"):  # a file does not make it one
-        harness.fetch(["thrid"], {"thrid": catalogue / "rows.jsonl"}, None)
+        harness.load(["thrid"], {"thrid": catalogue / "rows.jsonl"}, None)
 
 
 def test_of_a_metric_under_several_filters_the_first_counts() -> None:

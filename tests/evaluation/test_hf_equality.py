@@ -12,7 +12,7 @@ import torch
 from src.datamodules.hub_tokenizer import write_tokenizer
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import gpt2_encoding
-from src.evaluation.harness import run_tasks
+from src.evaluation.harness import load, run_tasks
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
 from src.models.formats.huggingface import load_gpt2
@@ -46,7 +46,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, GPTAdapter]:
 
 
 def items(lm: Any, tasks: list[str], files: dict[str, Path], shots: int) -> dict[str, list[Any]]:
-    found = run_tasks(lm, tasks, files, limit=6, num_fewshot=shots, log_samples=True)
+    found = run_tasks(lm, load(tasks, files, shots), limit=6, log_samples=True)
     return {name: [sample["filtered_resps"] for sample in found["samples"][name]] for name in tasks}
 
 
@@ -70,9 +70,7 @@ def test_whole_texts_score_as_in_lm_evals_own_model(pair: tuple[Any, GPTAdapter]
         rows = [json.loads(line)["text"] for line, _ in zip(file, range(4), strict=False)]
     pages = [rows[0], rows[1] * 3, "word", ""]
     (tmp_path / "pages.jsonl").write_text("\n".join(json.dumps({"page": page}) for page in pages))
-    found = [
-        run_tasks(lm, ["wikitext"], {"wikitext": tmp_path / "pages.jsonl"}, limit=None, num_fewshot=0) for lm in pair
-    ]
+    found = [run_tasks(lm, load(["wikitext"], {"wikitext": tmp_path / "pages.jsonl"}, 0), limit=None) for lm in pair]
     theirs, ours = (entry["results"]["wikitext"] for entry in found)
     assert ours["bits_per_byte,none"] == pytest.approx(theirs["bits_per_byte,none"], rel=1e-6)
     assert ours["word_perplexity,none"] == pytest.approx(theirs["word_perplexity,none"], rel=1e-5)

@@ -11,7 +11,7 @@ from torch import distributed, multiprocessing
 
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import gpt2_encoding
-from src.evaluation.harness import find_task_file, run_tasks, summarize
+from src.evaluation.harness import find_task_file, load, run_tasks, summarize
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
 from src.models.gpt import GPT
@@ -67,7 +67,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     export_gpt2(gpt, folder)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     models = {"ours": adapter(gpt), "one": adapter(gpt, 1), "plain": Plain(theirs, 96)}
-    return {name: run_tasks(lm, TASKS, FILES, limit=12, num_fewshot=0, log_samples=True) for name, lm in models.items()}
+    return {name: run_tasks(lm, load(TASKS, FILES, 0), limit=12, log_samples=True) for name, lm in models.items()}
 
 
 def items(found: dict[str, Any], task: str) -> list[Any]:

@@ -34,6 +34,7 @@ def test_a_resumed_run_composes_its_own_configuration_in_its_own_folder(tmp_path
     [
         (["-m"], "cannot be part of a sweep"),
         (["residual=vanilla"], "keeps the residual"),
+        (["evaluation=full"], r"keeps the evaluation .* with task=evaluate run=.* evaluation=full$"),
         (["+experiment=residual_reference"], "keeps the experiment"),
     ],
 )

@@ -134,4 +134,6 @@ def test_a_completed_run_is_not_resumed_with_other_values(tmp_path: Path) -> Non
         UserError, match=r"completed with trainer\.max_steps 80, so trainer\.max_steps=40 is not applied"
     ):
         resumed(folder, "trainer.max_steps=40")
+    with pytest.raises(UserError, match=r"batch_size=3 is not applied; task=evaluate run=.*r with these keys"):
+        resumed(folder, "evaluation.batch_size=3")
     assert isinstance(resumed(folder, "trainer.max_steps=90", "model.dropout=0.3"), Job)
