@@ -1,4 +1,4 @@
-"""The Hugging Face hub, or where it cannot be reached what its client has in the cache.
+"""Choice between the Hugging Face hub and the cache of its client, for where the hub cannot be reached.
 
 The client repeats each request for half a minute or more before it looks into the cache. One request with a short
 timeout, repeated by nobody, decides instead; `HF_HUB_OFFLINE=1` in the environment decides without one.

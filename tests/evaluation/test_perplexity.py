@@ -141,14 +141,15 @@ def test_data_missing_on_the_hub_is_an_error_before_the_run(monkeypatch: pytest.
     def offline(*args: Any, **keys: Any) -> None:
         raise ConnectionError("no route")
 
+    monkeypatch.setattr("src.evaluation.hub.find_obstacle", lambda: None)
     monkeypatch.setattr("datasets.load_dataset", offline)
     with pytest.raises(ValueError, match=r"wikitext2\.hub=Salesforce/wikitext could not be fetched .*hub=null"):
         component("evaluation", "full").check(gpt2_tokenizer(), 50304, 128)
-    monkeypatch.setattr(harness, "TaskManager", lambda: SimpleNamespace(_index={"arc_easy": 1}, load=offline))
+    monkeypatch.setattr(harness, "TaskManager", lambda **_: SimpleNamespace(_index={"arc_easy": 1}, load=offline))
     with pytest.raises(ValueError, match="has no task arc_hard"):
-        harness.fetch(["arc_easy", "arc_hard"])
+        harness.load(["arc_easy", "arc_hard"], {}, None)
     with pytest.raises(ValueError, match=r"files\.<task>=<file>"):
-        harness.fetch(["arc_easy"])
+        harness.load(["arc_easy"], {}, None)
 
 
 def test_a_missing_wikitext_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
