@@ -134,7 +134,6 @@ def build_budgets(verdict: Verdict) -> Section:
             if not runs:
                 continue
             first, losses = runs[0].result, [run.result["val_loss"] for run in runs]
-            seconds = sum(run.result["tokens"] / run.result["tokens_per_s"] for run in runs) / len(runs)
             row = against.loc[system].to_dict() if system in against.index else None
             rows.append(
                 [
@@ -142,7 +141,7 @@ def build_budgets(verdict: Verdict) -> Section:
                     f"{first['steps']:,}",
                     f"{first['tokens']:,}",
                     f"{first['tokens'] * first['flops_per_token']:.4g}",
-                    f"{seconds:,.4g}",
+                    f"{comparison.seconds[system]:,.4g}",
                     f"{sum(losses) / len(losses):.4f}",
                     "-" if row is None else format_signed(row["difference"]),
                     "-" if row is None else format_interval(row["low"], row["high"]),

@@ -17,6 +17,8 @@ from src.study.words import state_verdict
 
 #: Figures of a run's mechanism: of the stream, and of task=analyze.
 MECHANISM = ("figures/stream_*.png", "analysis/*.png")
+#: Relative difference above which runs at equal seconds are reported as unequal.
+SECONDS_TOLERANCE = 0.1
 
 
 def write_verdict(study: Path, folder: Path) -> tuple[Path, list[str]]:
@@ -78,7 +80,23 @@ def _summarize(verdict: Verdict) -> Section:
     keys = sorted({f"{one.key} ({one.system})" for one in verdict.unfair if one.what in ("loss", "software")})
     if keys:
         warnings.append(f"Differs besides what the plan states, so the comparison is unfair in it: {', '.join(keys)}.")
+    if unequal := _find_unequal_seconds(verdict):
+        warnings.append(
+            f"The runs at equal seconds did not take equal seconds ({', '.join(unequal)}): the machine's speed changed "
+            "after the timing phase, so that comparison does not hold."
+        )
     return Section("In words", [" ".join(state_verdict(verdict))], warnings=warnings)
+
+
+def _find_unequal_seconds(verdict: Verdict) -> list[str]:
+    """Return the systems whose runs at equal seconds took other seconds than the baseline's, the baseline first."""
+    comparison = verdict.comparisons.get("seconds")
+    seconds = {} if comparison is None else comparison.seconds
+    reference = seconds.get(verdict.plan.baseline)
+    if reference is None:
+        return []
+    others = {system: s for system, s in seconds.items() if abs(s / reference - 1) > SECONDS_TOLERANCE}
+    return [f"{system} {s:,.3g} s" for system, s in {verdict.plan.baseline: reference, **others}.items() if others]
 
 
 def _describe_plan(verdict: Verdict) -> Section:

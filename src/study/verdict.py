@@ -52,6 +52,15 @@ class Comparison:
     error: BlockError | None
     detectable: float | None
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Return the mean seconds that the training steps of a system's runs took, by system."""
+        return {
+            system: sum(run.result["tokens"] / run.result["tokens_per_s"] for run in runs) / len(runs)
+            for system, runs in self.runs.items()
+            if runs
+        }
+
 
 @dataclass(frozen=True)
 class Verdict:

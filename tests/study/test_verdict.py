@@ -4,6 +4,7 @@ Covers `page.py`, `words.py`, `figures.py`, `scaling.py`, `comparison_sections.p
 """
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ def test_a_slow_system_has_fewer_steps_at_equal_seconds(study: Path) -> None:
     comparison = build_verdict(study).comparisons["seconds"]
     steps = {system: runs[0].result["steps"] for system, runs in comparison.runs.items()}
     assert steps == {"vanilla": 8, "better": 8, "same": 4}
+
+
+def test_runs_that_took_other_seconds_than_the_timing_promised_are_warned_of(study: Path, tmp_path: Path) -> None:
+    words = "The runs at equal seconds did not take equal seconds (vanilla 1.02 s, same 0.512 s)"
+    (tmp_path / "page").mkdir()
+    assert "equal seconds did not" not in write_verdict(study, tmp_path / "page")[0].with_suffix(".md").read_text()
+    slow = tmp_path / "slow"
+    shutil.copytree(study, slow)
+    for path in (slow / "confirmation").glob("*/same-*-steps4-*/result.json"):
+        path.write_text(path.read_text().replace('"tokens_per_s": 500.0', '"tokens_per_s": 1000.0'))
+    assert words in write_verdict(slow, tmp_path / "page")[0].with_suffix(".md").read_text()
 
 
 def test_rates_of_the_search_are_fair_and_anything_else_is_flagged(study: Path, tmp_path: Path) -> None:
