@@ -78,7 +78,7 @@ class GPTConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Of each layer, the tokens before its own that a token attends over; None: all.
+        """Number of earlier tokens that a token attends over, by layer; None means all.
 
         A quarter of a block_size of 512 or more is rounded up to a multiple of 128, the tile of GPU kernels.
         """
