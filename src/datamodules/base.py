@@ -47,12 +47,13 @@ WorkerCount = Annotated[int, Field(ge=0, le=1024)]
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """Sizes and seed of the run, supplied by the task."""
+    """Sizes and seed of the run, supplied by the task; `repeats` is the number of batches that training repeats."""
 
     block_size: int
     vocab_size: int
     seed: int
     max_steps: int
+    repeats: int | None = None
 
 
 class TokenDataModule(L.LightningDataModule, ABC):
@@ -116,7 +117,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
         n_micro = count_micro_steps(self.micro_batch_size, self.global_batch_size, world_size)
         share = n_micro * self.micro_batch_size
         skipped = sum(n for since, n in self.skipped if step >= since)
-        first = (step + skipped) * self.global_batch_size + rank * share
+        number = step + skipped
+        if self.spec.repeats is not None:
+            number %= self.spec.repeats
+        first = number * self.global_batch_size + rank * share
         return as_tensor(self.train_sequences(first, share)).view(n_micro, self.micro_batch_size, -1)
 
     def train_dataloader(self) -> TrainLoader:
@@ -127,7 +131,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
             start, rank, world = trainer.global_step, trainer.global_rank, trainer.world_size
 
         def batch_of(step: int) -> Tensor:
-            if rank == 0 and step:
+            if rank == 0 and step and self.spec.repeats is None:
                 self._log_new_epochs(step)
             return self.train_batch(step, rank, world)
 

@@ -170,6 +170,11 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     if keys and optimizer:
         section = config.get("schedule")
         schedule = reader.attempt(lambda: read_schedule(section, optimizer, max_steps, reader.trusted))
+    if keys and guard and keys.overfit_batches is not None and guard.rollbacks:
+        reader.errors.append(
+            f"trainer.overfit_batches={keys.overfit_batches} needs guard=stop: a rollback skips data, of which there is "
+            f"no other (guard.rollbacks={guard.rollbacks})"
+        )
     if reader.errors:
         raise UserError("; ".join(reader.errors))
     return Settings(

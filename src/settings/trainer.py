@@ -19,10 +19,11 @@ class TrainerKeys:
 
     `devices` counts the processes of each node, `restarts` how often they are launched again after one of them has died
     or failed. `keep_steps` lists the steps whose checkpoints are never deleted. `peak_flops` are the FLOP/s of a device,
-    of which MFU is a share.
+    of which MFU is a share. `overfit_batches` is the number of global batches that training repeats. `detect_anomaly`
+    checks every backward for NaN and names the forward operation.
 
     Raises:
-        ValueError: `max_time` cannot be read, or a step of `keep_steps` lies beyond the run.
+        ValueError: `max_time` cannot be read, a step of `keep_steps` lies beyond the run, or debugging keys do not fit.
     """
 
     max_steps: Steps
@@ -43,6 +44,8 @@ class TrainerKeys:
     checkpoint_activations: bool = False
     keep_steps: Literal["powers_of_two"] | list[Steps] | None = None
     shard_within_node: bool = False
+    overfit_batches: Steps | None = None
+    detect_anomaly: bool = False
     peak_flops: Annotated[float, Field(gt=0, le=1e20)] | None = None
 
     def __post_init__(self) -> None:
@@ -52,6 +55,17 @@ class TrainerKeys:
             raise ValueError(
                 f"trainer.keep_steps must be <= trainer.max_steps={self.max_steps}, got {beyond[0]}; leave it out or "
                 "train longer"
+            )
+
+        if self.overfit_batches is not None and self.overfit_batches > self.max_steps:
+            raise ValueError(
+                f"trainer.overfit_batches must be <= trainer.max_steps={self.max_steps}, got {self.overfit_batches}; "
+                "repeat fewer batches or train longer"
+            )
+        if self.detect_anomaly and self.compile is True:
+            raise ValueError(
+                "trainer.detect_anomaly=true needs trainer.compile=false: a compiled graph has no operations to name; "
+                "give that, or leave out detect_anomaly"
             )
 
     @property
@@ -120,7 +134,9 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
         "num_nodes": num_nodes,
         "strategy": strategy,
         "precision": precision,
-        "compile": on_gpu and strategy != "fsdp" if keys.compile == "auto" else keys.compile,
+        "compile": on_gpu and strategy != "fsdp" and not keys.detect_anomaly
+        if keys.compile == "auto"
+        else keys.compile,
         "threads": default_threads(devices) if keys.threads == "auto" else keys.threads,
         "onednn": not on_gpu and resolve_onednn(keys.onednn),
     }

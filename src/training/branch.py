@@ -44,7 +44,7 @@ MAY_DIFFER = (
     *("trainer.log_every_steps", "trainer.val_every_steps", "trainer.checkpoint_every_steps"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.shard_within_node", "trainer.compile", "trainer.checkpoint_activations"),
-    *("trainer.threads", "trainer.onednn", "trainer.peak_flops"),
+    *("trainer.threads", "trainer.onednn", "trainer.peak_flops", "trainer.detect_anomaly"),
 )
 #: Steps before the branch at which the strategy's schedule is compared, at most.
 COMPARED_STEPS = 64

@@ -31,12 +31,13 @@ NOT_COMPUTED = (
     "trusted_targets",
 )
 #: Keys of `trainer` that do not, either.
-TRAINER_NOT_COMPUTED = ("max_time", "keep_steps", "restarts", "peak_flops")
+TRAINER_NOT_COMPUTED = ("max_time", "keep_steps", "restarts", "peak_flops", "detect_anomaly")
 #: Keys that earlier versions lack, with the value that computes what those did.
 ADDED: dict[tuple[str, str], object] = {
     ("trainer", "num_nodes"): 1,
     ("trainer", "checkpoint_activations"): False,
     ("trainer", "shard_within_node"): False,
+    ("trainer", "overfit_batches"): None,
     ("schedule", "decay_steps"): None,
     ("data", "val_sets"): None,
     ("evaluation", "every_steps"): None,

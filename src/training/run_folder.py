@@ -137,6 +137,9 @@ def complete_record(run: Run) -> float:
     # A run that a callback stopped before the first logged row has no speed but that of the whole.
     speed = record.result["tokens"] / record.result["seconds"] if speed is None else speed
     record.update(val_loss=losses[-1], best_val_loss=min(losses), tokens_per_s=speed)
+    trained = columns["train/loss"][~np.isnan(columns["train/loss"])]
+    if run.settings.trainer.overfit_batches is not None and len(trained):
+        record.update(overfit_loss=[float(trained[0]), float(trained[-1])])
     if len(per_byte):
         record.update(val_bpb=float(per_byte[-1]))
     with run.best_effort.attempt("the loss curve and TensorBoard's summary"):
@@ -188,6 +191,10 @@ def table(result: dict[str, Any]) -> str:
     """Format a completed run's scores as lines of text; limited or skipped evaluations say so."""
     lines = [
         f"{result['name']} completed",
+        *(
+            f"  {'loss of the repeated batch':28}{loss:10.4f} nats   {when}"
+            for loss, when in zip(result.get("overfit_loss", []), ("first logged", "last"), strict=False)
+        ),
         f"  {'validation loss':28}{result['val_loss']:10.4f} nats   after {result['tokens']:,} tokens",
         *([f"  {'validation bits per byte':28}{result['val_bpb']:10.4f}"] if "val_bpb" in result else []),
         *score_lines(result),

@@ -103,9 +103,10 @@ def open_run(job: Job, settings: Settings, stop: StopRequest) -> Run:
 
 
 def _open_data(settings: Settings) -> TokenDataModule:
-    spec = BatchSpec(settings.model.block_size, settings.model.vocab_size, settings.seed, settings.trainer.max_steps)
+    keys, model = settings.trainer, settings.model
+    spec = BatchSpec(model.block_size, model.vocab_size, settings.seed, keys.max_steps, keys.overfit_batches)
     data = build_data(settings.data, spec)
-    count_micro_steps(data.micro_batch_size, data.global_batch_size, settings.trainer.world_size)
+    count_micro_steps(data.micro_batch_size, data.global_batch_size, keys.world_size)
     data.prepare_data()
     data.setup()
     return data

@@ -55,6 +55,7 @@ def build_trainer(run: Run) -> L.Trainer:
         callbacks=callbacks,
         enable_progress_bar=has_bar(callbacks),  # Lightning would add its own
         plugins=[files, build_environment()],
+        detect_anomaly=keys.detect_anomaly,
         enable_model_summary=False,
         use_distributed_sampler=False,
         profiler=None if settings.profiler is None else settings.profiler(run.job.folder / "profiler"),

@@ -30,6 +30,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("d") / "shards", tokens=6000)
 
 
+def test_repeated_batches_are_the_first_ones_of_the_run(shards: Path) -> None:
+    keys = {**DATA_KEYS, "path": str(shards), "global_batch_size": 4, "micro_batch_size": 2}
+    module = FineWebDataModule(BatchSpec(16, 512, 1, 50, repeats=2), **keys)
+    module.setup()
+    whole = data(shards, global_batch_size=4, micro_batch_size=2)
+    for step in range(5):
+        assert torch.equal(module.train_batch(step, 0, 1), whole.train_batch(step % 2, 0, 1))
+        assert torch.equal(module.train_batch(step, 1, 2), whole.train_batch(step % 2, 1, 2))
+
+
 def test_an_epoch_visits_every_window_once(shards: Path) -> None:
     module = data(shards, global_batch_size=2, micro_batch_size=2)
     n = len(module.train_windows[0])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from src.errors import UserError
 from src.launch.world import World
 from src.settings import trainer as trainer_settings
 from src.settings.trainer import max_seconds
@@ -68,3 +69,22 @@ def test_kept_steps_are_a_list_within_the_run_or_the_powers_of_two() -> None:
         kept("trainer.keep_steps=[1,65]")
     with pytest.raises(ValueError, match=r"trainer\.keep_steps must be powers_of_two, list\[int >= 1.*got \[0\]"):
         kept("trainer.keep_steps=[0]")
+
+
+def test_debug_repeats_one_batch_and_wrong_combinations_are_one_sentence_each() -> None:
+    found = settled("experiment=debug", "trainer=cpu").trainer
+    assert (found.overfit_batches, found.detect_anomaly, found.compile) == (1, True, False)
+    for keys, sentence in (
+        (["trainer.compile=true"], r"trainer\.detect_anomaly=true needs trainer\.compile=false"),
+        (["trainer.overfit_batches=151"], r"trainer\.overfit_batches must be <= trainer\.max_steps=150, got 151"),
+        (["guard=rollback"], r"trainer\.overfit_batches=1 needs guard=stop"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            settled("experiment=debug", "trainer=cpu", *keys)
+
+
+def test_auto_compiles_nothing_where_anomalies_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert settled("trainer.compile=auto").trainer.compile
+    assert not settled("trainer.compile=auto", "trainer.detect_anomaly=true").trainer.compile
