@@ -26,7 +26,7 @@ from src.kernels.attention import causal_attention
 from src.kernels.attention.mask import Mask, build_masks
 from src.models.config import GPTConfig
 from src.models.qk_norm import build_qk_norm
-from src.models.rotary import rotate
+from src.models.rotary import build_rope, rotate
 from src.residual.base import QKV
 
 TapQKV = Callable[[Tensor | QKV, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -73,9 +73,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv, self.head_size = config.n_head, config.n_kv, config.head_size
         self.attend = CausalAttention(config.dropout)
-        self.rotates = config.positions == "rope"
         self.query_scale = config.head_size**-0.5 if config.attention_scale == "inverse" else 1.0
-        self.rope = (config.rope_base, config.rope_scale)
+        self.rope = build_rope(config)
         self.qk_norm = build_qk_norm(config.qk_norm, config.head_size)
         self.groups_queries = self.n_kv < self.n_head
         self.stacked = {"c_attn": 1, "c_kv": 2} if self.groups_queries else {"c_attn": 3}
@@ -105,8 +104,8 @@ class CausalSelfAttention(nn.Module):
             q_BHTK, k_BHTK, v_BHTK = tap(x, q_BHTK, k_BHTK, v_BHTK)
         if self.qk_norm is not None:
             q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
-        if self.rotates:
-            q_BHTK, k_BHTK = rotate(q_BHTK, *self.rope), rotate(k_BHTK, *self.rope)
+        if self.rope is not None:
+            q_BHTK, k_BHTK = rotate(q_BHTK, self.rope), rotate(k_BHTK, self.rope)
         if self.query_scale != 1:
             q_BHTK = q_BHTK * self.query_scale
         y_BHTK: Tensor = self.attend(q_BHTK, k_BHTK, v_BHTK, mask)

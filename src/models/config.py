@@ -10,6 +10,8 @@ POSITIONS = ("learned", "rope", "none")
 QK_NORMS = ("none", "rms", "layer")
 #: Factors on attention scores by head size K: 1/sqrt(K), or 1/K, which does not depend on the width at which K grows.
 ATTENTION_SCALES = ("inverse_sqrt", "inverse")
+#: Ways to lower the frequencies of rotations (see `rotary.py`).
+ROPE_SCALINGS = ("linear", "llama3")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,11 @@ class GPTConfig:
         base_width, base_depth: sizes at which the transfer rules change nothing; None: no rule (see `transfer.py`).
         depth_exponent: a of the factor (n_layer / base_depth)^-a on sublayers' outputs, in [0.5, 1].
         n_kv_head: heads of keys and values, a divisor of n_head (grouped queries); None: n_head.
-        rope_base, rope_scale: base of the angles, and divisor of the positions (see `rotary.py`).
+        rope_base, rope_scale: base of the angles, and divisor of positions or frequencies (see `rotary.py`).
         zero_init_outputs: whether the output projections of sublayers start at zero.
+        rope_scaling: linear or llama3.
+        rope_original: tokens of the context before llama3's scaling; None: there is none.
+        rope_low_turns, rope_high_turns: turns over that context up to which a pair is slowed, and from which it is not.
         logit_softcap: bound c of the logits, c tanh(l / c) (see `kernels/cross_entropy/softcap.py`); None: no bound.
         window_pattern: letters S and L, repeated over the layers: attention over a short window or over all earlier
             tokens; the last layer's is over all. None: over all in every layer.
@@ -57,6 +62,10 @@ class GPTConfig:
     rope_base: float = 10000.0
     rope_scale: float = 1.0
     zero_init_outputs: bool = False
+    rope_scaling: str = "linear"
+    rope_original: int | None = None
+    rope_low_turns: float = 1.0
+    rope_high_turns: float = 4.0
     logit_softcap: float | None = None
     window_pattern: str | None = None
     window_size: int | None = None
@@ -111,6 +120,7 @@ class GPTConfig:
             "positions": POSITIONS,
             "qk_norm": QK_NORMS,
             "attention_scale": ATTENTION_SCALES,
+            "rope_scaling": ROPE_SCALINGS,
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
@@ -128,6 +138,7 @@ class GPTConfig:
         for key in ("rope_base", "rope_scale"):
             if not 1 <= getattr(self, key) < 1e12:
                 raise ValueError(f"model.{key} must be >= 1 and below 1e12, got {getattr(self, key)}")
+        self._check_rotations()
         self._check_windows()
         for key in ("base_width", "base_depth"):
             base = getattr(self, key)
@@ -143,6 +154,18 @@ class GPTConfig:
             raise ValueError(
                 f"model.depth_exponent={self.depth_exponent} needs model.base_depth, the depth at which it changes "
                 "nothing; give model.base_depth=<layers>, or leave it out"
+            )
+
+    def _check_rotations(self) -> None:
+        if self.rope_scaling == "llama3" and (self.rope_original is None or self.rope_original < 1):
+            raise ValueError(
+                "model.rope_scaling=llama3 needs model.rope_original >= 1, the tokens of the context before scaling, "
+                f"got {self.rope_original}; Llama 3.1 has 8192"
+            )
+        if not 0 < self.rope_low_turns < self.rope_high_turns < 1e12:
+            raise ValueError(
+                "model.rope_low_turns must be > 0 and below model.rope_high_turns, got "
+                f"{self.rope_low_turns} and {self.rope_high_turns}; Llama 3.1 has 1 and 4"
             )
 
     def _check_windows(self) -> None:

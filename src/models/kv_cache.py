@@ -22,7 +22,7 @@ from src.embedding.base import Lookup, TokenEmbedding
 from src.kernels.attention.mask import Mask
 from src.models.attention import CausalSelfAttention
 from src.models.gpt import GPT
-from src.models.rotary import rotate
+from src.models.rotary import Rope, rotate
 
 #: Tokens on which both ways are compared.
 COMPARED = 24
@@ -33,11 +33,11 @@ class CachedAttention(nn.Module):
 
     Args:
         attend: attention over whole sequences, for the first forward.
-        rope: base and scale of the rotation of queries and keys by position; None without one.
+        rope: rotation of queries and keys by position; None without one.
         window: tokens before its own that a token attends over; None for all.
     """
 
-    def __init__(self, attend: nn.Module, rope: tuple[float, float] | None, window: int | None) -> None:
+    def __init__(self, attend: nn.Module, rope: Rope | None, window: int | None) -> None:
         super().__init__()
         self.attend, self.rope, self.window = attend, rope, window
         self.kept: list[tuple[Tensor, Tensor]] = []
@@ -53,7 +53,7 @@ class CachedAttention(nn.Module):
         keys_BHTK, values_BHTK = self.kept[visit]
         if self.rope is not None:  # a single token was rotated as the first one, which is not at all
             before = keys_BHTK.shape[2]
-            q_BHTK, k_BHTK = (rotate(F.pad(x, (0, 0, before, 0)), *self.rope)[:, :, before:] for x in (q_BHTK, k_BHTK))
+            q_BHTK, k_BHTK = (rotate(F.pad(x, (0, 0, before, 0)), self.rope)[:, :, before:] for x in (q_BHTK, k_BHTK))
         keys_BHTK, values_BHTK = torch.cat([keys_BHTK, k_BHTK], dim=2), torch.cat([values_BHTK, v_BHTK], dim=2)
         self.kept[visit] = keys_BHTK, values_BHTK
         if self.window is not None:
@@ -114,9 +114,7 @@ def cached(model: GPT) -> Iterator[CachedDecoder]:
     found = [(module, window) for layer, window in layers for module in layer.modules()]
     owners = {module: window for module, window in found if isinstance(module, CausalSelfAttention)}
     plain = [owner.attend for owner in owners]
-    attentions = [
-        CachedAttention(owner.attend, owner.rope if owner.rotates else None, window) for owner, window in owners.items()
-    ]
+    attentions = [CachedAttention(owner.attend, owner.rope, window) for owner, window in owners.items()]
     embedding = model.embedding
     last = LastTokens(embedding)
     try:

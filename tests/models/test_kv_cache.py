@@ -13,6 +13,7 @@ WITHOUT_CACHE = {"deep_delta_expanded"}  # a short convolution over tokens
 TRUNKS = [
     {"positions": "rope", "rope_base": 500.0, "rope_scale": 2.0},
     {"positions": "rope", "n_kv_head": 1},
+    {"positions": "rope", "rope_scaling": "llama3", "rope_scale": 8.0, "rope_original": 6},
     {"positions": "rope", "logit_softcap": 0.5},
     {"positions": "rope", "window_pattern": "SSL", "window_size": 3},
     {"positions": "none", "norm_placement": "sandwich"},

@@ -30,6 +30,7 @@ def plain_options(room: str) -> dict[str, Any]:
 
 
 MHC = ["src.embedding.tied.TiedEmbedding", "src.norm.layernorm.LayerNorm", "src.residual.mhc.ManifoldHyperConnections"]
+LLAMA3 = {"positions": "rope", "rope_scaling": "llama3", "rope_scale": 8.0, "rope_original": 6}
 ALL = sorted({name for room in ROOMS for name in find_targets(plain_options(room))})
 
 
@@ -78,7 +79,7 @@ def test_the_carried_code_of_every_option_computes_the_same_logits(union: Module
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"positions": "rope"}, {"norm_placement": "sandwich"}, {"bias": True}, {"logit_softcap": 0.5}]
+    "sizes", [{"positions": "rope"}, {"norm_placement": "sandwich"}, {"bias": True}, {"logit_softcap": 0.5}, LLAMA3]
 )
 def test_sizes_of_the_trunk_are_carried(union: ModuleType, sizes: dict[str, Any]) -> None:
     gpt = trained({"residual": "x0_blend"}, **sizes)
