@@ -18,6 +18,7 @@ COVERED_BY = {
     "src/bench/peers.py": "tests/benchmarks/test_peers.py",
     "src/callbacks/stream_log.py": "tests/test_runs.py",
     "src/callbacks/validation.py": "tests/training/test_trainer.py",
+    "src/models/formats/llama_folder.py": "tests/models/formats/test_llama.py",
     "src/checks/base.py": "tests/checks/test_checks.py",
     "src/checks/cost.py": "tests/checks/test_checks.py",
     "src/checks/ddp_step.py": "tests/checks/test_checks.py",

@@ -2,7 +2,7 @@
 
     python run.py task=evaluate run=<run folder> [checkpoint=last|best|all|<step>] evaluation=full
     python run.py task=evaluate checkpoint=<file> or [<file>,...]
-    python run.py task=evaluate hf=<folder of task=export, or Hugging Face GPT-2 folder>
+    python run.py task=evaluate hf=<folder of task=export, or Hugging Face GPT-2 or Llama folder>
 
 Scores are written to `evaluation.json` in the task's folder; scores of a run's checkpoint also to the run's
 `evaluations/`, one file per checkpoint and suite, named by the step and both hashes. For several checkpoints,

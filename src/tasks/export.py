@@ -3,9 +3,10 @@
     python run.py task=export run=<run folder> output=<new folder> [checkpoint=last|best|<step>|<file>]
     python run.py task=export checkpoint=<file> output=<new folder>
 
-A model that is GPT-2 becomes a Hugging Face GPT-2 folder; any other model becomes a folder that carries its own code,
-which transformers loads with `trust_remote_code=True` (`src/models/formats/portable/`). `task=evaluate hf=<folder>` and
-`init_from=<folder>` of task=train read both without running code of the folder. `push_to=<org>/<name>` uploads it.
+A model that is GPT-2 or a Llama becomes a Hugging Face folder of that kind; any other model becomes a folder that
+carries its own code, which transformers loads with `trust_remote_code=True` (`src/models/formats/portable/`).
+`task=evaluate hf=<folder>` and `init_from=<folder>` of task=train read all of them without running code of the folder.
+`push_to=<org>/<name>` uploads it.
 """
 
 import logging
@@ -54,7 +55,7 @@ def run(job: Job) -> TaskEnd:
 
 
 def _write(saved: SavedWeights, output: Path) -> str:
-    """Write model, tokenizer and card; return the format, "gpt2" or "reslab"."""
+    """Write model, tokenizer and card; return the format, "gpt2", "llama" or "reslab"."""
     result = read_result(saved.folder) if saved.folder is not None else None
     with atomic_folder(output) as part:
         tokenizer = saved.tokenizer

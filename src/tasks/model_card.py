@@ -27,6 +27,15 @@ from transformers import GPT2LMHeadModel
 model = GPT2LMHeadModel.from_pretrained("<this folder>")
 ```
 """,
+    "llama": """\
+The model is a Llama in what it computes, and loads as such:
+
+```python
+from transformers import LlamaForCausalLM
+
+model = LlamaForCausalLM.from_pretrained("<this folder>")
+```
+""",
     MODEL_TYPE: """\
 The folder carries the model's code, in PyTorch alone:
 
@@ -46,7 +55,7 @@ def build_model_card(saved: SavedWeights, result: dict[str, Any] | None, *, mode
     """Return the README.md of an exported folder, with the front matter that model hubs read."""
     record = result or {}
     name, step = saved.settings.name, saved.identity["step"]
-    kinds = ("gpt2",) if model_format == "gpt2" else ("custom_code",)
+    kinds = ("custom_code",) if model_format == MODEL_TYPE else (model_format,)
     tags = "\n".join(f"- {tag}" for tag in (MODEL_TYPE, *kinds, "text-generation"))
     config = saved.trained_with
     sections = {section: config[section] for section in SECTIONS if section in config}

@@ -25,7 +25,7 @@ from src.datamodules.tokenization.base import FILE, Tokenizer
 from src.datamodules.tokenization.open import open_stated, or_gpt2, read_tokenizer
 from src.errors import UserError, one_line
 from src.files import flatten, sha256_file
-from src.models.formats.hub import identify
+from src.models.formats.hub import identify, locate
 from src.models.formats.pretrained import read_pretrained
 from src.models.formats.recipe import ROOMS, Recipe
 from src.models.gpt import GPT
@@ -236,6 +236,7 @@ def _merge_stored(config: DictConfig, stored: dict[str, Any]) -> DictConfig:
 
 def _load_pretrained(config: DictConfig, folder: Path) -> SavedWeights:
     try:
+        place = locate(folder)
         recipe, gpt = read_pretrained(folder)
     except ValueError as error:
         raise UserError(f"hf={one_line(error)}") from error
@@ -250,7 +251,7 @@ def _load_pretrained(config: DictConfig, folder: Path) -> SavedWeights:
     hashes = {key: value for key, value in recipe.run.items() if key not in ("name", "version")}
     identity = {"step": recipe.step, "checkpoint": file, **hashes}
     try:
-        known = read_tokenizer(folder / FILE, folder.name) if (folder / FILE).is_file() else None
+        known = read_tokenizer(place / FILE, folder.name) if (place / FILE).is_file() else None
     except ValueError as error:
         raise UserError(f"hf={folder}: {FILE} {one_line(error)}") from error
     tokenizer = or_gpt2(known, settings.model.vocab_size)

@@ -16,8 +16,9 @@ from src.models.formats.nanogpt import find_checkpoint
 log = logging.getLogger(__name__)
 
 ADDRESS = re.compile(r"[\w][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
-SAFETENSORS = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
-PICKLES = ["config.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
+BESIDE = ["config.json", "tokenizer.json"]
+SAFETENSORS = [*BESIDE, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+PICKLES = [*BESIDE, "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 
 
 def locate(source: Path) -> Path:

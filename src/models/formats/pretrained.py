@@ -23,7 +23,8 @@ from src.models.formats.folder import read_config, read_tensors, write_folder
 from src.models.formats.gpt2 import find_difference_from_gpt2
 from src.models.formats.hub import locate
 from src.models.formats.huggingface import load_gpt2, load_matching, read_gpt2, require_gpt2, write_gpt2
-from src.models.formats.llama import load_llama
+from src.models.formats.llama import find_difference_from_llama
+from src.models.formats.llama_folder import load_llama, read_llama, write_llama
 from src.models.formats.nanogpt import find_checkpoint, read_nanogpt
 from src.models.formats.portable.bundle import AUTO_MAP, write_code
 from src.models.formats.recipe import IMPLIED, ROOMS, Recipe, build_part
@@ -43,7 +44,7 @@ GPT2 = {
 
 
 def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | None = None) -> str:
-    """Write `gpt` into an existing folder; return the format, "gpt2" or "reslab".
+    """Write `gpt` into an existing folder; return the format, "gpt2", "llama" or "reslab".
 
     Args:
         gpt: the model.
@@ -57,6 +58,10 @@ def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | 
     if find_difference_from_gpt2(gpt) is None:
         write_gpt2(gpt, folder, end_of_text)
         return "gpt2"
+    if find_difference_from_llama(gpt) is None:
+        write_llama(gpt, folder, end_of_text)
+        _write_generation(gpt, folder, end_of_text)
+        return "llama"
     for name in ROOMS:
         build_part("this run", name, recipe.rooms[name])
     weights = {key: value.detach().cpu().clone().contiguous() for key, value in gpt.state_dict().items()}
@@ -69,15 +74,20 @@ def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | 
         "model_type": MODEL_TYPE,
     }
     write_folder(folder, {**names, **dataclasses.asdict(recipe)}, weights)
-    if end_of_text == GPT2_END_OF_TEXT and gpt.config.vocab_size == PADDED_VOCAB:  # generation never selects padding
-        padding = [*range(GPT2_END_OF_TEXT + 1, PADDED_VOCAB)]
-        write_json(folder / "generation_config.json", {"eos_token_id": end_of_text, "suppress_tokens": padding})
+    _write_generation(gpt, folder, end_of_text)
     write_code(folder, recipe.rooms)
     return MODEL_TYPE
 
 
+def _write_generation(gpt: GPT, folder: Path, end_of_text: int | None) -> None:
+    """Write what keeps generation from selecting the padding of GPT-2's vocabulary, if the model has it."""
+    if end_of_text == GPT2_END_OF_TEXT and gpt.config.vocab_size == PADDED_VOCAB:
+        padding = [*range(GPT2_END_OF_TEXT + 1, PADDED_VOCAB)]
+        write_json(folder / "generation_config.json", {"eos_token_id": end_of_text, "suppress_tokens": padding})
+
+
 def from_pretrained(folder: Path | str) -> GPT:
-    """Build the model of an exported folder or a Hugging Face GPT-2 folder, in evaluation mode.
+    """Build the model of an exported folder or a Hugging Face GPT-2 or Llama folder, in evaluation mode.
 
     Raises:
         ValueError: the folder is missing, or its contents do not make a model.
@@ -136,7 +146,10 @@ def _read(place: Path, name: str) -> tuple[Recipe, dict[str, torch.Tensor]]:
         norm = {**GPT2["norm"], "eps": fields.pop("eps")}
         kept = {key: value for key, value in weights.items() if fields["bias"] or not key.endswith(".bias")}
         return Recipe(fields, {**GPT2, "norm": norm}, 0, None, None, {"name": name}), kept
-    config = read_config(place, (MODEL_TYPE, "gpt2"))
+    config = read_config(place, (MODEL_TYPE, "gpt2", "llama"))
+    if config["model_type"] == "llama":
+        fields, rooms, weights = read_llama(place)
+        return Recipe(fields, rooms, 0, None, None, {"name": name}), weights
     if config["model_type"] == "gpt2":
         fields, weights = read_gpt2(place)
         norm = {**GPT2["norm"], "eps": config.get("layer_norm_epsilon", 1e-5)}

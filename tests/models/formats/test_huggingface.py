@@ -330,5 +330,5 @@ def test_a_damaged_folder_is_an_error_of_one_sentence(
 def test_a_path_that_is_not_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("file", "nothing"):
-        with pytest.raises(ValueError, match=f"{name} is not a folder; give a Hugging Face GPT-2 folder"):
+        with pytest.raises(ValueError, match=f"{name} is not a folder; give a Hugging Face GPT-2 or Llama folder"):
             load_gpt2(tiny_gpt(), tmp_path / name)
