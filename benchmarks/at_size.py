@@ -90,6 +90,7 @@ def build_module(path: Path, order: str) -> TokenShardDataModule:
         BatchSpec(block_size=1024, vocab_size=50257, seed=1, max_steps=1_100_000),
         path=str(path),
         order=order,  # type: ignore[arg-type]  # one of the names of the command line
+        document_attention=False,
         epochs=None,
         val_tokens=1_048_576,
         val_sets=None,

@@ -9,6 +9,7 @@ the constructor's keyword-only arguments, and one test. The subclass provides
     completed_epochs(position)      optional: for the line in the log at the start of an epoch
     val_sets                        optional: further validation windows by name, set by `setup`
     tokenizer()                     optional: the tokenizer, for bits per byte, evaluation and exports
+    document_mark()                 optional: the id that begins each document, if attention stays within documents
     identity()                      a dict for result.json; its `hash` decides whether a run may resume
 
 and the rest follows from these for any number of ranks and loader workers, and for resumed runs: the sequences
@@ -103,6 +104,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     def tokenizer(self) -> Tokenizer | None:
         """Return the tokenizer of the ids; None where it is not known."""
+        return None
+
+    def document_mark(self) -> int | None:
+        """Return the id that begins each document; None where attention reaches across documents."""
         return None
 
     def token_bytes(self) -> NDArray[np.int16] | None:

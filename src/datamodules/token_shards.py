@@ -46,6 +46,7 @@ class TokenShardDataModule(TokenDataModule):
         path: a folder, file or pattern of shards, a remote address, or a list of these; the prefix `nanogpt:`
             declares headerless files. A list of {path, weight} is a mixture.
         order: shuffled, shard_shuffled, sequential or document_aligned.
+        document_attention: true keeps attention within documents, in training and validation.
         epochs: the most epochs that the run may need; null for any number.
         val_tokens: validation tokens, rounded down to whole windows; None for 2**20, or all where there are fewer.
         val_sets: further validation sets: addresses of shards by name, of which `val_tokens` are read or all.
@@ -60,7 +61,7 @@ class TokenShardDataModule(TokenDataModule):
         ValueError: sizes that do not fit one another.
     """
 
-    added_keys: ClassVar[Mapping[str, object]] = {"val_sets": None}
+    added_keys: ClassVar[Mapping[str, object]] = {"val_sets": None, "document_attention": False}
     gpt2_addresses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -69,6 +70,7 @@ class TokenShardDataModule(TokenDataModule):
         *,
         path: str | list[object] | None,
         order: OrderName,
+        document_attention: bool,
         epochs: PositiveInt | None,
         val_tokens: int | None,
         val_sets: dict[str, str | list[str]] | None,
@@ -91,6 +93,7 @@ class TokenShardDataModule(TokenDataModule):
         self.named_stamps: dict[str, list[dict[str, str | int]]] = {}
         self.cache = CacheFolder(Path(cache), int(cache_gib * 2**30))
         self.accept_changed = accept_changed
+        self.document_attention = document_attention
 
     # ---- opening
 
@@ -123,6 +126,7 @@ class TokenShardDataModule(TokenDataModule):
         self.train_windows = [stream.windows for stream in streams]
         stream = Mixture(streams, weights)
         self._check_epochs(stream)
+        self._check_documents()
         self.stream = stream
 
     def _check_tokenizer(self, shards: Shards) -> None:
@@ -200,6 +204,16 @@ class TokenShardDataModule(TokenDataModule):
                     f"({needed} sequences); lower trainer.max_steps or give data.epochs=null"
                 )
 
+    def _check_documents(self) -> None:
+        """Raise an error if attention is to stay within documents and no document begins."""
+        mark = self.document_mark()
+        if mark is not None and not (self.val_windows == mark).any():
+            raise ShardError(
+                f"data.document_attention=true needs documents that begin with token {mark} (end of text), which does "
+                f"not occur in the {self.val_windows[:, 1:].size} validation tokens of data.path; give shards with it, "
+                "or data.document_attention=false"
+            )
+
     # ---- contract
 
     def train_sequences(self, first: int, count: int) -> Tokens:
@@ -207,6 +221,18 @@ class TokenShardDataModule(TokenDataModule):
 
     def completed_epochs(self, position: int) -> dict[str, int]:
         return self.stream.epochs(position)
+
+    def document_mark(self) -> int | None:
+        return self._document_mark if self.document_attention else None
+
+    @cached_property
+    def _document_mark(self) -> int:
+        """Return the id of end of text: of the manifest, or else of the format."""
+        marks = {name: shards.val[0].load().format.end_of_text for name, shards in self.shards.items()}
+        if len({*marks.values()}) > 1:
+            stated = ", ".join(f"{mark} in {name}" for name, mark in marks.items())
+            raise ShardError(f"data.path mixes shards of different ids of end of text: {stated}; prepare them by one")
+        return next(iter(marks.values()))
 
     def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
@@ -241,6 +267,8 @@ class TokenShardDataModule(TokenDataModule):
         if self.order != "shuffled" or len(weights) > 1:
             n_train = [len(part.train) for part in self.shards.values()]
             hashed += [self.order, list(zip(weights.values(), n_train, strict=True))]
+        if self.document_attention:  # losses depend on what a token attends over
+            hashed.append("document_attention")
         n_windows = sum(len(w) for w in self.train_windows)
         tokenizer = self.tokenizer()
         return {
@@ -249,6 +277,7 @@ class TokenShardDataModule(TokenDataModule):
             "tokenizer": None if tokenizer is None else tokenizer.statement(),
             "manifest": [part.manifest for part in self.shards.values()],
             "order": self.order,
+            **({"document_attention": True} if self.document_attention else {}),
             "weights": weights,
             "val_tokens": n_val,
             "val_sets": {

@@ -4,6 +4,7 @@
     x <- x + stream_addition(rows, l)     before layer l, unless None
     v <- v + value_addition(rows, l, x)   in the attention of layer l, whose values are projected from x, unless None
 
+An embedding sees token ids, not documents: `data.document_attention` masks attention only.
 `forward`, `get_lm_head_weight`, `get_num_pos_params` and `get_value_embed` are the methods of the embedding benchmark
 (MLS-Bench llm-pretrain-embedding); a `TokenEmbedding` written for it works unchanged (`adapt_embedding`).
 A constructor takes `(spec, *, <the keys of the YAML>)`.

@@ -4,7 +4,7 @@
     x <- x + scale[l] * table[row]      before layer l;  x0 and the head as in `tied`
 
 Source: MLS-Bench llm-pretrain-embedding, baseline `bigram_hash` (R = 5 V); KellerJordan/modded-nanogpt.
-At init (table 0): `tied`.
+At init (table 0): `tied`. Bigrams reach across the end of a document, with `data.document_attention` too.
 Shape letters: B batch, T tokens, D n_embd, L n_layer, R rows of the table.
 """
 

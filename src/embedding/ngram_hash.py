@@ -41,7 +41,7 @@ class NgramHash(TiedEmbedding):
         "0eb9600325ed",
         deviations=(
             "The tables have 5 V rows in place of 12.8 million, which would be 8.7 G parameters at GPT-2 Medium.",
-            "N-grams reach across the end of a document, as attention does here; the source stops both there.",
+            "N-grams reach across the end of a document, with data.document_attention too; the source stops them there.",
             "Initial projections are normal, without the cut at three standard deviations.",
             "Moduli differ by 2, as in the paper; the code that was read has 4, for tables on four devices.",
         ),

@@ -285,9 +285,15 @@ class GPT(nn.Module):
         return linear_cross_entropy(x_ND, weight_VD, targets_BT.flatten(), softcap=softcap)
 
     @torch.no_grad()
-    def token_losses(self, idx_BT: Tensor, targets_BT: Tensor, recorder: NullRecorder | None = None) -> Tensor:
-        """Return the next-token loss in nats of every token, [B, T]; `recorder` as in `hidden`."""
-        x_ND, weight_VD = self.hidden(idx_BT, recorder).flatten(0, 1), self.embedding.get_lm_head_weight()
+    def token_losses(
+        self,
+        idx_BT: Tensor,
+        targets_BT: Tensor,
+        recorder: NullRecorder | None = None,
+        document_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Return the next-token loss in nats of every token, [B, T]; `recorder` and `document_BT` as in `hidden`."""
+        x_ND, weight_VD = self.hidden(idx_BT, recorder, document_BT).flatten(0, 1), self.embedding.get_lm_head_weight()
         loss_N = token_losses(x_ND, weight_VD, targets_BT.flatten(), softcap=self.config.logit_softcap)
         return loss_N.view(targets_BT.shape)
 

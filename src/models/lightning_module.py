@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed, nn
 
+from src.models.documents import number_documents
 from src.models.gpt import GPT
 from src.models.optim.base import OptimizerConfig, apply_gradients, build_optimizer
 from src.models.optim.schedule import Schedule, ScheduledLR
@@ -46,6 +47,7 @@ class LanguageModel(L.LightningModule):
         checkpoint_activations: recompute sublayers in the backward.
         seed: dropout of a step depends on (seed, step, rank) only.
         val_sets: prefix of the metrics of each validation loader, in order.
+        document_mark: id that begins each document; attention of training and validation then stays within documents.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class LanguageModel(L.LightningModule):
         seed: int,
         checkpoint_activations: bool = False,
         val_sets: Iterable[str] = ("val",),
+        document_mark: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -66,7 +69,8 @@ class LanguageModel(L.LightningModule):
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.seed = seed
-        self._train_hidden = training_pass(gpt, compiled=compile_trunk)
+        self._train_hidden = training_pass(gpt, compiled=compile_trunk, document_mark=document_mark)
+        self.document_mark = document_mark
         self._params: list[nn.Parameter] = []  # of the optimizer: a strategy may replace the module's
         self._compiled, self._warm = compile_trunk, False
         self.val_sets = tuple(val_sets)
@@ -173,7 +177,9 @@ class LanguageModel(L.LightningModule):
     def validation_step(self, batch_BT: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add the losses of token ids [B, T + 1] to this rank's float64 sum, without reading it."""
         tokens_BT = batch_BT.long()
-        losses_BT = self.gpt.token_losses(tokens_BT[:, :-1], tokens_BT[:, 1:])
+        idx_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        document_BT = number_documents(idx_BT, self.document_mark)
+        losses_BT = self.gpt.token_losses(idx_BT, targets_BT, document_BT=document_BT)
         self._val_sums[dataloader_idx, 0] += losses_BT.double().sum()
         self._val_sums[dataloader_idx, 1] += losses_BT.numel()
         self._val_batches += 1

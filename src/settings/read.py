@@ -208,6 +208,8 @@ def _store(config: DictConfig, optimizer: OptimizerConfig, trainer: TrainerSetti
     for key, section in IMPLIED.items():
         if stored.get(key) == section:
             stored.pop(key)
+    if stored["data"].get("document_attention") is False:
+        del stored["data"]["document_attention"]
     # Absent where empty, so that hashes are those of version 0.1.0.
     for key in ("callbacks", "profiler", "branch_from", "at"):
         if not stored.get(key):

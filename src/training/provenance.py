@@ -40,6 +40,7 @@ ADDED: dict[tuple[str, str], object] = {
     ("trainer", "overfit_batches"): None,
     ("schedule", "decay_steps"): None,
     ("data", "val_sets"): None,
+    ("data", "document_attention"): False,
     ("evaluation", "every_steps"): None,
 }
 #: Sections that a checkpoint's weights depend on; they cannot change on resume.

@@ -155,6 +155,7 @@ def _fit_once(run: Run, gpt: GPT) -> None:
         seed=settings.seed,
         checkpoint_activations=settings.trainer.checkpoint_activations,
         val_sets=run.data.validation_sets(),
+        document_mark=run.data.document_mark(),
     )
     trainer = build_trainer(run)
     try:

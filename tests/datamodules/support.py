@@ -4,6 +4,7 @@ from typing import Any
 
 DATA_KEYS: dict[str, Any] = {
     "order": "shuffled",
+    "document_attention": False,
     "epochs": None,
     "val_tokens": 512,
     "val_sets": None,

@@ -181,3 +181,36 @@ def test_named_sets_are_read_from_their_own_shards(shards: Path, tmp_path: Path)
         data(shards, val_sets={"wiki": str(tmp_path / "missing.bin")})
     with pytest.raises(ValueError, match=r"data\.val_sets: a name has letters, digits, _ and - only, got 'a/b'"):
         data(shards, val_sets={"a/b": "x"})
+
+
+def test_documents_begin_with_the_end_of_text_that_manifest_or_format_states(tmp_path: Path) -> None:
+    ids = np.arange(1000) % 100
+    for split, number in (("val", 0), ("train", 1)):
+        write_bin(tmp_path / f"fineweb_{split}_{number:06d}.bin", ids)
+    assert data(tmp_path).document_mark() is None
+    words = (
+        r"^data\.document_attention=true needs documents that begin with token 50256 \(end of text\), which does not "
+        r"occur in the 512 validation tokens of data\.path; give shards with it, or data\.document_attention=false$"
+    )
+    with pytest.raises(ShardError, match=words):
+        data(tmp_path, document_attention=True)
+    write_manifest(tmp_path, {"n_vocab": 100, "end_of_text": 7})
+    module = data(tmp_path, document_attention=True)
+    assert module.document_mark() == 7
+    assert module.identity()["document_attention"]
+    other = data(tmp_path)
+    assert "document_attention" not in other.identity()
+    assert other.identity()["hash"] != module.identity()["hash"]
+
+
+def test_sources_with_different_ends_of_text_have_no_common_documents(tmp_path: Path) -> None:
+    for name, mark in (("a", 7), ("b", 8)):
+        (tmp_path / name).mkdir()
+        for split, number in (("val", 0), ("train", 1)):
+            write_bin(tmp_path / name / f"fineweb_{split}_{number:06d}.bin", np.arange(1000) % 100)
+        write_manifest(tmp_path / name, {"n_vocab": 100, "end_of_text": mark})
+    mixture = [{"path": str(tmp_path / name), "weight": 1} for name in ("a", "b")]
+    with pytest.raises(
+        ShardError, match=r"^data\.path mixes shards of different ids of end of text: 7 in .*8 in .*one$"
+    ):
+        data(tmp_path, path=mixture, document_attention=True)

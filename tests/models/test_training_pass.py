@@ -28,3 +28,21 @@ def test_it_is_the_models_own_forward_with_attention_for_fixed_shapes(
     assert torch.allclose(training_pass(gpt, compiled=compiled)(tokens()), plain, atol=1e-5)
     assert flash == [False]
     assert compiling == [{"fullgraph": True, "dynamic": False}] * compiled
+
+
+def test_with_a_mark_it_keeps_attention_within_documents() -> None:
+    gpt, idx_BT = tiny_gpt(), tokens()
+    idx_BT[:, 4] = 7
+    found = training_pass(gpt, compiled=False, document_mark=7)(idx_BT)
+    assert torch.equal(found, gpt.hidden(idx_BT, document_BT=(idx_BT == 7).cumsum(1)))
+    assert not torch.allclose(found, gpt.hidden(idx_BT), atol=1e-4)
+
+
+def test_with_a_mark_it_compiles_to_one_graph() -> None:
+    gpt, idx_BT = tiny_gpt(positions="rope", window_pattern="S", window_size=3), tokens()
+    idx_BT[:, 4] = 7
+    plain = training_pass(gpt, compiled=False, document_mark=7)(idx_BT)
+    with pytest.MonkeyPatch.context() as patch:
+        compile_ = torch.compile
+        patch.setattr(torch, "compile", lambda f, **keys: compile_(f, **keys, backend="eager"))
+        assert torch.allclose(training_pass(gpt, compiled=True, document_mark=7)(idx_BT), plain, atol=1e-6)

@@ -211,3 +211,10 @@ def test_data_may_be_a_list_or_a_mixture() -> None:
     assert listed.sources() == {"the data": (["a", "b"], 1.0)}
     mixed = settled("trainer=cpu", "data.path=[{path:a,weight:3},{path:[b,c],weight:0.5}]").data(spec)
     assert mixed.sources() == {"a": (["a"], 3.0), "['b', 'c']": (["b", "c"], 0.5)}
+
+
+def test_a_key_that_changes_nothing_is_absent_and_a_configuration_without_it_reads_alike() -> None:
+    stored = settled("data=fineweb10b").config
+    assert "document_attention" not in stored["data"]
+    assert read_settings(DictConfig(stored)).config == stored
+    assert settled("data=fineweb10b", "data.document_attention=true").config["data"]["document_attention"] is True

@@ -78,6 +78,7 @@ def fit(
         compile_trunk=False,
         seed=settings.seed,
         val_sets=run.data.validation_sets(),
+        document_mark=run.data.document_mark(),
     )
     trainer = build_trainer(run)
     trainer.fit(module, datamodule=run.data, ckpt_path=resume, weights_only=True)
@@ -103,6 +104,26 @@ def test_the_validation_loss_is_the_mean_over_every_token(shards: Path, tmp_path
     assert val_losses(tmp_path / "r")[4] == sum(sums) / sum(batch.numel() for batch in losses)
     assert trainer.callback_metrics["val/loss"].item() == val_losses(tmp_path / "r")[4]
     assert trainer.callback_metrics["train/loss"].item() == read_metrics(tmp_path / "r")[-1]["train/loss"]
+
+
+def test_training_validation_and_a_resumed_run_keep_attention_within_documents(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TokenShardDataModule, "_document_mark", 7)
+    keys = ["trainer.max_steps=4", "trainer.checkpoint_every_steps=2", "data.document_attention=true"]
+    whole = fit(tmp_path / "r", shards, *keys)
+    module: Any = whole.lightning_module
+    data: Any = whole.datamodule  # type: ignore[attr-defined]  # set by fit
+    batches = [batch.long() for batch in data.val_batches(0, 1)]
+    mark = (torch.cat(batches)[:, :-1] == 7).cumsum(1)
+    losses = module.gpt.token_losses(torch.cat(batches)[:, :-1], torch.cat(batches)[:, 1:], document_BT=mark)
+    assert val_losses(tmp_path / "r")[4] == pytest.approx(losses.double().mean().item(), rel=1e-6)
+    checkpoint = str(tmp_path / "r/checkpoints/step00000002.ckpt")
+    rest: Any = fit(tmp_path / "rest", shards, *keys, resume=checkpoint).lightning_module
+    other: Any = fit(tmp_path / "other", shards, *keys[:2]).lightning_module
+    for name, weight in module.gpt.state_dict().items():
+        assert torch.equal(rest.gpt.state_dict()[name], weight)
+    assert not torch.equal(other.gpt.h[0].attn.c_attn.weight, module.gpt.h[0].attn.c_attn.weight)
 
 
 def test_every_set_has_its_loss_and_bits_per_byte_and_the_first_chooses_the_best_checkpoint(
