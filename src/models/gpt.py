@@ -128,10 +128,8 @@ class GPT(nn.Module):
             self.branch_scale, self.logit_scale = branch_scale(config), logit_scale(config)
             self.ln_f = None if strategy.owns_norm(None) else spec.norm()
             self.residual = strategy
-            shape = EmbeddingSpec(
-                **{key: getattr(config, key) for key in EMBEDDING_KEYS},
-                learned_positions=config.positions == "learned",
-            )
+            keys = {key: getattr(config, key) for key in EMBEDDING_KEYS}
+            shape = EmbeddingSpec(**keys, learned_positions=config.positions == "learned")
             self.embedding = adapt_embedding(embedding(shape), shape)
         self.reset(seed)
 
@@ -280,9 +278,8 @@ class GPT(nn.Module):
 
     def head_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean next-token loss in nats for the output [B, T, D] of `hidden`."""
-        weight_VD = self.embedding.get_lm_head_weight()
-        x_ND, softcap = x_BTD.flatten(0, 1), self.config.logit_softcap
-        return linear_cross_entropy(x_ND, weight_VD, targets_BT.flatten(), softcap=softcap)
+        weight_VD, softcap = self.embedding.get_lm_head_weight(), self.config.logit_softcap
+        return linear_cross_entropy(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap=softcap)
 
     @torch.no_grad()
     def token_losses(
