@@ -1,6 +1,7 @@
 """Evaluation of a run: perplexities and lm-eval during training and of the final weights."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -8,9 +9,9 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from src.callbacks.run_record import RunRecord
-from src.callbacks.stop import StopRequest
 from src.datamodules.tokenization.base import Tokenizer
 from src.evaluation.suite import EvaluationSuite
+from src.launch.stop_request import StopRequest
 from src.models.lightning_module import LanguageModel
 
 
@@ -46,7 +47,8 @@ class FinalEvaluation(L.Callback):
         assert isinstance(pl_module, LanguageModel)  # training builds no other module
         step = trainer.global_step
         pl_module.follow_schedule(step - 1)
-        scores = score_module(self.suite, self.tokenizer, trainer, pl_module, self.request.check)
+        samples = self.record.folder / "evaluations" / f"step{step:08d}" if self.record.writes else None
+        scores = score_module(self.suite, self.tokenizer, trainer, pl_module, self.request.check, samples)
         self.record.update(**scores)
         numbers = headline(scores)
         for logger in trainer.loggers if numbers else []:
@@ -62,6 +64,7 @@ def score_module(
     trainer: L.Trainer,
     module: LanguageModel,
     between_batches: Callable[[], None],
+    samples: Path | None = None,
 ) -> dict[str, Any]:
     """Return the suite's scores of the weights in place; mode, gradients and random state stay as they were.
 
@@ -72,7 +75,7 @@ def score_module(
     try:
         # Not in inference mode, in which Lightning validates: what a module caches now is used in training.
         with isolate_rng(), torch.inference_mode(False), torch.no_grad(), trainer.precision_plugin.forward_context():
-            scores: dict[str, Any] = suite.run(module.gpt, tokenizer, between_batches)
+            scores: dict[str, Any] = suite.run(module.gpt, tokenizer, between_batches, samples)
     finally:
         module.train(training)
     return scores

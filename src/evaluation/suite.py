@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import distributed
 
@@ -21,6 +21,9 @@ from src.evaluation.protocols import PROTOCOLS
 from src.evaluation.sources import PUBLISHED_ITEMS, TextSet, resolve_path
 from src.models.gpt import GPT
 from src.models.sharding import divide_forwards
+
+if TYPE_CHECKING:  # imports lm-eval, which takes seconds
+    from src.evaluation.lm_adapter import GPTAdapter
 
 T = TypeVar("T")
 
@@ -55,9 +58,10 @@ class EvaluationSuite:
         lm_eval: the keys of `TaskSet`.
         batch_size: sequences of a forward.
         every_steps: optimizer steps between evaluations during training; None evaluates at the end only.
+        log_samples: write the scored items of lm-eval's tasks, of stored weights and at the end of a training.
     """
 
-    added_keys: ClassVar[dict[str, object]] = {"every_steps": None}
+    added_keys: ClassVar[dict[str, object]] = {"every_steps": None, "log_samples": False}
 
     def __init__(
         self,
@@ -66,11 +70,13 @@ class EvaluationSuite:
         lm_eval: dict[str, Any],
         batch_size: PositiveInt,
         every_steps: PositiveInt | None,
+        log_samples: bool,
     ) -> None:
         self.texts = {name: _build(TextSet, f"evaluation.perplexity.{name}", keys) for name, keys in perplexity.items()}
         self.tasks = _build(TaskSet, "evaluation.lm_eval", lm_eval)
         self.batch_size = batch_size
         self.every_steps = every_steps
+        self.log_samples = log_samples
 
     def check(self, tokenizer: Tokenizer | None, vocab_size: int, block_size: int) -> None:
         """Find, before anything is trained, the errors of `run`; fetch the data on the hub.
@@ -105,8 +111,21 @@ class EvaluationSuite:
 
                 load(names, files, shots)
 
-    def run(self, model: GPT, tokenizer: Tokenizer | None, between_batches: Callable[[], None]) -> Scores:
-        """Return the scores of `model`; an entry states what was limited or left out."""
+    def run(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer | None,
+        between_batches: Callable[[], None],
+        samples: Path | None = None,
+    ) -> Scores:
+        """Return the scores of `model`; an entry states what was limited or left out.
+
+        Args:
+            model: a model in evaluation mode; runs under the active autocast.
+            tokenizer: tokenizer of its training data.
+            between_batches: called after each forward pass.
+            samples: folder for the scored items, if the suite has `log_samples`; None writes none.
+        """
         scores: Scores = {"perplexity": {}, "lm_eval": {}}
         if tokenizer is None:  # `check` has rejected it where there is something to score
             return scores
@@ -118,7 +137,8 @@ class EvaluationSuite:
                 scores["perplexity"][name] = self._score_text(name, text, scorer)
             if self.tasks.tasks:
                 log.info("evaluation: lm-eval on %s", ", ".join(self.tasks.tasks))
-                scores["lm_eval"] = self._lm_eval(model, tokenizer, between_batches, files)
+                adapter = self._build_adapter(model, tokenizer, between_batches)
+                scores["lm_eval"] = self._lm_eval(adapter, files, samples if self.log_samples else None)
         return scores
 
     def _score_text(self, name: str, text: TextSet, scorer: Scorer) -> dict[str, Any]:
@@ -148,19 +168,25 @@ class EvaluationSuite:
             if name in self.tasks.tasks or (core.NAME in self.tasks.tasks and name in used_by_core)
         }
 
-    def _lm_eval(
-        self, model: GPT, tokenizer: Tokenizer, between_batches: Callable[[], None], files: dict[str, Path]
-    ) -> dict[str, dict[str, Any]]:
-        from src.evaluation.harness import load, run_tasks, summarize  # imports lm-eval, which takes seconds
-        from src.evaluation.lm_adapter import GPTAdapter
+    def _build_adapter(self, model: GPT, tokenizer: Tokenizer, between_batches: Callable[[], None]) -> "GPTAdapter":
+        from src.evaluation.lm_adapter import GPTAdapter  # imports lm-eval, which takes seconds
+
+        return GPTAdapter(model, tokenizer, batch_size=self.batch_size, between_batches=between_batches)
+
+    def _lm_eval(self, adapter: "GPTAdapter", files: dict[str, Path], samples: Path | None) -> dict[str, Any]:
+        from src.evaluation.harness import load, run_tasks, summarize
+        from src.evaluation.samples import write_samples
 
         names = self.tasks.tasks
-        loaded, reason = _attempt(model, lambda: load(names, files, self.tasks.num_fewshot))
+        loaded, reason = _attempt(adapter.model, lambda: load(names, files, self.tasks.num_fewshot))
         if loaded is None:
             log.warning("evaluation: lm-eval's tasks left out: %s", reason)
             return {name: {"skipped": reason} for name in names}
-        adapter = GPTAdapter(model, tokenizer, batch_size=self.batch_size, between_batches=between_batches)
-        return summarize(run_tasks(adapter, loaded, limit=self.tasks.limit), names, files)
+        found = run_tasks(adapter, loaded, limit=self.tasks.limit, log_samples=samples is not None)
+        if samples is not None:
+            write_samples(samples, found["samples"])
+            log.info("evaluation: scored items in %s", samples)
+        return summarize(found, names, files)
 
 
 def _attempt(model: GPT, read: Callable[[], T]) -> tuple[T | None, str | None]:

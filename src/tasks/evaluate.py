@@ -5,10 +5,11 @@
     python run.py task=evaluate hf=<folder of task=export, or Hugging Face GPT-2 or Llama folder>
 
 Scores are written to `evaluation.json` in the task's folder; scores of a run's checkpoint also to the run's
-`evaluations/`, one file per checkpoint and suite, named by the step and both hashes. For several checkpoints,
-`evaluation.json` is a list ordered by step, and `curve.csv` has one row of headline scores per checkpoint. Model, seed
-and schedule are taken from the checkpoint, evaluation and trainer from the command line. With several devices
-(`trainer.devices`) the ranks share the work.
+`evaluations/`, one file per checkpoint and suite, named by the step and both hashes. With `evaluation.log_samples=true`,
+a folder of that name holds the scored items of lm-eval's tasks. For several checkpoints, `evaluation.json` is a list
+ordered by step, and `curve.csv` has one row of headline scores per checkpoint. Model, seed and schedule are taken from
+the checkpoint, evaluation and trainer from the command line. With several devices (`trainer.devices`) the ranks share
+the work.
 """
 
 import dataclasses
@@ -57,13 +58,16 @@ def run(job: Job) -> TaskEnd:
             )
         fabric = _launch_fabric(trainer)
         for saved in load_saved_weights(config):
-            scores = _score(saved, fabric)
+            samples = (saved.folder / "evaluations" if saved.folder else job.folder) / _name_evaluation(saved)
+            scores = _score(saved, fabric, None if job.rank else samples)
             if job.rank:
                 continue
             record = _build_record(saved, scores)
             records.append(record)
             if saved.folder is not None:
-                paths.append(_write_into_run(saved.folder, record))
+                (saved.folder / "evaluations").mkdir(exist_ok=True)
+                paths.append(samples.with_name(f"{samples.name}.json"))
+                write_json(paths[-1], record)
             lines = run_files.score_lines(scores)
             log.info("%s", "\n".join([f"{saved.identity['checkpoint']['file']} scored", *lines]))
     if job.rank:
@@ -92,8 +96,8 @@ def _launch_fabric(trainer: TrainerSettings) -> L.Fabric:
     return fabric
 
 
-def _score(saved: SavedWeights, fabric: L.Fabric) -> dict[str, Any]:
-    """Return the suite's scores, on every rank; ranks share the work.
+def _score(saved: SavedWeights, fabric: L.Fabric, samples: Path | None) -> dict[str, Any]:
+    """Return the suite's scores, on every rank; ranks share the work, and one writes the scored items.
 
     Raises:
         UserError: ranks have read different weights.
@@ -108,7 +112,7 @@ def _score(saved: SavedWeights, fabric: L.Fabric) -> dict[str, Any]:
     settings.evaluation.check(saved.tokenizer, settings.model.vocab_size, settings.model.block_size)
     gpt = saved.gpt.to(fabric.device).eval()
     with torch.no_grad(), fabric.autocast():
-        scores: dict[str, Any] = settings.evaluation.run(gpt, saved.tokenizer, lambda: None)
+        scores: dict[str, Any] = settings.evaluation.run(gpt, saved.tokenizer, lambda: None, samples)
     return scores
 
 
@@ -127,14 +131,13 @@ def _build_record(saved: SavedWeights, scores: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _write_into_run(folder: Path, record: dict[str, Any]) -> Path:
-    scored = {key: value for key, value in record["evaluation"].items() if key != "every_steps"}
+def _name_evaluation(saved: SavedWeights) -> str:
+    """Return a name of weights and suite, by the step and both hashes."""
+    evaluation = saved.settings.config["evaluation"]
+    scored = {key: value for key, value in evaluation.items() if key not in ("every_steps", "log_samples")}
     suite = hashlib.sha256(json.dumps(scored, sort_keys=True).encode()).hexdigest()
-    sha256 = record["checkpoint"]["sha256"]
-    (folder / "evaluations").mkdir(exist_ok=True)
-    path = folder / "evaluations" / f"step{record['step']:08d}-{sha256[:12]}-{suite[:12]}.json"
-    write_json(path, record)
-    return path
+    step, sha256 = saved.identity["step"], saved.identity["checkpoint"]["sha256"]
+    return f"{'weights' if step is None else f'step{step:08d}'}-{sha256[:12]}-{suite[:12]}"
 
 
 def _format_curve(records: list[dict[str, Any]]) -> str:

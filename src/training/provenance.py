@@ -42,6 +42,7 @@ ADDED: dict[tuple[str, str], object] = {
     ("data", "val_sets"): None,
     ("data", "document_attention"): False,
     ("evaluation", "every_steps"): None,
+    ("evaluation", "log_samples"): False,
 }
 #: Sections that a checkpoint's weights depend on; they cannot change on resume.
 ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "mlp", "seed")

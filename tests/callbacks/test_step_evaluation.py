@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from src.callbacks.run_record import read_metrics
-from src.callbacks.stop import StopRequest
 from src.evaluation.suite import EvaluationSuite
+from src.launch.stop_request import StopRequest
 from tests.runs import make_shards
 from tests.training.test_trainer import fit, logged_tags
 
@@ -23,7 +23,7 @@ def test_a_run_with_evaluations_equals_one_without_and_has_their_scores(
     shards = make_shards(tmp_path / "shards")
     modes: list[bool] = []
 
-    def run(self: EvaluationSuite, model: Any, tokenizer: Any, between_batches: Any) -> dict[str, Any]:
+    def run(self: EvaluationSuite, model: Any, tokenizer: Any, between_batches: Any, samples: Any) -> dict[str, Any]:
         modes.append(model.training)
         torch.manual_seed(7)  # whatever it draws or switches must not reach training
         torch.rand(3)
@@ -53,7 +53,7 @@ def test_a_signal_gives_up_the_evaluation_and_saves_the_step(tmp_path: Path, mon
     requests: list[StopRequest] = []
     monkeypatch.setattr(StopRequest, "install", lambda self: requests.append(self))
 
-    def run(self: EvaluationSuite, model: Any, tokenizer: Any, between_batches: Any) -> dict[str, Any]:
+    def run(self: EvaluationSuite, model: Any, tokenizer: Any, between_batches: Any, samples: Any) -> dict[str, Any]:
         requests[0].signum, requests[0].reason = signal.SIGTERM, "stopped by SIGTERM"
         between_batches()
         raise AssertionError("the evaluation went on")

@@ -166,7 +166,7 @@ def test_every_task_is_scored_as_lm_eval_defines_it(files: dict[str, Path]) -> N
 
 def test_core_is_checked_on_its_files_before_training(files: dict[str, Path]) -> None:
     lm_eval = {"tasks": ["core"], "files": {k: str(v) for k, v in files.items()}, "limit": None, "num_fewshot": 0}
-    suite = EvaluationSuite(perplexity={}, lm_eval=lm_eval, batch_size=1, every_steps=None)
+    suite = EvaluationSuite(perplexity={}, lm_eval=lm_eval, batch_size=1, every_steps=None, log_samples=False)
     suite.check(gpt2_tokenizer(), 50304, 16)
 
 

@@ -1,7 +1,7 @@
 """lm-eval's tasks, groups and tags by name, on local files."""
 
+import functools
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mean = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]"
     (tasks / "pair.yaml").write_text(GROUP.format(name="pair", mean=mean))
     (tasks / "loose.yaml").write_text(GROUP.format(name="loose", mean=""))
-    manager = partial(TaskManager, include_path=str(tasks))
+    manager = functools.partial(TaskManager, include_path=str(tasks))
 
     def build(include_defaults: bool = False) -> TaskManager:
         return manager(include_defaults=False)
@@ -106,11 +106,12 @@ def test_shots_are_a_key_and_null_is_each_tasks_own(catalogue: Path) -> None:
     with pytest.raises(ValueError, match=r"num_fewshot\.sums is of no task or group in evaluation\.lm_eval\.tasks"):
         harness.load(["sums"], {}, {"sums": 1})
     keys = {"tasks": [], "files": {}, "limit": None}
-    EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": None}, batch_size=1, every_steps=None)
+    suite = functools.partial(EvaluationSuite, perplexity={}, batch_size=1, every_steps=None, log_samples=False)
+    suite(lm_eval={**keys, "num_fewshot": None})
     with pytest.raises(
         ValueError, match=r"evaluation\.lm_eval\.num_fewshot must be int >= 0, dict\[str, int >= 0\] or null, got -1"
     ):
-        EvaluationSuite(perplexity={}, lm_eval={**keys, "num_fewshot": -1}, batch_size=1, every_steps=None)
+        suite(lm_eval={**keys, "num_fewshot": -1})
 
 
 def test_a_task_of_generated_answers_is_scored(catalogue: Path) -> None:

@@ -49,7 +49,7 @@ def test_scores_that_cannot_be_had_at_the_end_of_a_training_are_left_out(monkeyp
     text = {"path": None, "hub": ["no-one/nothing", "default", "test"], "field": "text", "join": "\n"}
     texts = {"gone": {**text, "limit_tokens": None, "protocol": "windows", "stride": None}}
     lm_eval = {"tasks": ["piqa"], "files": {}, "limit": 1, "num_fewshot": 0}
-    suite = EvaluationSuite(perplexity=texts, lm_eval=lm_eval, batch_size=1, every_steps=None)
+    suite = EvaluationSuite(perplexity=texts, lm_eval=lm_eval, batch_size=1, every_steps=None, log_samples=False)
     monkeypatch.setattr("src.evaluation.harness._load", _fail)
     scores = suite.run(tiny_gpt(vocab_size=50304).eval(), gpt2_tokenizer(), lambda: None)
     for entry in (scores["perplexity"]["gone"], scores["lm_eval"]["piqa"]):

@@ -170,7 +170,7 @@ def component_of(config: Any) -> EvaluationSuite:
 
 def test_a_wrong_key_in_the_suite_is_named() -> None:
     with pytest.raises(ValueError, match=r"evaluation\.lm_eval must have the keys tasks, files, limit"):
-        EvaluationSuite(perplexity={}, lm_eval={"task": []}, batch_size=1, every_steps=None)
+        EvaluationSuite(perplexity={}, lm_eval={"task": []}, batch_size=1, every_steps=None, log_samples=False)
 
 
 def test_real_wikitext_is_scored_if_available() -> None:

@@ -96,6 +96,17 @@ def test_checkpoints_of_several_steps_make_a_curve(copied: Path, tmp_path: Path)
     assert losses[0] != losses[1]  # prores lets less of the branches in at step 6
 
 
+def test_scored_items_stand_beside_the_scores_of_their_name(copied: Path, tmp_path: Path) -> None:
+    keys = ["evaluation.lm_eval.tasks=[piqa]", "evaluation.lm_eval.limit=2"]
+    evaluate(f"run={copied}", *keys, "evaluation.log_samples=true", cwd=tmp_path)
+    (scores,) = (copied / "evaluations").glob("*.json")
+    (samples,) = (copied / "evaluations").rglob("*.jsonl")
+    assert samples == scores.with_suffix("") / "samples_piqa.jsonl"
+    assert len(samples.read_text().splitlines()) == 2
+    evaluate(f"run={copied}", *keys, cwd=tmp_path)  # the items are no part of what names the scores
+    assert list((copied / "evaluations").glob("*.json")) == [scores]
+
+
 def test_a_checkpoint_file_outside_a_run_is_scored_by_itself(trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "checkpoints/last.ckpt", tmp_path / "mine.ckpt")
     stated = evaluate(f"checkpoint={tmp_path}/mine.ckpt", cwd=tmp_path)
