@@ -13,6 +13,7 @@ import shutil
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,10 @@ class EmbeddedTextDataModule(TokenShardDataModule):
 
     Args:
         spec and all keys: as in `TokenShardDataModule`; with `path` null the embedded text is read, from shards
-            in `cache`.
+            in `cache`. Where shards have fewer than `val_tokens`, all are used.
     """
+
+    accepts_fewer_val_tokens: ClassVar[bool] = True
 
     def tokenizer(self) -> Tokenizer | None:
         return gpt2_tokenizer() if self.path is None else super().tokenizer()

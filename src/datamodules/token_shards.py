@@ -63,6 +63,8 @@ class TokenShardDataModule(TokenDataModule):
 
     added_keys: ClassVar[Mapping[str, object]] = {"val_sets": None, "document_attention": False}
     gpt2_addresses: ClassVar[tuple[str, ...]] = ()
+    #: Validate on all tokens, with a warning, where there are fewer than `val_tokens`; false raises an error.
+    accepts_fewer_val_tokens: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -120,7 +122,12 @@ class TokenShardDataModule(TokenDataModule):
             self._check_tokenizer(shards)
             streams.append(self._stream(name, shards))
             wanted = self.wanted_val_tokens * weight / sum(weights)
-            val.append(self._read_validation(shards, wanted, all_if_fewer=self.val_tokens is None))
+            all_if_fewer = self.val_tokens is None or self.accepts_fewer_val_tokens
+            val.append(self._read_validation(shards, wanted, all_if_fewer=all_if_fewer))
+            n_read, T = val[-1][:, 1:].size, self.spec.block_size
+            if self.val_tokens is not None and n_read < int(wanted) // T * T:
+                line = "data.path=%s has fewer validation tokens than data.val_tokens=%d: validating on %d"
+                log.warning(line, shards.name, self.val_tokens, n_read)
         self.val_windows = np.concatenate(val)
         self.val_sets = {name: self._read_named_set(name, at) for name, at in self.named_sets.items()}
         self.train_windows = [stream.windows for stream in streams]

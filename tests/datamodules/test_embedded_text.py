@@ -66,3 +66,24 @@ def test_a_path_replaces_the_embedded_text(tmp_path: Path) -> None:
     plain.setup()
     assert module.identity()["hash"] == plain.identity()["hash"]
     assert not cache.exists()
+
+
+def test_own_shards_with_fewer_validation_tokens_than_the_bound_are_read_whole_with_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = {**DATA_KEYS, "path": str(make_shards(tmp_path)), "cache": str(tmp_path)}  # 3,000 tokens
+
+    def opened(val_tokens: int) -> EmbeddedTextDataModule:
+        module = EmbeddedTextDataModule(BatchSpec(16, 512, 1, 5), **{**keys, "val_tokens": val_tokens})
+        module.setup()
+        return module
+
+    assert opened(2992).identity()["val_tokens"] == 2992  # 187 windows, as many as there are
+    assert caplog.messages == []
+    few = opened(16384)
+    assert few.identity()["val_tokens"] == 2992
+    (line,) = caplog.messages
+    assert "fewer validation tokens than data.val_tokens=16384: validating on 2992" in line
+    assert (few.val_windows == opened(2992).val_windows).all()
+    with pytest.raises(ValueError, match="needs 4993 validation tokens"):
+        FineWebDataModule(BatchSpec(16, 512, 1, 5), **{**keys, "val_tokens": 5000}).setup()
