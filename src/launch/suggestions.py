@@ -25,6 +25,9 @@ def explain(error: BaseException) -> str:
             return unknown_option(group, option)
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found.group(1))
+    if found := re.search(r"Ambiguous value for argument '([^'=]+)=([^']+)'", text):
+        key, values = found.groups()
+        return f"{key}={values} has several values; add -m to run each of them, or give {key}=[{values}] for a list"
     if found := re.search(r"full_key: (\S+)", text):
         return f"{found.group(1)}: {one_line(error).split(' full_key:')[0]}"
     return one_line(error).split(" See https://")[0]

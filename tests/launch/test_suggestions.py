@@ -61,6 +61,10 @@ def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
         ),
         ("trainer.max_step=5", "trainer.max_step is not a key, did you mean trainer.max_steps?"),
         ("callbacks=[emaa]", "callbacks=emaa is not an option, did you mean ema?"),
+        (
+            "residual=vanilla,lns",
+            "residual=vanilla,lns has several values; add -m to run each of them, or give residual=[vanilla,lns] for a",
+        ),
         ("trainer.max_steps=[", "no viable alternative at input '['"),
     ],
 )
