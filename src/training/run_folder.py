@@ -168,8 +168,9 @@ def _draw_summary(run: Run, columns: Columns, loss: float) -> None:
     assert isinstance(config, dict)  # begin_record wrote it
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
     step = int(result["steps"])
-    board.log_metrics({"val_loss": loss}, step)  # the scores stand there already, by `FinalEvaluation`
-    write_hparams(board, flatten({str(k): v for k, v in config.items()}), ["val_loss", *headline(result)])
+    losses = {"val_loss": loss} | {key: float(result[key]) for key in ("val_bpb",) if key in result}
+    board.log_metrics(losses, step)  # the scores stand there already, by `FinalEvaluation`
+    write_hparams(board, flatten({str(k): v for k, v in config.items()}), [*losses, *headline(result)])
     board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
     board.experiment.add_figure("loss", figure)
     board.finalize("success")
