@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COVERED_BY = {
     "src/bench/host_overhead.py": "tests/tasks/test_bench.py",
     "src/bench/peers.py": "tests/benchmarks/test_peers.py",
+    "src/launch/stop_request.py": "tests/callbacks/test_stop.py",
     "src/callbacks/stream_log.py": "tests/test_runs.py",
     "src/callbacks/validation.py": "tests/training/test_trainer.py",
     "src/models/formats/llama_folder.py": "tests/models/formats/test_llama.py",

@@ -20,10 +20,10 @@ from src.bench.step import optimizer_step
 from src.bench.timing import silence_stderr
 from src.callbacks.best_effort import BestEffort
 from src.callbacks.run_record import RunRecord
-from src.callbacks.stop import StopRequest
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data
 from src.datamodules.shards.format import write_shard
 from src.launch.job import Job
+from src.launch.stop_request import StopRequest
 from src.models.lightning_module import LanguageModel
 from src.settings.read import Settings
 from src.training.run import Run, build_gpt

@@ -7,10 +7,10 @@ import lightning as L
 from src.callbacks.final_evaluation import headline, score_module
 from src.callbacks.run_record import RunRecord
 from src.callbacks.step_end import StepEndCallback
-from src.callbacks.stop import StopRequest
 from src.callbacks.training_log import TrainingLog
 from src.datamodules.tokenization.base import Tokenizer
 from src.evaluation.suite import EvaluationSuite
+from src.launch.stop_request import StopRequest
 from src.models.lightning_module import LanguageModel
 
 log = logging.getLogger(__name__)

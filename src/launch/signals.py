@@ -1,7 +1,7 @@
 """Signal handlers of the whole process: it exits with the right code while it still imports or composes, too.
 
 This module imports little, because it runs before the imports that take seconds. A training installs handlers of its
-own on top (`src/callbacks/stop.py`), which finish the step; before, between and after jobs these here are active.
+own on top (`stop_request.py`), which finish the step; before, between and after jobs these here are active.
 """
 
 import ctypes

@@ -61,6 +61,9 @@ def check_keys(
         if key not in fields:
             errors.append(unknown_key(f"{name}.{key}"))
             continue
+        if OmegaConf.is_missing(section, key):  # ??? in the file, for a key that only the user can give
+            errors.append(f"{name}.{key} is missing; give {name}.{key}=<value>")
+            continue
         try:
             if dataclasses.is_dataclass(fields[key]):
                 values[key] = read_section(f"{name}.{key}", section[key], fields[key])

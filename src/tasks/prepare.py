@@ -17,17 +17,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from src.callbacks.stop import StopRequest
 from src.datamodules.prepare.parts import PARTS
 from src.datamodules.prepare.prepare import PrepareKeys, prepare, prepare_task
-from src.errors import UserError, one_line
+from src.errors import UserError, one_line, raise_user_errors
 from src.files import ROOT
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.launch.slurm_array import TASK, run_array
+from src.launch.stop_request import StopRequest
 from src.settings.sections import read_section
 
 log = logging.getLogger(__name__)
@@ -43,13 +39,8 @@ def run(job: Job) -> TaskEnd:
         UserError: a key, the source or the output is at fault; complete parts and shards stay valid.
         Interrupted: a signal arrived; running again continues.
     """
-    for key in ("source", "output"):
-        if OmegaConf.is_missing(job.config.prepare, key):
-            raise UserError(f"prepare.{key} is missing; give prepare.{key}=<folder>")
-    try:
+    with raise_user_errors():
         keys = read_section("prepare", job.config.prepare, PrepareKeys)
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
     with StopRequest(grace_s=60.0).installed():
         try:
             return _run_one(keys) if keys.task is not None else _run_all(job, keys)

@@ -6,14 +6,10 @@ python run.py task=prepare prepare.tokenizer=<folder> prepare.source=<files or d
 
 import logging
 
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from src.callbacks.stop import StopRequest
 from src.datamodules.tokenization.train import TokenizerKeys, train_tokenizer
-from src.errors import UserError, one_line
+from src.errors import UserError, one_line, raise_user_errors
 from src.launch.job import COMPLETED, Job, TaskEnd
+from src.launch.stop_request import StopRequest
 from src.settings.sections import read_section
 
 log = logging.getLogger(__name__)
@@ -25,13 +21,8 @@ def run(job: Job) -> TaskEnd:
     Raises:
         UserError: a key or the source is at fault, or the folder exists.
     """
-    for key in ("source", "output"):
-        if OmegaConf.is_missing(job.config.tokenizer, key):
-            raise UserError(f"tokenizer.{key} is missing; give tokenizer.{key}=<folder>")
-    try:
+    with raise_user_errors():
         keys = read_section("tokenizer", job.config.tokenizer, TokenizerKeys)
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
     stop = StopRequest(grace_s=60.0)
     with stop.installed():
         try:

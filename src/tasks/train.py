@@ -1,10 +1,10 @@
 """task=train: pretrain, validate, evaluate and record, in the phases of `src/training/session.py`."""
 
 from src.callbacks.guard import DivergedError
-from src.callbacks.stop import StopRequest
 from src.errors import raise_user_errors
 from src.launch.elastic import launches_ranks
 from src.launch.job import Job, TaskEnd
+from src.launch.stop_request import StopRequest
 from src.training.preflight import preflight
 from src.training.resume import continue_or_skip
 from src.training.session import close, close_diverged, fit, launch, open_run, read

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import Logger
 
 from src.callbacks.best_effort import BestEffort
 from src.callbacks.run_record import RunRecord
-from src.callbacks.stop import StopRequest
 from src.datamodules.base import TokenDataModule
 from src.datamodules.tokenization.base import Tokenizer
 from src.datamodules.tokenization.open import or_gpt2
 from src.launch.job import Job
+from src.launch.stop_request import StopRequest
 from src.models.formats.pretrained import load_weights
 from src.models.gpt import GPT
 from src.settings.read import Settings

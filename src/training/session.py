@@ -18,12 +18,12 @@ from src.callbacks.best_effort import BestEffort
 from src.callbacks.guard import DivergedError
 from src.callbacks.loggers import RunInfo
 from src.callbacks.run_record import RunRecord, Status, read_result
-from src.callbacks.stop import StopRequest
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
 from src.datamodules.shards.format import ShardError
 from src.errors import Interrupted, UserError, one_line, raise_user_errors
 from src.launch.elastic import launch_ranks
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
+from src.launch.stop_request import StopRequest
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.settings.read import Settings, read_settings

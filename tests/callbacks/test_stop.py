@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import distributed
 
-from src.callbacks.stop import StopOnSignal, StopRequest
+from src.callbacks.stop import StopOnSignal
 from src.errors import Interrupted
+from src.launch.stop_request import StopRequest
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

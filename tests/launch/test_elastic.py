@@ -14,11 +14,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from src.callbacks.stop import StopRequest
 from src.errors import Interrupted, UserError
 from src.launch import elastic
 from src.launch.elastic import RankError, find_cause, run_rank
 from src.launch.job import COMPLETED, FAILED, USER_ERROR, Job, TaskEnd
+from src.launch.stop_request import StopRequest
 from src.training import session
 from tests.faulty import faulty
 from tests.robust.support import LONGER, no_process_of, rank_pid, saved_step, wait_for_row

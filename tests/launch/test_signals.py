@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.callbacks.stop import REPEATED_S
+from src.launch.stop_request import REPEATED_S
 from tests.faulty import faulty
 from tests.robust.support import FAULTS, LONGER, no_process_of, rank_pid, saved_step, wait_for_row
 from tests.runs import ROOT, begin, computed, kill_after, make_shards, result, run, same_weights

@@ -2,12 +2,14 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.runs import SMALL, begin, error_lines, result, run
+from tests.runs import ROOT, SMALL, begin, error_lines, result, run
 
 TEXT = "It was the {} time that somebody wrote this sentence about naïve cats. "
 
@@ -72,7 +74,7 @@ def test_after_kill_9_running_again_writes_the_same_bytes(texts: Path, tmp_path:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["prepare.source=nowhere"], "prepare.output is missing; give prepare.output=<folder>"),
+        (["prepare.source=nowhere"], "prepare.output is missing; give prepare.output=<value>"),
         (["prepare.output=out", "+prepare.shards=3"], "prepare.shards is not a key"),
     ],
 )
@@ -96,3 +98,10 @@ def test_a_signal_stops_the_preparation_with_its_exit_code(texts: Path, tmp_path
     assert process.returncode == 130
     assert "Traceback" not in err
     assert not list(out.glob(".*.part"))
+
+
+@pytest.mark.parametrize("task", ["prepare", "tokenizer"])
+def test_a_task_without_a_model_imports_no_torch(task: str) -> None:
+    code = f"import sys, src.tasks.{task}; print({{'torch', 'lightning', 'scipy'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

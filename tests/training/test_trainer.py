@@ -28,11 +28,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from src.callbacks.best_effort import BestEffort
 from src.callbacks.checkpoints import read_checkpoint
 from src.callbacks.run_record import RunRecord, read_metrics
-from src.callbacks.stop import StopRequest
 from src.callbacks.validation import bits_per_byte
 from src.datamodules.base import BatchSpec, build_data
 from src.datamodules.token_shards import TokenShardDataModule
 from src.launch.job import Job
+from src.launch.stop_request import StopRequest
 from src.models.lightning_module import LanguageModel
 from src.training.run import Run, build_gpt
 from src.training.trainer import build_trainer
