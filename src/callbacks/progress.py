@@ -34,7 +34,8 @@ class ProgressLines(StepEndCallback):
 
     def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         row, step, end = self.record.last_row, trainer.global_step, trainer.max_steps
-        losses = [f"{key} {value:.4f}" for key, value in row.items() if key.endswith("/loss")]
+        names = [key for key in row if key.startswith(("train/", "val/")) and key.endswith("/loss")]
+        losses = [f"{name} {row[name]:.4f}" for name in names]
         if row.get("step") != step or not losses:
             return
         speed = [f"{row['tokens_per_s']:,.0f} tokens/s"] if "tokens_per_s" in row else []

@@ -63,6 +63,7 @@ class Run:
         resume: the checkpoint to continue from; None starts at step 0.
         branches: `resume` is another run's checkpoint, and the folder is still empty.
         loggers: loggers beside TensorBoard; none on ranks other than 0.
+        logger_ids: id under which each of them knows the run, by the logger's option.
         rollbacks: rollbacks so far, oldest first.
     """
 
@@ -75,6 +76,7 @@ class Run:
     resume: Resume | None = None
     branches: bool = False
     loggers: list[Logger] = field(default_factory=list)
+    logger_ids: dict[str, str] = field(default_factory=dict)
     rollbacks: list[Rollback] = field(default_factory=list)
 
     @property

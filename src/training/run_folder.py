@@ -66,6 +66,7 @@ def begin_record(run: Run, gpt: GPT) -> None:
         n_params_residual=sum(p.numel() for p in gpt.residual.parameters()),
         flops_per_token=average_flops_per_token(gpt, keys.max_steps),
         **_describe_init(run),
+        **({"logger_ids": run.logger_ids} if run.logger_ids else {}),
         config_hash=config_hash(config),
         data=data.identity(),
         **{key: getattr(keys, key) for key in ("accelerator", "precision", "compile", "threads", "onednn")},

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 from src.callbacks.best_effort import BestEffort
 from src.callbacks.guard import DivergedError
-from src.callbacks.loggers import RunInfo
 from src.callbacks.run_record import RunRecord, Status, read_result
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
 from src.datamodules.shards.format import ShardError
@@ -36,7 +35,7 @@ from src.training.resume import find_resume
 from src.training.rollback import roll_back
 from src.training.run import Run, build_initial_gpt, skipped_batches
 from src.training.run_folder import begin_record, complete_record, note_progress
-from src.training.trainer import build_trainer
+from src.training.trainer import build_trainer, open_loggers
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +129,7 @@ def fit(run: Run) -> None:
         if run.branches:
             check_strategy(gpt, run)
         if run.job.rank == 0:  # after everything that may reject the run: some loggers open a run elsewhere
-            info = RunInfo(run.job.folder, run.settings.name, run.first_step)
-            run.loggers = run.best_effort.wrap_loggers(make(info) for make in run.settings.loggers)
+            open_loggers(run)
     begin_record(run, gpt)
     with _failures_stated(run):
         while True:

@@ -15,6 +15,7 @@ from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.dashboard import Dashboard
 from src.callbacks.final_evaluation import FinalEvaluation
 from src.callbacks.guard import Guard
+from src.callbacks.loggers import RunInfo
 from src.callbacks.progress import ProgressBar, ProgressLines
 from src.callbacks.spike_score import SpikeScore
 from src.callbacks.step_evaluation import StepEvaluation
@@ -146,6 +147,18 @@ def has_bar(callbacks: Iterable[L.Callback]) -> bool:
     return any(isinstance(callback, LightningProgressBar) for callback in callbacks)
 
 
+def open_loggers(run: Run) -> None:
+    """Open the configured loggers; a resumed run continues under the ids that result.json has of its first session."""
+    ids: dict[str, str] = dict(run.record.result.get("logger_ids", {})) if run.job.resumes else {}
+    for name, make in zip(run.settings.config.get("logger") or {}, run.settings.loggers, strict=True):
+        info = RunInfo(run.job.folder, run.settings.name, run.first_step, ids.get(name))
+        for logger in run.best_effort.wrap_loggers([make(info)]):
+            run.loggers.append(logger)
+            if logger.version is not None:
+                ids[name] = str(logger.version)
+    run.logger_ids = ids
+
+
 def _build_loggers(run: Run) -> list[Logger]:
     """Return TensorBoard's logger and the configured ones; one without effect on ranks other than 0."""
     if run.job.rank:
@@ -153,8 +166,9 @@ def _build_loggers(run: Run) -> list[Logger]:
     board = TensorBoardLogger(
         run.job.folder, name="", version="tensorboard", default_hp_metric=False, purge_step=run.first_step + 1
     )
+    config = {**run.settings.config, "resume": None, "from_run": None}  # as config.yaml: the same in every session
     for logger in run.loggers:
-        logger.log_hyperparams(flatten(run.settings.config))
+        logger.log_hyperparams(flatten(config))
     return [*run.best_effort.wrap_loggers([board]), *run.loggers]
 
 

@@ -52,7 +52,7 @@ def test_a_line_has_step_losses_speed_and_the_time_left(
     lines: Any = ProgressLines(record)
     lines.on_train_start(lines_at(4), None)  # resumed at step 4
     clock.now += 8.0
-    record.note(6, {"train/loss": 6.25, "lr": 1e-3, "tokens_per_s": 1234.4, "val/loss": 6.5})
+    record.note(6, {"train/loss": 6.25, "lr": 1e-3, "tokens_per_s": 1234.4, "spike_score/loss": 0.5, "val/loss": 6.5})
     record.close_row()
     with caplog.at_level(logging.INFO):
         lines.on_step_end(lines_at(6), None)

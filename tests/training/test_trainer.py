@@ -3,6 +3,7 @@
 Covers `src/callbacks/validation.py` too.
 """
 
+import dataclasses
 import math
 import os
 import signal
@@ -22,11 +23,13 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ModelSummary,
 )
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.callbacks.best_effort import BestEffort
 from src.callbacks.checkpoints import read_checkpoint
+from src.callbacks.loggers import RunInfo
 from src.callbacks.run_record import RunRecord, read_metrics
 from src.callbacks.validation import bits_per_byte
 from src.datamodules.base import BatchSpec, build_data
@@ -35,7 +38,7 @@ from src.launch.job import Job
 from src.launch.stop_request import StopRequest
 from src.models.lightning_module import LanguageModel
 from src.training.run import Run, build_gpt
-from src.training.trainer import build_trainer
+from src.training.trainer import build_trainer, open_loggers
 from tests.runs import SMALL, make_shards
 from tests.support import composed_settings
 
@@ -58,6 +61,29 @@ def open_run(folder: Path, shards: Path, *overrides: str, rank: int = 0) -> Run:
     job = Job(folder, OmegaConf.create(), resumes=False, rank=rank)
     record = RunRecord(folder, writes=rank == 0)
     return Run(job, settings, StopRequest(grace_s=60.0), data, record, BestEffort())
+
+
+def test_a_resumed_run_gives_its_loggers_the_ids_that_it_recorded(tmp_path: Path, shards: Path) -> None:
+    given: list[str | None] = []
+
+    class Service(DummyLogger):
+        def __init__(self, info: RunInfo) -> None:
+            super().__init__()
+            given.append(info.logger_id)
+
+        @property
+        def version(self) -> str:
+            return "abc"
+
+    for resumes in (False, True, False):
+        run = open_run(tmp_path, shards)
+        run.settings.config["logger"] = {"service": {}}
+        run.settings.loggers.append(Service)
+        run.job = dataclasses.replace(run.job, resumes=resumes)
+        open_loggers(run)
+        assert [logger.version for logger in run.loggers] == ["abc"]
+        run.record.update(logger_ids=run.logger_ids)
+    assert given == [None, "abc", None]
 
 
 def fit(
