@@ -3,7 +3,9 @@
 A profiler is built as `profiler(dirpath)`, with `dirpath` the folder `profiler/` of the run folder.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 from lightning.pytorch.profilers import PyTorchProfiler
@@ -23,7 +25,10 @@ class TraceProfiler(PyTorchProfiler):
         with_stack: record the Python stack of every operator.
         skip_steps: steps before the trace, for compilation and caches to settle; one of them warms up the profiler.
         trace_steps: steps in the trace.
+        memory_snapshot: record CUDA allocations; auto: where there is a GPU.
     """
+
+    added_keys: ClassVar[Mapping[str, object]] = {"memory_snapshot": "auto"}
 
     def __init__(
         self,
@@ -34,7 +39,9 @@ class TraceProfiler(PyTorchProfiler):
         with_stack: bool,
         skip_steps: PositiveInt,
         trace_steps: PositiveInt,
+        memory_snapshot: Literal["auto"] | bool,
     ) -> None:
+        self.memory_snapshot = memory_snapshot
         self._records_memory = False
         schedule = torch.profiler.schedule(wait=skip_steps - 1, warmup=1, active=trace_steps, repeat=1)
         super().__init__(dirpath, filename, schedule=schedule, record_shapes=record_shapes, with_stack=with_stack)
@@ -42,7 +49,7 @@ class TraceProfiler(PyTorchProfiler):
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
         """Start to record CUDA allocations."""
         super().setup(stage, local_rank, log_dir)
-        self._records_memory = torch.cuda.is_available()
+        self._records_memory = bool(self.memory_snapshot) and torch.cuda.is_available()
         if self._records_memory:
             torch.cuda.memory._record_memory_history()
 

@@ -175,6 +175,10 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
             f"trainer.overfit_batches={keys.overfit_batches} needs guard=stop: a rollback skips data, of which there is "
             f"no other (guard.rollbacks={guard.rollbacks})"
         )
+    if trainer and trainer.accelerator == "cpu" and getattr(profiler, "keywords", {}).get("memory_snapshot") is True:
+        reader.errors.append(
+            "profiler.memory_snapshot=true needs a GPU, since torch records CUDA allocations only; give auto or false"
+        )
     if reader.errors:
         raise UserError("; ".join(reader.errors))
     return Settings(
