@@ -3,7 +3,7 @@
     q, k, v = x W_qkv;  y = softmax(q k^T / sqrt(K), causal) v W_proj
 
 With `model.qk_norm`, q and k are normed first; with `model.positions=rope` they are rotated then. With
-`model.attention_scale=inverse`, q is divided by sqrt(K) once more.
+`model.attention_scale=inverse`, q is divided by sqrt(K) once more. `model.qk_gain` multiplies normed q and k.
 
 With `model.window_pattern`, layers attend over the nearest tokens only (see `GPTConfig.windows`); a mask of the trunk
 states which.
@@ -73,7 +73,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv, self.head_size = config.n_head, config.n_kv, config.head_size
         self.attend = CausalAttention(config.dropout)
-        self.query_scale = config.head_size**-0.5 if config.attention_scale == "inverse" else 1.0
+        inverse = config.head_size**-0.5 if config.attention_scale == "inverse" else 1.0
+        self.query_scale = inverse * config.qk_gain**2  # that of the keys too
         self.rope = build_rope(config)
         self.qk_norm = build_qk_norm(config.qk_norm, config.head_size)
         self.groups_queries = self.n_kv < self.n_head

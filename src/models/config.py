@@ -37,6 +37,7 @@ class GPTConfig:
         rope_scaling: linear or llama3.
         rope_original: tokens of the context before llama3's scaling; None: there is none.
         rope_low_turns, rope_high_turns: turns over that context up to which a pair is slowed, and from which it is not.
+        qk_gain: factor on normed queries and on normed keys.
         logit_softcap: bound c of the logits, c tanh(l / c) (see `kernels/cross_entropy/softcap.py`); None: no bound.
         window_pattern: letters S and L, repeated over the layers: attention over a short window or over all earlier
             tokens; the last layer's is over all. None: over all in every layer.
@@ -66,6 +67,7 @@ class GPTConfig:
     rope_original: int | None = None
     rope_low_turns: float = 1.0
     rope_high_turns: float = 4.0
+    qk_gain: float = 1.0
     logit_softcap: float | None = None
     window_pattern: str | None = None
     window_size: int | None = None
@@ -138,6 +140,13 @@ class GPTConfig:
         for key in ("rope_base", "rope_scale"):
             if not 1 <= getattr(self, key) < 1e12:
                 raise ValueError(f"model.{key} must be >= 1 and below 1e12, got {getattr(self, key)}")
+        if not 0 < self.qk_gain < 1e6:
+            raise ValueError(f"model.qk_gain must be > 0 and below 1e6, got {self.qk_gain}; nanochat has 1.2")
+        if self.qk_gain != 1 and self.qk_norm == "none":
+            raise ValueError(
+                f"model.qk_gain={self.qk_gain} needs a norm of queries and keys, which it multiplies; give "
+                "model.qk_norm=rms, or leave the gain out"
+            )
         self._check_rotations()
         self._check_windows()
         for key in ("base_width", "base_depth"):

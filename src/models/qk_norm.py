@@ -6,8 +6,8 @@
 It follows the projection and a strategy's `tap_qkv`, and precedes the rotation, which changes no root mean square.
 
 Source: KellerJordan/modded-nanogpt @ f411b3d, train_gpt.py, and karpathy/nanochat @ 92d63d4, nanochat/gpt.py, which
-multiplies both by a further 1.2 (rms); Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters"
-(arXiv 2302.05442), section 2 (layer).
+multiplies both by a further 1.2, `model.qk_gain` (rms); Dehghani et al., "Scaling Vision Transformers to 22 Billion
+Parameters" (arXiv 2302.05442), section 2 (layer).
 Shape letters: B batch, H heads, T tokens, K head size.
 """
 

@@ -31,6 +31,8 @@ def test_a_size_below_one_is_an_error(key: str, value: int) -> None:
         ("rope_scaling", "ntk", "model.rope_scaling must be one of linear, llama3, got ntk"),
         ("rope_scaling", "llama3", "model.rope_scaling=llama3 needs model.rope_original >= 1, .* got None; Llama 3.1"),
         ("rope_low_turns", 4.0, "must be > 0 and below model.rope_high_turns, got 4.0 and 4.0; Llama 3.1 has 1 and 4"),
+        ("qk_gain", 0.0, "model.qk_gain must be > 0 and below 1e6, got 0.0; nanochat has 1.2"),
+        ("qk_gain", 1.2, "model.qk_gain=1.2 needs a norm of queries and keys, .* give model.qk_norm=rms, or leave"),
         ("logit_softcap", 0.0, "model.logit_softcap must be > 0 and below 1e12, got 0.0; null is without a bound"),
         ("logit_softcap", math.nan, "model.logit_softcap must be > 0 and below 1e12, got nan"),
         ("window_pattern", "SX", r"model.window_pattern must be letters S \(short window\) and L .* got 'SX'; null is"),
