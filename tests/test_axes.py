@@ -43,6 +43,7 @@ AXES: dict[str, list[str]] = {
     "mlp": options("mlp"),
     "n_kv_head": ["2", "1"],  # of 2 heads
     "logit_softcap": ["null", "2"],
+    "rope_scaling": ["linear", "llama3"],  # without effect where positions are not rotated
 }
 STRATEGIES = [*options("residual"), *COMPOSITIONS[:4]]
 Case = dict[str, str]
@@ -129,7 +130,12 @@ COVER = cover()
 
 def build_case(case: Case) -> GPT:
     visits = start_at_once(case["recurrence"], case["residual"])
-    keys = {**case, **{key: yaml.safe_load(case[key]) for key in ("n_kv_head", "logit_softcap")}}
+    keys = {
+        **case,
+        "rope_scale": 4.0,
+        "rope_original": 6,
+        **{key: yaml.safe_load(case[key]) for key in ("n_kv_head", "logit_softcap")},
+    }
     gpt = tiny_gpt(**keys, visits=visits)  # type: ignore[arg-type]  # axes are keywords or sizes
     gpt.follow(0, 100)
     return gpt

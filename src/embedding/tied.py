@@ -25,11 +25,15 @@ class TiedEmbedding(TokenEmbedding):
         self.drop = nn.Dropout(spec.dropout)
 
     def forward(self, idx_BT: Tensor) -> Tensor:
-        x0_BTD = self.wte(idx_BT)
-        if self.wpe is not None:
-            x0_BTD = x0_BTD + self.wpe(torch.arange(idx_BT.shape[1], device=idx_BT.device))
-        dropped_BTD: Tensor = self.drop(x0_BTD)
+        dropped_BTD: Tensor = self.drop(self.sum_rows(idx_BT))
         return dropped_BTD
+
+    def sum_rows(self, idx_BT: Tensor) -> Tensor:
+        """Return the rows [B, T, D] of the tokens, with those of their positions if these are learned."""
+        rows_BTD: Tensor = self.wte(idx_BT)
+        if self.wpe is not None:
+            rows_BTD = rows_BTD + self.wpe(torch.arange(idx_BT.shape[1], device=idx_BT.device))
+        return rows_BTD
 
     def get_lm_head_weight(self) -> Tensor:
         return self.wte.weight

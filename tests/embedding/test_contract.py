@@ -62,7 +62,9 @@ def test_a_shorter_sequence_is_the_start_of_a_longer_one(name: str) -> None:
     assert gpt(tokens()[:, :1]).shape == (3, 1, 64)
 
 
-@pytest.mark.parametrize("name", [name for name in options("embedding") if name not in ("ngram_hash", "scaled")])
+@pytest.mark.parametrize(
+    "name", [name for name in options("embedding") if name not in ("ngram_hash", "scaled", "nanochat")]
+)
 def test_x0_is_the_token_and_the_position(name: str) -> None:
     embedding = tiny_gpt(embedding=name).embedding
     idx = tokens()
