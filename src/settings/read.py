@@ -20,6 +20,7 @@ from src.launch.suggestions import explain, unknown_key
 from src.models.config import GPTConfig
 from src.models.optim.base import OptimizerConfig
 from src.models.optim.schedule import Schedule
+from src.settings.checkpoint_sizes import take_sizes
 from src.settings.components import read_component
 from src.settings.optimizer import read_optimizer, read_schedule, stored_optimizer, stored_schedule
 from src.settings.safety import SafetyKeys
@@ -146,6 +147,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         UserError: all errors of the configuration, one sentence each.
     """
     rename_keys(config)
+    take_sizes(config)
     if missing := find_missing_values(config):
         raise UserError("; ".join(missing))
     if OmegaConf.select(config, "study.systems") is not None:

@@ -120,6 +120,6 @@ def build_initial_gpt(run: Run) -> GPT:
         ValueError: `init_from` holds another model.
     """
     gpt = build_gpt(run.settings)
-    if run.job.config.init_from is not None:
+    if run.job.config.init_from is not None and run.resume is None:  # else the run's checkpoint has all weights
         load_weights(gpt, Path(run.job.config.init_from))
     return gpt

@@ -75,6 +75,6 @@ def test_rope_needs_an_even_head_size() -> None:
 
 
 def test_the_shipped_sizes_are_valid() -> None:
-    for name in options("model"):
+    for name in set(options("model")) - {"from_checkpoint"}:  # it has the sizes of another model
         sizes: Any = OmegaConf.to_container(option("model", name))
         assert GPTConfig(**sizes).n_layer >= 1

@@ -103,6 +103,15 @@ def read_pretrained(folder: Path) -> tuple[Recipe, GPT]:
     return recipe, gpt.eval()
 
 
+def read_recipe(source: Path) -> Recipe:
+    """Return the recipe of an exported folder, a Hugging Face GPT-2 or Llama, or a checkpoint of nanoGPT.
+
+    Raises:
+        ValueError: there is no such model; the message starts with `source`.
+    """
+    return _read(locate(source), source.name)[0]
+
+
 def load_weights(gpt: GPT, source: Path) -> None:
     """Load weights into a model with the same sizes.
 

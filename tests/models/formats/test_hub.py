@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.models.formats.hub import identify, locate
-from src.models.formats.pretrained import from_pretrained, load_weights
+from src.models.formats.pretrained import from_pretrained, load_weights, read_recipe
 from tests.support import export_gpt2, jitter, tiny_gpt, tokens
 
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -36,6 +36,7 @@ def test_a_model_of_the_hub_is_read_from_the_cache(name: str, cache: Path) -> No
     logits = publish(cache, name)
     for address in (name, f"{name}@main", f"{name}@{REVISION}"):
         assert torch.equal(from_pretrained(address)(tokens()), logits)
+        assert read_recipe(Path(address)).model["n_embd"] == 16
         gpt = tiny_gpt(seed=5)
         load_weights(gpt, Path(address))
         assert torch.equal(gpt(tokens()), logits)
