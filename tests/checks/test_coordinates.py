@@ -49,7 +49,7 @@ class UnnamedReader(SingleStream):
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         normed_BTD = torch.nn.functional.rms_norm(state, state.shape[-1:])
-        return state + y_BTD + (normed_BTD @ self.w_SD[site.index])[..., None]
+        return state + y_BTD + normed_BTD * (normed_BTD @ self.w_SD[site.index])[..., None]
 
 
 def test_without_a_rule_activations_move_with_width_and_depth_and_with_it_they_do_not() -> None:
