@@ -39,7 +39,7 @@ def subject(residual: Any = "vanilla", **sizes: Any) -> Subject:
 
 
 class UnnamedReader(SingleStream):
-    """A gate that sums over the width and is not named in `width_readers`."""
+    """A gate that sums over the width and is not named in `width_readers`; weak, so that it alone grows."""
 
     source = Source("a fault")
 
@@ -49,7 +49,7 @@ class UnnamedReader(SingleStream):
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         normed_BTD = torch.nn.functional.rms_norm(state, state.shape[-1:])
-        return state + y_BTD + normed_BTD * (normed_BTD @ self.w_SD[site.index])[..., None]
+        return state + y_BTD + 0.2 * normed_BTD * (normed_BTD @ self.w_SD[site.index])[..., None]
 
 
 def test_without_a_rule_activations_move_with_width_and_depth_and_with_it_they_do_not() -> None:
@@ -79,7 +79,10 @@ def test_the_width_rule_holds_for_every_strategy_but_two(residual: str, monkeypa
     assert bool(faults) == (residual in MOVE_LESS), faults
 
 
-def test_a_parameter_that_sums_over_the_width_and_is_not_named_is_a_fault(tmp_path: Path) -> None:
+def test_a_parameter_that_sums_over_the_width_and_is_not_named_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinates, "WIDTHS", (64, 256))
     faults, figures = coordinates.check_coordinates(subject(UnnamedReader, base_width=64), adamw())
     assert len(faults) == 1
     assert faults[0].startswith("under model.base_width the activation 'end of the stream' moves in 4 steps as width^")
