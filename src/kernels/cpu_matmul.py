@@ -56,8 +56,8 @@ def resolve_onednn(requested: bool | str) -> bool:
     """
     if requested is False:
         return _record(False, "trainer.onednn is false")
-    if requested == "auto" and not _is_mkl_slow():
-        return _record(False, "MKL is fast on this processor")
+    if requested == "auto" and not _is_onednn_faster():
+        return _record(False, "torch's default is as fast on this processor")
     reason = why_not_onednn()
     if reason is None:
         return _record(True, "verified; MKL is slow on this processor")
@@ -102,11 +102,12 @@ def _record(onednn: bool, reason: str) -> bool:
     return onednn
 
 
-def _is_mkl_slow() -> bool:
-    """Return whether MKL computes the products and the processor is not Intel's."""
-    vendor = _read_cpuinfo().get("vendor_id", "")
+def _is_onednn_faster() -> bool:
+    """Return whether MKL computes the products and the processor has AVX-512, but is not Intel's."""
+    cpuinfo = _read_cpuinfo()
     mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]  # torch's
-    return mkl and vendor not in ("", "GenuineIntel")
+    is_foreign = cpuinfo.get("vendor_id", "") not in ("", "GenuineIntel")
+    return mkl and is_foreign and "avx512f" in cpuinfo.get("flags", "").split()
 
 
 def _read_cpuinfo() -> dict[str, str]:

@@ -73,6 +73,18 @@ def test_auto_uses_onednn_where_mkl_is_slow_and_it_is_as_precise(
     assert resolve_onednn(False) is False
 
 
+def test_a_processor_without_products_of_onednn_is_no_fallback(processor, caplog: pytest.LogCaptureFixture) -> None:
+    """Every command that trains or scores would log a line, on every such machine."""
+    caplog.set_level("INFO")
+    processor(flags="avx2")
+    assert resolve_onednn("auto") is False
+    assert caplog.text == ""
+    processor(off=2e-3)
+    why_not_onednn.cache_clear()
+    assert resolve_onednn("auto") is False
+    assert "fall back to torch's default: output 0 of case 0 is off" in caplog.text
+
+
 def test_an_unknown_processor_keeps_torchs_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(compile_cache, "CPUINFO", tmp_path / "nowhere")
     assert resolve_onednn("auto") is False
