@@ -57,7 +57,9 @@ def write_run(
     rows = []
     for step in range(1, steps + 1):
         row = {"step": step, "tokens": step * STEP_TOKENS, "train/loss": 10.0 - step, "lr": 1e-3}
-        row |= {"grad_norm": 1.0, "tokens_per_s": tokens_per_s * (0.5 if step == 1 else 1.0)}
+        speed = tokens_per_s * (0.5 if step == 1 else 1.0)
+        row |= {"grad_norm": 1.0, "tokens_per_s": speed}
+        row |= {"flops_per_s": speed * flops_per_token, "memory_gib": 0.5}
         if step % 2 == 0:
             row["val/loss"] = losses[step // 2 - 1]
         rows.append(row)
