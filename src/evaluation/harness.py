@@ -61,6 +61,8 @@ def load(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> Loaded
     Raises:
         ValueError: lm-eval has no such task, its data cannot be fetched, or a number of examples cannot be given.
     """
+    if repeated := [name for name in tasks if tasks.count(name) > 1]:
+        raise ValueError(f"evaluation.lm_eval.tasks names {repeated[0]} twice; name it once")
     try:
         with _hide_progress_bars():
             loaded = _load(tasks, files)
@@ -70,7 +72,7 @@ def load(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> Loaded
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
             f"evaluation.lm_eval.tasks={','.join(tasks)} could not be fetched ({cause}); "
-            "name no task twice, check the network, or give evaluation.lm_eval.files.<task>=<file>"
+            "check the network, or give evaluation.lm_eval.files.<task>=<file>"
         ) from error
     _set_fewshot(loaded, num_fewshot)
     return loaded

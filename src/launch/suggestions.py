@@ -52,7 +52,8 @@ def unknown_key(key: str) -> str:
         return f"{key} is not a key of {group}={part[1]}{nearest(part[2], known)}; keys: {', '.join(known) or 'none'}"
     having = [name for name in options(group) if rest and rest in keys_of_option(group, name)]
     if having:
-        return f"{key} is not a key of this configuration but of {group}={' or '.join(having)}; choose that first"
+        plus = f", or give +{key}=<value> with model=from_checkpoint" if group == "model" else ""
+        return f"{key} is not a key of this configuration but of {group}={' or '.join(having)}; choose that first{plus}"
     if key in all_keys():  # of a file at the top level
         files = [p for g in ("task", "scale", "experiment") for p in (CONF / g).glob("*.yaml")]
         named = [f"{p.parent.name}={p.stem}" for p in files if key in _dotted_keys(_load(p))]

@@ -29,7 +29,10 @@ def take_sizes(config: DictConfig) -> None:
         return
     source = section[KEY]
     if source is None:
-        raise UserError("model=from_checkpoint needs init_from=<folder, checkpoint or model of the hub> with its sizes")
+        raise UserError(
+            "model=from_checkpoint needs init_from=<a folder by task=export, a Hugging Face GPT-2 or Llama folder, "
+            "nanoGPT's ckpt.pt, or a model of the hub>"
+        )
     try:
         recipe = read_recipe(Path(str(source)))
     except ValueError as error:

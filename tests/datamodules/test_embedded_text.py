@@ -71,6 +71,7 @@ def test_a_path_replaces_the_embedded_text(tmp_path: Path) -> None:
 def test_own_shards_with_fewer_validation_tokens_than_the_bound_are_read_whole_with_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")
     keys = {**DATA_KEYS, "path": str(make_shards(tmp_path)), "cache": str(tmp_path)}  # 3,000 tokens
 
     def opened(val_tokens: int) -> EmbeddedTextDataModule:

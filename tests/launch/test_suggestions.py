@@ -38,6 +38,11 @@ def test_known_keys_are_dotted_and_leave_out_what_hydra_reads() -> None:
             "recurrence.mlp is not a key of this configuration but of recurrence=mini; choose that first",
         ),
         (
+            "model.rope_scaling",
+            "model.rope_scaling is not a key of this configuration but of model=tiny; choose that first, "
+            "or give +model.rope_scaling=<value> with model=from_checkpoint",
+        ),
+        (
             "residual.parts.rezero.gate",
             "residual.parts.rezero.gate is not a key of residual=rezero, did you mean gate_init?; "
             "keys: gate_init, lr_scale",

@@ -49,9 +49,7 @@ def test_keys_beside_it_count(tmp_path: Path) -> None:
 
 
 def test_without_a_model_it_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^model=from_checkpoint needs init_from=<folder, checkpoint or model of the hub>"
-    ):
+    with pytest.raises(UserError, match=r"^model=from_checkpoint needs init_from=<a folder by task=export, "):
         composed_settings("model=from_checkpoint")
     with pytest.raises(UserError, match=r"^init_from=.*none does not exist; give a folder"):
         read(tmp_path / "none")

@@ -51,7 +51,10 @@ def read_config(folder: Path, model_types: tuple[str, ...]) -> dict[str, Any]:  
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give a Hugging Face GPT-2 or Llama folder")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json; give a Hugging Face GPT-2 or Llama folder with one")
+        raise ValueError(
+            f"{folder} has no config.json; give a Hugging Face GPT-2 or Llama folder with one, or export a run by "
+            "task=export run=<run folder> output=<folder>"
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8

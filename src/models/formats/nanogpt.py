@@ -43,7 +43,8 @@ def read_nanogpt(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(sizes, dict) or "model" not in stored or not all(isinstance(sizes.get(k), int) for k in SIZES):
         raise ValueError(
             f"{path} is not a checkpoint of nanoGPT (it has no model_args with {', '.join(SIZES)}); "
-            "a run of this project continues by resume=<run folder> or branch_from=<run folder>"
+            "a run of this project continues by resume=<run folder> or branch_from=<run folder>, and its weights are "
+            "read from what task=export writes"
         )
     fields = {
         **{key: sizes[key] for key in SIZES},
