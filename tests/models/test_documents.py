@@ -14,7 +14,7 @@ MARK = 63
 #: Lengths of the documents of two packed sequences of 12 tokens; the first one has no mark and continues from before.
 LENGTHS = ((5, 4, 3), (2, 9, 1))
 #: Strategies with a convolution over the last tokens, and embeddings with n-grams of them, reach across a mark.
-OTHER_PATHS = {"deep_delta_expanded", "bigram_hash", "ngram_hash"}
+OTHER_PATHS = {"deep_delta_expanded", "bigram_hash", "ngram_hash", "nanochat"}
 
 
 def pack() -> Tensor:

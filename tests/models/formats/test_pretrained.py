@@ -179,7 +179,7 @@ def cut(folder: Path) -> None:
         (edit(model={**SIZES, "block_size": 13}), r"wpe\.weight is \[12, 16\] there, \[13, 16\] by"),
         (edit(seed=None), r"config\.json has no seed; export the run again"),
         (edit(rooms={}), r"config\.json has no rooms\.residual; export"),
-        (edit(model_type="llama"), "holds a model of type llama; only reslab or gpt2"),
+        (edit(model_type="mamba"), "holds a model of type mamba; only reslab or gpt2 or llama"),
         (cut, r"ln_f\.weight is missing there, \[16\] by the configuration; give the configuration of"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "cannot be read"),
     ],
