@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed, nn
 
+from src.kernels.autocast import suspend_autocast
 from src.models.documents import number_documents
 from src.models.gpt import GPT
 from src.models.optim.base import OptimizerConfig, apply_gradients, build_optimizer
@@ -140,7 +141,8 @@ class LanguageModel(L.LightningModule):
             self.gpt.recurs = True
             tokens_MT = batch_AMT[0]
             loss = self._micro_loss(tokens_MT[:, :-1].long(), tokens_MT[:, 1:].long())
-            torch.autograd.grad(loss, self._params)  # leaves .grad alone, so DDP exchanges nothing
+            with suspend_autocast(loss):
+                torch.autograd.grad(loss, self._params)  # leaves .grad alone, so DDP exchanges nothing
             self.gpt.recurs = False
         self._warm = True
         if step == start:
@@ -160,7 +162,9 @@ class LanguageModel(L.LightningModule):
                 sync = contextlib.nullcontext()
             with sync:
                 loss = self._micro_loss(idx, targets) / n_micro
-                self.manual_backward(loss)
+                # Lightning's autocast is still on here; the backward of a float32 product must not run in bfloat16.
+                with suspend_autocast(loss):
+                    self.manual_backward(loss)
             total += loss.detach()
         return total
 

@@ -22,10 +22,13 @@ def batches(n_micro: int, n_steps: int = 3) -> Any:
     return DataLoader(steps, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
 
 
-def train(loader: Any, folder: Path, *callbacks: L.Callback, **options: Any) -> LanguageModel:
+def train(
+    loader: Any, folder: Path, *callbacks: L.Callback, precision: Any = "32-true", **options: Any
+) -> LanguageModel:
     schedule = Constant(peak=1e-2, floor=1e-2, warmup_steps=0, max_steps=len(loader))
     module = LanguageModel(tiny_gpt(), adamw(1e-2), schedule, compile_trunk=False, seed=0)
     shared: dict[str, Any] = {"max_epochs": 1, "max_steps": len(loader), "accelerator": "cpu", "logger": False}
+    shared["precision"] = precision
     quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(
         callbacks=list(callbacks), default_root_dir=folder, enable_model_summary=False, **shared, **quiet
@@ -39,6 +42,20 @@ def test_accumulated_micro_steps_equal_one_large_batch(tmp_path: Path) -> None:
     whole, accumulated = train(batches(1), tmp_path), train(batches(4), tmp_path)
     for one, other in zip(whole.parameters(), accumulated.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_forward_runs_under_autocast_and_the_backward_does_not(tmp_path: Path) -> None:
+    forward, backward = list[bool](), list[bool]()
+
+    class Watch(L.Callback):
+        def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+            sublayer = module.gpt.get_submodule("h.0.mlp")
+            sublayer.register_forward_pre_hook(lambda *_: forward.append(torch.is_autocast_enabled("cpu")))
+            module.gpt.ln_f.weight.register_hook(lambda _: backward.append(torch.is_autocast_enabled("cpu")))
+
+    train(batches(2, n_steps=1), tmp_path, Watch(), precision="bf16-mixed")
+    assert backward == [False, False]
+    assert forward == [True, True]
 
 
 def test_lightnings_hooks_are_called_once_per_micro_step_or_step(tmp_path: Path) -> None:
