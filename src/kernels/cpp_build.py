@@ -37,14 +37,23 @@ Argument: TypeAlias = "Tensor | array[int] | int | float | None"
 class Kernels:
     """Functions of one compiled source.
 
-    Arguments are contiguous tensors and tables (None: a null pointer), then numbers.
+    Arguments are contiguous tensors and tables (None: a null pointer), then numbers. Floating-point tensors have the
+    element type of the source; those of a function `<name>_half` may be bfloat16 instead.
     """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.library, self.dtype = library, dtype
 
     def __call__(self, name: str, *args: Argument) -> None:
-        """Call the function `name`."""
+        """Call the function `name`.
+
+        Raises:
+            TypeError: a tensor has another element type, which the function would read as its own.
+        """
+        allowed = (self.dtype, torch.bfloat16) if name.endswith("_half") else (self.dtype,)
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype not in allowed:
+                raise TypeError(f"{name} is compiled for {self.dtype}, got a tensor of {arg.dtype}")
         function = getattr(self.library, name)
         if function.argtypes is None:
             function.argtypes = [C_ARGUMENTS.get(type(arg), ctypes.c_void_p) for arg in args]
@@ -82,7 +91,7 @@ class Source:
             return (
                 f"C++ kernels need float32 or float64 in whole vectors of {VECTOR_BYTES} bytes, not {dtype} x {width}"
             )
-        return _build(self.path, C_TYPES[dtype], tuple(sizes.items()))
+        return _build(self.path, dtype, tuple(sizes.items()))
 
 
 def table(numbers: Iterable[int]) -> "array[int]":
@@ -96,12 +105,12 @@ def addresses(tensors: Iterable[Tensor]) -> "array[int]":
 
 
 @functools.cache
-def _build(source: str, real: str, sizes: tuple[tuple[str, int], ...]) -> Kernels | str:
+def _build(source: str, dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]) -> Kernels | str:
     """Return the kernels of a source, or why they cannot be built."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         return "there is no C++ compiler"
-    defines = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in sizes)]
+    defines = [f"-DREAL={C_TYPES[dtype]}", *(f"-D{name}={value}" for name, value in sizes)]
     path = SRC / f"{source}.cpp"
     command = [compiler, *COMPILE, *defines, str(path)]
     try:
@@ -109,7 +118,7 @@ def _build(source: str, real: str, sizes: tuple[tuple[str, int], ...]) -> Kernel
         library = folder / f"{path.stem}-{_fingerprint(command, path.parent)}.so"
         if not library.exists():
             _compile(command, library)
-        return Kernels(ctypes.CDLL(str(library)))
+        return Kernels(ctypes.CDLL(str(library)), dtype)
     except (OSError, subprocess.SubprocessError) as error:
         return f"{source}.cpp cannot be built: {error}"
 

@@ -60,6 +60,15 @@ def test_rows_that_are_not_whole_vectors_have_no_kernels() -> None:
         source.load(torch.float32, 18)
 
 
+def test_a_tensor_of_another_element_type_is_rejected() -> None:
+    source, sizes = Source("kernels/hyper_streams/dhc"), {"N": 2}
+    if source.why_not(torch.device("cpu"), torch.float32, width=16, **sizes) is not None:
+        pytest.skip("no C++ compiler")
+    kernels = source.load(torch.float32, 16, **sizes)
+    with pytest.raises(TypeError, match=r"dhc_forward is compiled for torch.float32, got a tensor of torch.bfloat16"):
+        kernels("dhc_forward", torch.zeros(16), torch.zeros(16, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize(
     ("compiler", "reason"), [("no-such-compiler", "there is no C++ compiler"), ("false", "cannot be built")]
 )

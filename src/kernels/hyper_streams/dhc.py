@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from src.kernels.autocast import suspend_autocast
 from src.kernels.cpp_build import Kernels, Source
 from src.kernels.custom_op import Context, operator
 from src.kernels.dispatch import Operation
@@ -114,7 +115,8 @@ def compute_activations(h_BTND: Tensor, parameters: DHCParameters) -> Activation
 
 def _kernel_parameters(parameters: DHCParameters) -> tuple[Tensor, ...]:
     """Return what the kernels take: the centered projection [C, D], the bias in z, and the rest as it is."""
-    bias_C = parameters.norm_bias_D @ parameters.w_DC
+    with suspend_autocast(parameters.w_DC):
+        bias_C = parameters.norm_bias_D @ parameters.w_DC
     centered_CD = _center_projection(parameters).contiguous()
     return centered_CD, bias_C, parameters.scale_2, parameters.a_NM, parameters.b_N
 

@@ -66,6 +66,18 @@ def test_every_backend_equals_the_reference(
         assert torch.allclose(one, other, rtol=atol, atol=atol * one.abs().max().item())
 
 
+def test_the_kernel_gets_its_dtype_from_a_backward_inside_autocast() -> None:
+    need_kernel(4, torch.float32)
+    found = []
+    for inside in (False, True):
+        state, weights = inputs(4, torch.float32), parameters(4, dtype=torch.float32)
+        u, _ = read_dhc(Streams(*state), weights)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad((u * draw(*u.shape, dtype=u.dtype)).sum(), state))
+    for outside, within in zip(*found, strict=True):
+        assert torch.equal(outside, within)
+
+
 def test_the_kernel_is_selected_for_whole_vectors_and_shown_in_the_table() -> None:
     need_kernel(2, torch.float32)
     for width, backend in ((D, "cpp"), (D - 4, "reference")):
