@@ -66,6 +66,26 @@ def read_config(folder: Path, model_types: tuple[str, ...]) -> dict[str, Any]:  
     return dict(config)
 
 
+def read_sizes(config: dict[str, Any], names: dict[str, str], folder: Path) -> dict[str, int]:
+    """Return the sizes of a `config.json` under this project's names.
+
+    Args:
+        config: contents of the file.
+        names: names in the file by this project's.
+        folder: where it lies, for messages.
+
+    Raises:
+        ValueError: a size is missing, no integer or below 1.
+    """
+    sizes = {}
+    for ours, theirs in names.items():
+        size = config.get(theirs)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{folder} has {theirs}={size} in its config.json, which must be >= 1")
+        sizes[ours] = size
+    return sizes
+
+
 def list_weights(place: Path) -> list[Path]:
     """Return the files of a folder's weights; a file stands for itself.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from src.models.config import GPTConfig
-from src.models.formats.folder import read_config, read_tensors, write_folder
+from src.models.formats.folder import read_config, read_sizes, read_tensors, write_folder
 from src.models.formats.gpt2 import GPT2_KEYS, find_difference_from_gpt2, gpt2_shapes
 from src.models.gpt import GPT
 
@@ -148,12 +148,7 @@ def _config_fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         found = config.get(key, value)
         if found != value and not (key == "n_inner" and found == 4 * config.get("n_embd", 0)):
             raise ValueError(f"{folder} has {key}={found}, which is not supported here")
-    fields: dict[str, Any] = {}
-    for ours, theirs in SIZES.items():
-        size = config.get(theirs)
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{folder} has {theirs}={size} in its config.json, which must be >= 1")
-        fields[ours] = size
+    sizes = read_sizes(config, SIZES, folder)
     activation = config.get("activation_function", "gelu_new")
     if activation not in GELUS:
         raise ValueError(
@@ -161,7 +156,7 @@ def _config_fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             f"supported are {', '.join(GELUS)}"
         )
     return {
-        **fields,
+        **sizes,
         "bias": True,
         "dropout": config.get("resid_pdrop", 0.1),
         "gelu_approximate": GELUS[activation],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.models.attention import CausalSelfAttention
 from src.models.config import GPTConfig
-from src.models.formats.folder import read_config, read_tensors, write_folder
+from src.models.formats.folder import read_config, read_sizes, read_tensors, write_folder
 from src.models.formats.llama import ENDS, LAYER, LLAMA_KEYS, find_difference_from_llama
 from src.models.gpt import GPT
 
@@ -153,12 +153,7 @@ def _list_sizes(config: GPTConfig, fields: Iterable[str]) -> dict[str, object]:
 def _read_fields(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the fields of a `GPTConfig`, and what they cannot state."""
     unsupported = [f"{key}={config[key]}" for key, value in FIXED.items() if config.get(key, value) != value]
-    fields: dict[str, Any] = {}
-    for ours, theirs in SIZES.items():
-        size = config.get(theirs)
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{folder} has {theirs}={size} in its config.json, which must be >= 1")
-        fields[ours] = size
+    fields: dict[str, Any] = read_sizes(config, SIZES, folder)
     n_kv, head_size = config.get("num_key_value_heads") or fields["n_head"], fields["n_embd"] // fields["n_head"]
     if config.get("head_dim") not in (None, head_size):
         unsupported.append(f"head_dim={config['head_dim']} (hidden_size / num_attention_heads is {head_size})")
