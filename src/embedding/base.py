@@ -23,6 +23,11 @@ from src.source import Source
 Lookup = tuple[Tensor, ...]
 
 
+def number_second_layers(n_layer: int) -> dict[int, int]:
+    """Return every second layer, counted from the last one, with its place among them in the order of depth."""
+    return {layer: j for j, layer in enumerate(range((n_layer - 1) % 2, n_layer, 2))}
+
+
 @dataclass(frozen=True)
 class EmbeddingSpec:
     """Description of the model that an embedding is built for; names as in the benchmark.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.bounds import PositiveInt
-from src.embedding.base import EmbeddingSpec, Lookup
+from src.embedding.base import EmbeddingSpec, Lookup, number_second_layers
 from src.embedding.untied import UntiedEmbedding
 from src.source import Source
 
@@ -43,11 +43,9 @@ class NanochatEmbedding(UntiedEmbedding):
 
     def __init__(self, spec: EmbeddingSpec, *, smear_channels: PositiveInt, gate_channels: PositiveInt) -> None:
         super().__init__(spec)
-        # Every second layer, counted from the last one.
-        layers = [layer for layer in range(spec.n_layer) if (spec.n_layer - 1 - layer) % 2 == 0]
-        self.slots, self.vocab_size = {layer: j for j, layer in enumerate(layers)}, spec.vocab_size
-        self.table_RD = nn.Parameter(torch.empty(len(layers) * spec.vocab_size, spec.n_embd))
-        self.gate_JHC = nn.Parameter(torch.empty(len(layers), spec.n_head, min(gate_channels, spec.n_embd)))
+        self.slots, self.vocab_size = number_second_layers(spec.n_layer), spec.vocab_size
+        self.table_RD = nn.Parameter(torch.empty(len(self.slots) * spec.vocab_size, spec.n_embd))
+        self.gate_JHC = nn.Parameter(torch.empty(len(self.slots), spec.n_head, min(gate_channels, spec.n_embd)))
         self.smear_gate_C = nn.Parameter(torch.empty(min(smear_channels, spec.n_embd)))
         self.smear = nn.Parameter(torch.zeros(1))
         self.reset()

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.embedding.base import EmbeddingSpec, Lookup
+from src.embedding.base import EmbeddingSpec, Lookup, number_second_layers
 from src.embedding.tied import TiedEmbedding
 from src.source import Source
 
@@ -45,12 +45,10 @@ class ValueProjection(TiedEmbedding):
         super().__init__(spec)
         if gate_channels < 1:
             raise ValueError(f"embedding.gate_channels must be >= 1, got {gate_channels}; the source uses 32")
-        # Every second layer, counted from the last one.
-        layers = [layer for layer in range(spec.n_layer) if (spec.n_layer - 1 - layer) % 2 == 0]
-        self.slots = {layer: j for j, layer in enumerate(layers)}
+        self.slots = number_second_layers(spec.n_layer)
         n_channels = min(gate_channels, spec.n_embd)
-        self.proj_JDD = nn.Parameter(torch.empty(len(layers), spec.n_embd, spec.n_embd))
-        self.gate_JHC = nn.Parameter(torch.empty(len(layers), spec.n_head, n_channels))
+        self.proj_JDD = nn.Parameter(torch.empty(len(self.slots), spec.n_embd, spec.n_embd))
+        self.gate_JHC = nn.Parameter(torch.empty(len(self.slots), spec.n_head, n_channels))
         self.reset()
 
     def reset(self) -> None:
