@@ -138,6 +138,7 @@ def summarize_core(entries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "unit": "%",
         "items": sum(part["items"] for part in parts.values()),
         "limited": f"first items only of {which}" if limited else None,
+        "cut": sum(part["cut"] or 0 for part in parts.values()),
         "num_fewshot": sorted({task.num_fewshot for task in TASKS}),
         "task_version": None,
         "lm_eval": next(iter(parts.values()))["lm_eval"],

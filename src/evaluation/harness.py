@@ -21,6 +21,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from src.errors import one_line
 from src.evaluation import core
+from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import PUBLISHED_ITEMS
 from src.files import sha256_file
 from src.launch.suggestions import nearest
@@ -48,6 +49,14 @@ def run_tasks(adapter: LM, loaded: Loaded, *, limit: int | None, log_samples: bo
         # Not simple_evaluate: it seeds the process's generators and keeps results from all ranks but one.
         found = lm_eval.evaluate(lm=adapter, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=log_samples)
     return dict(found)
+
+
+def count_cut(adapter: GPTAdapter, loaded: Loaded) -> dict[str, int]:
+    """Return the number of items with a prompt that was cut to the context, by task, after `run_tasks`."""
+    return {
+        name: len({request.doc_id for request in task.instances if adapter.exceeds_context(request)})
+        for name, task in loaded["tasks"].items()
+    }
 
 
 def load(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> Loaded:
@@ -144,6 +153,8 @@ def _list_members(name: str, children: Mapping[str, list[str]]) -> list[str]:
 def summarize(found: dict[str, Any], tasks: list[str], files: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Return the headline metric of each of `tasks`, with what it is computed from.
 
+    `found` is a result of `run_tasks`; its key `cut`, if it has one, is a result of `count_cut`.
+
     A group is reported by the mean that lm-eval computes over its tasks, which are `parts` of its entry, or task by
     task if it computes none; a tag by the tasks that have it; `core` by its mean.
     """
@@ -233,6 +244,7 @@ def _make_entry(name: str, found: dict[str, Any], files: dict[str, Path], data: 
         **{m: numbers[m] for m in HEADLINES if m in numbers},
         "items": n,
         "limited": None if n == total else f"first {n} of {total} items",
+        "cut": sum(found["cut"][task] for task in task_names) if "cut" in found else None,
         "num_fewshot": shots.pop() if len(shots) == 1 else sorted(shots),
         "task_version": found["versions"].get(name),
         "lm_eval": importlib.metadata.version("lm-eval"),

@@ -66,6 +66,19 @@ class GPTAdapter(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """Return token ids; `<|endoftext|>` is the special token, as in a Hugging Face tokenizer."""
         return self.tokenizer.encode_special(string)
 
+    def exceeds_context(self, request: Instance) -> bool:
+        """Return whether the left end of the request's prompt is cut off, since block_size has no room for it."""
+        if request.request_type == "loglikelihood_rolling":
+            return False
+        prompt, continuation = request.args
+        if request.request_type == "loglikelihood":
+            # A token has at least one byte.
+            if len(f"{prompt}{continuation}".encode()) <= self.max_length + 1:
+                return False
+            return prompt != "" and len(self.tok_encode(prompt + continuation)) > self.max_length + 1
+        tokens = self.tok_encode(prompt)
+        return len(start_continuation(self.tokenizer, tokens, continuation, self.max_length).prompt) < len(tokens)
+
     # ---- log-likelihoods
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: object) -> list[Answer]:

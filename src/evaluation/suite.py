@@ -174,7 +174,7 @@ class EvaluationSuite:
         return GPTAdapter(model, tokenizer, batch_size=self.batch_size, between_batches=between_batches)
 
     def _lm_eval(self, adapter: "GPTAdapter", files: dict[str, Path], samples: Path | None) -> dict[str, Any]:
-        from src.evaluation.harness import load, run_tasks, summarize
+        from src.evaluation.harness import count_cut, load, run_tasks, summarize
         from src.evaluation.samples import write_samples
 
         names = self.tasks.tasks
@@ -186,6 +186,11 @@ class EvaluationSuite:
         if samples is not None:
             write_samples(samples, found["samples"])
             log.info("evaluation: scored items in %s", samples)
+        found["cut"] = count_cut(adapter, loaded)
+        for name, n_cut in found["cut"].items():
+            if n_cut:
+                size = adapter.max_length
+                log.warning("evaluation: %d prompts of %s lost their start to model.block_size=%d", n_cut, name, size)
         return summarize(found, names, files)
 
 

@@ -119,7 +119,8 @@ def _rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
             continue
         unit = "" if entry.get("unit", "%") is None else " %"
         on = entry.get("limited") or f"all {entry['items']} items"
-        shots = f"{entry['num_fewshot']}-shot, {on}"
+        cut = f", {entry['cut']} prompts cut to the context" if entry.get("cut") else ""
+        shots = f"{entry['num_fewshot']}-shot, {on}{cut}"
         rows.append((f"{name} {entry['metric']}", f"{entry['score']:.2f}{unit}", shots))
     return rows
 

@@ -217,9 +217,11 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
             else:
                 unit = " %" if key == "score" and entry.get("unit", "%") else ""
                 limit = f"   limited: {entry['limited']}" if entry.get("limited") else ""
-                lines.append(f"  {label:28}{entry[key]:10.2f}{unit:5}{limit}")
+                cut = f"   {entry['cut']} prompts cut to the context" if entry.get("cut") else ""
+                lines.append(f"  {label:28}{entry[key]:10.2f}{unit:5}{limit}{cut}")
             for task, part in (entry.get("parts") or {}).items():
                 if "centred" in part:
                     of = f"{part['metric']}, {part['num_fewshot']}-shot, centred {part['centred']:.2f} %"
+                    of += f", {part['cut']} prompts cut" if part.get("cut") else ""
                     lines.append(f"    {task:26}{part['score']:10.2f} %     {of}")
     return lines

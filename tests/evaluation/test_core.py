@@ -106,7 +106,8 @@ def test_the_tasks_are_the_sources_without_those_that_lm_eval_lacks() -> None:
 
 def test_the_mean_is_that_of_centred_accuracies() -> None:
     entries = {
-        task.label: {"score": 100 * task.baseline, "items": 10, "limited": None, "lm_eval": "0"} for task in TASKS
+        task.label: {"score": 100 * task.baseline, "items": 10, "limited": None, "cut": 1, "lm_eval": "0"}
+        for task in TASKS
     }
     assert summarize_core(entries)["score"] == 0  # guesses
     entries["piqa"]["score"] = 75  # (0.75 - 0.5) / (1 - 0.5) = 0.5
@@ -118,6 +119,7 @@ def test_the_mean_is_that_of_centred_accuracies() -> None:
     assert found["parts"]["boolq"]["centred"] == pytest.approx(-50)
     assert found["score"] == pytest.approx((50 - 50 + 38 + 100) / 19)
     assert (found["items"], found["limited"], set(found["left_out"])) == (190, None, {"jeopardy", "squad", "coqa"})
+    assert found["cut"] == 19
     entries["piqa"]["limited"] = "first 10 of 1838 items"
     assert summarize_core(entries)["limited"] == "first items only of piqa"
 

@@ -72,7 +72,9 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def scored(tasks: list[str], num_fewshot: Any = 0) -> dict[str, dict[str, Any]]:
     gpt = tiny_gpt(vocab_size=50304, block_size=32).eval()
     adapter = GPTAdapter(gpt, gpt2_tokenizer(), batch_size=4, between_batches=lambda: None)
-    found = harness.run_tasks(adapter, harness.load(tasks, {}, num_fewshot), limit=4)
+    loaded = harness.load(tasks, {}, num_fewshot)
+    found = harness.run_tasks(adapter, loaded, limit=4)
+    found["cut"] = harness.count_cut(adapter, loaded)
     return harness.summarize(found, tasks, {})
 
 
@@ -118,6 +120,12 @@ def test_a_task_of_generated_answers_is_scored(catalogue: Path) -> None:
     entry = scored(["third"])["third"]
     assert (entry["metric"], entry["unit"], entry["items"]) == ("exact_match", "%", 4)
     assert 0 <= entry["score"] <= 100
+
+
+def test_items_whose_prompt_does_not_fit_into_the_context_are_counted(catalogue: Path) -> None:
+    # Three examples of 8 tokens and 6 of the item are within the 33 that the context scores, four are not.
+    assert [scored(["first"], shots)["first"]["cut"] for shots in (0, 3, 4)] == [0, 0, 4]
+    assert scored(["pair"], 4)["pair"]["cut"] == 8
 
 
 def test_an_unknown_task_is_named_before_anything_runs(catalogue: Path) -> None:

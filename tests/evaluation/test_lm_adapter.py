@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from torch import distributed, multiprocessing
 
@@ -28,6 +29,18 @@ def model() -> GPT:
 
 def adapter(gpt: GPT | None = None, batch_size: int = 16) -> GPTAdapter:
     return GPTAdapter(gpt or model(), gpt2_tokenizer(), batch_size=batch_size, between_batches=lambda: None)
+
+
+def test_a_request_exceeds_the_context_by_one_token() -> None:
+    def exceeds(kind: str, *arguments: Any) -> bool:
+        return adapter().exceeds_context(Instance(request_type=kind, doc={}, arguments=arguments, idx=0))
+
+    # 96 positions score 97 tokens.
+    assert [exceeds("loglikelihood", " the" * n, " end of it") for n in (94, 95)] == [False, True]
+    assert not exceeds("loglikelihood", "", " the" * 200)  # every token is scored, in pieces
+    asked = {"until": ["."], "max_gen_toks": 6}
+    assert [exceeds("generate_until", " the" * n, asked) for n in (90, 91)] == [False, True]
+    assert not exceeds("loglikelihood_rolling", " the" * 200)
 
 
 class Plain(TemplateLM):
