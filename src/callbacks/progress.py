@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -76,6 +76,14 @@ class ProgressBar(TQDMProgressBar):
     def init_validation_tqdm(self) -> Tqdm:
         # disable=None draws on a terminal only.
         return self._build_bar("validate", disable=self.is_disabled or None, leave=False, position=1)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:  # Any: Lightning declares any batch
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        if batch_idx == 0:
+            loaders = cast(list[object], trainer.val_dataloaders)  # of `TokenDataModule`
+            self.val_progress_bar.total = getattr(loaders[dataloader_idx], "n_batches", None)
 
     def _build_bar(self, description: str, **options: Any) -> Tqdm:
         """Return a bar with Lightning's format on standard error; `options` are tqdm's."""

@@ -24,6 +24,7 @@ N validation windows.
 
 import functools
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -159,8 +160,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """Return one loader of this rank's validation batches for each of `validation_sets`."""
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        loaders = self.validation_sets().values()
-        return [ValLoader(functools.partial(self._val_batches, windows, rank, world)) for windows in loaders]
+        loaders = []
+        for windows in self.validation_sets().values():
+            n_batches = math.ceil(len(range(rank, len(windows), world)) / self.micro_batch_size)
+            loaders.append(ValLoader(functools.partial(self._val_batches, windows, rank, world), n_batches))
+        return loaders
 
     def val_batches(self, rank: int, world_size: int) -> Iterator[Tensor]:
         """Yield every `world_size`-th window of the first validation set, [b, T + 1] with b <= M."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tqdm import tqdm
+
 log = logging.getLogger(__name__)
 
 #: What a job writes before its task does anything.
@@ -42,6 +44,11 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
         super().__init__(sys.stderr)
         self.setLevel(level)
         self.setFormatter(logging.Formatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record; progress bars are cleared before it and drawn again after it."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is printed."""

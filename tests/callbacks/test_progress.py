@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,20 @@ def test_the_bar_shows_step_loss_and_speed_and_draws_by_time(
     assert "7/10" not in shown.err
     assert "8/10" in shown.err
     assert "loss=6.2500, tokens/s=128" in shown.err
+
+
+def test_the_validation_bar_knows_its_length(capsys: pytest.CaptureFixture[str]) -> None:
+    bar: Any = ProgressBar(tokens_per_step=64, every_s=0.5)
+    loaders = [SimpleNamespace(n_batches=7), SimpleNamespace(n_batches=11)]
+    trainer = trainer_at(0, sanity_checking=False, num_val_batches=[float("inf")] * 2, val_dataloaders=loaders)
+    bar.setup(trainer, None, "fit")
+    bar.on_validation_start(trainer, None)
+    totals = []
+    for loader in (0, 1):
+        for batch in (0, 1):
+            bar.on_validation_batch_start(trainer, None, None, batch, loader)
+            totals.append(bar.val_progress_bar.total)
+    assert totals == [7, 7, 11, 11]
 
 
 def test_the_bar_is_closed_by_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -111,6 +112,14 @@ def test_ranks_share_the_validation_windows(build: Build) -> None:
         batches = [batch for rank in range(world) for batch in data.val_batches(rank, world)]
         assert max(map(len, batches)) <= 2
         assert sorted(row for batch in batches for row in rows(batch)) == want
+
+
+@pytest.mark.parametrize(("rank", "world", "n_batches"), [(0, 1, 4), (0, 2, 2), (1, 2, 2), (2, 3, 1)])
+def test_a_validation_loader_knows_its_number_of_batches(build: Build, rank: int, world: int, n_batches: int) -> None:
+    data: Any = build()
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    loader = data.val_dataloader()[0]
+    assert loader.n_batches == len(list(loader)) == n_batches
 
 
 def test_the_identity_is_json_and_follows_from_the_content(build: Build) -> None:

@@ -1,11 +1,13 @@
 """Log of a job: run.log has everything, the console the messages of this project."""
 
 import logging
+import sys
 import threading
 import warnings
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from src.launch.run_log import open_log
 
@@ -25,6 +27,17 @@ def test_run_log_has_everything_and_the_console_the_messages_of_this_project(
     for words in ("INFO src.x: ours", "DEBUG src.x: detail", "INFO library: theirs", "a warning"):
         assert words in text
     assert capsys.readouterr().err.splitlines() == ["ours", "their error"]
+
+
+def test_a_message_gets_a_line_of_its_own_beside_a_progress_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_log(tmp_path, rank=0), tqdm(total=5, file=sys.stderr) as bar:
+        bar.update()
+        logging.getLogger("src.x").warning("a message")
+    cleared, _, after = capsys.readouterr().err.partition("a message\n")
+    assert cleared.endswith(" \r")
+    assert "1/5" in after
 
 
 def test_a_further_rank_writes_no_file_and_prints_what_is_critical(

@@ -52,12 +52,15 @@ class TrainLoader:
 class ValLoader:
     """Validation batches, read again for each validation.
 
+    It has no `__len__`: the ranks' numbers may differ, of which Lightning would warn.
+
     Args:
         batches: returns an iterator over all of them.
+        n_batches: their number.
     """
 
-    def __init__(self, batches: Callable[[], Iterator[Tensor]]) -> None:
-        self.batches = batches
+    def __init__(self, batches: Callable[[], Iterator[Tensor]], n_batches: int) -> None:
+        self.batches, self.n_batches = batches, n_batches
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.batches()
