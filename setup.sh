@@ -26,7 +26,8 @@ install() { # $1: what to install, as pip names it
   local stamp="$VENV/.installed-${2}" want
   want="$(cat pyproject.toml constraints.txt | sha256sum)"
   [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "$1"
+  # Python compiles a module when it is first imported: most of these never are.
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt "$1"
   rm -rf build reslab.egg-info
   echo "$want" >"$stamp"
 }
@@ -41,8 +42,9 @@ test)
   "$VENV/bin/ruff" check .
   "$VENV/bin/ruff" format --check .
   "$VENV/bin/mypy"
-  export OMP_NUM_THREADS=1 # two workers, a core each: two threads in both would wait for one another
-  exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${@:2}"
+  export OMP_NUM_THREADS=1 # threads of several workers would wait for one another
+  # Three workers for two cores: tests of signals, time limits and ranks wait for a good part of their time.
+  exec "$VENV/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "${@:2}"
   ;;
 *)
   sed -n '2,5p' "$0" | cut -c3-
