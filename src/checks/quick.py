@@ -31,10 +31,14 @@ def run_quick_checks(settings: Settings) -> None:
     """Run the checks that take seconds.
 
     Raises:
-        UserError: the first fault, with a way to fix it.
+        UserError: the configured parts exclude one another, or the first fault, with a way to fix it.
     """
     start = time.monotonic()
     subject = build_subject(settings)
+    try:
+        subject.make(subject.small_config(), 0)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
     for name, check in QUICK.items():
         finding = run_check(name, functools.partial(check, subject))
         if finding.faults:

@@ -11,13 +11,14 @@ import pytest
 
 from src.checks import cost, graph, learning, properties
 from src.checks.base import Subject, draw_tokens
-from src.checks.quick import build_gpt, run_check
+from src.checks.quick import build_gpt, run_check, run_quick_checks
 from src.datamodules.embedded_text import read_embedded_tokens
+from src.errors import UserError
 from src.models.config import GPTConfig
 from src.tasks.check import format_table
 from tests.checks import planted
 from tests.runs import PREPARED, environment
-from tests.support import ROOT, component, option
+from tests.support import ROOT, component, composed_settings, option
 
 CONFIG = GPTConfig(4, 2, 32, 16, 64, False, 0.0, "none", "pre", "learned")
 
@@ -28,6 +29,14 @@ def _forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     env = {**environment(), "PYTHONPATH": str(ROOT)}
     if PREPARED.suits(env):
         monkeypatch.setattr(graph, "Popen", lambda command, **_: PREPARED.begin(*command[1:], cwd=ROOT, env=env))
+
+
+def test_parts_that_exclude_one_another_are_the_users_error_and_no_fault_of_the_strategy() -> None:
+    settings = composed_settings("residual=muddformer", "recurrence=looped")
+    with pytest.raises(
+        UserError, match=r"^recurrence must not loop .* give recurrence=delayed_repeat or residual=vanilla$"
+    ):
+        run_quick_checks(settings)
 
 
 def subject_of(strategy: Any) -> Subject:
