@@ -486,6 +486,15 @@ def test_a_run_on_one_rank_resumes_on_two(stopped: Path, long: Path, tmp_path: P
         assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
 
 
+def test_recomputed_activations_give_the_losses_of_kept_ones(whole: Path, shards: Path, tmp_path: Path) -> None:
+    keys = ["trainer.checkpoint_activations=true", "trainer.max_steps=3", "check=off", "samples.tokens=0"]
+    done = run(*SMALL, *keys, "optimizer.warmup_steps=1", f"data.path={shards}", "hydra.run.dir=r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours, kept = ([row["train/loss"] for row in metrics(folder)] for folder in (tmp_path / "r", whole))
+    assert ours[0] == kept[0]
+    assert ours == pytest.approx(kept[:3], rel=1e-3)  # the schedule of the other run is longer
+
+
 def test_bf16_and_compile_give_nearly_the_losses_of_float32(whole: Path, shards: Path, tmp_path: Path) -> None:
     keys = [
         "trainer.precision=bf16-mixed",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from src.kernels.dispatch import REGISTRY, Operation, WhyNot, verify
 from tests.support import ROOT
@@ -190,6 +191,13 @@ def test_verify_leaves_the_case_and_the_random_state_as_they_are() -> None:
     assert verify(kernel, lambda x: 2 * x, [[x]], 1e-6) is None
     assert torch.equal(x, torch.ones(3))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_verify_saves_nothing_through_the_hooks_of_its_caller() -> None:
+    seen: list[Tensor] = []
+    with saved_tensors_hooks(lambda x: seen.append(x) or x, lambda x: x):
+        assert verify(scaled(1.0), scaled(1.0), [case()], 1e-6) is None
+    assert seen == []
 
 
 # ---- who selects a backend
