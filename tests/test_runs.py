@@ -466,6 +466,9 @@ def test_other_data_and_another_model_are_rejected_on_resume(stopped: Path, tmp_
     assert done.returncode == 2
     assert "data.path holds other data than the run was trained on" in done.stderr
     assert "give data.accept_changed=true" in done.stderr
+    done = run(f"resume={folder}", "data.val_tokens=512", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the run was trained on other data: data.val_tokens was 1024, is 512; restore these keys" in done.stderr
     done = run(f"resume={folder}", "model.n_layer=3", cwd=tmp_path)
     assert done.returncode == 2
     assert "model.n_layer was 2, is 3" in done.stderr

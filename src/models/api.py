@@ -71,6 +71,10 @@ def build(
     Raises:
         ValueError: there is no option of a name, or the parts do not fit together.
     """
+    if model == "from_checkpoint":
+        raise ValueError(
+            "model='from_checkpoint' is for runs; from_pretrained(<folder>) builds the model of a checkpoint"
+        )
     own = _read_option("model", model)
     given = dict(zip(ROOMS, (residual, norm, embedding, recurrence, mlp), strict=True))
     names = {**GPT2, **_read_choices(model), **{room: name for room, name in given.items() if name is not None}}

@@ -31,6 +31,9 @@ from src.training.run import Resume
 
 log = logging.getLogger(__name__)
 
+#: Keys that say where the data are, not what they are.
+PLACES = ("data.path", "data.cache")
+
 
 # ---- which job
 
@@ -157,18 +160,24 @@ def check_stored(
         raise UserError(f"{path} is not a checkpoint of this project; resume needs one that it wrote")
     reject_differences(stored["config"], settings.config)
     reject_changed_methods(stored, settings, path)
-    _compare_data(stored["data_hash"], data_identity["hash"], settings)
+    _compare_data(stored, data_identity["hash"], settings)
     _compare_tokenizers(stored.get("tokenizer"), data_identity.get("tokenizer"))
     warn_about_other_code(stored.get("code"))
     return stored
 
 
-def _compare_data(then: str, now: str, settings: Settings) -> None:
+def _compare_data(stored: dict[str, Any], now: str, settings: Settings) -> None:
+    then = stored["data_hash"]
     if then == now:
         return
+    keys = find_differences({"data": stored["config"]["data"]}, {"data": settings.config["data"]})
+    changed = [f"{key} was {old}, is {new}" for key, (old, new) in keys.items() if key not in PLACES]
     line = f"data.path holds other data than the run was trained on: {now[:12]} now, {then[:12]} then"
+    if changed:
+        line = f"the run was trained on other data: {'; '.join(changed)}"
     if not settings.config["data"].get("accept_changed", False):
-        raise UserError(f"{line}; restore the shards, start a new run or give data.accept_changed=true")
+        restore = "restore these keys" if changed else "restore the shards"
+        raise UserError(f"{line}; {restore}, start a new run or give data.accept_changed=true")
     log.warning("%s; accepted", line)
 
 

@@ -30,6 +30,8 @@ def test_a_model_by_name_is_that_of_its_option() -> None:
     assert torch.equal(gpt(tokens()), expected(tokens()))
     llama = api.build(model="llama_small", **{**SIZES, "positions": "rope", "n_kv_head": 1})
     assert [type(part).__name__ for part in (llama.ln_f, llama.embedding)] == ["RMSNorm", "UntiedEmbedding"]
+    with pytest.raises(ValueError, match=r"from_checkpoint' is for runs; from_pretrained"):
+        api.build(model="from_checkpoint")
     with pytest.raises(ValueError, match=r"residual has no option mch; its options are attnres, .*, mhc, "):
         api.build("mch")
     with pytest.raises(ValueError, match=r"build\(.*vanilla.* cannot be built: model\.n_layer must be >= 1, got 0"):
