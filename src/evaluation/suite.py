@@ -91,9 +91,8 @@ class EvaluationSuite:
         """
         if (self.texts or self.tasks.tasks) and tokenizer is None:
             raise ValueError(
-                f"the evaluation needs GPT-2's {N_VOCAB} token ids where the data do not state their tokenizer, "
-                f"model.vocab_size is {vocab_size}; give model.vocab_size=50304, shards of task=prepare or "
-                "evaluation=none"
+                f"the evaluation needs a tokenizer: the data state none, and GPT-2's {N_VOCAB} ids are not those of "
+                f"model.vocab_size={vocab_size}; give model.vocab_size=50304, shards of task=prepare or evaluation=none"
             )
         if (self.texts or self.tasks.tasks) and tokenizer is not None and vocab_size < tokenizer.n_vocab:
             raise ValueError(

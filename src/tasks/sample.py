@@ -95,7 +95,7 @@ def run(job: Job) -> TaskEnd:
     if saved.tokenizer is None:
         raise UserError(
             f"{saved.identity['checkpoint']['file']} states no tokenizer, so there is no text to read or write; "
-            "train on shards of task=prepare, whose manifest.json states it"
+            "train on shards of task=prepare, whose manifest.json states it, or add tokenizer.json to the folder of hf="
         )
     device = torch.device("cuda" if trainer.accelerator == "gpu" else "cpu")
     saved.gpt.to(device).eval()

@@ -14,6 +14,8 @@ from src.datamodules.tokenizer import N_VOCAB, RANKS_SHA256
 from src.errors import one_line
 
 GPT2 = "gpt2"
+#: GPT-2's ids rounded up to a multiple of 1,024, the largest padding in use. More ids are of another tokenizer.
+PADDED_VOCAB = 51200
 
 
 def open_tokenizer(address: str) -> Tokenizer:
@@ -118,5 +120,5 @@ def open_stated(statement: Statement | None, content: str | None) -> Tokenizer |
 
 
 def or_gpt2(known: Tokenizer | None, vocab_size: int) -> Tokenizer | None:
-    """Return a known tokenizer, GPT-2's where none is known and the vocabulary has its ids, or None."""
-    return known or (gpt2_tokenizer() if vocab_size >= N_VOCAB else None)
+    """Return a known tokenizer; GPT-2's where none is known and the vocabulary is GPT-2's, perhaps padded; or None."""
+    return known or (gpt2_tokenizer() if N_VOCAB <= vocab_size <= PADDED_VOCAB else None)

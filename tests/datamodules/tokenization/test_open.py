@@ -76,11 +76,12 @@ def test_a_file_or_its_folder_names_a_tokenizer(tmp_path: Path) -> None:
         open_stated(found[0].statement(), None)
 
 
-def test_without_a_statement_a_large_vocabulary_is_gpt2s() -> None:
+def test_without_a_statement_a_vocabulary_of_gpt2s_size_is_gpt2s() -> None:
     assert open_stated(None, None) is None
     assert open_stated({"name": "unknown"}, None) is None
     assert or_gpt2(None, 50304) is gpt2_tokenizer()
     assert or_gpt2(None, 50256) is None
+    assert or_gpt2(None, 128256) is None  # Llama 3's
 
 
 def test_an_unknown_or_unreachable_tokenizer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
