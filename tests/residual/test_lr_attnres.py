@@ -1,4 +1,4 @@
-"""LR-AttnRes equals the repository's plain PyTorch read with keys and queries from values."""
+"""LR-AttnRes equals the repository's plain PyTorch read with static queries and keys from values."""
 
 import torch
 from torch import Tensor
@@ -16,52 +16,47 @@ def norm(x: Tensor) -> Tensor:
 def test_it_equals_its_source() -> None:
     """jon123boss/LR-AttnRes @ 14784c7, model.py: `_apply_lrid_attnres` without fused kernels; LR_ATTNRES.md.
 
-    attnres_type "full", lrid_key_from_value, lrid_input_dependent_query, lrid_query_from_value, one head, logit scale.
-    `norm` is rms_norm with torch's default eps. A read takes the query that its newest source emitted.
+    attnres_type "full", lrid_key_from_value, one head, logit scale. `norm` is rms_norm with torch's default eps.
     """
     spec = stream_spec()
     strategy = jittered(
         LowRankAttentionResiduals(spec, rank=4, projection_std=0.02, eps=torch.finfo(torch.float64).eps)
     )
 
-    def read(index: int, sources: list[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+    def read(index: int, sources: list[tuple[Tensor, Tensor]]) -> Tensor:
         if len(sources) == 1:
             return sources[0][0]
-        dynamic = sources[-1][2]
-        query = strategy.query_QR[index - 1] + strategy.gate_Q[index - 1] * dynamic
         values = torch.stack([source[0] for source in sources])
         keys = norm(torch.stack([source[1] for source in sources]))
-        logits = torch.einsum("sbtr,btr->sbt", keys, query) * 4**-0.5
+        logits = torch.einsum("sbtr,r->sbt", keys, strategy.query_QR[index - 1]) * 4**-0.5
         return torch.einsum("sbt,sbtd->btd", logits.softmax(0), values)
 
     def oracle(x0: Tensor, branches: Sublayers) -> Tensor:
-        sources = [(x0, norm(x0) @ strategy.embedding_key_RD.T, None)]
+        sources = [(x0, norm(x0) @ strategy.embedding_key_RD.T)]
         for i, branch in enumerate(branches):
-            value_key_proj, value_query_proj = strategy.key_query_SPD[i].chunk(2)
             out = branch(read(i, sources))
-            sources.append((out, norm(out) @ value_key_proj.T, norm(out) @ value_query_proj.T))
+            sources.append((out, norm(out) @ strategy.key_SRD[i].T))
         return read(len(branches), sources)
 
     compare_flow(strategy, spec, oracle)
 
 
 def test_initial_values_and_groups_are_the_sources() -> None:
-    """Queries and gates 0, projections N(0, 0.02), rank 64; queries and gates have no decay (optimizer.py, train.py).
+    """Queries 0, projections N(0, 0.02), rank 64; queries have no decay (optimizer.py, train.py).
 
     The source's Muon decays the projections, as it does all matrices; that AdamW trains them here is a deviation.
     """
     strategy = LowRankAttentionResiduals(stream_spec(4, 256), rank=64, projection_std=0.02, eps=1e-7)
     torch.manual_seed(0)
     strategy.reset()
-    for weight in (strategy.embedding_key_RD, strategy.key_query_SPD):
+    for weight in (strategy.embedding_key_RD, strategy.key_SRD):
         assert abs(weight.std().item() - 0.02) < 5e-4
     assert not strategy.query_QR.any()
-    assert not strategy.gate_Q.any()
     gpt = tiny_gpt("lr_attnres")
-    assert gpt.residual.rank == 64
+    assert gpt.residual.query_QR.shape[1] == 64
     groups = groups_by_name(gpt)
-    assert groups["residual.embedding_key_RD"] == groups["residual.key_query_SPD"] == (LR, WEIGHT_DECAY)
-    assert groups["residual.query_QR"] == groups["residual.gate_Q"] == (LR, 0.0)
+    assert groups["residual.embedding_key_RD"] == groups["residual.key_SRD"] == (LR, WEIGHT_DECAY)
+    assert groups["residual.query_QR"] == (LR, 0.0)
 
 
 def test_it_starts_as_the_uniform_mean() -> None:

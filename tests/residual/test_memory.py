@@ -37,6 +37,7 @@ BARS = {
     "attnres_multihead": 70,
     "attnres_window": 60,
     "lr_attnres": 80,
+    "lr_attnres_dynamic_query": 80,
     "attnres_stream_block": 10,
     "tdar": 60,
     "hyperconn": 250,
