@@ -27,7 +27,7 @@ x <- x + gate[k] * y, with `SingleStream` of `families/single_stream.py` (begin 
 
 Rules:
 - State is returned, never kept on `self`: a Tensor, or a NamedTuple of tensors or tuples of tensors. A forward may be
-  compiled, and several may run before one backward.
+  compiled, and several may run before one backward. A tuple of 0 or 1 tensors in it is an optional tensor.
 - Parameters per site are rows of one packed tensor, indexed by `site.index`: one optimizer kernel, and under DDP a
   gradient in every step, which every parameter must receive; that of an unused row is zero.
 - The constructor takes `(spec, *, <the keys of the YAML>)`; it depends on `spec.sites`, which `recurrence` changes.

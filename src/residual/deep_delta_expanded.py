@@ -79,7 +79,8 @@ class DeepDeltaExpanded(DeltaRule):
 
     def compress(self, x_BTND: Tensor, site: Site | None) -> Tensor:
         row = -1 if site is None else site.layer
-        # Result i of the convolution has tap m on value i + m - left, so value n gets tap m times pool[n + left - m].
+        # x = sum_i pool[i] conv(H)[i] with conv(H)[i] = sum_m mix[m] * H[i + m - left], that is
+        # x = sum_n H[n] * sum_m toeplitz[n, m] mix[m] with toeplitz[n, m] = pool[n + left - m], 0 outside.
         n_value = x_BTND.shape[2]
         left = (n_value - 1) // 2
         pool_N = F.pad(self.pool_PN[row], (n_value - 1 - left, left))

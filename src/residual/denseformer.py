@@ -53,7 +53,8 @@ class DenseFormer(ResidualStrategy[StreamAndDepth]):
         pair_JQ, first = torch.zeros(spec.n_block + 1, len(sources), dtype=torch.long), 0
         for query, read in enumerate(sources):
             weights += [0.0] * (len(read) - 1) + [1.0]
-            pair_JQ[list(read), query] = torch.arange(first, first := len(weights))
+            pair_JQ[list(read), query] = torch.arange(first, len(weights))
+            first = len(weights)
         self.a_P = nn.Parameter(torch.tensor(weights))
         self.register_buffer("pair_JQ", pair_JQ, persistent=False)  # the pair of a source and a query
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from src.bounds import PositiveFloat, StreamCount
 from src.residual.base import StreamSpec
+from src.residual.families.manifolds import MAX_STREAM
 from src.residual.families.permutation_streams import PermutationStreams
 from src.source import Source
-
-MAX_STREAM = 5  # 120 permutations; 6 streams would have 720
 
 
 class ManifoldHyperConnectionsLite(PermutationStreams):
