@@ -70,7 +70,8 @@ def mhc_weights(
     pre_scale, post_scale, res_scale = scale_3
     pre_BTN = (pre_scale * z_BTC[..., :n] + bias_C[:n]).sigmoid()
     post_BTN = 2 * (post_scale * z_BTC[..., n : 2 * n] + bias_C[n : 2 * n]).sigmoid()
-    m_BTNN = (res_scale * z_BTC[..., 2 * n :] + bias_C[2 * n :]).unflatten(-1, (n, n)).exp()
+    logit_BTNN = (res_scale * z_BTC[..., 2 * n :] + bias_C[2 * n :]).unflatten(-1, (n, n))
+    m_BTNN = (logit_BTNN - logit_BTNN.detach().amax((-2, -1), keepdim=True)).exp()  # a factor, which the sums divide by
     for _ in range(n_iteration):  # Sinkhorn-Knopp: columns sum to 1, then rows
         m_BTNN = m_BTNN / m_BTNN.sum(-2, keepdim=True)
         m_BTNN = m_BTNN / m_BTNN.sum(-1, keepdim=True)
