@@ -102,7 +102,7 @@ COVERED_BY = {
     "src/residual/families/low_rank.py": "tests/residual/test_laurel_lr.py",
     "src/residual/families/mudd_weights.py": "tests/residual/test_muddformer.py",
     "src/residual/families/permutation_streams.py": "tests/residual/test_mhc_lite.py",
-    "src/residual/families/shared_norm.py": "tests/residual/test_prores_block.py",
+    "src/residual/families/shared_norm.py": "tests/residual/test_parallel.py",
     "src/residual/families/single_stream.py": "tests/residual/test_contract.py",
     "src/residual/families/stream_attention.py": "tests/residual/test_attnres_stream_block.py",
     "src/residual/families/value_residual.py": "tests/residual/test_resformer.py",
@@ -203,6 +203,14 @@ def test_every_module_has_a_test(source: str) -> None:
 def test_a_covering_test_mentions_the_module(source: str) -> None:
     assert source in SOURCES
     assert mentions(COVERED_BY[source], source), f"{COVERED_BY[source]} neither imports nor names {source}"
+
+
+@pytest.mark.parametrize("source", [source for source in COVERED_BY if source.startswith("src/residual/families/")])
+def test_a_family_is_covered_by_the_test_of_a_strategy_that_imports_it(source: str) -> None:
+    test = COVERED_BY[source]
+    if test != "tests/residual/test_contract.py":  # of all strategies
+        strategy = ROOT / "src/residual" / test.rpartition("test_")[2]
+        assert source.removesuffix(".py").replace("/", ".") in strategy.read_text(), f"{strategy.name} has no {source}"
 
 
 @pytest.mark.parametrize("test", TESTS)

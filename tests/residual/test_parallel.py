@@ -1,4 +1,7 @@
-"""Parallel attention and MLP with one norm, against GPT-NeoX's tied form and the trunk's own norms."""
+"""Parallel attention and MLP with one norm, against GPT-NeoX's tied form and the trunk's own norms.
+
+Covers `src/residual/families/shared_norm.py` too.
+"""
 
 import torch
 from torch import Tensor
