@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-#: Deviations that several methods share, since both are the trunk's and the trunk is the same under every strategy.
+#: Deviations that several methods share: the trunk is the same under every strategy.
 QK_NORM = "The source's models norm queries and keys, which model.qk_norm does here and the default does not."
 EMBEDDING_NORM = "x0 is the trunk's embedding, which the source's models divide by its root mean square."
 

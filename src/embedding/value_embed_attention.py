@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.embedding.base import Lookup
 from src.embedding.value_tables import ValueTables
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class ValueEmbedAttention(ValueTables):
@@ -28,6 +28,7 @@ class ValueEmbedAttention(ValueTables):
             "projection can absorb.",
             "One learned weight per table, as in the record of 2025-01-16; later records gate the tables per head.",
             "The tables have the learning rate and weight decay of the trunk's matrices; the source multiplies them.",
+            QK_NORM,
         ),
     )
 

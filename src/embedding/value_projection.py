@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from src.embedding.base import EmbeddingSpec, Lookup, number_second_layers
 from src.embedding.tied import TiedEmbedding
-from src.source import Source
+from src.source import QK_NORM, Source
 
 
 class ValueProjection(TiedEmbedding):
@@ -37,6 +37,7 @@ class ValueProjection(TiedEmbedding):
         deviations=(
             "optimizer=muon leaves projections and gates to AdamW, as all parameters of an embedding; the source gives "
             "them to Muon.",
+            QK_NORM,
         ),
     )
     width_readers = ("proj_JDD",)

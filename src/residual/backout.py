@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from src.bounds import PositiveFloat
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.source import Source
+from src.source import EMBEDDING_NORM, QK_NORM, Source
 
 
 class BackoutState(NamedTuple):
@@ -43,6 +43,8 @@ class Backout(ResidualStrategy[BackoutState]):
         deviations=(
             "The betas are those of the run; nanochat has (0.8, 0.95) for lambda, which optimizer.groups can set.",
             "Only lambda is nanochat's; its x0 blending and smeared embedding are other strategies or not part of it.",
+            EMBEDDING_NORM,
+            QK_NORM,
         ),
     )
     may_skip: ClassVar[bool] = True

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from src.residual.base import ResidualStrategy, Site, StreamSpec
-from src.source import Source
+from src.source import EMBEDDING_NORM, QK_NORM, Source
 
 
 class CachedState(NamedTuple):
@@ -40,6 +40,8 @@ class CachedAttentionRead(ResidualStrategy[CachedState]):
         deviations=(
             "Only the cached read of the record, without its learned carries and writes, embedding shortcut and backout"
             " of the same activation, so as to compare one rule.",
+            EMBEDDING_NORM,
+            QK_NORM,
         ),
     )
 

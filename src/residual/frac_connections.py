@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from src.kernels import hyper_streams
 from src.kernels.hyper_streams import DHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.families.hyper_connections import DYNAMIC_DECAY
 from src.source import Source
 
 
@@ -30,7 +31,12 @@ class FracConnections(ResidualStrategy[Streams]):
         scale_init: initial factor of the dynamic part (0.01 in the source).
     """
 
-    source = Source("arXiv 2503.14125, equations 6-15", "wdlctc/hyper-connection-factory", "412aeba8be65")
+    source = Source(
+        "arXiv 2503.14125, equations 6-15",
+        "wdlctc/hyper-connection-factory",
+        "412aeba8be65",
+        deviations=(DYNAMIC_DECAY,),
+    )
     may_skip: ClassVar[bool] = True
     init_equivalent = "vanilla"
     width_readers = ("w_SFC",)

@@ -7,7 +7,7 @@
 N / M is the virtual width. G normalizes every D channels if N / M is an integer; the paper leaves it out at 1.5. With
 M = 1 the segments are hyper-connections' streams, with N = M they are frac-connections' fractions.
 
-Source: ByteDance Seed, "Virtual Width Networks" (arXiv 2511.11238), equations 1-12, algorithms 1 and 2.
+Source: ByteDance Seed, "Virtual Width Networks" (arXiv 2511.11238), equations 1-12, algorithms 1-3.
 At init: vanilla without G (N / M not an integer, as shipped); with G near vanilla.
 Shape letters: N segments, M of them as wide as a sublayer, F = D / M, X = N * F, C = N + 2 * M columns of W.
 """
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from src.bounds import PositiveFloat, PositiveInt
 from src.kernels import hyper_streams
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
+from src.residual.families.hyper_connections import DYNAMIC_DECAY
 from src.source import Source
 
 GROUP_EPS = 1e-5  # of G; the paper does not state it
@@ -50,6 +51,7 @@ class GeneralizedHyperConnections(ResidualStrategy[Segments]):
             "widths: the strategy does not own the table.",
             "The paper gives no initial values for the two linear maps: W_expand copies segments in the order in which "
             "outputs are written, and W_reduce averages the copies, so that the model starts as vanilla.",
+            DYNAMIC_DECAY,
             "Multi-token prediction, with which the paper combines the method, is left out.",
         ),
     )

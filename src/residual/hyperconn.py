@@ -18,6 +18,7 @@ from src.kernels import hyper_streams
 from src.kernels.hyper_streams import DHCParameters, SiteWeights, Streams
 from src.residual.base import ParamGroup, Site, StreamSpec
 from src.residual.families.hyper_connections import (
+    DYNAMIC_DECAY,
     HYPER_DEVIATIONS,
     StreamDtype,
     WeightedStreams,
@@ -27,7 +28,7 @@ from src.source import Source
 
 
 class HyperConnections(WeightedStreams):
-    """DHC: N * (N + 2) + D * (N + 4) + 2 parameters a site; only W has weight decay, as in the paper.
+    """DHC: N * (N + 2) + D * (N + 4) + 2 parameters a site; only W has weight decay.
 
     Args:
         n_stream: N, at least 2 (4 in the paper).
@@ -37,7 +38,9 @@ class HyperConnections(WeightedStreams):
         stream_dtype: dtype of the streams in memory, `float32` or `bfloat16` (half the bytes; arithmetic is float32).
     """
 
-    source = Source("arXiv 2409.19606, sections 2 and 4, algorithms 2 and 3", deviations=HYPER_DEVIATIONS)
+    source = Source(
+        "arXiv 2409.19606, sections 2 and 4, algorithms 2 and 3", deviations=(*HYPER_DEVIATIONS, DYNAMIC_DECAY)
+    )
     init_equivalent = "vanilla"
     width_readers = ("w_SDC",)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from src.bounds import NonNegativeFloat, PositiveFloat
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.source import Source
+from src.source import EMBEDDING_NORM, QK_NORM, Source
 
 
 class Lanes(NamedTuple):
@@ -49,6 +49,8 @@ class ParallelLanes(ResidualStrategy[Lanes]):
         deviations=(
             "Only the lanes of the record, without its U-Net skips, embedding shortcut and branch gains, so as to compare"
             " one rule.",
+            EMBEDDING_NORM,
+            QK_NORM,
         ),
     )
 

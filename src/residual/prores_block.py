@@ -5,7 +5,8 @@
 The benchmark's variant of `prores`; its t counts forward passes, here it counts optimizer steps. The sublayers of a
 layer read the layer's own unscaled outputs, so it has a stream of its own and is no branch strategy.
 
-Source: MLS-Bench llm-pretrain-residual, baseline `prores`.
+Source: MLS-Bench llm-pretrain-residual, baseline `prores`; Imbernoulli/innovation_proior @ 9e202f7,
+trajectories/llm-pretrain-residual/02-prores-answer.md.
 At init (t = 0, alpha 0 with the default schedule): the identity, so sublayers have zero gradients in the first
 step; vanilla after the warm-up.
 """
@@ -39,7 +40,10 @@ class ProResBlock(WarmupStrategy[ProResBlockState]):
 
     source = Source(
         "MLS-Bench llm-pretrain-residual, baseline `prores`",
+        "Imbernoulli/innovation_proior",
+        "9e202f78df21",
         deviations=(
+            "alpha is 0 in the first step, as the source's text has it; its code counts a forward pass before its use.",
             "The warm-up counts optimizer steps, not forward passes, so that gradient accumulation does not shorten it.",
         ),
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from src.bounds import PositiveFloat
 from src.residual.base import ParamGroup, ResidualStrategy, Site, StreamSpec
-from src.source import Source
+from src.source import EMBEDDING_NORM, QK_NORM, Source
 
 
 class UNetState(NamedTuple):
@@ -42,6 +42,8 @@ class UNetSkips(ResidualStrategy[UNetState]):
         "f411b3d346aa",
         deviations=(
             "Only the skips of the record, without its embedding shortcut and value residual, so as to compare one rule.",
+            EMBEDDING_NORM,
+            QK_NORM,
         ),
     )
 

@@ -41,7 +41,10 @@ def test_it_equals_its_source(n: int, m: int) -> None:
 
 
 def test_initial_values_and_groups_are_the_sources() -> None:
-    """arXiv 2511.11238, equations 11 and 12, algorithm 2; A and B have no weight decay, the dynamic part has."""
+    """arXiv 2511.11238, equations 11 and 12, algorithm 2; A and B have no weight decay, the dynamic part has.
+
+    That norm and scale of the dynamic part have none is a stated deviation.
+    """
     gpt = tiny_gpt("generalized_hyperconn")
     strategy = gpt.residual
     alpha_NX = torch.tensor([[1.0, 0, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 1]])

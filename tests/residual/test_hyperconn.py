@@ -39,7 +39,10 @@ def test_it_equals_its_source() -> None:
 
 
 def test_initial_values_and_groups_are_the_sources() -> None:
-    """arXiv 2409.19606, equation 14 and algorithm 2; section 4: the static part has no weight decay, the dynamic has."""
+    """arXiv 2409.19606, equation 14 and algorithm 2; section 4: the static part has no weight decay, the dynamic has.
+
+    That norm and scale of the dynamic part have none is a stated deviation.
+    """
     gpt = tiny_gpt("hyperconn")
     strategy = gpt.residual
     for k in range(6):
@@ -49,10 +52,10 @@ def test_initial_values_and_groups_are_the_sources() -> None:
     assert strategy.w_SDC.eq(0).all()
     assert torch.equal(strategy.scale_S2, torch.full((6, 2), 0.01))
     groups = {name: group for name, group in groups_by_name(gpt).items() if name.startswith("residual.")}
-    static = ("a_SNM", "b_SN", "norm_weight_SD", "norm_bias_SD", "scale_S2")
+    others = ("a_SNM", "b_SN", "norm_weight_SD", "norm_bias_SD", "scale_S2")
     assert groups == {
         "residual.w_SDC": (LR, WEIGHT_DECAY),
-        **{f"residual.{name}": (LR, 0.0) for name in static},
+        **{f"residual.{name}": (LR, 0.0) for name in others},
     }
 
 

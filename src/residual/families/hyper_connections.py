@@ -35,6 +35,12 @@ HYPER_DEVIATIONS = (
     "compensates for the sum.",
 )
 
+#: Of the dynamic forms, whose papers decay "the dynamic component" without a list of its parameters.
+DYNAMIC_DECAY = (
+    "Of the dynamic part only W has weight decay: norm and scale have none, as the trunk's norms, and the paper, which "
+    "decays the dynamic part, does not name them."
+)
+
 
 class WeightedStreams(ResidualStrategy[Streams]):
     """N streams; subclasses return each site's weights.
