@@ -179,9 +179,11 @@ class ShardCache:
         """
         root = self.cache.folder / "remote"
         with FileLock(root / ".lock"):
-            shards = [p for p in root.glob("*/*") if p.suffix not in SIDE_SUFFIXES]
             own = self.folder / f"{file.name}.{file.size}.part"
-            parts = [p for p in root.glob("*/*.part") if p != own]
+            # Hidden files are temporary: another process's write_atomic, or NFS's names of removed files still open.
+            files = [p for p in root.glob("*/*") if not p.name.startswith(".") and p != own]
+            shards = [p for p in files if p.suffix not in SIDE_SUFFIXES]
+            parts = [p for p in files if p.suffix == ".part"]
             # A part counts with the size that it will have, which its name states.
             sizes = {p: int(p.name.split(".")[-2]) if p in parts else p.stat().st_size for p in (*shards, *parts)}
             own.touch()  # from now on it counts for other processes

@@ -209,6 +209,21 @@ def test_a_leased_shard_is_not_removed(server: BadServer, tmp_path: Path) -> Non
     held[1].release()
 
 
+def test_temporary_files_of_other_processes_are_neither_counted_nor_removed(server: BadServer, tmp_path: Path) -> None:
+    store = RemoteFolder(server.address)
+    manifest = store.read_manifest()
+    assert manifest is not None
+    first, second = (remote.RemoteFile(e.name, e.bytes, e.sha256) for e in manifest.shards[1:3])
+    cache = ShardCache(CacheFolder(tmp_path, SHARD), store)
+    cache.acquire(first).release()
+    others = [cache.folder / f".{first.name}.ok.987654321.part", cache.folder / ".nfs00000000000104c300000001"]
+    for path in others:
+        path.write_text("x" * 100)
+    cache.acquire(second).release()
+    assert [path.exists() for path in others] == [True, True]
+    assert not (cache.folder / first.name).exists()
+
+
 def _rank(address: str, cache: str, rank: int, out: str) -> None:
     data = module(address, Path(cache), workers=0)
     found = [data.train_batch(step, rank, 2).int() for step in range(20)]
