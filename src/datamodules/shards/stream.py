@@ -81,6 +81,9 @@ class Mixture:
     Args:
         streams: the sources.
         weights: one positive number for each; only their ratios count.
+
+    Raises:
+        ValueError: a weight too small for a slot.
     """
 
     def __init__(self, streams: Sequence[WindowStream], weights: Sequence[float]) -> None:
@@ -89,6 +92,11 @@ class Mixture:
         exact = np.array(weights, dtype=np.float64) / sum(weights) * SLOTS
         quotas = np.floor(exact).astype(np.int64)
         quotas[np.argsort(quotas - exact, kind="stable")[: SLOTS - int(quotas.sum())]] += 1
+        for stream, quota in zip(streams, quotas, strict=True):
+            if quota == 0:
+                raise ValueError(
+                    f"data.path: the weight of {stream.name} is below 1/{SLOTS} of the sum; raise it or leave it out"
+                )
         self.quotas = quotas
         # Slot k of source i stands at (k + 1/2) / q_i of the block: evenly spread, and sorted into one sequence.
         slots = [((k + 0.5) / q, i, k) for i, q in enumerate(quotas.tolist()) for k in range(q)]

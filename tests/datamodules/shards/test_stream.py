@@ -3,6 +3,7 @@
 import inspect
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,13 @@ def test_a_mixture_gives_each_source_its_share_evenly_and_in_its_own_order(tmp_p
 def test_weights_are_kept_to_a_thousandth() -> None:
     quotas = Mixture([None] * 3, [1, 1, 1]).quotas  # type: ignore[list-item]
     assert sorted(quotas.tolist()) == [333, 333, 334]
+
+
+def test_a_source_without_a_slot_is_rejected() -> None:
+    sources: list[Any] = [SimpleNamespace(name="big"), SimpleNamespace(name="small")]
+    with pytest.raises(ValueError, match="the weight of small is below 1/1000 of the sum; raise it or leave it out"):
+        Mixture(sources, [1.0, 0.0004])
+    assert Mixture(sources, [1.0, 0.001]).quotas.tolist() == [999, 1]
 
 
 def module(path: Any, *, steps: int = 20, **keys: Any) -> FineWebDataModule:
