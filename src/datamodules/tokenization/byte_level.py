@@ -1,12 +1,16 @@
 """Byte-level tokenizers from a file of Hugging Face tokenizers (`tokenizer.json`).
 
 Accepted is a file whose ids stand for fixed bytes: every byte has an id, and texts come back unchanged. Those of GPT-2,
-Llama 3, Qwen, OLMo and of `task=tokenizer` do; SentencePiece's and WordPiece's do not.
+Llama 3, Qwen, OLMo, DeepSeek and of `task=tokenizer` do; SentencePiece's and WordPiece's do not.
+
+Qwen's and OLMo 1's files normalize texts to NFC, which changes their bytes. That normalizer is left out, here and in the
+stored file: texts in NFC get the same ids, others keep their bytes.
 
 Source: Hugging Face tokenizers, `Tokenizer.encode_special_tokens`; GPT-2's `bytes_to_unicode`.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -17,8 +21,8 @@ from src.datamodules.hub_tokenizer import byte_characters
 from src.datamodules.tokenization.base import Tokenizer
 from src.errors import one_line
 
-#: Names of the token between documents, the first that a file has.
-END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "<|eot_id|>", "</s>", "<eos>")
+#: Names of the token between documents, the first that a file has. DeepSeek's has fullwidth bars, U+FF5C.
+END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|eot_id|>", "</s>", "<eos>")
 #: Text that has to come back unchanged: case, space, digits, lines, contractions, scripts, code, special tokens.
 PROBE = (
     "It's  27 o'clock\n\n\tin naïve Zürich; WE'LL pay 1234567.89 € \r\n  def f(x):\n        return x**2  # 猫\u3000"
@@ -38,7 +42,7 @@ class ByteLevelTokenizer(Tokenizer):
     """
 
     def __init__(self, name: str, text: str) -> None:
-        self._text = text
+        self._text = text = _drop_nfc(text)
         self._plain, self._special = _parse(text), _parse(text)
         self._plain.encode_special_tokens = True  # special tokens in the text are encoded as plain text
         added = {token: str(entry.content) for token, entry in self._plain.get_added_tokens_decoder().items()}
@@ -89,6 +93,17 @@ class ByteLevelTokenizer(Tokenizer):
 
     def content(self) -> str | None:
         return self._text
+
+
+def _drop_nfc(text: str) -> str:
+    """Return a file without its normalizer if that is NFC, else the file itself."""
+    try:
+        tree = json.loads(text)
+    except ValueError:  # `_parse` states it
+        return text
+    if not isinstance(tree, dict) or tree.get("normalizer") != {"type": "NFC"}:
+        return text
+    return json.dumps({**tree, "normalizer": None}, ensure_ascii=False) + "\n"
 
 
 def _parse(text: str) -> tokenizers.Tokenizer:

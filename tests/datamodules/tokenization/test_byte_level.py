@@ -58,7 +58,23 @@ def changed(change: dict[str, object], drop: str | None = None) -> str:
     if drop is not None:
         tree["model"]["vocab"].pop(drop)
         tree["model"]["merges"] = []
-    return json.dumps(tree)
+    return json.dumps(tree, ensure_ascii=False)
+
+
+def test_an_nfc_normalizer_is_left_out_so_that_texts_keep_their_bytes(trained: ByteLevelTokenizer) -> None:
+    read = ByteLevelTokenizer("qwen", changed({"normalizer": {"type": "NFC"}}))
+    decomposed = "cafe\u0301"
+    assert read.decode(read.encode(decomposed)) == decomposed
+    assert read.count_bytes(np.array(read.encode(decomposed))) == 6
+    assert read.encode(TEXT) == trained.encode(TEXT)
+    stored = ByteLevelTokenizer("qwen", str(read.content()))
+    assert (stored.sha256, stored.encode(PROBE)) == (read.sha256, read.encode(PROBE))
+
+
+def test_deepseeks_end_of_text_is_found() -> None:
+    name = "<\uff5cend\u2581of\u2581sentence\uff5c>"
+    read = ByteLevelTokenizer("deepseek", changed({}).replace("<|endoftext|>", name))
+    assert read.end_of_text == 0
 
 
 @pytest.mark.parametrize(
