@@ -9,9 +9,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import tiktoken
-from numpy.typing import NDArray
 
 END_OF_TEXT = 50256
 N_VOCAB = 50257
@@ -39,12 +37,3 @@ def gpt2_encoding() -> tiktoken.Encoding:
         special_tokens={"<|endoftext|>": END_OF_TEXT},
         explicit_n_vocab=N_VOCAB,
     )
-
-
-@cache
-def gpt2_token_bytes() -> NDArray[np.int16]:
-    """Return the number of bytes that each id stands for, [50257]; end of text stands for none."""
-    encoding = gpt2_encoding()
-    lengths = [len(encoding.decode_single_token_bytes(token)) for token in range(N_VOCAB)]
-    lengths[END_OF_TEXT] = 0
-    return np.array(lengths, dtype=np.int16)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.datamodules.tokenizer import RANKS, gpt2_encoding, gpt2_token_bytes
+from src.datamodules.tokenizer import RANKS, gpt2_encoding
 
 
 def test_the_tokenizer_is_that_of_gpt2() -> None:
@@ -23,9 +23,3 @@ def test_the_tokenizer_does_not_trust_the_machines_cache(tmp_path: Path, monkeyp
     gpt2_encoding.cache_clear()
     assert gpt2_encoding().encode("Hello world") == [15496, 995]
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_bytes_of_an_id_are_those_of_its_text_and_none_for_end_of_text() -> None:
-    assert gpt2_token_bytes()[[15496, 995, 198, 50256]].tolist() == [len("Hello"), len(" world"), len("\n"), 0]
-    text = "naïve Zürich 🎉"
-    assert gpt2_token_bytes()[gpt2_encoding().encode(text)].sum() == len(text.encode())

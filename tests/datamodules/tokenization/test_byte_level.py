@@ -13,7 +13,6 @@ from src.datamodules.hub_tokenizer import build_tokenizer, byte_characters, read
 from src.datamodules.tokenization.byte_level import PROBE, ByteLevelTokenizer
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenization.train import train_bpe
-from src.datamodules.tokenizer import gpt2_token_bytes
 
 TEXT = "the cats' naïve 猫 <|endoftext|> walks; the cats walk. "
 
@@ -49,8 +48,14 @@ def test_gpt2s_file_gives_gpt2s_ids_and_bytes() -> None:
     for text in (TEXT, PROBE):
         assert read.encode(text) == gpt2_tokenizer().encode(text)
     assert (read.n_vocab, read.end_of_text) == (50257, 50256)
-    assert np.array_equal(read.token_bytes, gpt2_token_bytes())
-    assert np.array_equal(gpt2_tokenizer().token_bytes, gpt2_token_bytes())
+    assert np.array_equal(read.token_bytes, gpt2_tokenizer().token_bytes)
+
+
+def test_bytes_of_an_id_are_those_of_its_text_and_none_for_end_of_text() -> None:
+    gpt2 = gpt2_tokenizer()
+    assert gpt2.token_bytes[[15496, 995, 198, 50256]].tolist() == [len("Hello"), len(" world"), len("\n"), 0]
+    text = "naïve Zürich 🎉"
+    assert gpt2.count_bytes(gpt2.encode_array(text)) == len(text.encode())
 
 
 def changed(change: dict[str, object], drop: str | None = None) -> str:
