@@ -44,7 +44,7 @@ ROOMS = tuple(
     )
 )
 
-#: Modules that moved: run folders of earlier versions name the old path, which works for one version.
+#: Modules that moved: run folders of earlier versions name the old path and keep loading.
 MOVED = {
     "src.tasks.loggers": "src.callbacks.loggers",  # in 0.2.0
     "src.residual.siamesenorm": "src.residual.siamesenorm_deit",  # in 0.3.0
@@ -182,7 +182,8 @@ def reject_untrusted(name: str, section: object, trusted: Sequence[str]) -> None
 
 
 def _reject_target(name: str, path: str, trusted: Sequence[str]) -> None:
-    if any(path.startswith(f"{package}.") for package in (*trusted, *OWN, *MOVED)):
+    path = _follow_move(path)
+    if any(path.startswith(f"{package}.") for package in (*trusted, *OWN)):
         return
     package = path.partition(".")[0]
     if not any(path.startswith(f"{known}.") for known in (*ROOMS, *OTHERS)):
@@ -197,11 +198,16 @@ def _reject_target(name: str, path: str, trusted: Sequence[str]) -> None:
         )
 
 
-def _import_target(name: str, path: str) -> Any:  # whatever the path names
+def _follow_move(path: str) -> str:
+    """Return the present path of a class in a module that moved, else the path itself."""
     module, _, attribute = path.rpartition(".")
-    if module in MOVED:
-        log.warning("%s._target_=%s moved; give %s.%s", name, path, MOVED[module], attribute)
-        module = MOVED[module]
+    return f"{MOVED[module]}.{attribute}" if module in MOVED else path
+
+
+def _import_target(name: str, path: str) -> Any:  # whatever the path names
+    module, _, attribute = (now := _follow_move(path)).rpartition(".")
+    if now != path:
+        log.warning("%s._target_=%s moved; give %s", name, path, now)
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:

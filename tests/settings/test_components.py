@@ -152,6 +152,12 @@ def test_a_key_that_came_later_has_its_meaning_of_then() -> None:
     assert read_component("residual", stored, ()).keywords["lr"] == 0.5
 
 
+def test_what_is_named_by_the_old_path_of_a_module_has_to_be_a_class_too() -> None:
+    stored = OmegaConf.create({"_target_": "src.residual.siamesenorm.nn", "_partial_": True})
+    with pytest.raises(ValueError, match=r"siamesenorm_deit\.nn is not a class of a component"):
+        read_component("residual", stored, ())
+
+
 def test_a_key_that_went_names_its_successor() -> None:
     stored = OmegaConf.create({"_target_": "src.residual.lime.LIMe", "_partial_": True, "lr_scale": 33.0})
     with pytest.raises(ValueError, match=r"residual\.lr_scale is residual\.lr since 0\.3\.0, .* reslab 0\.2\.0"):
