@@ -12,15 +12,14 @@ import codecs
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from src.bounds import CONFIG, PositiveInt
 from src.errors import UserError, raise_user_errors
-from src.evaluation.sampling import SamplingKeys, Share, sample
+from src.evaluation.sampling import SamplingKeys, sample
 from src.files import write_atomic
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.models.kv_cache import find_difference
@@ -33,14 +32,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, config=CONFIG)
-class SampleKeys:
-    """Keys of `sample`.
+class SampleKeys(SamplingKeys):
+    """Keys of `sample`, with those of sampling.
 
     Args:
         prompt: prompts on the command line.
         file: file of prompts.
         tokens, count: number of tokens of a continuation, and of continuations of a prompt.
-        temperature, top_k, top_p, seed: see `SamplingKeys`.
         cache: keep keys and values where that is exact.
 
     Raises:
@@ -51,10 +49,6 @@ class SampleKeys:
     file: str | None
     tokens: PositiveInt
     count: PositiveInt
-    temperature: Annotated[float, Field(ge=0, le=1e3)]
-    top_k: PositiveInt | None
-    top_p: Share | None
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
     cache: bool
 
     def read_prompts(self) -> list[str]:
@@ -122,12 +116,11 @@ def _continue(saved: SavedWeights, prompt: str, number: int, keys: SampleKeys, *
     assert tokenizer is not None  # checked by `run`
     ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
     new: list[list[int]] = [[] for _ in range(keys.count)]
-    sampling = SamplingKeys(keys.temperature, keys.top_k, keys.top_p, keys.seed)
     if number:
         print()
     print(prompt, end="", flush=True)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for drawn in sample(saved.gpt, tokenizer, ids, keys.count, keys.tokens, sampling, caches=caches):
+    for drawn in sample(saved.gpt, tokenizer, ids, keys.count, keys.tokens, keys, caches=caches):
         new[drawn.row].append(drawn.token)
         if keys.count == 1:  # as it grows; a character may end in the next token
             print(decoder.decode(tokenizer.decode_bytes([drawn.token])), end="", flush=True)
