@@ -29,7 +29,7 @@ LAYOUT = {
 
 
 @dataclass(frozen=True)
-class SampleKeys:
+class PromptKeys:
     """Keys of `samples`: the prompt, continued at each validation, and the number of new tokens (0: no samples)."""
 
     prompt: str
@@ -51,7 +51,7 @@ class Dashboard(L.Callback):
         best_effort: suppresses TensorBoard's errors.
     """
 
-    def __init__(self, samples: SampleKeys, tokenizer: Tokenizer | None, *, best_effort: BestEffort) -> None:
+    def __init__(self, samples: PromptKeys, tokenizer: Tokenizer | None, *, best_effort: BestEffort) -> None:
         self.best_effort = best_effort
         self.tokenizer = tokenizer
         self.samples = samples

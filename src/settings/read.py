@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
 from src.bounds import NonNegativeInt, validate
-from src.callbacks.dashboard import SampleKeys
+from src.callbacks.dashboard import PromptKeys
 from src.callbacks.guard import GuardKeys
 from src.errors import UserError
 from src.launch.suggestions import explain, unknown_key
@@ -76,7 +76,7 @@ class Settings:
     loggers: list[Factory]
     callbacks: list[Factory]
     profiler: Factory | None
-    samples: SampleKeys
+    samples: PromptKeys
     safety: SafetyKeys
     guard: GuardKeys
     config: dict[str, Any]
@@ -157,7 +157,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     reader.check_single_keys()
     model = reader.read_section("model", GPTConfig)
     keys = reader.read_section("trainer", TrainerKeys)
-    samples = reader.read_section("samples", SampleKeys)
+    samples = reader.read_section("samples", PromptKeys)
     safety = reader.read_section("safety", SafetyKeys)
     guard = reader.read_section("guard", GuardKeys)
     parts = {name: reader.read_component(name) for name in COMPONENTS}

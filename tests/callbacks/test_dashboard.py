@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from src.callbacks.dashboard import LAYOUT, SampleKeys
+from src.callbacks.dashboard import LAYOUT, PromptKeys
 from src.settings.sections import read_section
 
 
@@ -15,4 +15,4 @@ def test_the_layout_names_tags_that_a_run_writes() -> None:
 @pytest.mark.parametrize(("prompt", "tokens", "words"), [("x", -1, "samples.tokens"), ("", 3, "samples.prompt")])
 def test_a_wrong_key_is_named(prompt: str, tokens: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read_section("samples", OmegaConf.create({"prompt": prompt, "tokens": tokens}), SampleKeys)
+        read_section("samples", OmegaConf.create({"prompt": prompt, "tokens": tokens}), PromptKeys)
