@@ -31,15 +31,12 @@ from src.tasks import check_data
 
 log = logging.getLogger(__name__)
 
-#: Keys of the task; those of the check of the model are unused where data are checked.
-OWN_KEYS = ("gpu_gib", "coordinates")
-
 
 def run(job: Job) -> TaskEnd:
     """Run all checks of the configured parts, or of the data if the command line names them."""
+    settings = read_settings(job.config, own_keys=("gpu_gib", "coordinates"))
     if check_data.is_asked(job):
-        return check_data.run(job)
-    settings = read_settings(job.config, own_keys=OWN_KEYS)
+        return check_data.run(job, settings)
     gpu_gib = job.config.gpu_gib
     if not isinstance(gpu_gib, int | float) or gpu_gib <= 0:
         raise UserError(f"gpu_gib must be > 0 GiB, got {gpu_gib}")

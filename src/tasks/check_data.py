@@ -16,7 +16,7 @@ from src.datamodules.token_shards import TokenShardDataModule
 from src.errors import UserError, raise_user_errors
 from src.files import write_json
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
-from src.settings.read import read_settings
+from src.settings.read import Settings
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,12 @@ def is_asked(job: Job) -> bool:
     return any(o.lstrip("+").partition("=")[0] in ("data", "data.path") for o in job.overrides)
 
 
-def run(job: Job) -> TaskEnd:
+def run(job: Job, settings: Settings) -> TaskEnd:
     """Verify every source of `data` and write the table and check.json.
 
     Raises:
         UserError: the data cannot be read, or are not token shards.
     """
-    settings = read_settings(job.config, own_keys=("gpu_gib", "coordinates"))
     spec = BatchSpec(settings.model.block_size, settings.model.vocab_size, settings.seed, 1)
     with raise_user_errors():
         data = build_data(settings.data, spec)
