@@ -32,8 +32,8 @@ from src.bench.host_overhead import measure_data_seconds, measure_loop_seconds
 from src.bench.peers import LOSS_TOLERANCE, Peer, load_function, read_peers
 from src.bench.timing import time_in_turns
 from src.bounds import PositiveFloat, PositiveInt
-from src.checks.base import Subject
 from src.checks.cost import count_kept_bytes, read_medium
+from src.checks.quick import build_subject
 from src.errors import UserError
 from src.files import write_atomic, write_json
 from src.launch.job import COMPLETED, FAILED, Job, TaskEnd
@@ -42,7 +42,6 @@ from src.reporting.bench_figure import draw_bench
 from src.settings.read import Settings, read_settings
 from src.settings.sections import read_section
 from src.training.process import prepare_process
-from src.training.run import build_gpt
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +164,7 @@ def count_strategies(candidates: list[Candidate]) -> dict[str, tables.Cost]:
 def count_cost(settings: Settings) -> tables.Cost:
     """Count a strategy's cost at GPT-2 Medium, for `tables.MEDIUM_BATCH` sequences at a time."""
     medium = read_medium()
-    subject = Subject(lambda config, seed: build_gpt(dataclasses.replace(settings, model=config, seed=seed)), medium)
+    subject = build_subject(settings)
     kept, n_params, flops = count_kept_bytes(subject, medium, tables.MEDIUM_BATCH)
     with torch.device("meta"):
         residual = subject.make(medium, 0).residual
