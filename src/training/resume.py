@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Keys that say where the data are, not what they are.
 PLACES = ("data.path", "data.cache")
+#: Keys that say which sequences a step reads; with `model.block_size` they also count the tokens of a step.
+STEP_DATA = ("data.global_batch_size", "trainer.overfit_batches")
 
 
 # ---- which job
@@ -118,7 +120,7 @@ def find_resume(folder: Path, settings: Settings, data_identity: dict[str, Any])
     """Return the checkpoint that the run in `folder` continues from, read and verified; None before its first one.
 
     Raises:
-        UserError: the checkpoint is gone, or belongs to another model or other data.
+        UserError: the checkpoint is gone, or belongs to another model, other data or steps of other data.
         ValueError: all checkpoints are damaged.
     """
     found = newest_whole(folder / "checkpoints")
@@ -132,7 +134,7 @@ def find_resume(folder: Path, settings: Settings, data_identity: dict[str, Any])
         log.warning("no checkpoint in %s yet: starting again at step 0", folder)
         return None
     path, checkpoint = found
-    stored = check_stored(path, checkpoint, settings, data_identity, _reject_other_model)
+    stored = check_stored(path, checkpoint, settings, data_identity, _reject_differences)
     for key, (then, now) in find_differences(stored["config"], settings.config).items():
         if key.partition(".")[0] not in NOT_COMPUTED:
             log.warning("changed on resume: %s %s -> %s", key, then, now)
@@ -191,11 +193,17 @@ def _compare_tokenizers(then: Statement | None, now: Statement | None) -> None:
         )
 
 
-def _reject_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
-    found = find_differences(then, now).items()
-    changed = [f"{k} was {old}, is {new}" for k, (old, new) in found if k.partition(".")[0] in ARCHITECTURE]
+def _reject_differences(then: dict[str, Any], now: dict[str, Any]) -> None:
+    found = {key: f"{key} was {old}, is {new}" for key, (old, new) in find_differences(then, now).items()}
+    changed = [line for key, line in found.items() if key.partition(".")[0] in ARCHITECTURE]
     if changed:
         raise UserError(f"a resumed run keeps its model: {'; '.join(changed)}; start a new run to change it")
+    changed = [found[key] for key in STEP_DATA if key in found]
+    if changed:
+        raise UserError(
+            f"a resumed run keeps the data of its steps: {'; '.join(changed)}; restore the key or start a new run "
+            "(init_from=<folder of task=export> starts it from these weights)"
+        )
 
 
 def find_differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

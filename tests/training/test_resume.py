@@ -11,7 +11,7 @@ from src.errors import UserError
 from src.launch.arguments import RANKS
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.training.provenance import config_hash
-from src.training.resume import continue_or_skip
+from src.training.resume import continue_or_skip, find_resume
 from tests.runs import SMALL, make_shards, metrics, result, run
 from tests.settings.test_read import composed, settled
 
@@ -109,6 +109,23 @@ def test_full_scale_is_the_reference_protocol() -> None:
         for experiment in ("experiment=residual_reference", "scale=full")
     )
     assert config_hash(one) == config_hash(other)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.global_batch_size=32", r"data of its steps: data\.global_batch_size was 16, is 32; restore the key"),
+        ("trainer.overfit_batches=1", r"data of its steps: trainer\.overfit_batches was None, is 1; restore the key"),
+        ("seed=2", "keeps its model: seed was 1, is 2"),
+    ],
+)
+def test_a_resumed_run_keeps_the_sequences_of_its_steps(
+    override: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = {"reslab": {"config": settled("trainer=cpu", "data.global_batch_size=16").config}}
+    monkeypatch.setattr("src.training.resume.newest_whole", lambda folder: (folder / "last.ckpt", then))
+    with pytest.raises(UserError, match=words):
+        find_resume(tmp_path, settled("trainer=cpu", "data.global_batch_size=16", override), {"hash": "0"})
 
 
 def resumed(folder: Path, *overrides: str, steps: int = 80) -> Job | TaskEnd:
