@@ -129,7 +129,7 @@ def test_the_shipped_suites_check_their_files_and_none_is_empty() -> None:
     for name in ("limited", "none"):
         component("evaluation", name).check(gpt2_tokenizer(), 50304, 128)
     assert component("evaluation", "none").run(tiny_gpt(), None, lambda: None) == {"perplexity": {}, "lm_eval": {}}
-    with pytest.raises(ValueError, match=r"model\.vocab_size is 512; give model\.vocab_size=50304"):
+    with pytest.raises(ValueError, match=r"model\.vocab_size=512; give model\.vocab_size=50304"):
         component("evaluation", "limited").check(None, 512, 128)
     with pytest.raises(ValueError, match=r"50257 ids of tokenizer gpt2, .* 512; give model\.vocab_size=50304"):
         component("evaluation", "limited").check(gpt2_tokenizer(), 512, 128)
