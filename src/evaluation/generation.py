@@ -7,7 +7,7 @@ state of a residual strategy is opaque, so there is no cache of keys and values.
 Source: EleutherAI/lm-evaluation-harness 0.4.13, models/huggingface.py (generate_until) for the truncation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,18 +66,26 @@ def start_continuation(
     Raises:
         ValueError: the task asks for sampling.
     """
-    warm = float(arguments.get("temperature") or 0.0) > 0
-    if warm and arguments.get("do_sample") is not False:
-        raise ValueError(
-            "evaluation decodes greedily, but the task asks for do_sample=true; leave it out of "
-            "evaluation.lm_eval.tasks"
-        )
+    reject_sampling(arguments)
     stops = arguments.get("until")
     until = [stops] if isinstance(stops, str) else list(stops or [])
     lengths = (int(arguments[key]) for key in LENGTH_KEYS if arguments.get(key) is not None)
     n_new = min(next(lengths, MAX_GEN_TOKS), block_size - 1)
     kept = prompt[-(block_size - n_new) :] or [tokenizer.end_of_text]
     return Continuation(tokenizer, kept, n_new, [stop for stop in until if stop], ended=n_new < 1)
+
+
+def reject_sampling(arguments: Mapping[str, Any], task: str = "the task") -> None:
+    """Raise an error if a task's generation arguments ask for sampling.
+
+    Raises:
+        ValueError: they do.
+    """
+    warm = float(arguments.get("temperature") or 0.0) > 0
+    if warm and arguments.get("do_sample") is not False:
+        raise ValueError(
+            f"evaluation decodes greedily, but {task} asks for do_sample=true; leave it out of evaluation.lm_eval.tasks"
+        )
 
 
 @torch.no_grad()

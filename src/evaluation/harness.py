@@ -21,6 +21,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from src.errors import one_line
 from src.evaluation import core
+from src.evaluation.generation import reject_sampling
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import PUBLISHED_ITEMS
 from src.files import sha256_file
@@ -68,7 +69,8 @@ def load(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> Loaded
         num_fewshot: solved examples before each item.
 
     Raises:
-        ValueError: lm-eval has no such task, its data cannot be fetched, or a number of examples cannot be given.
+        ValueError: lm-eval has no such task, its data cannot be fetched, a number of examples cannot be given, or a task
+            asks for sampling.
     """
     if repeated := [name for name in tasks if tasks.count(name) > 1]:
         raise ValueError(f"evaluation.lm_eval.tasks names {repeated[0]} twice; name it once")
@@ -83,6 +85,8 @@ def load(tasks: list[str], files: dict[str, Path], num_fewshot: Shots) -> Loaded
             f"evaluation.lm_eval.tasks={','.join(tasks)} could not be fetched ({cause}); "
             "check the network, or give evaluation.lm_eval.files.<task>=<file>"
         ) from error
+    for name, task in loaded["tasks"].items():
+        reject_sampling(task.get_config("generation_kwargs") or {}, name)
     _set_fewshot(loaded, num_fewshot)
     return loaded
 

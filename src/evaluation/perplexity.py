@@ -40,12 +40,20 @@ class Window(NamedTuple):
 
 
 def disjoint_windows(n_tokens: int, size: int, limit_tokens: int | None) -> list[Window]:
-    """Return the windows of protocol `windows`; a limit is rounded down to whole windows."""
+    """Return the windows of protocol `windows`; a limit is rounded down to whole windows.
+
+    Raises:
+        ValueError: the stream or the limit is shorter than a window.
+    """
     n_windows = (n_tokens - 1) // size
-    if limit_tokens is not None:
-        n_windows = min(n_windows, limit_tokens // size)
     if n_windows < 1:
-        raise ValueError(f"a stream of {n_tokens} tokens (limit {limit_tokens}) fills no window of {size}")
+        raise ValueError(
+            f"a stream of {n_tokens} tokens fills no window of {size}; give more text or lower model.block_size"
+        )
+    if limit_tokens is not None:
+        if limit_tokens < size:
+            raise ValueError(f"limit_tokens={limit_tokens} fills no window of {size}; give at least model.block_size")
+        n_windows = min(n_windows, limit_tokens // size)
     return [Window(k * size, size, 0) for k in range(n_windows)]
 
 

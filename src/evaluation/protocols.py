@@ -25,12 +25,38 @@ from typing import Any
 
 import numpy as np
 
-from src.datamodules.tokenization.base import Ids
+from src.datamodules.tokenization.base import Ids, Tokenizer
 from src.evaluation import perplexity
 from src.evaluation.perplexity import Scorer, Window, bounded_exp
 from src.evaluation.sources import TextSet
 
 Entry = dict[str, Any]
+
+#: Characters that one token stands for in few texts.
+CHARACTERS_OF_TOKEN = 16
+
+
+def check_rows(tokenizer: Tokenizer, rows: list[str], text: TextSet, block_size: int) -> None:
+    """Find, without a model, what `PROTOCOLS` would reject.
+
+    Raises:
+        ValueError: the rows have no token to predict, no whole window, or no last word.
+    """
+    if text.protocol == "last_word":
+        _split_rows(rows)
+        return
+    # The start of a long text is enough.
+    joined = text.join.join(rows)
+    n = len(tokenizer.encode(joined[: CHARACTERS_OF_TOKEN * (block_size + 1)]))
+    if n <= block_size:
+        n = len(tokenizer.encode(joined))
+    if text.protocol == "windows":
+        perplexity.disjoint_windows(n, block_size, text.limit_tokens)
+    elif text.protocol == "sliding":
+        assert text.stride is not None  # TextSet.check raises an error
+        perplexity.sliding_windows(n, block_size, text.stride)
+    else:
+        perplexity.rolling_windows(n + 1, block_size)
 
 
 def score_windows(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
@@ -99,11 +125,11 @@ def score_last_word(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
     """Score with protocol `last_word`.
 
     Raises:
-        ValueError: a row with fewer than two words.
+        ValueError: no row, or one with fewer than two words.
     """
     from src.evaluation.lm_adapter import GPTAdapter  # imports lm-eval, which takes seconds
 
-    pairs = [_split_last_word(i, row) for i, row in enumerate(rows, 1)]
+    pairs = _split_rows(rows)
     encode = scorer.tokenizer.encode
     coded = [(pair, encode(pair[0]), encode(pair[1])) for pair in pairs]
     kept, n_tokens = 0, 0
@@ -128,11 +154,17 @@ def score_last_word(scorer: Scorer, rows: list[str], text: TextSet) -> Entry:
     }
 
 
-def _split_last_word(number: int, row: str) -> tuple[str, str]:
-    context, space, word = row.strip().rpartition(" ")
-    if not (context and space):
-        raise ValueError(f"row {number} has fewer than two words, so protocol last_word has nothing to predict")
-    return context, space + word
+def _split_rows(rows: list[str]) -> list[tuple[str, str]]:
+    """Return each row without its last word, and the word with the space before it."""
+    if not rows:
+        raise ValueError("there is no row, so protocol last_word has nothing to predict")
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        context, space, word = row.strip().rpartition(" ")
+        if not (context and space):
+            raise ValueError(f"row {number} has fewer than two words, so protocol last_word has nothing to predict")
+        pairs.append((context, space + word))
+    return pairs
 
 
 def _describe_limit(n: int, whole: int) -> str | None:

@@ -6,7 +6,7 @@ import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from src.bounds import PositiveInt
 
@@ -105,7 +105,11 @@ class TextSet:
             )
 
     def read_rows(self, key: str) -> list[str] | None:
-        """Return the documents, or None if neither a file nor a data set is named."""
+        """Return the documents, or None if neither a file nor a data set is named.
+
+        Raises:
+            ValueError: they cannot be read, or a row has no text.
+        """
         if self.path is not None:
             return read_texts(resolve_path(f"{key}.path", self.path), self.field)
         if self.hub is None:
@@ -120,4 +124,19 @@ class TextSet:
                 f"{key}.hub={name} could not be fetched ({type(error).__name__}); check the network, "
                 f"give {key}.path=<file>, or {key}.hub=null to leave it out"
             ) from error
-        return list(rows[self.field])
+        return _require_texts(f"{key}.hub={name}", rows, self.field)
+
+
+def _require_texts(source: str, rows: Any, field: str) -> list[str]:  # rows is a Dataset of the hub's client, untyped
+    """Return a column of a data set whose values are all texts.
+
+    Raises:
+        ValueError: there is no such column, or a value of another type.
+    """
+    if field not in rows.column_names:
+        raise ValueError(f"{source} has no column {field!r}; its columns: {', '.join(rows.column_names)}")
+    texts = list(rows[field])
+    wrong = next((number for number, text in enumerate(texts, 1) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{source}, row {wrong}: no text in column {field!r}, but {texts[wrong - 1]!r:.40}")
+    return texts

@@ -1,6 +1,7 @@
 """Evaluation suite: perplexities of texts, and lm-eval tasks, in a run, at its end, or of stored weights."""
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from src.errors import one_line
 from src.evaluation import core
 from src.evaluation.hub import prefer_hub
 from src.evaluation.perplexity import Scorer
-from src.evaluation.protocols import PROTOCOLS
+from src.evaluation.protocols import PROTOCOLS, check_rows
 from src.evaluation.sources import PUBLISHED_ITEMS, TextSet, resolve_path
 from src.models.gpt import GPT
 from src.models.sharding import divide_forwards
@@ -86,8 +87,9 @@ class EvaluationSuite:
             vocab_size, block_size: sizes of the model.
 
         Raises:
-            ValueError: a file or data set that cannot be read, an unknown protocol, a task that lm-eval does not
-                have, no tokenizer, or a vocabulary too small for it.
+            ValueError: a file or data set that cannot be read, rows that the protocol cannot score, an unknown
+                protocol, a task that lm-eval does not have or that asks for sampling, no tokenizer, or a vocabulary
+                too small for it.
         """
         if (self.texts or self.tasks.tasks) and tokenizer is None:
             raise ValueError(
@@ -104,7 +106,8 @@ class EvaluationSuite:
         names, files, shots = self.tasks.tasks, self._files(), self.tasks.num_fewshot
         with self._prefer_hub(files):
             for name, text in self.texts.items():
-                text.read_rows(f"evaluation.perplexity.{name}")
+                assert tokenizer is not None  # checked above
+                _read_rows(f"evaluation.perplexity.{name}", text, tokenizer, block_size)
             if isinstance(shots, dict) or not {*names} <= files.keys() & PUBLISHED_ITEMS.keys():
                 from src.evaluation.harness import load  # imports lm-eval, which takes seconds
 
@@ -142,12 +145,14 @@ class EvaluationSuite:
 
     def _score_text(self, name: str, text: TextSet, scorer: Scorer) -> dict[str, Any]:
         key = f"evaluation.perplexity.{name}"
-        rows, reason = _attempt(scorer.model, lambda: text.read_rows(key))
-        if rows is None:
+        size, entry = scorer.model.config.block_size, None
+        rows, reason = _attempt(scorer.model, lambda: _read_rows(key, text, scorer.tokenizer, size))
+        if rows is not None:
+            entry, reason = _attempt(scorer.model, functools.partial(PROTOCOLS[text.protocol], scorer, rows, text))
+        if rows is None or entry is None:
             reason = reason or f"not in the repository; give {key}.path=<file> or evaluation=full"
             log.warning("evaluation: %s left out: %s", name, reason)
             return {"skipped": reason}
-        entry = PROTOCOLS[text.protocol](scorer, rows, text)
         # Per word or byte, texts are compared by this hash: that of the tokens depends on the tokenizer.
         sha256 = hashlib.sha256(text.join.join(rows).encode()).hexdigest()
         return {**entry, "text_sha256": sha256, "tokenizer": identify(scorer.tokenizer.statement())}
@@ -177,11 +182,14 @@ class EvaluationSuite:
         from src.evaluation.samples import write_samples
 
         names = self.tasks.tasks
+        limit, found = self.tasks.limit, None
         loaded, reason = _attempt(adapter.model, lambda: load(names, files, self.tasks.num_fewshot))
-        if loaded is None:
+        if loaded is not None:
+            run = functools.partial(run_tasks, adapter, loaded, limit=limit, log_samples=samples is not None)
+            found, reason = _attempt(adapter.model, run)
+        if found is None:
             log.warning("evaluation: lm-eval's tasks left out: %s", reason)
             return {name: {"skipped": reason} for name in names}
-        found = run_tasks(adapter, loaded, limit=self.tasks.limit, log_samples=samples is not None)
         if samples is not None:
             write_samples(samples, found["samples"])
             log.info("evaluation: scored items in %s", samples)
@@ -193,15 +201,26 @@ class EvaluationSuite:
         return summarize(found, names, files)
 
 
-def _attempt(model: GPT, read: Callable[[], T]) -> tuple[T | None, str | None]:
-    """Return what `read` returns, or None and why some rank cannot read it.
+def _read_rows(key: str, text: TextSet, tokenizer: Tokenizer, block_size: int) -> list[str] | None:
+    """Return the rows of a text after checking that its protocol can score them; None if none are named."""
+    rows = text.read_rows(key)
+    if rows is not None:
+        try:
+            check_rows(tokenizer, rows, text, block_size)
+        except ValueError as error:
+            raise ValueError(f"{key}: {one_line(error)}") from error
+    return rows
 
-    `check` has read it before, so only a cache or file that is gone since can be the reason: the scores of a trained
-    run can be had later (task=evaluate), its training not.
+
+def _attempt(model: GPT, work: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Return what `work` returns, or None and why it failed on some rank.
+
+    `check` has found what it can before, so mostly a cache or file that is gone since is the reason: the scores of a
+    trained run can be had later (task=evaluate), its training not.
     """
     found, reason = None, None
     try:
-        found = read()
+        found = work()
     except ValueError as error:
         reason = f"{one_line(error)}; task=evaluate run=<run folder> scores it later"
     _, world = divide_forwards(model)

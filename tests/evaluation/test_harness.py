@@ -128,6 +128,25 @@ def test_items_whose_prompt_does_not_fit_into_the_context_are_counted(catalogue:
     assert scored(["pair"], 4)["pair"]["cut"] == 8
 
 
+def test_a_task_that_asks_for_sampling_is_named_before_anything_runs(catalogue: Path) -> None:
+    file = catalogue / "tasks/third.yaml"
+    file.write_text(file.read_text().replace("max_gen_toks: 3", "do_sample: true, temperature: 0.7"))
+    with pytest.raises(ValueError, match=r"but third asks for do_sample=true; leave it out of evaluation\.lm_eval"):
+        harness.load(["first", "third"], {}, None)
+
+
+def test_tasks_whose_scoring_fails_are_left_out(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no examples")
+
+    monkeypatch.setattr(harness, "run_tasks", fail)
+    monkeypatch.setattr("src.evaluation.hub.find_obstacle", lambda: None)
+    lm_eval = {"tasks": ["first"], "files": {}, "limit": 1, "num_fewshot": 0}
+    suite = EvaluationSuite(perplexity={}, lm_eval=lm_eval, batch_size=1, every_steps=None, log_samples=False)
+    scores = suite.run(tiny_gpt(vocab_size=50304).eval(), gpt2_tokenizer(), lambda: None)
+    assert scores["lm_eval"]["first"]["skipped"].startswith("no examples; task=evaluate")
+
+
 def test_an_unknown_task_is_named_before_anything_runs(catalogue: Path) -> None:
     for known in (["pair"], ["sums"], ["loose", "third"]):
         harness.load(known, {}, None)

@@ -1,19 +1,22 @@
 """Perplexity against an independent computation on transformers' GPT-2."""
 
+import dataclasses
 import json
 import lzma
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from torch import distributed, multiprocessing
 
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
-from src.evaluation.protocols import Scorer, score_token_windows
+from src.evaluation.protocols import PROTOCOLS, Scorer, score_token_windows
 from src.evaluation.sources import TextSet, read_texts, resolve_path
 from src.evaluation.suite import EvaluationSuite
 from src.models.gpt import GPT
@@ -115,14 +118,20 @@ def test_a_row_without_text_and_a_missing_file_are_named(texts: Path) -> None:
 def test_without_a_file_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(*args: Any, **keys: Any) -> dict[str, list[str]]:
+    def load_dataset(*args: Any, **keys: Any) -> datasets.Dataset:
         asked.append((args, keys))
-        return {"text": ["a", "b"]}
+        return datasets.Dataset.from_dict({"text": ["a", "b"], "number": [1, 2]})
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     suite = component("evaluation", "full")
     assert suite.texts["wikitext2"].read_rows("k") == ["a", "b"]
     assert asked == [(("Salesforce/wikitext", "wikitext-2-raw-v1"), {"split": "test"})]
+    for field, words in (
+        ("number", r"k\.hub=Salesforce/wikitext, row 1: no text in column 'number', but 1$"),
+        ("page", r"k\.hub=Salesforce/wikitext has no column 'page'; its columns: text, number$"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(suite.texts["wikitext2"], field=field).read_rows("k")
 
 
 def test_the_shipped_suites_check_their_files_and_none_is_empty() -> None:
@@ -150,6 +159,48 @@ def test_data_missing_on_the_hub_is_an_error_before_the_run(monkeypatch: pytest.
         harness.load(["arc_easy", "arc_hard"], {}, None)
     with pytest.raises(ValueError, match=r"files\.<task>=<file>"):
         harness.load(["arc_easy"], {}, None)
+
+
+def suite_of(file: Path, content: str, **keys: Any) -> EvaluationSuite:
+    """A suite of one text."""
+    file.write_text(content)
+    text = {"path": str(file), "hub": None, "field": "text", "join": "\n", "limit_tokens": None, "stride": None}
+    lm_eval: dict[str, Any] = {"tasks": [], "files": {}, "limit": None, "num_fewshot": 0}
+    return EvaluationSuite(
+        perplexity={"mine": {**text, **keys}}, lm_eval=lm_eval, batch_size=2, every_steps=None, log_samples=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "keys", "words"),
+    [
+        ("a b " * 20, {"protocol": "windows", "limit_tokens": 11}, "limit_tokens=11 fills no window of 12"),
+        ("a b", {"protocol": "windows"}, "a stream of 2 tokens fills no window of 12"),
+        ("", {"protocol": "words"}, "a stream of 1 tokens has none to predict"),
+        ("a", {"protocol": "sliding", "stride": 3}, "a stream of 1 tokens has none to predict"),
+        ("one", {"protocol": "last_word"}, "row 1 has fewer than two words"),
+        ("", {"protocol": "last_word", "name": "t.jsonl"}, "there is no row"),
+    ],
+)
+def test_a_text_that_cannot_be_scored_is_rejected_before_the_run_and_left_out_after_it(
+    content: str, keys: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    keys = dict(keys)
+    suite = suite_of(tmp_path / keys.pop("name", "t.txt"), content, **keys)
+    with pytest.raises(ValueError, match=rf"^evaluation\.perplexity\.mine: .*{words}"):
+        suite.check(gpt2_tokenizer(), 50304, 12)
+    entry = suite.run(tiny_gpt(vocab_size=50304).eval(), gpt2_tokenizer(), lambda: None)["perplexity"]["mine"]
+    assert re.search(words, entry["skipped"])
+
+
+def test_an_error_of_the_scoring_itself_leaves_the_text_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no bytes")
+
+    suite = suite_of(tmp_path / "t.txt", "a b " * 20, protocol="windows")
+    monkeypatch.setitem(PROTOCOLS, "windows", fail)
+    scores = suite.run(tiny_gpt(vocab_size=50304).eval(), gpt2_tokenizer(), lambda: None)
+    assert scores["perplexity"]["mine"]["skipped"].startswith("no bytes; task=evaluate")
 
 
 def test_a_missing_wikitext_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
