@@ -3,12 +3,14 @@
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from src.bounds import PositiveInt
+from src.errors import one_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
 PREFIX = "embedded:"
@@ -40,8 +42,15 @@ def read_texts(path: Path, field: str) -> list[str]:
     """Return the documents of a file: the rows of a .jsonl(.xz|.gz), or a text file as one document.
 
     Raises:
-        ValueError: a row that is not a JSON object with a text in `field`.
+        ValueError: the file is damaged, or a row is not a JSON object with a text in `field`.
     """
+    try:
+        return _read_texts(path, field)
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged ({one_line(error)}); restore it") from error
+
+
+def _read_texts(path: Path, field: str) -> list[str]:
     stem = path.name.removesuffix(path.suffix) if path.suffix in OPENERS else path.name
     with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
         if not stem.endswith((".jsonl", ".json")):

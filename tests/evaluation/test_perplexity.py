@@ -1,6 +1,7 @@
 """Perplexity against an independent computation on transformers' GPT-2."""
 
 import dataclasses
+import gzip
 import json
 import lzma
 import math
@@ -113,6 +114,23 @@ def test_a_row_without_text_and_a_missing_file_are_named(texts: Path) -> None:
         read_texts(texts / "t.jsonl.xz", "body")
     with pytest.raises(ValueError, match=r"evaluation\.x\.path=gone\.txt: no such file"):
         resolve_path("evaluation.x.path", "gone.txt")
+
+
+def test_a_damaged_file_is_named(texts: Path) -> None:
+    whole = (texts / "t.jsonl.xz").read_bytes()
+    packed = gzip.compress(b'{"text": "one"}\n' * 9)
+    damaged = {
+        "cut.jsonl.xz": whole[: len(whole) // 2],
+        "changed.jsonl.xz": whole[:20] + b"\0\0\0\0" + whole[24:],
+        "cut.jsonl.gz": packed[:-9],
+        "changed.jsonl.gz": packed[:12] + b"\xff\xff" + packed[14:],
+        "none.jsonl.gz": b"not packed",
+        "latin.txt": "caf\xe9".encode("latin-1"),
+    }
+    for name, raw in damaged.items():
+        (texts / name).write_bytes(raw)
+        with pytest.raises(ValueError, match=rf"{name}: damaged \(.+\); restore it"):
+            read_texts(texts / name, "text")
 
 
 def test_without_a_file_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
