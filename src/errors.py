@@ -1,4 +1,4 @@
-"""Errors and exit codes: errors of the user, interruptions, and their form in one line."""
+"""Errors and exit codes: errors of the user, failed saves, interruptions, and their form in one line."""
 
 import signal
 from collections.abc import Iterator
@@ -7,6 +7,10 @@ from contextlib import contextmanager
 
 class UserError(ValueError):
     """Error of the user, in one sentence: key, value, bound, way out."""
+
+
+class CheckpointError(RuntimeError):
+    """Failure to write a checkpoint; the earlier ones are intact."""
 
 
 class Interrupted(BaseException):  # like KeyboardInterrupt, which `except Exception` does not catch

@@ -26,12 +26,8 @@ from src.callbacks.guard import Guard
 from src.callbacks.run_record import RunRecord
 from src.callbacks.sharded_checkpoint import MANIFEST, read_sharded
 from src.callbacks.step_end import StepEndCallback
-from src.errors import one_line
+from src.errors import CheckpointError, one_line
 from src.files import fsync_folder, sha256_file, write_atomic
-
-
-class CheckpointError(RuntimeError):
-    """Failure to write a checkpoint; the earlier ones are intact."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from src.errors import one_line
-from src.files import fsync_folder, sha256_file
+from src.errors import CheckpointError, one_line
+from src.files import fsync_folder, sha256_file, write_atomic
 
 PLAIN, MANIFEST = "plain.pt", "manifest.sha256"
 MARK = "sharded"
@@ -46,10 +46,6 @@ DESCRIPTION = {
 }
 
 
-class ShardedCheckpointError(RuntimeError):
-    """Failure to write a sharded checkpoint; the earlier ones are intact."""
-
-
 # ---- write
 
 
@@ -61,7 +57,7 @@ def write_sharded(checkpoint: dict[str, Any], target: Path) -> None:
         target: folder to write; only rank 0's counts, since under a launcher every rank has a run folder of its own.
 
     Raises:
-        ShardedCheckpointError: a file cannot be written; raised on every rank.
+        CheckpointError: a file cannot be written; raised on every rank.
     """
     target = _agree_on(target)
     part = target.with_name(f".{target.name}.part")
@@ -88,8 +84,7 @@ def write_sharded(checkpoint: dict[str, Any], target: Path) -> None:
                 absent = [name for line in lines if not (part / (name := line.split()[1])).is_file()]
                 if absent:
                     raise FileNotFoundError(f"rank 0 does not see {', '.join(absent)}")
-                _write_manifest(part / MANIFEST, lines)
-                fsync_folder(part)
+                write_atomic(part / MANIFEST, "".join(lines))  # flushes the folder's entries too
                 _replace(part, target)
                 fsync_folder(target.parent)
     except BaseException:
@@ -117,7 +112,7 @@ def _failing_together(target: Path) -> Iterator[None]:
     distributed.all_gather_object(reasons, reason)
     failed = [f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text]
     if failed:
-        raise ShardedCheckpointError(f"{target} cannot be written: {failed[0]}")
+        raise CheckpointError(f"{target} cannot be written: {failed[0]}")
 
 
 def _take_out(tree: Any, key: str, tensors: dict[str, Tensor]) -> Any:  # plain values and tensors
@@ -135,13 +130,6 @@ def _take_out(tree: Any, key: str, tensors: dict[str, Tensor]) -> Any:  # plain 
 def _write_flushed(path: Path, plain: object) -> None:
     with path.open("wb") as file:
         torch.save(plain, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_manifest(path: Path, lines: list[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from src.callbacks.background import BackgroundCheckpointIO, copy_to_host
-from src.callbacks.checkpoints import AtomicCheckpointIO, CheckpointError, read_checkpoint
+from src.callbacks.checkpoints import AtomicCheckpointIO, read_checkpoint
+from src.errors import CheckpointError
 
 
 class Gate:

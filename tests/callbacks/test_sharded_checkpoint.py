@@ -14,7 +14,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from src.callbacks import sharded_checkpoint
 from src.callbacks.checkpoints import AtomicCheckpointIO, link_over, read_checkpoint
-from src.callbacks.sharded_checkpoint import MANIFEST, ShardedCheckpointError, write_sharded
+from src.callbacks.sharded_checkpoint import MANIFEST, write_sharded
+from src.errors import CheckpointError
 from src.files import sha256_file
 from tests.callbacks.test_checkpoints import Hostile
 
@@ -94,8 +95,8 @@ def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sharded_checkpoint, "_write_manifest", fail)
-    with pytest.raises(ShardedCheckpointError, match=r"step1\.ckpt cannot be written: rank 0: .*No space left"):
+    monkeypatch.setattr(sharded_checkpoint, "write_atomic", fail)
+    with pytest.raises(CheckpointError, match=r"step1\.ckpt cannot be written: rank 0: .*No space left"):
         write_sharded(content(), folder)
     assert read_checkpoint(folder)["reslab"] == {"step": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["step1.ckpt"]
