@@ -85,7 +85,7 @@ def write_sharded(checkpoint: dict[str, Any], target: Path) -> None:
                 if absent:
                     raise FileNotFoundError(f"rank 0 does not see {', '.join(absent)}")
                 write_atomic(part / MANIFEST, "".join(lines))  # flushes the folder's entries too
-                _replace(part, target)
+                replace_checkpoint(part, target)
                 fsync_folder(target.parent)
     except BaseException:
         if rank == 0:
@@ -134,11 +134,11 @@ def _write_flushed(path: Path, plain: object) -> None:
         os.fsync(file.fileno())
 
 
-def _replace(part: Path, target: Path) -> None:
-    """Rename a folder over a file or folder of an earlier save of the same step."""
+def replace_checkpoint(part: Path, target: Path) -> None:
+    """Rename a checkpoint, a file or a folder, over what an earlier save or copy left under the name `target`."""
     if target.is_dir():
         shutil.rmtree(target)  # a folder cannot be renamed over another one
-    else:
+    elif part.is_dir():
         target.unlink(missing_ok=True)
     part.rename(target)
 

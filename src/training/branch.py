@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.callbacks.checkpoints import hash_path, identifying_file, link_over, read_checkpoint
 from src.callbacks.run_record import Row, read_metrics, read_result
+from src.callbacks.sharded_checkpoint import replace_checkpoint
 from src.errors import UserError, one_line
 from src.files import sha256_file, write_atomic
 from src.launch.arguments import escape_references
@@ -192,8 +193,9 @@ def _link_or_copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     if source.is_dir():  # a sharded checkpoint, which can have no second name in another folder
+        shutil.rmtree(part, ignore_errors=True)  # left by a kill during the copy
         shutil.copytree(source, part)
-        part.rename(target)
+        replace_checkpoint(part, target)
         return
     try:
         link_over(source, target)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from src.callbacks.checkpoints import hash_path, link_over, read_checkpoint
 from src.callbacks.run_record import read_result
+from src.callbacks.sharded_checkpoint import replace_checkpoint
 from src.datamodules.tokenization.base import Statement, describe, identify
 from src.errors import UserError
 from src.files import flatten, scan_rows
@@ -261,7 +262,8 @@ def set_aside_after(folder: Path, step: int, good: Path) -> None:
     for path in folder.glob("step*.ckpt"):
         if step_of(path) > step:
             is_best = best.is_symlink() and best.readlink().name == path.name
-            aside = path.rename(path.with_name(f"{path.name}.refused"))
+            aside = path.with_name(f"{path.name}.refused")
+            replace_checkpoint(path, aside)
             hash_path(path).unlink(missing_ok=True)
             if is_best:
                 link_over(aside, best)

@@ -14,7 +14,7 @@ from src.launch.job import COMPLETED, Job
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
 from src.tasks import train
-from src.training.branch import _state_at, find_branch, training_seconds
+from src.training.branch import _link_or_copy, _state_at, find_branch, training_seconds
 from src.training.saved_weights import _require_checkpoint_of_run
 from tests.runs import SMALL, computed, make_shards, result, run, same_weights
 from tests.settings.test_read import composed
@@ -144,3 +144,13 @@ def test_training_time_follows_from_the_logged_speeds() -> None:
     ]
     assert math.isclose(training_seconds(rows, 500), 2 + 4 + 2)
     assert training_seconds([], 500) == 0
+
+
+def test_a_copy_of_a_sharded_checkpoint_that_a_kill_cut_off_is_made_again(tmp_path: Path) -> None:
+    source, target = tmp_path / "run/step00000008.ckpt", tmp_path / "branch/step00000008.ckpt"
+    for folder in (source, target, target.with_name(f".{target.name}.part")):  # killed after the copy, and in it
+        folder.mkdir(parents=True)
+        (folder / "plain.pt").write_text(str(folder.parent))
+    _link_or_copy(source, target)
+    assert (target / "plain.pt").read_text() == str(source.parent)
+    assert [path.name for path in target.parent.iterdir()] == [target.name]

@@ -52,3 +52,17 @@ def test_the_best_checkpoint_keeps_its_weights_when_it_is_set_aside(is_folder: b
     set_aside_after(tmp_path, 4, paths[0])
     best, last = (tmp_path / name / ("plain.pt" if is_folder else "") for name in ("best.ckpt", "last.ckpt"))
     assert (best.read_text(), last.read_text()) == (paths[1].name, paths[0].name)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_step_that_is_set_aside_again_replaces_the_one_before(is_folder: bool, tmp_path: Path) -> None:
+    good, later = (tmp_path / f"step{step:08d}.ckpt" for step in (4, 8))
+    good.touch()
+    for text in ("first", "second"):
+        if is_folder:
+            later.mkdir()
+        (later / "plain.pt" if is_folder else later).write_text(text)
+        set_aside_after(tmp_path, 4, good)
+    aside = tmp_path / "step00000008.ckpt.refused"
+    assert (aside / "plain.pt" if is_folder else aside).read_text() == "second"
+    assert not later.exists()
