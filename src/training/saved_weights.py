@@ -138,7 +138,7 @@ def _list_checkpoints(folder: Path | None, checkpoint: str | int | ListConfig | 
         return [folder / "checkpoints" / f"{checkpoint or 'last'}.ckpt"]
     if folder is not None and isinstance(checkpoint, int):
         path = folder / "checkpoints" / f"step{checkpoint:08d}.ckpt"
-        if not path.is_file():
+        if not path.exists():  # a folder where it is sharded
             steps = sorted(int(p.stem.removeprefix("step")) for p in path.parent.glob("step*.ckpt"))
             raise UserError(f"{folder} has no checkpoint of step {checkpoint}; there are those of steps {steps}")
         return [path]

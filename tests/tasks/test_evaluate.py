@@ -17,6 +17,7 @@ from src.errors import UserError
 from src.files import sha256_file
 from src.launch.job import Job
 from src.tasks import evaluate as task
+from src.training.saved_weights import _list_checkpoints
 from tests.runs import ROOT, SMALL, make_shards, result, run
 
 #: A suite of one text, short enough for a test.
@@ -222,3 +223,9 @@ def test_two_ranks_share_the_work_and_give_the_scores_of_one(copied: Path, tmp_p
         for part, key in (("perplexity", "loss"), ("lm_eval", "score")):
             for name, entry in alone["scores"][part].items():
                 assert record["scores"][part][name][key] == pytest.approx(entry[key], rel=1e-6)
+
+
+def test_a_sharded_checkpoint_is_found_by_its_step(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints/step00000040.ckpt"
+    path.mkdir(parents=True)
+    assert _list_checkpoints(tmp_path, 40) == [path]
