@@ -2,7 +2,9 @@
 
 import functools
 import json
+import multiprocessing
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import torch
 
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
 from src.datamodules.shards.loader import TrainLoader
+from src.launch.signals import STOP_SIGNALS
 from tests.datamodules.counting_tokens import CountingTokens
 from tests.runs import SMALL, begin, computed, error_lines, kill_after, make_shards, result, run
 from tests.support import component, options
@@ -93,6 +96,20 @@ def test_the_loader_yields_every_step(workers: int, build: Build) -> None:
     loader = data.train_dataloader()
     assert len(loader) == 4
     assert [rows(batch) for batch in loader] == [rows(data.train_batch(step, 0, 1)) for step in range(4)]
+
+
+def test_signals_to_every_process_of_a_job_end_no_worker_but_its_parent_can() -> None:
+    batches = iter(TrainLoader(lambda step: torch.tensor(step), start=0, max_steps=40, workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for signum in STOP_SIGNALS:
+        subprocess.run(["kill", f"-{signum.value}", str(worker.pid)], check=True)
+    assert len([next(batches) for _ in range(38)]) == 38
+    worker.terminate()  # as multiprocessing does at exit, where it then waits for the worker
+    worker.join(timeout=30)
+    code = worker.exitcode
+    worker.kill()
+    assert code == 0
 
 
 def test_a_resumed_loader_keeps_its_length_and_starts_at_its_step(build: Build) -> None:

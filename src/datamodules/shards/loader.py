@@ -1,5 +1,9 @@
 """Loader of one batch per optimizer step that Lightning can continue in the middle."""
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -7,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.datamodules.shards.format import ShardError
+from src.launch.signals import STOP_SIGNALS
 
 
 class TrainLoader:
@@ -35,6 +40,7 @@ class TrainLoader:
             batch_size=None,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=ignore_stop_signals,
         )
         for batch in loader:
             if isinstance(batch, str):
@@ -47,6 +53,27 @@ class TrainLoader:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Do nothing; see `state_dict`."""
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Ignore the stop signals in a worker process, except the SIGTERM by which its parent ends it.
+
+    SLURM and Ctrl-C signal every process of a job. A worker that ends first would fail the step, or the checkpoint,
+    that its parent still finishes.
+    """
+    for signum in STOP_SIGNALS:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere the sender of a signal is unknown, and torch's handler ends the worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_parent, daemon=True, name="wait-for-parent").start()
+
+
+def _end_with_parent() -> None:
+    """End this process at a SIGTERM of its parent, which at its own exit waits for a worker that is left."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class ValLoader:
