@@ -124,7 +124,6 @@ COVERED_BY = {
     "src/tasks/train.py": "tests/test_runs.py",
     "src/training/run.py": "tests/training/test_trainer.py",
     "src/training/saved_weights.py": "tests/tasks/test_evaluate.py",
-    "src/training/session.py": "tests/test_runs.py",
 }
 
 #: Tests of several files of a room, or of files outside of src.

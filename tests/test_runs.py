@@ -1,7 +1,6 @@
 """Training runs from outside: files, interruption and resume, ranks, sweeps, exit codes.
 
-Covers `src/callbacks/stream_log.py`, `src/reporting/stream_figures.py`, `src/tasks/train.py` and
-`src/training/session.py` too.
+Covers `src/callbacks/stream_log.py`, `src/reporting/stream_figures.py` and `src/tasks/train.py` too.
 """
 
 import hashlib

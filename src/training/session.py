@@ -19,7 +19,7 @@ from src.callbacks.guard import DivergedError
 from src.callbacks.run_record import RunRecord, Status, read_result
 from src.datamodules.base import BatchSpec, TokenDataModule, build_data, count_micro_steps
 from src.datamodules.shards.format import ShardError
-from src.errors import Interrupted, UserError, one_line, raise_user_errors
+from src.errors import CheckpointError, Interrupted, UserError, one_line, raise_user_errors
 from src.launch.elastic import launch_ranks
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.launch.stop_request import StopRequest
@@ -188,11 +188,22 @@ def _failures_stated(run: Run) -> Iterator[None]:
         _state(run.record, "failed", one_line(error))
         raise UserError(one_line(error)) from error
     except Exception as error:
-        if run.stop.signum:  # another rank stopped on the signal while this one was in the middle of a step
+        if _was_left_by_ranks(run, error):
+            log.error("stopped in the middle of a step: %s: %s", type(error).__name__, one_line(error))
             _state(run.record, "interrupted", f"{run.stop.reason}; {one_line(error)}")
             raise Interrupted(run.stop.signum) from error
         _state(run.record, "failed", f"{type(error).__name__}: {one_line(error)}")
         raise
+
+
+def _was_left_by_ranks(run: Run, error: Exception) -> bool:
+    """Return whether another rank ended on the signal at once, while this one was in the middle of a step.
+
+    A checkpoint that cannot be written, and whatever fails after the ranks agreed to stop, is a failure: a launcher that
+    starts an interrupted run again would repeat it for ever.
+    """
+    is_pending = run.stop.signum and not run.stop.agreed
+    return bool(is_pending) and run.settings.trainer.world_size > 1 and not isinstance(error, CheckpointError)
 
 
 def _divergence(error: DivergedError) -> str:

@@ -1,0 +1,37 @@
+"""Ends of a training: what is an interruption, a failure or an error of the user; `tests/test_runs.py` has whole runs."""
+
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from src.callbacks.run_record import RunRecord
+from src.errors import CheckpointError, Interrupted
+from src.launch.stop_request import StopRequest
+from src.training import session
+from tests.runs import result
+
+
+@pytest.mark.parametrize(
+    ("ranks", "agreed", "error", "status"),
+    [
+        (2, False, RuntimeError("connection closed by peer"), "interrupted"),
+        (2, True, RuntimeError("connection closed by peer"), "failed"),  # rank 0 could not save
+        (2, False, CheckpointError("step8.ckpt cannot be written"), "failed"),
+        (1, False, RuntimeError("of this rank's own"), "failed"),
+    ],
+)
+def test_an_error_while_a_signal_is_pending_is_a_failure_unless_another_rank_left(
+    ranks: int, agreed: bool, error: Exception, status: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop, settings = StopRequest(grace_s=60.0), SimpleNamespace(trainer=SimpleNamespace(world_size=ranks))
+    stop.signum, stop.agreed = signal.SIGTERM, agreed
+    run: Any = SimpleNamespace(stop=stop, settings=settings, record=RunRecord(tmp_path, writes=True))
+    expected = Interrupted if status == "interrupted" else type(error)
+    with pytest.raises(expected), session._failures_stated(run):
+        raise error
+    assert result(tmp_path)["status"] == status
+    assert str(error) in result(tmp_path)["reason"]
+    assert (str(error) in caplog.text) == (status == "interrupted")  # a failure is logged by the job
