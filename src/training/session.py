@@ -130,7 +130,7 @@ def fit(run: Run) -> None:
             check_strategy(gpt, run)
         if run.job.rank == 0:  # after everything that may reject the run: some loggers open a run elsewhere
             open_loggers(run)
-    begin_record(run, gpt)
+        begin_record(run, gpt)
     with _failures_stated(run):
         while True:
             try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from src.callbacks.run_record import RunRecord
-from src.errors import CheckpointError, Interrupted
+from src.errors import CheckpointError, Interrupted, UserError
 from src.launch.stop_request import StopRequest
 from src.training import session
 from tests.runs import result
@@ -35,3 +35,15 @@ def test_an_error_while_a_signal_is_pending_is_a_failure_unless_another_rank_lef
     assert result(tmp_path)["status"] == status
     assert str(error) in result(tmp_path)["reason"]
     assert (str(error) in caplog.text) == (status == "interrupted")  # a failure is logged by the job
+
+
+def test_a_damaged_row_of_a_resumed_run_is_an_error_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": \n{"step": 2}\n')
+    for name in ("build_initial_gpt", "open_loggers"):
+        monkeypatch.setattr(session, name, lambda run: None)
+    job, record = SimpleNamespace(folder=tmp_path, rank=0), RunRecord(tmp_path, writes=True)
+    run: Any = SimpleNamespace(job=job, record=record, settings=None, data=None, first_step=2, branches=False)
+    with pytest.raises(UserError, match="line 1: not a JSON object with a step; take the line out"):
+        session.fit(run)
