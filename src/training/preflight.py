@@ -115,7 +115,8 @@ def check_disk(folder: Path, *, n_numbers: int, keep: int) -> None:
         probe.unlink()
         free = shutil.disk_usage(checkpoints).free
         found = (file for path in checkpoints.glob("*.ckpt") for file in (path.iterdir() if path.is_dir() else [path]))
-        present = sum(file.stat().st_size for file in found)
+        stats = map(Path.stat, found)
+        present = sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}.values())  # a file has several names
     except OSError as error:
         raise UserError(
             f"{checkpoints} cannot be written to ({one_line(error)}); choose another hydra.run.dir"

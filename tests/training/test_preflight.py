@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from src.callbacks.checkpoints import link_over
 from src.errors import UserError
 from src.models.gpt import GPT
 from src.settings.read import Settings
@@ -33,6 +34,20 @@ def test_free_space_and_present_checkpoints_must_hold_what_the_run_writes(
     (tmp_path / "checkpoints/last.ckpt").write_bytes(b"x")
     check_disk(tmp_path, n_numbers=2**18, keep=3)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_with_several_names_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = (3 + 2) * (4 * 2**18 + 2**20) + 16 * 2**20
+    path = tmp_path / "checkpoints/step00000004.ckpt"
+    path.parent.mkdir()
+    path.write_bytes(bytes(1000))
+    for name in ("last.ckpt", "best.ckpt"):
+        link_over(path, path.with_name(name))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1001))
+    with pytest.raises(UserError, match="make room"):
+        check_disk(tmp_path, n_numbers=2**18, keep=3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1000))
+    check_disk(tmp_path, n_numbers=2**18, keep=3)
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
