@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 CRUDE_BYTES = 400
 #: Depths that the activations of a deeper model are extrapolated from.
 DEPTHS = (2, 4, 6)
-CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 class Memory(NamedTuple):
@@ -156,16 +156,17 @@ def read_host_bytes() -> tuple[int, int]:
     return total, free
 
 
-def _read_limits() -> list[tuple[int, int]]:
-    """Return limit and use in bytes of this process's control groups, version 1 or 2."""
+def _read_limits(own: Path = OWN_GROUPS, mount: Path = CGROUPS) -> list[tuple[int, int]]:
+    """Return limit and use in bytes of this process's control groups and of those above them, version 1 or 2."""
     found = []
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+    for line in own.read_text(encoding="utf-8").splitlines():
         _, kinds, path = line.split(":", 2)
         if kinds not in ("", "memory"):
             continue
-        room = CGROUPS / kinds
+        root = mount / kinds
+        group = root / path.lstrip("/")
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
-        for folder in {room, room / path.lstrip("/")}:
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
             texts = [(folder / name).read_text() for name in names if (folder / name).is_file()]
             if len(texts) == 2 and texts[0].strip().isdigit():
                 found.append((int(texts[0]), int(texts[1])))

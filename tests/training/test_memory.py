@@ -107,3 +107,20 @@ def test_the_limit_of_a_container_replaces_the_total_of_the_machine(monkeypatch:
     assert 0 < free <= total
     monkeypatch.setattr(memory, "_read_limits", lambda: [(2**30, 2**20), (2**62, 0)])
     assert read_host_bytes() == (2**30, min(free, 2**30 - 2**20))
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("0::/slurm/job_7/step_0/task_1", ("memory.max", "memory.current")),
+        ("3:memory:/slurm/job_7/step_0/task_1", ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")),
+    ],
+)
+def test_the_limit_of_a_group_above_the_own_one_counts(line: str, names: tuple[str, str], tmp_path: Path) -> None:
+    kinds = Path(names[0]).parent
+    (tmp_path / kinds / "slurm/job_7/step_0/task_1").mkdir(parents=True)
+    for folder, limit in (("slurm/job_7", "4096"), ("slurm/job_7/step_0", "max"), ("", "8192")):
+        for name, text in zip(names, (limit, "1024"), strict=True):
+            (tmp_path / kinds / folder / Path(name).name).write_text(f"{text}\n")
+    (tmp_path / "cgroup").write_text(f"{line}\n")
+    assert memory._read_limits(tmp_path / "cgroup", tmp_path) == [(4096, 1024), (8192, 1024)]
