@@ -26,6 +26,7 @@ from src.checks.cost import BYTES_PER_PARAM, count_kept_bytes
 from src.checks.quick import build_subject
 from src.errors import UserError, one_line
 from src.files import format_bytes
+from src.launch.world import read_world
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.settings.read import Settings
@@ -141,8 +142,8 @@ def estimate_kept(subject: Subject, model: GPTConfig, micro: int, *, bf16: bool)
 def _read_memory(settings: Settings) -> Memory:
     keys = settings.trainer
     if keys.accelerator == "gpu":
-        found = [torch.cuda.mem_get_info(index) for index in range(keys.devices)]
-        return Memory("each GPU", min(total for _, total in found), min(free for free, _ in found), 1)
+        free, total = torch.cuda.mem_get_info(read_world().local_rank)  # on another GPU a CUDA context would stay
+        return Memory("the GPU", total, free, 1)
     return Memory("this machine's memory", *read_host_bytes(), keys.devices)
 
 

@@ -4,9 +4,11 @@ import dataclasses
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from src.checks.cost import count_kept_bytes
 from src.checks.quick import build_subject
@@ -124,3 +126,11 @@ def test_the_limit_of_a_group_above_the_own_one_counts(line: str, names: tuple[s
             (tmp_path / kinds / folder / Path(name).name).write_text(f"{text}\n")
     (tmp_path / "cgroup").write_text(f"{line}\n")
     assert memory._read_limits(tmp_path / "cgroup", tmp_path) == [(4096, 1024), (8192, 1024)]
+
+
+def test_rank_0_asks_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: asked.append(index) or (2**30, 2**31))
+    settings: Any = SimpleNamespace(trainer=SimpleNamespace(accelerator="gpu", devices=8))
+    assert memory._read_memory(settings) == Memory("the GPU", 2**31, 2**30, 1)
+    assert asked == [0]
