@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
 from src.files import CONF
+from src.launch.command_line import WITH_VALUE
 from src.launch.world import World, read_world
 
 #: Keys that name a run folder whose configuration is used, and what each does with the run.
@@ -41,7 +42,11 @@ def use_stored_config(arguments: list[str]) -> list[str]:
     Raises:
         UserError: the folder holds no run, or an override would change what the run is.
     """
-    arguments = resolve_auto(resume_after_restart(arguments, read_world()))
+    world = read_world()
+    return _compose_stored(resolve_auto(resume_after_restart(arguments, world)), world)
+
+
+def _compose_stored(arguments: list[str], world: World) -> list[str]:
     given = {key: value for key in STORED if (value := _value(arguments, key)) is not None}
     if not given or _value(arguments, "hydra.run.dir") == given.get("resume", ""):
         return arguments
@@ -69,7 +74,7 @@ def use_stored_config(arguments: list[str]) -> list[str]:
     if key == "branch_from":
         rest = _complete_branch(rest)
     quoted = _quote(folder)
-    ranks = _rank_keys(folder / "config.yaml", read_world())
+    ranks = _rank_keys(folder / "config.yaml", world)
     flags = [argument for argument in rest if argument in ("-m", "--multirun")]  # all before the overrides
     return [
         *flags,
@@ -115,24 +120,31 @@ def resume_after_restart(arguments: list[str], world: World) -> list[str]:
     """Add `resume=` to the arguments of a job that its launcher starts again, if it has a run folder by now.
 
     The run is known by the launcher's job, which result.json states, and by the same command line. SLURM counts
-    restarts; torchrun does not count those after a node has joined, so there an unfinished run is enough. A sweep needs
-    nothing: each of its jobs resumes by itself.
+    restarts; torchrun does not count those after a node has joined, so there an unfinished run is enough. `resume`
+    replaces `from_run` and `branch_from`, which began the run. A sweep is left alone: where its `hydra.sweep.dir` is
+    given, each of its jobs is skipped or resumes by itself.
+
+    Raises:
+        UserError: the run that `from_run` or `branch_from` names is gone.
     """
     is_again = world.restarts > 0 or world.launcher == "torchrun"
-    given = [key for key in STORED if _value(arguments, key) is not None]
-    if not is_again or not world.job or given or {"-m", "--multirun"} & set(arguments):
+    if not is_again or not world.job or _value(arguments, "resume") or {"-m", "--multirun"} & set(arguments):
         return arguments
     folder = _value(arguments, "hydra.run.dir")
     records = [Path(folder) / "result.json"] if folder is not None else list(Path("multirun").rglob("result.json"))
-    found = [path.parent for path in records if path.is_file() and _is_same_job(path, arguments, world)]
+    composed = _compose_stored(arguments, world)
+    found = [path.parent for path in records if path.is_file() and _is_same_job(path, composed, world)]
     if not found:
         return arguments
     newest = _quote(max(found, key=lambda path: path.stat().st_mtime))
-    return [*arguments, f"hydra.run.dir={newest}", f"resume={newest}"]
+    if composed == arguments:
+        return [*arguments, f"hydra.run.dir={newest}", f"resume={newest}"]
+    began = ("from_run", "branch_from", "at", "hydra.run.dir")
+    return [*(argument for argument in arguments if _key(argument) not in began), f"resume={newest}"]
 
 
 def _is_same_job(record: Path, arguments: list[str], world: World) -> bool:
-    """Return whether the run with this result.json was started by the same job with the same command line."""
+    """Return whether the run with this result.json was started by the same job with the same arguments for Hydra."""
     try:
         result = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:  # a damaged record is of no job; the job that it belongs to reports it
@@ -140,8 +152,16 @@ def _is_same_job(record: Path, arguments: list[str], world: World) -> bool:
     if result.get("launched_by") != world.job or (not world.restarts and result.get("status") == "completed"):
         return False
     overrides = record.parent / ".hydra" / "overrides.yaml"
-    own = [a for a in arguments if not a.startswith(("hydra.", "hydra/", "-"))]
-    return overrides.is_file() and list(OmegaConf.load(overrides)) == own
+    resolved = {_key(argument) for argument in arguments if "${" in argument}  # of which Hydra stores the values
+    return overrides.is_file() and _own(list(OmegaConf.load(overrides)), resolved) == _own(arguments, resolved)
+
+
+def _own(arguments: list[str], resolved: set[str]) -> list[str]:
+    """Return the overrides among the arguments, without Hydra's, the keys `resolved` and what follows from the ranks."""
+    before = ["", *arguments]
+    values = [a for flag, a in zip(before, arguments, strict=False) if flag not in WITH_VALUE]
+    own = [a for a in values if not a.startswith(("hydra.", "hydra/", "-")) and _key(a) not in resolved]
+    return [a for a in own if a not in (*RANKS, *UNSHARDED)]
 
 
 def resolve_auto(arguments: list[str]) -> list[str]:

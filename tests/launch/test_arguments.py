@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.errors import UserError
-from src.launch.arguments import resolve_auto, resume_after_restart, stored_yaml, use_stored_config
+from src.launch import arguments as launch_arguments
+from src.launch.arguments import BRANCH_END, resolve_auto, resume_after_restart, stored_yaml, use_stored_config
 from src.launch.world import World
 
 
@@ -103,13 +104,35 @@ def test_a_restarted_job_resumes_its_own_run(tmp_path: Path, monkeypatch: pytest
     assert use_stored_config(expected) == expected
 
 
-@pytest.mark.parametrize("arguments", [["seed=4"], ["-m", "seed=3"], ["seed=3", "resume=r"], ["seed=3", "from_run=r"]])
+@pytest.mark.parametrize("arguments", [["seed=4"], ["-m", "seed=3"], ["seed=3", "resume=r"]])
 def test_another_command_line_is_another_job(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     job_folder(Path("multirun"))
     assert resume_after_restart(arguments, AGAIN) == arguments
+
+
+@pytest.mark.parametrize("keys", [["from_run={}"], ["branch_from={}", "at=40"]])
+@pytest.mark.parametrize("given", [[], ["hydra.run.dir=multirun/2026-01-01/abc-running"]])
+def test_a_restarted_job_resumes_the_run_that_it_began_from_another(
+    keys: list[str], given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = run_folder(tmp_path)
+    arguments = [*(key.format(source.name) for key in keys), "schedule.decay_steps=4", *given]
+    assert resume_after_restart(arguments, AGAIN) == arguments
+    began = use_stored_config(arguments)[4:]  # of one rank without a launcher; the next start has two
+    own = [a.replace(BRANCH_END, "trainer.max_steps='44'") for a in began if not a.startswith(("hydra.", "hydra/"))]
+    folder = job_folder(Path("multirun"), overrides=str(OmegaConf.to_yaml(OmegaConf.create(own))))
+    (folder / "config.yaml").write_text("name: x\n")
+    assert resume_after_restart(arguments, AGAIN) == ["schedule.decay_steps=4", f"resume='{folder}'"]
+    assert resume_after_restart([*arguments, "seed=4"], AGAIN) == [*arguments, "seed=4"]
+    monkeypatch.setattr(launch_arguments, "read_world", lambda: AGAIN)
+    resumed = use_stored_config(arguments)
+    assert resumed[:2] == ["--config-path", str(folder.resolve())]
+    assert f"hydra.run.dir='{folder.resolve()}'" in resumed
+    assert not [a for a in resumed if a.lstrip("+").startswith(("from_run=", "branch_from=", "at="))]
 
 
 def test_a_node_that_joined_restarts_the_workers_without_counting_it(
