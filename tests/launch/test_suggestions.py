@@ -70,6 +70,9 @@ def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
             "residual=vanilla,lns",
             "residual=vanilla,lns has several values; add -m to run each of them, or give residual=[vanilla,lns] for a",
         ),
+        ("experiment=debgu", "experiment=debgu is not an option, did you mean debug?"),
+        ("scale=cpuu", "scale=cpuu is not an option, did you mean cpu?"),
+        ("study=miniatur", "study=miniatur is not an option, did you mean miniature?"),
         ("trainer.max_steps=[", "no viable alternative at input '['"),
     ],
 )
