@@ -63,6 +63,29 @@ def find_files(address: str, otherwise: str) -> tuple[Path, list[Path]]:
     return place, found
 
 
+def reject_output_inside(room: str, source: str, output: Path) -> None:
+    """Reject an output folder whose own files would be documents of a local source folder.
+
+    Args:
+        room: section of the two keys, `prepare` or `tokenizer`.
+        source: value of its `source`.
+        output: value of its `output`.
+
+    Raises:
+        UserError: the source is or contains the output, and not under a hidden folder, which no source reads.
+    """
+    folder, inner = Path(source).resolve(), output.resolve()
+    if not folder.is_dir() or not inner.is_relative_to(folder):
+        return
+    if any(part.startswith(".") for part in inner.relative_to(folder).parts):
+        return
+    where = "is" if inner == folder else "lies inside"
+    raise UserError(
+        f"{room}.output={output} {where} {room}.source={source}, whose documents would then include its files; "
+        "give a folder outside"
+    )
+
+
 def _names_a_form(path: Path) -> bool:
     return kind_of(path) is not None or token_files.is_token_file(path)
 

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from src.bounds import CONFIG, PositiveInt
 from src.datamodules.prepare.assembly import ShardAssembly
 from src.datamodules.prepare.columns import Column
+from src.datamodules.prepare.discovery import reject_output_inside
 from src.datamodules.prepare.documents import Chunk, Cursor
 from src.datamodules.prepare.first_rows import check_text_field, choose_val_tokens
 from src.datamodules.prepare.parts import PARTS, missing_parts, read_parts, tokenize_parts
@@ -190,6 +191,7 @@ def _run_tasks(
 
 
 def _open(keys: PrepareKeys, tokenizer: Tokenizer) -> Source:
+    reject_output_inside("prepare", keys.source, Path(keys.output))
     field = Column(keys.tokens_field or keys.text_field, keys.tokens_field is not None)
     return open_source(keys.source, field, IdForm.of(tokenizer))
 

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from src.bounds import PositiveInt
 from src.datamodules.hub_tokenizer import SPECIAL, write_tokenizer_file
 from src.datamodules.prepare.columns import Column
+from src.datamodules.prepare.discovery import reject_output_inside
 from src.datamodules.prepare.first_rows import check_text_field
 from src.datamodules.prepare.sources import Source, open_source
 from src.datamodules.prepare.tokenize_pool import read_text
@@ -69,6 +70,7 @@ def train_tokenizer(keys: TokenizerKeys) -> ByteLevelTokenizer:
     output = Path(keys.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"tokenizer.output={output} exists already; name a folder that does not")
+    reject_output_inside("tokenizer", keys.source, output)
     try:
         field = Column(keys.text_field)
         source = open_source(keys.source, field)

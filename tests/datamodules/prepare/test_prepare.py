@@ -21,7 +21,7 @@ from pyarrow import parquet
 from src.datamodules.prepare import documents
 from src.datamodules.prepare import writer as shard_writer
 from src.datamodules.prepare.columns import Column
-from src.datamodules.prepare.prepare import PrepareKeys, prepare
+from src.datamodules.prepare.prepare import PrepareKeys, prepare, prepare_task
 from src.datamodules.prepare.sources import HubSource, open_source
 from src.datamodules.prepare.tokenize_pool import encode
 from src.datamodules.shards.format import ShardError, TokenShard
@@ -135,13 +135,15 @@ def test_every_format_yields_the_same_tokens(suffix: str, whole: Path, tmp_path:
 
 
 def test_a_folder_and_a_pattern_are_read_in_the_order_of_names(tmp_path: Path) -> None:
-    jsonl(tmp_path / "b.jsonl.xz", TEXTS[40:])
-    (tmp_path / "c.txt").write_text("Last.")
-    (tmp_path / "README.md").write_text("no document")
-    jsonl(tmp_path / "a.jsonl", TEXTS[:40])
-    prepared(tmp_path, tmp_path / "out")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    jsonl(texts / "b.jsonl.xz", TEXTS[40:])
+    (texts / "c.txt").write_text("Last.")
+    (texts / "README.md").write_text("no document")
+    jsonl(texts / "a.jsonl", TEXTS[:40])
+    prepared(texts, tmp_path / "out")
     assert np.array_equal(stream(tmp_path / "out"), expected([*TEXTS, "Last."]))
-    prepared(f"{tmp_path}/*.jsonl*", tmp_path / "out2")
+    prepared(f"{texts}/*.jsonl*", tmp_path / "out2")
     assert np.array_equal(stream(tmp_path / "out2"), expected())
 
 
@@ -190,13 +192,15 @@ def test_documents_without_text_are_counted_named_and_left_out(tmp_path: Path) -
 
 
 def test_bad_text_in_tables_and_files_is_counted(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
     rows = pa.array([b"good", b"\xff\xfe", None, b""], pa.binary())
     strings = pa.StringArray.from_buffers(4, *rows.buffers()[1:], rows.buffers()[0])
-    parquet.write_table(pa.table({"text": strings}), tmp_path / "a.parquet")
-    (tmp_path / "b.txt").write_bytes(b"long " * 1000 + b"\xff")
-    (tmp_path / "c.txt").write_bytes(b"")
-    jsonl(tmp_path / "d.jsonl")
-    manifest = prepared(tmp_path, tmp_path / "out")
+    parquet.write_table(pa.table({"text": strings}), texts / "a.parquet")
+    (texts / "b.txt").write_bytes(b"long " * 1000 + b"\xff")
+    (texts / "c.txt").write_bytes(b"")
+    jsonl(texts / "d.jsonl")
+    manifest = prepared(texts, tmp_path / "out")
     assert manifest.bad_documents == {"empty": 2, "not UTF-8": 2, "null": 1}
     assert np.array_equal(stream(tmp_path / "out"), expected(["good", *TEXTS]))
 
@@ -471,3 +475,26 @@ def test_a_tokenizer_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"prepare\.tokenizer=gpt3 is neither gpt2, a file or folder"):
         prepare(PrepareKeys(str(texts), str(tmp_path / "out"), 1, 3000, 1000, tokenizer="gpt3"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", [None, 0])
+@pytest.mark.parametrize(
+    ("output", "words"), [("texts", "is prepare.source="), ("texts/deep/shards", "lies inside prepare.source=")]
+)
+def test_an_output_inside_the_source_is_an_error_before_anything_is_written(
+    output: str, words: str, task: int | None, tmp_path: Path
+) -> None:
+    """Its manifest and list of bad documents would be documents when the preparation is run again."""
+    (tmp_path / "texts").mkdir()
+    jsonl(tmp_path / "texts/a.jsonl")
+    keys = PrepareKeys(str(tmp_path / "texts"), str(tmp_path / output), 1, 3000, 1000, task=task)
+    with pytest.raises(UserError, match=f"{words}.*; give a folder outside"):
+        prepare(keys) if task is None else prepare_task(keys)
+    assert [path.name for path in (tmp_path / "texts").rglob("*")] == ["a.jsonl"]
+
+
+def test_a_hidden_folder_of_the_source_may_hold_the_shards(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    jsonl(tmp_path / "texts/a.jsonl")
+    first = prepared(tmp_path / "texts", tmp_path / "texts/.shards")
+    assert prepared(tmp_path / "texts", tmp_path / "texts/.shards") == first

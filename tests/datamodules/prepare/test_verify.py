@@ -15,12 +15,12 @@ from tests.runs import write_bin
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
+    folder, output = tmp_path_factory.mktemp("texts"), tmp_path_factory.mktemp("prepared")
     rng = np.random.default_rng(0)
     for i in range(40):
         (folder / f"{i:02}.txt").write_text(" ".join(str(n) for n in rng.integers(0, 10**6, 800)))
-    prepare(PrepareKeys(str(folder), str(folder / "out"), 1, 20_000, 20_000))
-    return folder / "out"
+    prepare(PrepareKeys(str(folder), str(output / "out"), 1, 20_000, 20_000))
+    return output / "out"
 
 
 @pytest.fixture

@@ -105,3 +105,12 @@ def test_the_task_reports_what_it_wrote(tmp_path: Path, monkeypatch: pytest.Monk
         end = task.run(Job(tmp_path, compose("config", keys), resumes=False))
     read = ByteLevelTokenizer("tok", (tmp_path / "tok" / "tokenizer.json").read_text())
     assert end.line == f"1,024 ids in tok, sha256 {read.sha256[:12]}"
+
+
+def test_a_folder_inside_the_source_is_an_error(tmp_path: Path) -> None:
+    """A preparation of that source would take the tokenizer's files for documents."""
+    source = write_texts(tmp_path / "texts")
+    with pytest.raises(
+        UserError, match=r"tokenizer\.output=.* lies inside tokenizer\.source=.*; give a folder outside"
+    ):
+        train_tokenizer(TokenizerKeys(str(source), "text", str(source / "bpe"), 1024, None))
