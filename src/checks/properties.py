@@ -15,22 +15,27 @@ STATES = {"at init": False, "once the parameters have moved (at init a zero gate
 
 
 def check_contract(subject: Subject) -> list[str]:
-    """Check that read and end return [B, T, D] and that all values are finite."""
+    """Check that read returns a pair, read and end [B, T, D], write a state, and that all values are finite."""
     faults = []
     for when, jittered in STATES.items():
         gpt = subject.build_small(jittered=jittered)
         x_BTD = draw_tokens()[..., None].expand(-1, -1, gpt.config.n_embd).double() / 64
         state = gpt.residual.begin(x_BTD)
         for site in gpt.sites:
-            read, state = gpt.residual.read(state, site)
+            place = f"site {site.index} ({site.kind} of layer {site.layer})"
+            pair: object = gpt.residual.read(state, site)
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                return [f"read at {place} returns {type(pair).__name__}; return the pair (x, state)"]
+            read, state = pair
             for part in read if isinstance(read, QKV) else (read,):
                 if part.shape != x_BTD.shape:
                     faults.append(
-                        f"read at site {site.index} ({site.kind} of layer {site.layer}) gives shape "
-                        f"{tuple(part.shape)} {when}; a sublayer needs {tuple(x_BTD.shape)}"
+                        f"read at {place} gives shape {tuple(part.shape)} {when}; a sublayer needs {tuple(x_BTD.shape)}"
                     )
                     return faults
             state = gpt.residual.write(state, site, torch.tanh(read[0] if isinstance(read, QKV) else read))
+            if state is None:
+                return [f"write at {place} returns None; return the state"]
         out_BTD = gpt.residual.end(state)
         if out_BTD.shape != x_BTD.shape:
             faults.append(f"end gives shape {tuple(out_BTD.shape)}; the final norm needs {tuple(x_BTD.shape)}")

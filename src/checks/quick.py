@@ -3,12 +3,17 @@
 import functools
 import logging
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from src.checks import properties
 from src.checks.base import Figures, Finding, Subject
 from src.errors import UserError, one_line
+from src.files import ROOT
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.settings.read import Settings
@@ -73,5 +78,20 @@ def run_check(name: str, check: Check) -> Finding:
         faults, figures = found if isinstance(found, tuple) else (found, {})
     except Exception as error:  # a strategy may raise anything; the other checks still run
         log.debug("check %s crashed", name, exc_info=True)
-        faults, figures = [f"the model raises {type(error).__name__}: {one_line(error)[:300]}"], {}
+        where = locate(error)
+        faults, figures = [f"the model raises {type(error).__name__} in {where}: {one_line(error)[:300]}"], {}
     return Finding(name, faults, figures, time.monotonic() - start)
+
+
+def locate(error: BaseException) -> str:
+    """Return `<function> (<file>:<line>)` of the last call outside this project and torch, else outside torch."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_below(frame, torch.__file__)]
+    own = [frame for frame in frames if not _is_below(frame, str(ROOT / "src" / "__init__.py"))]
+    frame = (own or frames)[-1]
+    path = Path(frame.filename)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{frame.name} ({shown}:{frame.lineno})"
+
+
+def _is_below(frame: traceback.FrameSummary, package: str) -> bool:
+    return Path(frame.filename).is_relative_to(Path(package).parent)

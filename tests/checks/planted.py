@@ -147,3 +147,24 @@ class Explodes(Vanilla):
 
     def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Tensor:
         return 8 * state + y_BTD
+
+
+class ReadsWithoutAState(Vanilla):
+    """Vanilla whose read returns the input alone, a tensor that unpacks over the batch."""
+
+    def read(self, state: Tensor, site: Site) -> Any:
+        return state
+
+
+class WritesNothing(Vanilla):
+    """Vanilla without a return in write."""
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Any:
+        state + y_BTD
+
+
+class MisspeltAttribute(Vanilla):
+    """Vanilla that reads a parameter which does not exist; torch raises the error."""
+
+    def write(self, state: Tensor, site: Site, y_BTD: Tensor) -> Any:
+        return state + self.alhpa * y_BTD

@@ -5,6 +5,8 @@ Covers `ddp_step.py` too.
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +97,12 @@ CASES = [
         "the state holds torch.bfloat16 after write at site 0",
     ),
     (planted.WrongShape, properties.check_contract, "read at site 0 (attn of layer 0) gives shape (3, 16, 64)"),
+    (
+        planted.ReadsWithoutAState,
+        properties.check_contract,
+        "read at site 0 (attn of layer 0) returns Tensor; return the pair (x, state)",
+    ),
+    (planted.WritesNothing, properties.check_contract, "write at site 0 (attn of layer 0) returns None"),
     (planted.Explodes, find_depth_faults, "the stream explodes or vanishes"),
 ]
 
@@ -168,4 +176,13 @@ def test_an_exception_in_a_check_is_a_fault() -> None:
     def crash() -> Any:
         raise RuntimeError("boom")
 
-    assert run_check("x", crash).faults == ["the model raises RuntimeError: boom"]
+    (fault,) = run_check("x", crash).faults
+    assert re.fullmatch(r"the model raises RuntimeError in crash \(\S*test_checks\.py:\d+\): boom", fault)
+
+
+def test_an_exception_is_located_in_the_strategy_rather_than_in_torch() -> None:
+    (fault,) = run_check("x", lambda: properties.check_contract(subject_of(planted.MisspeltAttribute))).faults
+    found = re.fullmatch(r"the model raises AttributeError in write \((\S*planted\.py):(\d+)\): .*'alhpa'", fault)
+    assert found is not None, fault
+    line = Path(planted.__file__).read_text().splitlines()[int(found[2]) - 1]
+    assert "self.alhpa" in line
