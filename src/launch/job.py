@@ -105,7 +105,7 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
         else:
             main()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {explain(error, sys.argv[1:])}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:  # the reader of the output has gone, see `signals.py`
         raise

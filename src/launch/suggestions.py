@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,15 +17,20 @@ RENAMED_OPTIONS = {"residual": {"siamesenorm": "siamesenorm_deit"}}
 LISTED = 20
 
 
-def explain(error: BaseException) -> str:
-    """Return a configuration error in one line, with the nearest name where one is likely meant."""
+def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
+    """Return a configuration error in one line, with the nearest name where one is likely meant.
+
+    Args:
+        error: error of Hydra or OmegaConf, or of the user.
+        arguments: command line that the error is of.
+    """
     text = str(error)
     if found := re.search(r"Could not (?:find|load) '([\w./-]+)/([^'/]+)'", text):
         group, option = found.groups()
         if (CONF / group).is_dir():
             return unknown_option(group, option)
     if found := re.search(r"Could not override '([^']+)'", text):
-        return unknown_key(found.group(1))
+        return _unknown_key_of_own_class(found.group(1), arguments) or unknown_key(found.group(1))
     if found := re.search(r"Ambiguous value for argument '([^'=]+)=([^']+)'", text):
         key, values = found.groups()
         return f"{key}={values} has several values; add -m to run each of them, or give {key}=[{values}] for a list"
@@ -59,6 +65,15 @@ def unknown_key(key: str) -> str:
         named = [f"{p.parent.name}={p.stem}" for p in files if key in _dotted_keys(_load(p))]
         return f"{key} is not a key of this configuration but of {' or '.join(sorted(named))}; choose that first"
     return f"{key} is not a key{nearest(key, all_keys())}; `python run.py --cfg job` shows them all"
+
+
+def _unknown_key_of_own_class(key: str, arguments: Sequence[str]) -> str | None:
+    """Return the message for a new key of a section whose class the command line names; None for another section."""
+    group = key.partition(".")[0]
+    if not any(argument.lstrip("+").startswith(f"{group}._target_=") for argument in arguments):
+        return None
+    typed = next((argument for argument in arguments if argument.startswith(f"{key}=")), f"{key}=<value>")
+    return f"{key} is not a key of this configuration; a key of your own class needs a plus: +{typed}"
 
 
 def nearest(name: str, known: list[str]) -> str:

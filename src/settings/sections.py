@@ -72,7 +72,7 @@ def check_keys(
         except ValueError as error:
             errors.append(str(error))
     missing = [key for key in fields if key not in keys and key not in optional]
-    errors += [f"{name}.{key} is missing; give {name}.{key}=<value>" for key in missing]
+    errors += [f"{name}.{key} is missing; give +{name}.{key}=<value>" for key in missing]  # Hydra adds by a plus
     if errors:
         raise ValueError("; ".join(errors))
     return values

@@ -88,6 +88,14 @@ def test_an_error_of_hydra_is_one_line(override: str, start: str) -> None:
     assert "See https://" not in line
 
 
+def test_a_new_key_of_an_own_class_is_given_with_a_plus() -> None:
+    own = ["residual._target_=mystrategies.halved.Halved", "residual.scale=0.5"]
+    error = HydraException("Could not override 'residual.scale'.")
+    line = "residual.scale is not a key of this configuration; a key of your own class needs a plus: +residual.scale=0.5"
+    assert explain(error, own) == line
+    assert explain(error, own[1:]).endswith("choose that first")
+
+
 def test_an_option_with_another_name_now_is_named() -> None:
     assert unknown_option("residual", "siamesenorm") == "residual=siamesenorm is now residual=siamesenorm_deit"
 

@@ -27,7 +27,7 @@ def test_all_errors_of_a_section_are_raised_at_once() -> None:
     with pytest.raises(ValueError, match="not a key") as error:
         read_section("s", section, Keys)
     unknown = "s.shares is not a key; `python run.py --cfg job` shows them all"
-    sentences = {unknown, "s.count must be int >= 1, got 0", "s.share is missing; give s.share=<value>"}
+    sentences = {unknown, "s.count must be int >= 1, got 0", "s.share is missing; give +s.share=<value>"}
     assert set(str(error.value).split("; s.")) <= {x.removeprefix("s.") for x in sentences} | sentences
 
 
