@@ -24,6 +24,7 @@ from torch import nn
 from src.errors import one_line
 from src.launch.arguments import escape_references
 from src.launch.suggestions import nearest
+from src.residual.base import ResidualStrategy
 from src.settings.sections import check_keys, to_plain
 
 log = logging.getLogger(__name__)
@@ -90,12 +91,34 @@ def read_component(name: str, section: DictConfig, trusted: Sequence[str]) -> An
     if wrong := [f"{name}.{key} {removed[key]}" for key in map(str, section) if key in removed]:
         raise ValueError("; ".join(wrong))
     section = _add_keys(section, getattr(target, "added_keys", {}))
-    parameters = inspect.signature(target, eval_str=True).parameters.values()
-    schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-    checked = check_keys(name, section, schema).items()
+    checked = check_keys(name, section, _read_schema(name, section, target)).items()
     values = {key: _build_nested(f"{name}.{key}", value, trusted) for key, value in checked}
     _check_hydra_keys(name, section)
     return functools.partial(target, **values) if section.get("_partial_") else target(**values)
+
+
+def _read_schema(name: str, section: DictConfig, target: Any) -> dict[str, Any]:
+    """Return the keys of a section and their types: the keyword-only arguments of a constructor.
+
+    Raises:
+        ValueError: a class of the user breaks the rules of a constructor, or is no residual strategy.
+    """
+    is_residual = name.partition(".")[0] == "residual"
+    if is_residual and inspect.isclass(target) and not issubclass(target, ResidualStrategy):
+        raise ValueError(f"{name}._target_={section._target_} must be a src.residual.base.ResidualStrategy")
+    parameters = inspect.signature(target, eval_str=True).parameters.values()
+    constructor = f"{target.__name__}.__init__" if inspect.isclass(target) else target.__name__
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    by_position = [p.name for p in positional if p.name in section]
+    if is_residual:  # the model supplies the first argument alone
+        by_position += [p.name for p in positional[1:] if p.default is p.empty and p.name not in section]
+    if by_position:
+        raise ValueError(f"{constructor} takes {', '.join(by_position)} by position; put keys after *")
+    schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for key, annotation in schema.items():
+        if annotation is inspect.Parameter.empty:
+            raise ValueError(f"{constructor}: annotate {key}, such as {key}: float")
+    return schema
 
 
 def _add_keys(section: DictConfig, added: Mapping[str, object]) -> DictConfig:

@@ -91,7 +91,9 @@ def test_an_error_of_hydra_is_one_line(override: str, start: str) -> None:
 def test_a_new_key_of_an_own_class_is_given_with_a_plus() -> None:
     own = ["residual._target_=mystrategies.halved.Halved", "residual.scale=0.5"]
     error = HydraException("Could not override 'residual.scale'.")
-    line = "residual.scale is not a key of this configuration; a key of your own class needs a plus: +residual.scale=0.5"
+    line = (
+        "residual.scale is not a key of this configuration; a key of your own class needs a plus: +residual.scale=0.5"
+    )
     assert explain(error, own) == line
     assert explain(error, own[1:]).endswith("choose that first")
 

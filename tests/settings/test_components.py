@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from omegaconf import OmegaConf
+from torch import nn
 
 from src.errors import UserError
+from src.residual.base import StreamSpec
+from src.residual.vanilla import Vanilla
 from src.settings.components import read_component
 from tests.robust.support import LONGER
 from tests.runs import SMALL, computed, make_shards, result, run, same_weights
@@ -137,6 +140,39 @@ def test_a_wrong_callback_is_named(overrides: list[str], words: str) -> None:
     with pytest.raises(UserError) as error:
         composed_settings(*overrides)
     assert words in str(error.value)
+
+
+# ---- classes of a user
+
+
+class ByPosition(Vanilla):
+    def __init__(self, spec: StreamSpec, scale: float) -> None:
+        super().__init__(spec)
+
+
+class WithoutType(Vanilla):
+    def __init__(self, spec: StreamSpec, *, scale) -> None:  # type: ignore[no-untyped-def]  # the fault
+        super().__init__(spec)
+
+
+class NoStrategy(nn.Module):
+    def __init__(self, spec: StreamSpec, *, scale: float) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "words"),
+    [
+        ("ByPosition", {"scale": 1.0}, r"^ByPosition\.__init__ takes scale by position; put keys after \*$"),
+        ("ByPosition", {}, r"^ByPosition\.__init__ takes scale by position; put keys after \*$"),
+        ("WithoutType", {"scale": 1.0}, r"^WithoutType\.__init__: annotate scale, such as scale: float$"),
+        ("NoStrategy", {"scale": 1.0}, r"NoStrategy must be a src\.residual\.base\.ResidualStrategy$"),
+    ],
+)
+def test_a_constructor_against_the_rules_is_named(name: str, keys: dict[str, float], words: str) -> None:
+    section = OmegaConf.create({"_target_": f"{__name__}.{name}", "_partial_": True, **keys})
+    with pytest.raises(ValueError, match=words):
+        read_component("residual", section, [__name__.partition(".")[0]])
 
 
 # ---- configurations of earlier versions
