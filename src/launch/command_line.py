@@ -1,8 +1,10 @@
-"""Command line as people type it: flags behind overrides, `~` in paths, names of runs; Hydra reads what is returned.
+"""Command line as people type it: flags, `~`, special characters, names of runs; Hydra reads what is returned.
 
 python run.py model=tiny -m seed=1,2           ->  -m model=tiny seed=1,2
 python run.py data.path=~/shards               ->  data.path=/home/me/shards
+python run.py data.path=/data/lr=1e-3          ->  data.path='/data/lr=1e-3'
 python run.py name=../../x                     ->  an error: a name is one part of a path
+python run.py --residual=vanilla               ->  an error: overrides have no dashes
 """
 
 import os
@@ -10,6 +12,8 @@ import re
 from pathlib import PurePath
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.errors import UserError
@@ -19,17 +23,28 @@ WITH_VALUE = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     "--experimental-rerun",
 }
+#: Flags of Hydra by their long names, which may be shortened.
+LONG_FLAGS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info"),
+)
+#: Keys of paths and texts, whose values may have characters that Hydra reads as syntax.
+TEXT_KEY = re.compile(
+    r"name|run|runs|hf|output|checkpoint|init_from|data\.path|hydra\.(?:run|sweep)\.dir|samples?\.prompt|sample\.file|"
+    r"(?:prepare|tokenizer)\.(?:source|output|text_field|tokens_field|tokenizer)"
+)
 #: `~/` or `~user/` where a value or an item begins.
 HOME = re.compile(r"""(?<=[=,\[{:\s'"])~[\w.-]*(?=/)""")
 
 
 def tidy_arguments(arguments: list[str]) -> list[str]:
-    """Return a command line with flags first and `~` expanded.
+    """Return a command line with flags first, `~` expanded, and paths and texts quoted where Hydra needs it.
 
     Raises:
-        UserError: `name` is not one part of a path.
+        UserError: `name` is not one part of a path, or an override has dashes.
     """
-    arguments = [_expand(argument) if "=" in argument else argument for argument in _flags_first(arguments)]
+    _reject_dashes(arguments)
+    arguments = [_quote_text(_expand(arg)) if "=" in arg else arg for arg in _flags_first(arguments)]
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if key == "name" and "${" not in value:
@@ -75,6 +90,31 @@ def _flags_first(arguments: list[str]) -> list[str]:
         else:
             rest.append(argument)
     return [*flags, *rest]
+
+
+def _reject_dashes(arguments: list[str]) -> None:
+    for i, argument in enumerate(arguments):
+        flag, is_pair, value = argument.partition("=")
+        if not flag.startswith("--") or any(known.startswith(flag) for known in LONG_FLAGS):
+            continue
+        after = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if not is_pair:
+            value = after if after and "=" not in after and not after.startswith("-") else "<value>"
+        raise UserError(f"{flag} is not a flag; overrides have no dashes: {flag.lstrip('-')}={value}")
+
+
+def _quote_text(argument: str) -> str:
+    """Return an override with its value quoted if it is a path or a text that Hydra does not parse."""
+    key, _, value = argument.partition("=")
+    if not TEXT_KEY.fullmatch(key.lstrip("+")) or value.startswith(("[", "{", "'", '"')):
+        return argument
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        # Hydra takes a backslash for an escape only before a quote.
+        escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+        return f"{key}='{escaped}'"
+    return argument
 
 
 def _expand(argument: str) -> str:

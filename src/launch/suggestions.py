@@ -2,10 +2,12 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from src.errors import one_line
@@ -30,13 +32,31 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
         if (CONF / group).is_dir():
             return unknown_option(group, option)
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key_of_own_class(found.group(1), arguments) or unknown_key(found.group(1))
+        key = found.group(1)
+        own = _unknown_key_of_own_class(key, arguments) or _unknown_key_of_task(key, arguments)
+        return own or unknown_key(key)
     if found := re.search(r"Ambiguous value for argument '([^'=]+)=([^']+)'", text):
         key, values = found.groups()
-        return f"{key}={values} has several values; add -m to run each of them, or give {key}=[{values}] for a list"
+        line = f"{key}={values} has several values; add -m to run each of them, or give {key}=[{values}] for a list"
+        quoted = shlex.quote(f'{key}="{values}"')
+        return line if (CONF / key).is_dir() else f"{line}; for one text with a comma, quote it inside: {quoted}"
+    if isinstance(error, OverrideParseException) and (unparsed := _explain_override(error.override)):
+        return unparsed
     if found := re.search(r"full_key: (\S+)", text):
         return f"{found.group(1)}: {one_line(error).split(' full_key:')[0]}"
     return one_line(error).split(" See https://")[0]
+
+
+def _explain_override(override: str) -> str | None:
+    """Return the message for an argument that Hydra does not parse; None if it is a list, a mapping or a quoted text."""
+    key, is_pair, value = override.partition("=")
+    if not is_pair:
+        return f"'{override}' must be key=value without spaces around =; see --help"
+    if not re.fullmatch(r"[+~]*[\w./@]+", key) or value.startswith(("[", "{", "'", '"')):
+        return None
+    escaped = value.replace('"', '\\"')
+    quoted = shlex.quote(f'{key}="{escaped}"')
+    return f"{override} has a character that Hydra reads as syntax; quote the value inside: {quoted}"
 
 
 def unknown_option(group: str, option: str) -> str:
@@ -74,6 +94,13 @@ def _unknown_key_of_own_class(key: str, arguments: Sequence[str]) -> str | None:
         return None
     typed = next((argument for argument in arguments if argument.startswith(f"{key}=")), f"{key}=<value>")
     return f"{key} is not a key of this configuration; a key of your own class needs a plus: +{typed}"
+
+
+def _unknown_key_of_task(key: str, arguments: Sequence[str]) -> str | None:
+    """Return the message for a key that is similar to one of the task that the command line names; None for another."""
+    tasks = [argument.partition("=")[2] for argument in arguments if argument.startswith("task=")]
+    near = nearest(key, keys_of_option("task", tasks[-1])) if tasks else ""
+    return f"{key} is not a key of task={tasks[-1]}{near}" if near else None
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -38,20 +38,62 @@ def test_flags_may_stand_anywhere(typed: list[str], read: list[str]) -> None:
         ("data.path=[~/a,~/b]", "data.path=[/home/me/a,/home/me/b]"),
         ("data.path=~/a,~/b", "data.path=/home/me/a,/home/me/b"),
         ("data.path=[{path: ~/web, weight: 3}]", "data.path=[{path: /home/me/web, weight: 3}]"),
-        ("data.path=a~/b", "data.path=a~/b"),
+        ("data.path=a~/b", "data.path='a~/b'"),
         ("~data.path", "~data.path"),
     ],
 )
 def test_the_home_folder_is_expanded(typed: str, read: str, home: str) -> None:
     assert tidy_arguments([typed]) == [read]
-    if "a~" not in read:  # which Hydra does not read
-        OverridesParser.create().parse_override(read)
+    OverridesParser.create().parse_override(read)
 
 
 def test_a_home_folder_with_a_blank_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/Users/Jo O'Neill")
     (argument,) = tidy_arguments(["data.path=~/shards"])
     assert OverridesParser.create().parse_override(argument).value() == "/Users/Jo O'Neill/shards"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "été"),
+        ("data.path", "/data/lr=1e-3/shards"),
+        ("runs", "/tmp/it's"),
+        ("sample.prompt", "What's up?"),
+        ("sample.prompt", "(a) [b] {c} #1"),
+        ("+prepare.source", "texts (old)/*.jsonl"),
+        ("output", "it's\\"),
+        ("checkpoint", "~x/last.ckpt="),
+    ],
+)
+def test_a_path_or_text_may_have_any_character(key: str, value: str) -> None:
+    (argument,) = tidy_arguments([f"{key}={value}"])
+    assert OverridesParser.create().parse_override(argument).value() == value
+
+
+@pytest.mark.parametrize(
+    "argument", ["sample.prompt=Once upon", "data.path=[a,b]", "data.path=a,b", "trainer.max_steps=a=b", "name='a=b'"]
+)
+def test_other_values_are_left_to_hydra(argument: str) -> None:
+    assert tidy_arguments([argument]) == [argument]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--residual=vanilla"], "--residual is not a flag; overrides have no dashes: residual=vanilla"),
+        (["seed=1", "--resume", "runs/x"], "--resume is not a flag; overrides have no dashes: resume=runs/x"),
+        (["--resume", "--cfg", "job"], "--resume is not a flag; overrides have no dashes: resume=<value>"),
+    ],
+)
+def test_an_override_with_dashes_is_explained(typed: list[str], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        tidy_arguments(typed)
+    assert str(error.value) == words
+
+
+def test_flags_of_hydra_may_be_shortened() -> None:
+    assert tidy_arguments(["--multi", "--hydra-h", "--cfg=job"]) == ["--multi", "--hydra-h", "--cfg=job"]
 
 
 def test_the_home_folder_is_expanded_in_files(home: str) -> None:

@@ -73,6 +73,19 @@ def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
         ("experiment=debgu", "experiment=debgu is not an option, did you mean debug?"),
         ("scale=cpuu", "scale=cpuu is not an option, did you mean cpu?"),
         ("study=miniatur", "study=miniatur is not an option, did you mean miniature?"),
+        (
+            "samples.prompt=The old house, said he",
+            "samples.prompt=The old house, said he has several values; add -m to run each of them, or give "
+            "samples.prompt=[The old house, said he] for a list; for one text with a comma, quote it inside: "
+            "'samples.prompt=\"The old house, said he\"'",
+        ),
+        ("residual", "'residual' must be key=value without spaces around =; see --help"),
+        ("help", "'help' must be key=value without spaces around =; see --help"),
+        (
+            "trainer.max_time=a=b",
+            "trainer.max_time=a=b has a character that Hydra reads as syntax; quote the value inside: "
+            "'trainer.max_time=\"a=b\"'",
+        ),
         ("trainer.max_steps=[", "no viable alternative at input '['"),
     ],
 )
@@ -96,6 +109,12 @@ def test_a_new_key_of_an_own_class_is_given_with_a_plus() -> None:
     )
     assert explain(error, own) == line
     assert explain(error, own[1:]).endswith("choose that first")
+
+
+def test_a_key_similar_to_one_of_the_chosen_task_is_meant() -> None:
+    error = HydraException("Could not override 'run'.")
+    assert explain(error, ["task=report", "run=x"]) == "run is not a key of task=report, did you mean runs?"
+    assert explain(error, ["run=x"]).startswith("run is not a key of this configuration but of task=analyze or ")
 
 
 def test_an_option_with_another_name_now_is_named() -> None:
