@@ -1,5 +1,6 @@
 """Content of a report: runs read, grouped and compared."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def _find_baseline(found: GroupedRuns, baseline: str) -> System | None:
     named = exact or [system for system in found.systems if system.name == baseline]
     if len(named) == 1:
         return named[0]
-    labels = ", ".join(sorted(f"'{system.label}'" for system in named or found.systems))
+    labels = ", ".join(sorted(shlex.quote(f'baseline="{system.label}"') for system in named or found.systems))
     if named:
-        raise ValueError(f"baseline={baseline} fits several systems; give one of {labels}, in quotes")
-    raise ValueError(f"baseline={baseline} has no completed run; give one of {labels}, or baseline=null")
+        raise ValueError(f"baseline={baseline} fits several systems; give one of {labels}")
+    raise ValueError(f"baseline={baseline} has no completed run; give one of {labels} or baseline=null")

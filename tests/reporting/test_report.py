@@ -299,12 +299,14 @@ def test_labels_of_systems_of_one_name_have_the_keys_that_differ(tmp_path: Path)
     report = build_report([tmp_path], "vanilla optimizer.lr=0.002", ["optimizer"])
     assert set(report.board["system"]) == {"vanilla optimizer.lr=0.001", "vanilla optimizer.lr=0.002"}
     assert report.unfair == []
-    with pytest.raises(ValueError, match="fits several systems; give one of 'vanilla optimizer"):
+    with pytest.raises(ValueError, match="fits several systems; give one of 'baseline=\"vanilla optimizer"):
         build_report([tmp_path], "vanilla", ["optimizer"])
 
 
 def test_errors_are_one_sentence(sweep: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"baseline=x has no completed run; give one of 'better', 'same'"):
+    with pytest.raises(
+        ValueError, match="baseline=x has no completed run; give one of 'baseline=\"better\"', 'baseline=\"same\"'"
+    ):
         build_report([sweep], "x", ["residual"])
     with pytest.raises(ValueError, match="no such folder"):
         build_report([tmp_path / "nowhere"], "vanilla", ["residual"])
