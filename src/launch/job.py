@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -179,7 +180,7 @@ def run_task(job: Job) -> tuple[int, str, float | None]:
         return _run_logged(job)
     try:
         if not job.resumes and not job.sweep and (job.folder / "result.json").exists():
-            raise UserError(f"{job.folder} holds a run already; continue it with resume={job.folder}")
+            raise UserError(f"{job.folder} holds a run already; continue with: {format_resume(job)}")
         with lock_folder(job.folder) as note:
             end = _run_logged(job, note)
             if is_refused := end[0] == USER_ERROR and not job.resumes:
@@ -212,7 +213,7 @@ def _run_logged(job: Job, note: str = "") -> tuple[int, str, float | None]:
             signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
             reason = str(stop) or "stopped by SIGINT"
             has_begun = (job.folder / "metrics.jsonl").exists()
-            log.warning("%s%s", reason, f"; python run.py resume={job.folder} continues" if has_begun else "")
+            log.warning("%s%s", reason, f"; continue with: {format_resume(job)}" if has_begun else "")
             if not job.rank:
                 record_interruption(job.folder, job.config, reason)
             return exit_code(signum), reason, None
@@ -220,6 +221,13 @@ def _run_logged(job: Job, note: str = "") -> tuple[int, str, float | None]:
             log.error("failed: %s\n%s", one_line(error), traceback.format_exc())
             return FAILED, f"failed: {one_line(error)}", None
         return end.code, end.line, end.value
+
+
+def format_resume(job: Job) -> str:
+    """Return the command that continues a run, quoted for a shell; a run folder cannot declare its targets trusted."""
+    trusted = ",".join(map(str, job.config.get("trusted_targets") or ()))
+    arguments = [f"resume={job.folder}", *([f"trusted_targets=[{trusted}]"] if trusted else [])]
+    return shlex.join(["python", "run.py", *arguments])
 
 
 def load_task(config: DictConfig) -> Callable[[Job], TaskEnd]:

@@ -6,6 +6,7 @@ stands for the job; a stopped run with that hash in the job's own folder is resu
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,11 @@ def _reject_changes(job: Job, settings: Settings) -> None:
             changed += found
     if changed:
         keys = " ".join(given)
-        way_out = f"from_run={job.folder} {keys} runs it in a new folder, a larger trainer.max_steps continues it"
+        again = shlex.join([f"from_run={job.folder}", *given])
+        way_out = f"{again} runs it in a new folder, a larger trainer.max_steps continues it"
         if all(override.lstrip("+~").startswith("evaluation.") for override in given):
-            way_out = f"task=evaluate run={job.folder} with these keys and evaluation=<option> scores its weights"
+            run = shlex.quote(f"run={job.folder}")
+            way_out = f"task=evaluate {run} with these keys and evaluation=<option> scores its weights"
         raise UserError(f"{job.folder} is completed with {', '.join(changed)}, so {keys} is not applied; {way_out}")
 
 

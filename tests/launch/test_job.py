@@ -1,6 +1,7 @@
 """Tasks of jobs: their exit codes, their lines, and the files that they leave, in process."""
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import Interrupted, UserError
 from src.launch import job as jobs
-from src.launch.job import COMPLETED, DIVERGED, FAILED, USER_ERROR, Job, TaskEnd, enter, run_task
+from src.launch.job import COMPLETED, DIVERGED, FAILED, USER_ERROR, Job, TaskEnd, enter, format_resume, run_task
 from src.launch.outcomes import Outcome, Outcomes
 
 Run = Callable[[object], tuple[int, str, float | None]]
@@ -66,6 +67,14 @@ def test_an_interrupted_training_is_recorded(run: Run, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r/result.json").read_text())["status"] == "interrupted"
 
 
+def test_the_command_that_continues_a_run_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    """It repeats the trusted packages, which no file can declare."""
+    job = job_in(tmp_path / "stop me's")
+    assert shlex.split(format_resume(job)) == ["python", "run.py", f"resume={tmp_path}/stop me's"]
+    job.config.trusted_targets = ["mine", "theirs"]
+    assert shlex.split(format_resume(job))[-1] == "trusted_targets=[mine,theirs]"
+
+
 @pytest.mark.parametrize("error", [UserError("u"), RuntimeError("r")])
 def test_the_traceback_of_an_error_is_in_run_log_only(
     error: Exception, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -80,7 +89,7 @@ def test_a_new_run_in_the_folder_of_another_is_an_error(tmp_path: Path) -> None:
     code, line, _ = run_task(job_in(tmp_path, resumes=False))
     assert (code, line) == (
         USER_ERROR,
-        f"{tmp_path} holds a run already; continue it with resume={tmp_path}",
+        f"{tmp_path} holds a run already; continue with: python run.py resume={tmp_path}",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
