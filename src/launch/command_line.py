@@ -3,6 +3,7 @@
 python run.py model=tiny -m seed=1,2           ->  -m model=tiny seed=1,2
 python run.py data.path=~/shards               ->  data.path=/home/me/shards
 python run.py data.path=/data/lr=1e-3          ->  data.path='/data/lr=1e-3'
+python run.py residual._target_=a.b.Mine       ->  residual._target_=a.b.Mine name=Mine
 python run.py name=../../x                     ->  an error: a name is one part of a path
 python run.py --residual=vanilla               ->  an error: overrides have no dashes
 """
@@ -17,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.errors import UserError
+from src.launch.suggestions import keys_of_option
 
 #: Flags of Hydra that take the next argument as their value.
 WITH_VALUE = {
@@ -45,6 +47,7 @@ def tidy_arguments(arguments: list[str]) -> list[str]:
     """
     _reject_dashes(arguments)
     arguments = [_quote_text(_expand(arg)) if "=" in arg else arg for arg in _flags_first(arguments)]
+    arguments = _name_own_strategy(arguments)
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if key == "name" and "${" not in value:
@@ -90,6 +93,22 @@ def _flags_first(arguments: list[str]) -> list[str]:
         else:
             rest.append(argument)
     return [*flags, *rest]
+
+
+def _name_own_strategy(arguments: list[str]) -> list[str]:
+    """Return a command line that names a run after the class of `residual._target_` if nothing else names it.
+
+    The option that such a class replaces, vanilla mostly, would name it otherwise.
+    """
+    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    target, task = given.get("residual._target_"), given.get("task", "train")
+    if target is None or task not in ("train", "check") or {"name", "resume", "from_run", "branch_from"} & given.keys():
+        return arguments
+    if any("name" in keys_of_option("experiment", e) for e in given.get("experiment", "").strip("[]").split(",")):
+        return arguments
+    name = target.rpartition(".")[2] if re.fullmatch(r"[\w.]+", target) else "${residual._target_}"  # of a sweep
+    prefix = "check-" if task == "check" else ""
+    return [*arguments, f"name={prefix}{name}"]
 
 
 def _reject_dashes(arguments: list[str]) -> None:

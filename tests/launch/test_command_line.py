@@ -92,6 +92,29 @@ def test_an_override_with_dashes_is_explained(typed: list[str], words: str) -> N
     assert str(error.value) == words
 
 
+@pytest.mark.parametrize(
+    ("others", "added"),
+    [
+        ([], ["name=Halved"]),
+        (["task=train", "experiment=[debug,scaled_down]"], ["name=Halved"]),
+        (["task=check"], ["name=check-Halved"]),
+        (["name=mine"], []),
+        (["++name=mine"], []),
+        (["experiment=residual_vanilla"], []),
+        (["resume=r"], []),
+        (["task=bench"], []),
+    ],
+)
+def test_a_run_of_an_own_strategy_is_named_after_its_class(others: list[str], added: list[str]) -> None:
+    typed = ["residual._target_=mystrategies.halved.Halved", *others]
+    assert tidy_arguments(typed) == [*typed, *added]
+
+
+def test_the_runs_of_a_sweep_of_own_strategies_are_named_after_their_targets() -> None:
+    typed = ["-m", "residual._target_=mine.A,mine.B"]
+    assert tidy_arguments(typed) == [*typed, "name=${residual._target_}"]
+
+
 def test_flags_of_hydra_may_be_shortened() -> None:
     assert tidy_arguments(["--multi", "--hydra-h", "--cfg=job"]) == ["--multi", "--hydra-h", "--cfg=job"]
 
