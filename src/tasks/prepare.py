@@ -1,7 +1,7 @@
 """task=prepare: write a folder of token shards with its manifest from documents.
 
     python run.py task=prepare prepare.output=<folder> [prepare.source=<files or data set>]
-    python run.py data=fineweb10b data.path=<folder>
+    python run.py data.path=<folder>
 
 On many machines that share the folder, N tasks tokenize, and one process writes the shards:
 
@@ -13,12 +13,16 @@ An interrupted preparation continues when it is run again.
 """
 
 import logging
+import shlex
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from src.datamodules.prepare.parts import PARTS
 from src.datamodules.prepare.prepare import PrepareKeys, prepare, prepare_task
+from src.datamodules.tokenization.open import GPT2
 from src.errors import UserError, one_line, raise_user_errors
 from src.files import ROOT
 from src.launch.job import COMPLETED, Job, TaskEnd
@@ -28,8 +32,8 @@ from src.settings.sections import read_section
 
 log = logging.getLogger(__name__)
 
-#: Validation tokens of data=fineweb10b.
-FINEWEB_VAL_TOKENS = 10_485_760
+#: Context length of many models; a validation shard must hold one window at least.
+USUAL_BLOCK = 1024
 
 
 def run(job: Job) -> TaskEnd:
@@ -67,11 +71,25 @@ def _run_all(job: Job, keys: PrepareKeys) -> TaskEnd:
         f"{keys.output}; documents left out: {bad or 'none'}"
     )
     log.info("%s", line)
-    # null: as many as there are, up to 2^20; data=fineweb10b asks for more than a small validation shard has.
-    is_small = manifest.shards[0].tokens <= FINEWEB_VAL_TOKENS
-    fits = " data.val_tokens=null" if is_small else ""
-    log.info("train on it with data=fineweb10b data.path=%s%s", keys.output, fits)
+    if manifest.shards[0].tokens <= USUAL_BLOCK:
+        log.warning(
+            "the validation shard has %d tokens; model.block_size must be smaller: give a larger prepare.val_tokens or "
+            "more text for a longer context",
+            manifest.shards[0].tokens,
+        )
+    log.info("train on it with: %s", format_training(keys.output, manifest.tokenizer))
     return TaskEnd(COMPLETED, line)
+
+
+def format_training(output: str, tokenizer: Mapping[str, Any]) -> str:
+    """Return the command that trains on prepared shards, quoted for a shell; other ids than GPT-2's state their number.
+
+    Args:
+        output: folder of the shards.
+        tokenizer: statement of their tokenizer.
+    """
+    vocabulary = [] if tokenizer["name"] == GPT2 else [f"model.vocab_size={tokenizer['n_vocab']}"]
+    return shlex.join(["python", "run.py", f"data.path={output}", *vocabulary])
 
 
 def _run_on_slurm(job: Job, keys: PrepareKeys) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from src.tasks.prepare import format_training
 from tests.runs import ROOT, SMALL, begin, error_lines, result, run
 
 TEXT = "It was the {} time that somebody wrote this sentence about naïve cats. "
@@ -98,6 +99,12 @@ def test_a_signal_stops_the_preparation_with_its_exit_code(texts: Path, tmp_path
     assert process.returncode == 130
     assert "Traceback" not in err
     assert not list(out.glob(".*.part"))
+
+
+def test_the_suggested_training_fits_the_tokenizer_and_the_shell() -> None:
+    assert format_training("out", {"name": "gpt2", "n_vocab": 50257}) == "python run.py data.path=out"
+    other = format_training("sh out", {"name": "bpe4k", "n_vocab": 4096})
+    assert other == "python run.py 'data.path=sh out' model.vocab_size=4096"
 
 
 @pytest.mark.parametrize("task", ["prepare", "tokenizer"])
