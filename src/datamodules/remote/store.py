@@ -29,8 +29,11 @@ SILENCE_S = 30.0
 CHUNK_BYTES = 8 << 20
 #: Errors that another attempt does not resolve.
 PERMANENT_ERRORS = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, IsADirectoryError)
-#: The same by name, of clients that are imported where an address needs them only (botocore).
-PERMANENT_NAMES = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "UnauthorizedSSOTokenError")
+#: The same by name, of clients that are imported where an address needs them only (botocore, huggingface_hub).
+PERMANENT_NAMES = (
+    *("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
+    "OfflineModeIsEnabled",
+)
 
 
 def is_remote(address: str) -> bool:
@@ -148,9 +151,10 @@ class RemoteFolder:
                         f"{what} cannot be read ({_describe(error)}); check the address and its access"
                     ) from error
                 if number == ATTEMPTS:
+                    kept = ", then resume: fetched shards are kept" if where else ""  # a list or manifest comes first
                     raise ShardError(
-                        f"{what} broke off{where} ({_describe(error)}), {ATTEMPTS} times in a row; check the network, "
-                        "then resume: fetched shards are kept"
+                        f"{what} broke off{where} ({_describe(error)}), {ATTEMPTS} times in a row; "
+                        f"check the network{kept}"
                     ) from error
                 log.warning("%s broke off%s (%s); trying again in %g s", what, where, _describe(error), wait)
                 time.sleep(wait)

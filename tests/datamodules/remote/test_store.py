@@ -14,6 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from src.datamodules.base import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
@@ -289,6 +290,23 @@ def test_an_address_that_cannot_be_opened_is_one_sentence(tmp_path: Path, server
     ):
         with pytest.raises(ShardError, match=words):
             module(address, tmp_path)
+
+
+def test_offline_mode_is_not_tried_again_and_nothing_is_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    monkeypatch.setattr(time, "sleep", calls.append)
+
+    def fail(error: Exception) -> Any:
+        raise error
+
+    folder = RemoteFolder("memory://x")
+    monkeypatch.setattr(folder, "_fs", lambda: fail(OfflineModeIsEnabled("offline")))
+    with pytest.raises(ShardError, match=r"cannot be read \(OfflineModeIsEnabled"):
+        folder.read_manifest()
+    assert calls == []
+    monkeypatch.setattr(folder, "_fs", lambda: fail(ConnectionError("reset")))
+    with pytest.raises(ShardError, match=r"6 times in a row; check the network$"):
+        folder.list_files()
 
 
 def test_hashes_stated_by_the_hub_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
