@@ -77,9 +77,10 @@ class Chunk:
 
 def kind_of(path: Path) -> str | None:
     """Return the suffix of the format that a file's name states, without its compression, or None."""
-    stem = path.name.removesuffix(path.suffix) if path.suffix in COMPRESSIONS else path.name
-    suffix = Path(stem).suffix
-    if suffix == ".parquet" and path.suffix in COMPRESSIONS:
+    name = Path(path.name.lower())
+    is_compressed = name.suffix in COMPRESSIONS
+    suffix = Path(name.stem).suffix if is_compressed else name.suffix
+    if suffix == ".parquet" and is_compressed:
         return None
     return suffix if suffix in KINDS else None
 
@@ -261,13 +262,14 @@ def _is_utf8(path: Path) -> bool:
 
 def decompress(raw: IO[bytes], path: Path) -> IO[bytes]:
     """Return an open file's decompressed content."""
-    if path.suffix == ".gz":
+    compression = path.suffix.lower()
+    if compression == ".gz":
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # reads like any binary file
-    if path.suffix == ".xz":
+    if compression == ".xz":
         return lzma.LZMAFile(raw)
-    if path.suffix == ".bz2":
+    if compression == ".bz2":
         return bz2.BZ2File(raw)
-    if path.suffix == ".zst":
+    if compression == ".zst":
         return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"), CHUNK_BYTES)
     return raw
 

@@ -25,7 +25,7 @@ def choose_val_tokens(source: Source, tokenizer: Tokenizer) -> int:
     the content of the source alone. A source of unknown size counts as a large one.
 
     Args:
-        source: one that was not read from.
+        source: documents.
         tokenizer: tokenizer of the tokens.
     """
     tokens, size, share = 0, 0, None

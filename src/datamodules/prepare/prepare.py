@@ -208,7 +208,7 @@ def _describe(folder: Path, source: Source, keys: PrepareKeys, tokenizer: Tokeni
         known = Manifest.parse((folder / NAME).read_bytes(), str(folder / NAME)) if (folder / NAME).is_file() else None
         journal = Journal.read(folder)
         then = known.source if known else journal.asked if journal else {}
-        asked["val_tokens"] = then.get("val_tokens") or choose_val_tokens(_open(keys, tokenizer), tokenizer)
+        asked["val_tokens"] = then.get("val_tokens") or choose_val_tokens(source, tokenizer)
     return asked
 
 

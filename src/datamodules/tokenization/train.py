@@ -74,7 +74,7 @@ def train_tokenizer(keys: TokenizerKeys) -> ByteLevelTokenizer:
     try:
         field = Column(keys.text_field)
         source = open_source(keys.source, field)
-        check_text_field(open_source(keys.source, field))
+        check_text_field(source)
         read = _Read()
         text = train_bpe(_read_texts(source, keys.max_bytes, read), keys.vocab_size)
     except UserError as error:

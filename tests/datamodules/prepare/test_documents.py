@@ -186,6 +186,22 @@ def test_hidden_files_are_skipped_and_counted(tmp_path: Path, caplog: pytest.Log
     assert "skipped 2 hidden files, such as" in caplog.text
 
 
+def test_suffixes_count_in_upper_case_too(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/A.JSONL.GZ").write_bytes(gzip.compress(lines().encode()))
+    (tmp_path / "in/B.TXT").write_text("Last.")
+    assert prepared(tmp_path / "in").documents == len(TEXTS) + 1
+
+
+def test_files_are_looked_for_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text(lines())
+    (tmp_path / "in/README.md").write_text("no document")
+    with caplog.at_level(logging.INFO, logger="src"):
+        prepared(tmp_path / "in", val_tokens="auto")
+    assert caplog.text.count("skipped 1 files of other forms") == 1
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.json.gz"])
 def test_a_git_lfs_pointer_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
