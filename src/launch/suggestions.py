@@ -61,6 +61,8 @@ def _explain_override(override: str) -> str | None:
 
 def unknown_option(group: str, option: str) -> str:
     """Return the message for an option that does not exist; many options are counted, not listed."""
+    if (group, option) == ("logger", "tensorboard"):
+        return "logger=tensorboard is not an option: TensorBoard is always on; leave it out, or name a further logger"
     if option in RENAMED_OPTIONS.get(group, {}):
         return f"{group}={option} is now {group}={RENAMED_OPTIONS[group][option]}"
     known = options(group)

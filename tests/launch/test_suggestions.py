@@ -121,6 +121,10 @@ def test_an_option_with_another_name_now_is_named() -> None:
     assert unknown_option("residual", "siamesenorm") == "residual=siamesenorm is now residual=siamesenorm_deit"
 
 
+def test_tensorboard_is_no_option_since_it_is_always_on() -> None:
+    assert "TensorBoard is always on" in unknown_option("logger", "tensorboard")
+
+
 def test_many_options_are_counted_and_few_are_listed() -> None:
     words = unknown_option("residual", "vanila")
     assert words.startswith("residual=vanila is not an option, did you mean vanilla?; options: ")
