@@ -6,6 +6,7 @@ has the name of the revision. Weights are fetched as safetensors, as pickles onl
 
 import logging
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def locate(source: Path) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=PICKLES))
     except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
+        reason = textwrap.shorten(one_line(error), 160, placeholder=" ...")
         raise ValueError(
-            f"{source} is neither here nor to be had from the hub ({type(error).__name__}: {one_line(error)[:160]}); "
+            f"{source} is neither here nor to be had from the hub ({type(error).__name__}: {reason}); "
             "check the name and the network, or give a folder"
         ) from error
     log.info("%s is revision %s of the hub", name, folder.name)
