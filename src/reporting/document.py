@@ -64,15 +64,17 @@ def _summarize(report: Report) -> Section:
             f"Unfair comparison: the runs have different tokenizers, {names}, so losses per token do not compare; "
             f"{by_byte}."
         )
-    keys = sorted({f"{u.key} ({u.system})" for u in report.unfair if u.what == "loss"})
+    keys = sorted({f"{u.key} ({u.system})" for u in report.differences if u.what == "loss"})
     if keys:
         warnings.append(f"Unfair comparison: more than the compared axis differs: {', '.join(keys)}.")
-    others = sorted({f"{u.what}: {u.key} ({u.system})" for u in report.unfair if u.what not in ("loss", "software")})
+    others = sorted(
+        {f"{u.what}: {u.key} ({u.system})" for u in report.differences if u.what not in ("loss", "software")}
+    )
     if others:
         warnings.append(
             f"Measured under different conditions, so these columns are not comparable: {', '.join(others)}."
         )
-    software = sorted({f"{u.key} ({u.system})" for u in report.unfair if u.what == "software"})
+    software = sorted({f"{u.key} ({u.system})" for u in report.differences if u.what == "software"})
     if software:
         warnings.append(f"Not run by the same code and libraries: {', '.join(software)}.")
     warnings += _warn_of_unsteady_speeds(report.found.systems)
@@ -202,7 +204,7 @@ def _collect_stream_figures(systems: list[System]) -> list[Section]:
 
 def _list_exclusions(report: Report) -> list[Section]:
     listed = {
-        "Differences besides the compared axis": tables.build_unfair_table(report.unfair),
+        "Differences besides the compared axis": tables.build_differences_table(report.differences),
         "Failures and excluded runs": tables.build_failures_table(report.found.failures),
         "Limited or skipped evaluations (in no mean)": tables.build_omitted_table(report.found.systems),
     }

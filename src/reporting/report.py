@@ -10,18 +10,18 @@ from src.reporting.leaderboard import build_leaderboard, build_scores, choose_lo
 from src.reporting.runs import find_runs
 from src.reporting.statistics import state_difference, state_untested
 from src.reporting.step_times import StepTimes, read_step_times
-from src.reporting.systems import GroupedRuns, System, UnfairKey, find_unfair_keys, group_runs
+from src.reporting.systems import Difference, GroupedRuns, System, find_differences, group_runs
 
 
 @dataclass(frozen=True)
 class Report:
-    """Data of a report: grouped runs, data frames, the unfair keys, the compared loss and optional step times."""
+    """Data of a report: grouped runs, data frames, how systems differ besides, the compared loss, step times."""
 
     found: GroupedRuns
     baseline: System | None
     compared: pd.DataFrame
     board: pd.DataFrame
-    unfair: list[UnfairKey]
+    differences: list[Difference]
     loss: str = "val loss"
     step_times: StepTimes | None = None
 
@@ -59,11 +59,11 @@ def build_report(folders: list[Path], baseline: str | None, axis: list[str], ben
     loss = choose_loss(found.systems)
     board = build_leaderboard(compared, reference, loss)
     against = reference or (found.systems[0] if found.systems else None)
-    unfair = find_unfair_keys(found.systems, against, axis) if against else []
+    differences = find_differences(found.systems, against, axis) if against else []
     step_times = None if bench is None else read_step_times(bench)
     if step_times is not None and found.systems:
         board = step_times.join(board, reference.label if reference else None)
-    return Report(found, reference, compared, board, unfair, loss, step_times)
+    return Report(found, reference, compared, board, differences, loss, step_times)
 
 
 def _find_baseline(found: GroupedRuns, baseline: str) -> System | None:

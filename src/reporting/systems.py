@@ -48,7 +48,7 @@ class GroupedRuns:
 
 
 @dataclass(frozen=True)
-class UnfairKey:
+class Difference:
     """Key outside the compared axis in which a system differs from what it is compared with."""
 
     system: str
@@ -122,7 +122,7 @@ def _label_systems(firsts: list[Run]) -> list[str]:
     ]
 
 
-def find_unfair_keys(systems: list[System], reference: System, axis: list[str]) -> list[UnfairKey]:
+def find_differences(systems: list[System], reference: System, axis: list[str]) -> list[Difference]:
     """Return every key outside `axis` in which a system differs from `reference`, or its runs from each other."""
     ours = _collect_facts(reference)
     found = []
@@ -134,7 +134,7 @@ def find_unfair_keys(systems: list[System], reference: System, axis: list[str]) 
                 continue
             a, b = theirs.get((what, key), {NOTHING}), ours.get((what, key), {NOTHING})
             if a != b or len(a) > 1:
-                found.append(UnfairKey(system.label, what, key, " / ".join(sorted(a)), " / ".join(sorted(b))))
+                found.append(Difference(system.label, what, key, " / ".join(sorted(a)), " / ".join(sorted(b))))
     return found
 
 

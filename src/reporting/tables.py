@@ -9,7 +9,7 @@ from src.files import format_bytes
 from src.reporting.page import Table
 from src.reporting.runs import Run, final_scores
 from src.reporting.step_times import COLUMNS
-from src.reporting.systems import System, UnfairKey
+from src.reporting.systems import Difference, System
 
 NOTHING = "-"
 
@@ -75,9 +75,9 @@ def build_budget_table(part: pd.DataFrame, title: str, baseline: System | None) 
     return replace(table, columns=[title if column == "val loss" else column for column in table.columns])
 
 
-def build_unfair_table(unfair: list[UnfairKey]) -> Table:
+def build_differences_table(differences: list[Difference]) -> Table:
     """Build the table of differences outside the compared axis by system and key."""
-    rows = [[u.system, u.what, u.key, u.theirs, u.baseline] for u in unfair]
+    rows = [[u.system, u.what, u.key, u.theirs, u.baseline] for u in differences]
     return Table(["system", "affects", "key", "its value", "the baseline's"], rows)
 
 

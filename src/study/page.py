@@ -8,7 +8,7 @@ import pandas as pd
 from src.files import write_atomic
 from src.reporting import tables
 from src.reporting.page import Picture, Section, Table, to_html, to_markdown
-from src.reporting.systems import System, UnfairKey
+from src.reporting.systems import Difference, System
 from src.study.comparison_sections import build_budgets, build_contrasts, build_search, join_numbers
 from src.study.describe import describe_power
 from src.study.scaling_sections import build_scaling_sections
@@ -77,7 +77,7 @@ def _summarize(verdict: Verdict) -> Section:
         )
     if never := [system for system, choice in verdict.choices.items() if choice.lr is None]:
         warnings.append(f"Diverged at every rate of the search, so not compared: {', '.join(never)}.")
-    keys = sorted({f"{one.key} ({one.system})" for one in verdict.unfair if one.what in ("loss", "software")})
+    keys = sorted({f"{one.key} ({one.system})" for one in verdict.unexplained if one.what in ("loss", "software")})
     if keys:
         warnings.append(f"Differs besides what the plan states, so the comparison is unfair in it: {', '.join(keys)}.")
     if unequal := _find_unequal_seconds(verdict):
@@ -138,17 +138,17 @@ def _build_mechanism(verdict: Verdict) -> list[Section]:
 def _list_differences(verdict: Verdict) -> list[Section]:
     sections = []
     baseline = "the baseline's"
-    if verdict.fair:
-        rows = [[one.system, one.key, one.theirs, one.baseline, _explain(one)] for one in verdict.fair]
-        table = Table(["system", "key", "its value", baseline, "fair, since"], rows)
-        sections.append(Section("Fair differences", ["Differences that the plan explains."], tables=[table]))
-    if verdict.unfair:
-        table = tables.build_unfair_table(verdict.unfair)
+    if verdict.explained:
+        rows = [[one.system, one.key, one.theirs, one.baseline, _explain(one)] for one in verdict.explained]
+        table = Table(["system", "key", "its value", baseline, "explained, since"], rows)
+        sections.append(Section("Differences that the plan explains", tables=[table]))
+    if verdict.unexplained:
+        table = tables.build_differences_table(verdict.unexplained)
         sections.append(Section("Differences besides the plan", tables=[table]))
     return sections
 
 
-def _explain(one: UnfairKey) -> str:
+def _explain(one: Difference) -> str:
     return "chosen by the search" if one.key.startswith("optimizer.") and "lr" in one.key else "follows from the budget"
 
 

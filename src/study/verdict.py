@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from src.reporting.runs import Run, read_run
-from src.reporting.systems import System, UnfairKey, find_unfair_keys, is_within
+from src.reporting.systems import Difference, System, find_differences, is_within
 from src.study.phases import PHASES, Choice, Phase, Results, choose_rate, list_phase, next_runs
 from src.study.plan import Kind, StudyPlan, override_key
-from src.study.power import detectable_difference, pilot_sd
+from src.study.power import detectable_difference
 from src.study.record import StudyRecord, read_record, read_results
 from src.study.scaling import Scaling, build_scaling, read_losses
 from src.study.statistics import (
@@ -73,8 +73,8 @@ class Verdict:
     choices: dict[str, Choice]
     comparisons: dict[Kind, Comparison]
     scaling: Scaling | None
-    unfair: list[UnfairKey]
-    fair: list[UnfairKey]
+    explained: list[Difference]
+    unexplained: list[Difference]
     other_plans: list[str]
     missing: list[str] = field(default_factory=list)
 
@@ -87,11 +87,6 @@ class Verdict:
     def main(self) -> Comparison | None:
         """Return the comparison at the planned budget."""
         return self.comparisons.get(self.plan.budget.kind)
-
-    @property
-    def sd(self) -> float | None:
-        """Return the pilot's sd."""
-        return pilot_sd(self.plan, self.record.costs, self.results) if self.progress["timing"][0] else None
 
 
 def is_study(folder: Path) -> bool:
@@ -113,14 +108,14 @@ def build_verdict(folder: Path) -> Verdict:
         raise ValueError(f"{folder}: the study's timing phase is not complete; run the study before its report")
     progress = _count_progress(record, results, phase)
     choices, comparisons, scaling, missing = {}, {}, None, []
-    unfair: list[UnfairKey] = []
-    fair: list[UnfairKey] = []
+    explained: list[Difference] = []
+    unexplained: list[Difference] = []
     missing += [f"{name}: {done} of {n} runs" for name, (done, n) in progress.items() if done < n]
     if phase not in ("pilot", "search"):
         choices = {s: choose_rate(plan, costs, results, plan.first_size, s) for s in plan.systems}
         for kind in plan.budget.kinds:
             comparisons[kind] = _compare(folder, record, results, plan.first_size, kind)
-        unfair, fair = _sort_differences(plan, comparisons[plan.budget.kind])
+        explained, unexplained = _sort_differences(plan, comparisons[plan.budget.kind])
         scaling = build_scaling(folder, record, results)
     else:
         later = PHASES[PHASES.index(phase) + 1 :]
@@ -133,8 +128,8 @@ def build_verdict(folder: Path) -> Verdict:
         choices,
         comparisons,
         scaling,
-        unfair,
-        fair,
+        explained,
+        unexplained,
         _find_other_plans(folder, record, comparisons),
         missing,
     )
@@ -167,17 +162,17 @@ def _compare(folder: Path, record: StudyRecord, results: Results, size: str, kin
     return Comparison(size, kind, losses, runs, contrasts, against, error, detectable)
 
 
-def _sort_differences(plan: StudyPlan, comparison: Comparison) -> tuple[list[UnfairKey], list[UnfairKey]]:
-    """Return the differences that make the comparison unfair, and those that the search or the budget explains."""
+def _sort_differences(plan: StudyPlan, comparison: Comparison) -> tuple[list[Difference], list[Difference]]:
+    """Return the differences that the search or the budget explains, and the others."""
     systems = [System(name, tuple(runs)) for name, runs in comparison.runs.items() if runs]
     reference = next((system for system in systems if system.label == plan.baseline), None)
     if reference is None:
         return [], []
     planned = [override_key(text) for overrides in plan.systems.values() for text in overrides]
-    found = find_unfair_keys(systems, reference, planned)
-    explained = [*SEARCHED, *(BUDGETED if comparison.kind != "tokens" else ())]
-    fair = [one for one in found if is_within(one.key, explained) and one.what == "loss"]
-    return [one for one in found if one not in fair], fair
+    found = find_differences(systems, reference, planned)
+    keys = [*SEARCHED, *(BUDGETED if comparison.kind != "tokens" else ())]
+    explained = [one for one in found if is_within(one.key, keys) and one.what == "loss"]
+    return explained, [one for one in found if one not in explained]
 
 
 def _find_other_plans(folder: Path, record: StudyRecord, comparisons: dict[Kind, Comparison]) -> list[str]:

@@ -253,14 +253,14 @@ def test_differences_besides_the_axis_are_flagged_with_their_keys(tmp_path: Path
     write_run(tmp_path / "c", name="data", seed=1, losses=[3.0, 2.7], scores=other)
     write_run(tmp_path / "d", name="fair", seed=1, losses=[3.0, 2.6], scores=ppl)
     report = build_report([tmp_path], "fair", ["residual"])
-    flagged = {(u.system, u.what, u.key) for u in report.unfair}
+    flagged = {(u.system, u.what, u.key) for u in report.differences}
     assert flagged == {
         ("lr", "loss", "optimizer.lr"),
         ("lr", "speed", "device"),
         ("data", "loss", "data.hash"),
         ("data", "wikitext2 ppl", "sha256"),
     }
-    assert build_report([tmp_path], "fair", ["residual", "optimizer.lr", "data"]).unfair != report.unfair
+    assert build_report([tmp_path], "fair", ["residual", "optimizer.lr", "data"]).differences != report.differences
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Unfair comparison: more than the compared axis differs: data.hash (data), optimizer.lr (lr)." in text
@@ -273,7 +273,7 @@ def test_how_a_run_is_executed_makes_no_other_system_but_other_speeds(tmp_path: 
     write_run(tmp_path / "b", name="vanilla", seed=2, losses=[3.0, 2.8], config=config)
     report = build_report([tmp_path], "vanilla", ["residual"])
     assert [len(system.runs) for system in report.found.systems] == [2]
-    assert {(u.what, u.key) for u in report.unfair} == {
+    assert {(u.what, u.key) for u in report.differences} == {
         ("speed", "trainer.checkpoint_activations"),
         ("speed", "trainer.strategy=fsdp"),
     }
@@ -298,7 +298,7 @@ def test_labels_of_systems_of_one_name_have_the_keys_that_differ(tmp_path: Path)
         write_run(tmp_path / f"{lr}", name="vanilla", seed=1, losses=[3.0, 2.9], config=config)
     report = build_report([tmp_path], "vanilla optimizer.lr=0.002", ["optimizer"])
     assert set(report.board["system"]) == {"vanilla optimizer.lr=0.001", "vanilla optimizer.lr=0.002"}
-    assert report.unfair == []
+    assert report.differences == []
     with pytest.raises(ValueError, match="fits several systems; give one of 'baseline=\"vanilla optimizer"):
         build_report([tmp_path], "vanilla", ["optimizer"])
 

@@ -244,9 +244,9 @@ def test_a_sweep_trains_under_each_optimizer_and_a_report_lists_the_difference(s
     assert sizes[1] < sizes[0]
     without = " ".join(f"optimizer.muon.{key}=-" for key in ("lr_scale", "momentum", "ns_steps"))
     report = build_report([sweep], f"x {without}", ["residual"])
-    assert {"optimizer.muon.momentum", "optimizer.muon.lr_scale"} <= {found.key for found in report.unfair}
+    assert {"optimizer.muon.momentum", "optimizer.muon.lr_scale"} <= {found.key for found in report.differences}
     fair = build_report([sweep], f"x {without}", ["residual", "optimizer"])
-    assert not any(found.key.startswith("optimizer") for found in fair.unfair)
+    assert not any(found.key.startswith("optimizer") for found in fair.differences)
 
 
 @pytest.mark.slow

@@ -133,18 +133,18 @@ def test_runs_that_took_other_seconds_than_the_timing_promised_are_warned_of(stu
 
 
 def test_rates_of_the_search_are_fair_and_anything_else_is_flagged(study: Path, tmp_path: Path) -> None:
-    assert build_verdict(study).unfair == []
+    assert build_verdict(study).unexplained == []
     plan_rate = lambda spec: loss_of(spec) + (spec.system == "better") * 0.5 * (spec.lr == 2e-3)  # noqa: E731
     write_study(tmp_path / "s", plan_rate)
     verdict = build_verdict(tmp_path / "s")
-    assert {(one.system, one.key) for one in verdict.fair} == {
+    assert {(one.system, one.key) for one in verdict.explained} == {
         ("better", "optimizer.lr"),
         ("better", "optimizer.min_lr"),
     }
-    assert verdict.unfair == []
+    assert verdict.unexplained == []
     for path in (tmp_path / "s" / "confirmation" / "small").glob("same-*/config.yaml"):
         path.write_text(path.read_text().replace('"eps": 1e-05', '"eps": 1e-06'))
-    found = build_verdict(tmp_path / "s").unfair
+    found = build_verdict(tmp_path / "s").unexplained
     assert {(one.system, one.key) for one in found} == {("same", "norm.eps")}
 
 
