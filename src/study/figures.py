@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ def draw_rates(choices: Mapping[str, Choice]) -> Figure:
     axes = figure.subplots()
     finite = [loss for choice in choices.values() for loss in choice.curve.values() if math.isfinite(loss)]
     top = max(finite, default=1.0) + 0.06 * ((max(finite) - min(finite)) if finite else 1.0)
-    for (system, choice), color in zip(choices.items(), COLORS, strict=False):
+    for (system, choice), color in zip(choices.items(), cycle(COLORS), strict=False):
         curve = {lr: loss for lr, loss in choice.curve.items() if math.isfinite(loss)}
         axes.plot(list(curve), list(curve.values()), color=color, lw=1.4, marker="o", ms=5, mfc="white", label=system)
         if choice.lr is not None:
@@ -90,7 +91,7 @@ def draw_scaling(points: pd.DataFrame, fits: Mapping[str, Fit]) -> Figure:
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.subplots()
     sizes = np.geomspace(points["parameters"].min() * 0.9, points["parameters"].max() * 1.1, 60)
-    for (system, part), color in zip(points.groupby("system", sort=False), COLORS, strict=False):
+    for (system, part), color in zip(points.groupby("system", sort=False), cycle(COLORS), strict=False):
         fit = fits.get(str(system))
         label = str(system)
         if fit is not None:

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from src.reporting.curves import COLORS
+from src.study.figures import draw_rates, draw_scaling
 from src.study.page import write_verdict
-from src.study.phases import Cost, RunSpec, next_runs
+from src.study.phases import Choice, Cost, RunSpec, next_runs
 from src.study.plan import Budget, Rates, Seeds, StudyPlan
 from src.study.record import StudyRecord, read_results
 from src.study.verdict import build_verdict
@@ -209,3 +212,11 @@ def test_an_amended_plan_is_named_on_the_page(tmp_path: Path) -> None:
     write_verdict(tmp_path / "s", tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "The plan changed on today, after the confirmation began: margin was 0.0, is 0.01. a wider margin." in text
+
+
+def test_figures_draw_more_systems_than_there_are_colors() -> None:
+    names = [f"s{i}" for i in range(len(COLORS) + 1)]
+    rates = draw_rates({name: Choice(1e-3, {1e-3: 3.0}, True) for name in names})
+    points = pd.DataFrame({"system": names, "size": "small", "parameters": 1e6, "loss": 3.0})
+    for figure in (rates, draw_scaling(points, {})):
+        assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == names
