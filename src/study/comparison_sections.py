@@ -6,11 +6,12 @@ import pandas as pd
 
 from src.reporting.curves import render_svg
 from src.reporting.page import Picture, Section, Table
+from src.reporting.tables import format_cell
 from src.study import figures
 from src.study.describe import format_loss
 from src.study.plan import UNITS
 from src.study.verdict import Comparison, Verdict
-from src.study.words import format_interval, format_p
+from src.study.words import format_interval
 
 
 def join_numbers(numbers: list[int]) -> str:
@@ -51,13 +52,13 @@ def _contrast_table(frame: pd.DataFrame, level: str) -> Table:
         [
             str(row["system"]),
             str(row["against"]),
-            str(row["pairs"]),
+            str(row["n_seeds"]),
             format_signed(row["difference"]),
             format_interval(row["low"], row["high"]),
-            format_p(row["p"]),
-            format_p(row["p (Holm)"]),
+            format_cell("p", row["p"]),
+            format_cell("p", row["p (Holm)"]),
             format_interval(row["paired low"], row["paired high"]),
-            format_p(row["p (paired)"]),
+            format_cell("p", row["p (paired)"]),
             str(row["verdict"]),
         ]
         for row in frame.to_dict("records")

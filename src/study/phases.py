@@ -182,8 +182,8 @@ def search_runs(plan: StudyPlan, costs: Costs, results: Results, size: str, syst
 
     runs = {lr: of_rate(lr) for lr in initial_grid(plan)}
     for _ in range(plan.rates.max_extensions):
-        losses = {lr: mean_loss(specs, results) for lr, specs in runs.items()}
-        if any(loss is None for loss in losses.values()):
+        losses = {lr: loss for lr, specs in runs.items() if (loss := mean_loss(specs, results)) is not None}
+        if len(losses) < len(runs):
             break
         best, lowest, highest = _best_rate(losses), min(runs), max(runs)
         if best not in (lowest, highest):
@@ -212,8 +212,8 @@ def choose_rate(plan: StudyPlan, costs: Costs, results: Results, size: str, syst
     return Choice(best if math.isfinite(curve[best]) else None, curve, best in (min(curve), max(curve)))
 
 
-def _best_rate(losses: Mapping[float, float | None]) -> float:
-    return min(sorted(losses), key=lambda lr: losses[lr] or 0.0)
+def _best_rate(losses: Mapping[float, float]) -> float:
+    return min(sorted(losses), key=lambda lr: losses[lr])
 
 
 def mean_loss(specs: list[RunSpec], results: Results) -> float | None:

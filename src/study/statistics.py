@@ -56,19 +56,19 @@ def block_error(losses: Array) -> BlockError:
 # ---- contrasts
 
 COLUMNS = (
-    *("system", "against", "pairs", "difference", "low", "high", "p", "p (Holm)"),
+    *("system", "against", "n_seeds", "difference", "low", "high", "p", "p (Holm)"),
     *("paired low", "paired high", "p (paired)", "verdict"),
 )
 
 
 def compare_contrasts(
-    losses: Mapping[str, Mapping[int, float]], pairs: Sequence[Sequence[str]], alpha: float, margin: float
+    losses: Mapping[str, Mapping[int, float]], contrasts: Sequence[Sequence[str]], alpha: float, margin: float
 ) -> pd.DataFrame:
     """Return one row of `COLUMNS` per planned contrast.
 
     Args:
         losses: losses by system and seed; only finite ones count.
-        pairs: system and the one it is compared with.
+        contrasts: pairs of a system and the one that it is compared with.
         alpha: level of all contrasts together; the intervals have the level 1 - alpha each.
         margin: nats within which systems are called equal.
 
@@ -78,9 +78,9 @@ def compare_contrasts(
     table = complete_table(losses)
     error = block_error(table.to_numpy()) if min(table.shape) > 1 else None
     rows = []
-    for system, against in pairs:
+    for system, against in contrasts:
         row: dict[str, Any] = dict.fromkeys(COLUMNS, None)  # cells of several kinds
-        row |= {"system": system, "against": against, "pairs": table.shape[1]}
+        row |= {"system": system, "against": against, "n_seeds": table.shape[1]}
         if error is not None and {system, against} <= set(table.index):
             row |= _compare_pair(table.loc[system].to_numpy(), table.loc[against].to_numpy(), error, alpha)
         rows.append(row)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from src.reporting.tables import format_cell
 from src.study.plan import UNITS
 from src.study.verdict import Comparison, Verdict
 
@@ -13,13 +14,6 @@ from src.study.verdict import Comparison, Verdict
 def format_interval(low: float | None, high: float | None) -> str:
     """Return the bounds of an interval, or a dash without them."""
     return "-" if low is None or pd.isna(low) else f"{low:+.4f} to {high:+.4f}"
-
-
-def format_p(value: float | None) -> str:
-    """Return a p value with four digits, or a dash without one."""
-    if value is None or pd.isna(value):
-        return "-"
-    return "<0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def state_verdict(verdict: Verdict) -> list[str]:
@@ -47,7 +41,7 @@ def _state_contrast(row: Mapping[str, Any], main: Comparison, alpha: float, marg
         diverged = [name for name, losses in ended.items() if any(map(math.isinf, losses.values()))]
         why = f"since a run of {' and '.join(diverged)} diverged" if diverged else "since their runs are not complete"
         return f"{names} are not tested, {why}."
-    size, p = f"{abs(row['difference']):.4f} nats", format_p(row["p (Holm)"])
+    size, p = f"{abs(row['difference']):.4f} nats", format_cell("p", row["p (Holm)"])
     facts = f"({100 * (1 - alpha):g} % interval {format_interval(row['low'], row['high'])}, p {p} after Holm)"
     if row["verdict"] in ("better", "worse"):
         return f"{row['system']} is {size} {row['verdict']} than {row['against']} {facts}."
