@@ -68,11 +68,17 @@ def visible_difference(sd: float, freedom: int, n: int) -> float:
     return float(stats.t.isf(ALPHA / 2, freedom)) * sd * math.sqrt(2 / n)
 
 
-def correct_holm(p_values: pd.Series) -> pd.Series:
-    """Return the p values corrected for their number by Holm's method, in the same order; NaN stays NaN."""
+def correct_holm(p_values: pd.Series, n_tests: int | None = None) -> pd.Series:
+    """Return the p values corrected by Holm's method, in the same order; NaN stays NaN.
+
+    Args:
+        p_values: p values; NaN where a test was not made.
+        n_tests: number of tests that were planned, at least that of the p values; None: those that were made.
+    """
     ordered = p_values.astype(float).dropna().sort_values(kind="stable")
-    # The i-th smallest of m is multiplied by m - i, then made monotone and cut at 1.
-    corrected = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1.0)
+    m = len(ordered) if n_tests is None else n_tests
+    # The i-th smallest of m is multiplied by m - i (i from 0), then made monotone and cut at 1.
+    corrected = (ordered * (m - np.arange(len(ordered)))).cummax().clip(upper=1.0)
     return corrected.reindex(p_values.index)
 
 

@@ -73,7 +73,8 @@ def compare_contrasts(
         margin: nats within which systems are called equal.
 
     Returns:
-        `verdict` is better, worse, equal (the interval lies within the margin), unresolved, or not tested.
+        One row per contrast; Holm counts them all, tested or not. `verdict` is better, worse, equal (the interval lies
+        within the margin), unresolved, or not tested.
     """
     table = complete_table(losses)
     error = block_error(table.to_numpy()) if min(table.shape) > 1 else None
@@ -85,7 +86,7 @@ def compare_contrasts(
             row |= _compare_pair(table.loc[system].to_numpy(), table.loc[against].to_numpy(), error, alpha)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame["p (Holm)"] = correct_holm(frame["p"])
+    frame["p (Holm)"] = correct_holm(frame["p"], len(contrasts))
     frame["verdict"] = [_judge(row, alpha, margin) for row in frame.to_dict("records")]
     return frame
 

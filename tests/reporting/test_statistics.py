@@ -45,6 +45,8 @@ def test_holm_multiplies_the_ith_smallest_of_m_by_m_minus_i() -> None:
 
     assert corrected(0.01, None, 0.04, 0.03) == pytest.approx([0.03, math.nan, 0.06, 0.06], nan_ok=True)
     assert corrected(0.9, 0.8) == [1.0, 1.0]
+    planned = correct_holm(pd.Series([0.01, None, 0.04, 0.03]), n_tests=5).tolist()
+    assert planned == pytest.approx([0.05, math.nan, 0.12, 0.12], nan_ok=True)
     assert corrected(None) == pytest.approx([math.nan], nan_ok=True)
 
 

@@ -120,6 +120,18 @@ def test_a_system_with_a_diverged_run_is_not_tested_and_leaves_the_others_their_
     assert pd.isna(rows["p"].iloc[1])
 
 
+def test_holm_counts_planned_contrasts_that_were_not_tested() -> None:
+    losses = named(simulate([0, -0.008, -0.03, 0, 0], 4, 0.01, 7, replicates=1)[0])
+    losses["s3"][1] = math.inf
+    contrasts = [[f"s{i}", "s0"] for i in (1, 2, 3, 4)]
+    p = compare_contrasts(losses, contrasts, 0.05, 0.0).set_index("system")
+    first, second, third = p["p"].dropna().sort_values()
+    # Four are planned, three tested: the smallest counts fourfold, not threefold.
+    expected = [4 * first, max(4 * first, 3 * second), max(4 * first, 3 * second, 2 * third)]
+    assert p["p (Holm)"].dropna().sort_values().tolist() == pytest.approx(np.minimum(expected, 1).tolist())
+    assert 0 < 4 * first < 1
+
+
 def test_a_fit_recovers_the_curve_that_made_the_losses() -> None:
     sizes = np.array([1e5, 3e5, 1e6, 3e6])
     losses = 2.0 + 1.5 * (sizes / 1e6) ** -0.3
