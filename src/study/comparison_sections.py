@@ -30,7 +30,9 @@ def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
         f"system's minus the second's. Intervals ({level}) and p values use the error pooled over all systems and "
         "seeds; the paired ones use the two systems alone, and hold if systems differ in their variance."
     ]
-    if main.error is not None:
+    if not main.is_complete:
+        texts.append(f"{main.n_ended} of {main.n_planned} runs have ended: differences without tests and verdicts.")
+    elif main.error is not None:
         found = "no difference is too small to detect, as no run varies"
         if main.detectable is not None:
             found = f"with it, {main.detectable:.4f} nats are detected with power {verdict.plan.power:g}"
@@ -52,7 +54,7 @@ def _contrast_table(frame: pd.DataFrame, level: str) -> Table:
         [
             str(row["system"]),
             str(row["against"]),
-            str(row["n_seeds"]),
+            format_cell("n seeds", row["n_seeds"]),
             format_signed(row["difference"]),
             format_interval(row["low"], row["high"]),
             format_cell("p", row["p"]),

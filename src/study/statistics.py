@@ -81,11 +81,13 @@ def compare_contrasts(
     rows = []
     for system, against in contrasts:
         row: dict[str, Any] = dict.fromkeys(COLUMNS, None)  # cells of several kinds
-        row |= {"system": system, "against": against, "n_seeds": table.shape[1]}
+        row |= {"system": system, "against": against}
         if error is not None and {system, against} <= set(table.index):
+            row |= {"n_seeds": table.shape[1]}
             row |= _compare_pair(table.loc[system].to_numpy(), table.loc[against].to_numpy(), error, alpha)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame["n_seeds"] = frame["n_seeds"].astype("Int64")  # with rows that have none
     frame["p (Holm)"] = correct_holm(frame["p"], len(contrasts))
     frame["verdict"] = [_judge(row, alpha, margin) for row in frame.to_dict("records")]
     return frame

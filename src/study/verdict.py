@@ -12,7 +12,7 @@ import pandas as pd
 
 from src.reporting.runs import Run, read_run
 from src.reporting.systems import Difference, System, find_differences, is_within
-from src.study.phases import PHASES, Choice, Phase, Results, choose_rate, list_phase, next_runs
+from src.study.phases import PHASES, Choice, Phase, Results, choose_rate, compared_runs, list_phase, next_runs
 from src.study.plan import Kind, StudyPlan, override_key
 from src.study.power import detectable_difference
 from src.study.record import StudyRecord, read_record, read_results
@@ -41,6 +41,8 @@ class Comparison:
         against_baseline: every system against the baseline, in the same form.
         error: block error; None without two systems and seeds.
         detectable: difference that the first of Holm's tests detects with the planned power.
+        n_ended: runs that ended, completed or diverged.
+        n_planned: runs that were planned.
     """
 
     size: str
@@ -51,6 +53,13 @@ class Comparison:
     against_baseline: pd.DataFrame
     error: BlockError | None
     detectable: float | None
+    n_ended: int
+    n_planned: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether every planned run has ended; before that there are differences, but no verdicts."""
+        return self.n_ended == self.n_planned
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -150,16 +159,21 @@ def _count_progress(record: StudyRecord, results: Results, due: Phase | None) ->
 def _compare(folder: Path, record: StudyRecord, results: Results, size: str, kind: Kind) -> Comparison:
     plan = record.plan
     losses, runs = read_losses(folder, record, results, size, kind)
+    n_ended = sum(map(len, losses.values()))
+    n_planned = sum(len(compared_runs(plan, record.costs, results, size, system, kind)) for system in plan.systems)
+    is_complete = n_ended == n_planned
     table = complete_table(losses)
     error = block_error(table.to_numpy()) if min(table.shape) > 1 else None
     detectable = None
-    if error is not None and error.sd > 0:
+    if error is not None and error.sd > 0 and is_complete:
         se = error.sd * math.sqrt(2 / table.shape[1])
         detectable = detectable_difference(se, error.freedom, plan.alpha / len(plan.contrasts), plan.power)
     contrasts = compare_contrasts(losses, plan.contrasts, plan.alpha, plan.margin)
+    if not is_complete:
+        contrasts = contrasts.assign(**dict.fromkeys(("p", "p (Holm)", "p (paired)")), verdict="not complete")
     others = [[system, plan.baseline] for system in plan.systems if system != plan.baseline]
     against = compare_contrasts(losses, others, plan.alpha, plan.margin)
-    return Comparison(size, kind, losses, runs, contrasts, against, error, detectable)
+    return Comparison(size, kind, losses, runs, contrasts, against, error, detectable, n_ended, n_planned)
 
 
 def _sort_differences(plan: StudyPlan, comparison: Comparison) -> tuple[list[Difference], list[Difference]]:

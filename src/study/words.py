@@ -21,6 +21,8 @@ def state_verdict(verdict: Verdict) -> list[str]:
     main = verdict.main
     if main is None:
         return ["The confirmation has not begun, so the study shows nothing yet."]
+    if not main.is_complete:
+        return [f"The confirmation is not complete: {main.n_ended} of {main.n_planned} runs; nothing is concluded."]
     plan = verdict.plan
     n = len(plan.seeds.confirmation)
     sentences = [
@@ -60,7 +62,7 @@ def _state_budgets(verdict: Verdict) -> list[str]:
     main = verdict.main
     sentences = []
     for kind, comparison in verdict.comparisons.items():
-        if main is None or comparison is main or comparison.contrasts["difference"].isna().all():
+        if main is None or comparison is main or not comparison.is_complete:
             continue
         changed = [
             f"{ours['system']} against {ours['against']} is {ours['verdict']} ({ours['difference']:+.4f} nats)"

@@ -118,6 +118,8 @@ def test_a_system_with_a_diverged_run_is_not_tested_and_leaves_the_others_their_
     assert rows["verdict"].tolist() == ["better", "not tested"]
     assert list(complete_table(losses).index) == ["s0", "s1"]
     assert pd.isna(rows["p"].iloc[1])
+    assert rows["n_seeds"].iloc[0] == 4
+    assert pd.isna(rows["n_seeds"].iloc[1])
 
 
 def test_holm_counts_planned_contrasts_that_were_not_tested() -> None:

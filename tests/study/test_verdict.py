@@ -185,6 +185,20 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     assert "no fit of L(N) and no compute multiplier: they need three sizes, and 1 have runs" in text
 
 
+def test_an_incomplete_confirmation_has_differences_but_no_verdict(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "s")
+    for path in (tmp_path / "s" / "confirmation").glob("*/*-seed[34]"):
+        shutil.rmtree(path)
+    _, sentences = write_verdict(tmp_path / "s", tmp_path)
+    assert sentences == ["The confirmation is not complete: 6 of 12 runs; nothing is concluded."]
+    contrasts = pd.read_csv(tmp_path / "contrasts.csv")
+    assert set(contrasts["verdict"]) == {"not complete"}
+    assert contrasts["difference"].notna().all()
+    assert contrasts[["p", "p (Holm)", "p (paired)"]].isna().all(axis=None)
+    row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| better | van"))
+    assert row.startswith("| better | vanilla | 2 |")  # seeds
+
+
 def test_a_study_before_its_confirmation_shows_nothing_yet(tmp_path: Path) -> None:
     write_study(tmp_path / "s", stop="search")
     _, sentences = write_verdict(tmp_path / "s", tmp_path)
