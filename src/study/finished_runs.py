@@ -9,6 +9,7 @@ which the study knows it. Places (paths, caches) are left out.
 
 import json
 import logging
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -45,8 +46,9 @@ NOTHING = "<absent>"
 
 
 def write_finished(path: Path, folder: Path, record: StudyRecord) -> int:
-    """Write the records of a study's ended runs atomically; return their number."""
-    runs = {name: _read_run(folder / name) for name in sorted(read_results(folder))}
+    """Write the records of a study's ended runs atomically, with those that the file holds; return their number."""
+    runs = _restore_runs(path) | {name: _read_run(folder / name) for name in read_results(folder)}
+    runs = dict(sorted(runs.items()))
     common = {part: _find_common([run[part] for run in runs.values()]) for part in ("config", "result")}
     head = {
         "format": FORMAT,
@@ -90,12 +92,14 @@ def read_finished(path: Path, folder: Path, record: StudyRecord, overrides: Call
             f"records={path} is of study {head['study']}, plan {head['plan']}, and this is study {record.name}, plan "
             f"{record.hash}; restore the plan, data.path and other overrides included, or give another file"
         )
+    finished = read_results(folder)
     added = 0
     for run in runs:
         spec = parse_folder(run["run"])
         if spec is None or spec.system not in record.plan.systems or spec.size not in record.plan.sizes:
             raise UserError(f"records={path} holds {run['run']}, which is not a run of study {record.name}; restore it")
-        if not (folder / run["run"] / "result.json").is_file():
+        if run["run"] not in finished:
+            shutil.rmtree(folder / run["run"], ignore_errors=True)  # of an interrupted run
             _write_run(folder / run["run"], head["common"], run, overrides(spec))
             added += 1
     if record.frozen is None and head["frozen"] is not None:
@@ -130,6 +134,17 @@ def keep_finished(path: Path | None, folder: Path, record: StudyRecord, every_s:
         ended.set()
         thread.join()
         write_finished(path, folder, record)
+
+
+def _restore_runs(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the runs of a file in the form of `_read_run`, by folder; none without a file."""
+    if not path.is_file():
+        return {}
+    head, *runs = _parse(path)
+    return {
+        run["run"]: {**run, **{part: _add(head["common"][part], run[part]) for part in ("config", "result")}}
+        for run in runs
+    }
 
 
 # ---- one run

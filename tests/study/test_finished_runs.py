@@ -84,6 +84,34 @@ def test_own_runs_are_kept_and_a_diverged_run_stays_diverged(tmp_path: Path) -> 
     assert read_results(there) == read_results(here)
 
 
+@pytest.mark.parametrize("status", ["interrupted", "running"])
+def test_a_finished_run_of_the_file_replaces_an_unfinished_one(status: str, tmp_path: Path) -> None:
+    here, there, file = tmp_path / "here", tmp_path / "there", tmp_path / "runs.jsonl"
+    write_finished(file, here, write_study(here, stop="confirmation"))
+    before = file.read_text()
+    elsewhere = other_machine(there)
+    first, *_ = read_results(here)
+    (there / first / "checkpoints").mkdir(parents=True)
+    (there / first / "result.json").write_text(json.dumps({"status": status, "steps": 2}))
+    read_finished(file, there, elsewhere, overrides)
+    assert read_results(there) == read_results(here)
+    assert not (there / first / "checkpoints").exists()
+    with keep_finished(file, there, elsewhere):
+        pass
+    assert file.read_text() == before
+
+
+def test_writing_keeps_runs_of_the_file_that_the_folder_lacks(tmp_path: Path) -> None:
+    here, file = tmp_path / "here", tmp_path / "runs.jsonl"
+    record = write_study(here, stop="confirmation")
+    n = write_finished(file, here, record)
+    before = file.read_text()
+    first, *_ = read_results(here)
+    shutil.rmtree(here / first)
+    assert write_finished(file, here, record) == n
+    assert file.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
