@@ -74,6 +74,8 @@ def write_finished(path: Path, folder: Path, record: StudyRecord) -> int:
 def read_finished(path: Path, folder: Path, record: StudyRecord, overrides: Callable[[RunSpec], list[str]]) -> int:
     """Give a study's folder the runs of a file that it lacks, and its record what was frozen; return their number.
 
+    A file of a plan that was amended since is read too.
+
     Args:
         path: the file; without one nothing happens.
         folder: folder of the study.
@@ -87,7 +89,7 @@ def read_finished(path: Path, folder: Path, record: StudyRecord, overrides: Call
         return 0
     lines = _parse(path)
     head, runs = lines[0], lines[1:]
-    if (head["study"], head["plan"]) != (record.name, record.hash):
+    if head["study"] != record.name or head["plan"] not in record.hashes:
         raise UserError(
             f"records={path} is of study {head['study']}, plan {head['plan']}, and this is study {record.name}, plan "
             f"{record.hash}; restore the plan, data.path and other overrides included, or give another file"
@@ -104,7 +106,6 @@ def read_finished(path: Path, folder: Path, record: StudyRecord, overrides: Call
             added += 1
     if record.frozen is None and head["frozen"] is not None:
         record.frozen, record.changes = head["frozen"], head["changes"]
-        record.write(folder)
     return added
 
 

@@ -48,6 +48,12 @@ class StudyRecord:
         """Return the hash of the plan in force."""
         return plan_hash(self.plan)
 
+    @property
+    def hashes(self) -> set[str]:
+        """Return the hashes of the plans that were in force since the confirmation began."""
+        frozen = [] if self.frozen is None else [str(self.frozen["hash"])]
+        return {self.hash, *frozen, *(str(change["hash"]) for change in self.changes)}
+
     def write(self, folder: Path) -> None:
         """Write plan.json."""
         tree = {
@@ -81,7 +87,7 @@ def read_record(folder: Path) -> StudyRecord:
 
 
 def open_record(folder: Path, name: str, plan: StudyPlan, costs: Costs, reason: str | None) -> StudyRecord:
-    """Return the record of a study that starts or continues with a plan, and write it.
+    """Return the record of a study that starts or continues with a plan; it is not written yet.
 
     Args:
         folder: folder of the study.
@@ -108,8 +114,6 @@ def open_record(folder: Path, name: str, plan: StudyPlan, costs: Costs, reason: 
                 )
             if changed:
                 record.changes.append({"time": now(), "reason": reason, "hash": record.hash, "keys": changed})
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write(folder)
     return record
 
 

@@ -105,6 +105,7 @@ def conduct(config: DictConfig, arguments: list[str], machinery: Machinery) -> N
             if path is not None:
                 added = read_finished(path, folder, record, lambda spec: named_overrides(plan, spec))
                 print(f"records: {added} runs from {path}", flush=True)
+            record.write(folder)  # not before the file is accepted
             with keep_finished(path, folder, record):
                 _run_phases(folder, record, until, machinery)
 

@@ -1,5 +1,6 @@
 """Finished runs in a file: another machine, whose folder is empty, continues with the same verdict."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -12,7 +13,7 @@ from src.errors import UserError
 from src.study.finished_runs import MAX_BYTES, keep_finished, read_finished, write_finished
 from src.study.page import write_verdict
 from src.study.phases import RunSpec, next_runs
-from src.study.record import StudyRecord, read_record, read_results
+from src.study.record import StudyRecord, open_record, read_record, read_results
 from tests.study.test_verdict import COSTS, PLAN, loss_of, write_spec, write_study
 
 
@@ -37,7 +38,8 @@ def test_another_machine_reaches_the_same_verdict(tmp_path: Path) -> None:
     elsewhere = other_machine(there)
     assert read_finished(file, there, elsewhere, overrides) == n
     assert read_results(there) == read_results(here)
-    assert elsewhere.frozen == record.frozen == read_record(there).frozen
+    elsewhere.write(there)
+    assert elsewhere.frozen == record.frozen
     assert next_runs(PLAN, COSTS, read_results(there)) is None
     assert write_verdict(there, there)[1] == write_verdict(here, here)[1]
     assert (there / "contrasts.csv").read_text() == (here / "contrasts.csv").read_text()
@@ -82,6 +84,23 @@ def test_own_runs_are_kept_and_a_diverged_run_stays_diverged(tmp_path: Path) -> 
     read_finished(file, there, elsewhere, overrides)
     assert (there / first / "result.json").stat().st_mtime_ns == before
     assert read_results(there) == read_results(here)
+
+
+def test_a_file_of_the_plan_before_an_amendment_is_read(tmp_path: Path) -> None:
+    here, file = tmp_path / "here", tmp_path / "runs.jsonl"
+    n = write_finished(file, here, write_study(here))
+    first, *_ = read_results(here)
+    shutil.rmtree(here / first)
+    stored = (here / "plan.json").read_text()
+    wider = dataclasses.replace(PLAN, margin=0.02)
+    record = open_record(here, "made", wider, COSTS, "a wider margin")
+    assert read_finished(file, here, record, overrides) == 1
+    assert (here / "plan.json").read_text() == stored  # a rejected file would leave the plan as it was
+    assert write_finished(file, here, record) == n
+    record.write(here)
+    assert [change["reason"] for change in read_record(here).changes] == ["a wider margin"]
+    again = open_record(here, "made", wider, COSTS, None)
+    assert read_finished(file, here, again, overrides) == 0
 
 
 @pytest.mark.parametrize("status", ["interrupted", "running"])

@@ -102,7 +102,7 @@ def test_a_killed_study_is_continued_by_the_same_command(shards: Path, tmp_path:
     assert changed.returncode == 2
     assert error_lines(changed)[0].startswith("error: the plan of study miniature changed after its confirmation began")
     assert "margin was 0.005, is 0.1" in error_lines(changed)[0]
-    amended = run(*command, "study.margin=0.1", "amend='a wider margin'", cwd=tmp_path)
+    amended = run(*command, "study.margin=0.1", "amend='a wider margin'", "records=runs.jsonl", cwd=tmp_path)
     assert amended.returncode == 0, amended.stderr
     assert [change["reason"] for change in read_record(folder).changes] == ["a wider margin"]
 
