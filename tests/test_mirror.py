@@ -114,7 +114,6 @@ COVERED_BY = {
     "src/study/page.py": "tests/study/test_verdict.py",
     "src/study/plan.py": "tests/study/test_phases.py",
     "src/study/power.py": "tests/study/test_statistics.py",
-    "src/study/record.py": "tests/tasks/test_study.py",
     "src/study/scaling.py": "tests/study/test_verdict.py",
     "src/study/scaling_sections.py": "tests/study/test_verdict.py",
     "src/study/words.py": "tests/study/test_verdict.py",

@@ -11,6 +11,7 @@ from src.reporting.page import Picture, Section, Table, to_html, to_markdown
 from src.reporting.systems import Difference, System
 from src.study.comparison_sections import build_budgets, build_contrasts, build_search, join_numbers
 from src.study.describe import describe_power
+from src.study.record import list_outdated
 from src.study.scaling_sections import build_scaling_sections
 from src.study.verdict import Verdict, build_verdict, list_diverged, pick_figures
 from src.study.words import state_verdict
@@ -69,6 +70,8 @@ def _summarize(verdict: Verdict) -> Section:
         )
     if verdict.other_plans:
         warnings.append(f"Compared runs were made under another plan: {', '.join(verdict.other_plans)}.")
+    if outdated := list_outdated(verdict.record, verdict.results):
+        warnings.append(f"By the results of now another value would have been frozen: {'; '.join(outdated)}.")
     edges = [system for system, choice in verdict.choices.items() if choice.is_edge and choice.lr is not None]
     if edges:
         warnings.append(

@@ -18,11 +18,14 @@ from omegaconf import OmegaConf
 
 from src.errors import UserError
 from src.files import flatten, read_object, write_json
-from src.study.phases import PHASES, Cost, Costs, RunResult, RunSpec
-from src.study.plan import StudyPlan, override_key, plan_hash, plan_tree, restore_plan
+from src.study.phases import PHASES, Cost, Costs, Results, RunResult, RunSpec, choose_rate, count_steps, is_fixed
+from src.study.plan import UNITS, StudyPlan, override_key, plan_hash, plan_tree, restore_plan
+from src.study.power import pilot_sd
 
 #: File of the study's record in its folder.
 RECORD = "plan.json"
+#: Keys of a plan that decide no rate and no number of steps.
+JUDGING = ("contrasts", "alpha", "power", "margin", "sd", "seeds.pilot", "seeds.confirmation", "seeds.ladder")
 
 
 @dataclass
@@ -114,7 +117,46 @@ def open_record(folder: Path, name: str, plan: StudyPlan, costs: Costs, reason: 
                 )
             if changed:
                 record.changes.append({"time": now(), "reason": reason, "hash": record.hash, "keys": changed})
+            if not {*changed} <= {*JUDGING}:  # rates and steps are fixed anew
+                record.frozen = {key: before.frozen[key] for key in before.frozen.keys() - {"rates", "steps"}}
     return record
+
+
+def freeze(record: StudyRecord, results: Results) -> dict[str, Any]:
+    """Return what is fixed before the first confirmation run: rates, steps and the sd of the pilot."""
+    plan, costs = record.plan, record.costs
+    rates = {
+        size: {system: choose_rate(plan, costs, results, size, system).lr for system in plan.systems}
+        for size in plan.sizes
+    }
+    steps = {
+        kind: {
+            size: {system: count_steps(plan, costs, results, size, system, kind) for system in plan.systems}
+            for size in plan.sizes
+        }
+        for kind in plan.budget.kinds
+    }
+    sd = pilot_sd(plan, costs, results)
+    fixed = {"time": now(), "hash": record.hash, "rates": rates, "steps": steps, "sd": sd}
+    return {**fixed, **(record.frozen or {})}  # an amended plan keeps the time of its first freeze
+
+
+def list_outdated(record: StudyRecord, results: Results) -> list[str]:
+    """Return what was frozen and would be another value by the results of now."""
+    plan, costs, frozen = record.plan, record.costs, record.frozen
+    if not is_fixed(frozen):
+        return []
+    found = []
+    for size in plan.sizes:
+        for system in plan.systems:
+            choice, lr = choose_rate(plan, costs, results, size, system, frozen), frozen["rates"][size][system]
+            if size in plan.search_sizes and lr != choice.best:
+                found.append(f"the rate of {system} at size {size} ({lr}, now {choice.best})")
+            for kind in plan.budget.kinds:
+                n, now_n = frozen["steps"][kind][size][system], count_steps(plan, costs, results, size, system, kind)
+                if n != now_n:
+                    found.append(f"the steps of {system} at size {size} and equal {UNITS[kind]} ({n}, now {now_n})")
+    return found
 
 
 def _compare_plans(then: StudyPlan, now: StudyPlan) -> dict[str, tuple[Any, Any]]:

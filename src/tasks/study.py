@@ -11,7 +11,6 @@ runs, launch them. A run that diverges is a result; one that fails stops the stu
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.utils import JobReturn, JobStatus
@@ -37,15 +36,13 @@ from src.study.phases import (
     Results,
     RunSpec,
     check_lengths,
-    choose_rate,
-    count_steps,
+    is_fixed,
     middle_rate,
     next_runs,
     parse_folder,
 )
 from src.study.plan import OWN_KEYS, StudyPlan, check_plan, merge_overrides, override_key
-from src.study.power import pilot_sd
-from src.study.record import StudyRecord, job_overrides, now, open_record, read_results
+from src.study.record import StudyRecord, freeze, job_overrides, open_record, read_results
 from src.training.memory import check_memory
 from src.training.run import build_gpt
 
@@ -200,7 +197,7 @@ def _run_phases(folder: Path, record: StudyRecord, until: str | None, machinery:
     shown: str | None = None
     while True:
         results = _read_planned(folder, record)
-        due = next_runs(plan, costs, results)
+        due = next_runs(plan, costs, results, record.frozen)
         phase = None if due is None else due[0]
         if phase != "timing" and shown is None:
             check_lengths(plan, costs, results, plan.budget.kinds)
@@ -215,7 +212,7 @@ def _run_phases(folder: Path, record: StudyRecord, until: str | None, machinery:
             print("\n".join(sentences))
             print(f"study {record.name}: {'complete' if due is None else f'stopped after {until}'}; {page}")
             return
-        if due[0] in ("confirmation", "ladder") and record.frozen is None:
+        if due[0] in ("confirmation", "ladder") and not is_fixed(record.frozen):
             record.frozen = freeze(record, results)
             record.write(folder)
         _launch(folder, record, due[0], due[1], machinery, n_launched)
@@ -231,23 +228,6 @@ def _read_planned(folder: Path, record: StudyRecord) -> Results:
         if spec is not None and spec.size in record.plan.sizes and spec.system in record.plan.systems:
             planned[name] = named_overrides(record.plan, spec)
     return read_results(folder, planned)
-
-
-def freeze(record: StudyRecord, results: Results) -> dict[str, Any]:
-    """Return what is fixed before the first confirmation run: rates, steps and the sd of the pilot."""
-    plan, costs = record.plan, record.costs
-    rates = {
-        size: {system: choose_rate(plan, costs, results, size, system).lr for system in plan.systems}
-        for size in plan.sizes
-    }
-    steps = {
-        kind: {
-            size: {system: count_steps(plan, costs, results, size, system, kind) for system in plan.systems}
-            for size in plan.sizes
-        }
-        for kind in plan.budget.kinds
-    }
-    return {"time": now(), "hash": record.hash, "rates": rates, "steps": steps, "sd": pilot_sd(plan, costs, results)}
 
 
 def _launch(

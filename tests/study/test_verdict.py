@@ -17,7 +17,7 @@ from src.study.figures import draw_rates, draw_scaling
 from src.study.page import write_verdict
 from src.study.phases import Choice, Cost, RunSpec, next_runs
 from src.study.plan import Budget, Rates, Seeds, StudyPlan
-from src.study.record import StudyRecord, read_results
+from src.study.record import StudyRecord, freeze, read_results
 from src.study.verdict import build_verdict
 from tests.reporting.folders import STEP_TOKENS, write_run
 
@@ -54,11 +54,12 @@ def write_study(folder: Path, loss: Callable[[RunSpec], float] = loss_of, stop: 
     """Write the folder of a study up to a phase; `same` runs at half the speed, a loss of inf is a diverged run."""
     record = StudyRecord("made", PLAN, COSTS)
     while due := next_runs(PLAN, COSTS, read_results(folder)):
+        if due[0] == "confirmation" and record.frozen is None:
+            record.frozen = {**freeze(record, read_results(folder)), "time": "2026-01-01T00:00:00+00:00"}
         if due[0] == stop:
             break
         for spec in due[1]:
             write_spec(folder, record, spec, loss(spec))
-    record.frozen = {"time": "2026-01-01T00:00:00+00:00", "hash": record.hash}
     record.write(folder)
     return record
 
@@ -230,7 +231,7 @@ def test_an_amended_plan_is_named_on_the_page(tmp_path: Path) -> None:
 
 def test_figures_draw_more_systems_than_there_are_colors() -> None:
     names = [f"s{i}" for i in range(len(COLORS) + 1)]
-    rates = draw_rates({name: Choice(1e-3, {1e-3: 3.0}, True) for name in names})
+    rates = draw_rates({name: Choice(1e-3, {1e-3: 3.0}) for name in names})
     points = pd.DataFrame({"system": names, "size": "small", "parameters": 1e6, "loss": 3.0})
     for figure in (rates, draw_scaling(points, {})):
         assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == names
