@@ -151,10 +151,19 @@ def _collect_facts(system: System) -> Facts:
         facts |= {("speed", key): bool(run.config.get(key)) for key in SPEED_KEYS}
         facts["speed", "trainer.strategy=fsdp"] = run.config.get("trainer.strategy") == "fsdp"
         facts |= {("software", f"versions.{key}"): versions.get(key) for key in ("torch", "lm-eval")}
-        commit = run.result.get("git")
-        facts["software", "git"] = commit and commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
         for column, score in final_scores(run)[0].items():
             facts |= {(column, k): v[:12] if k == "sha256" else v for k, v in score.identity}
         for key, value in facts.items():
             found.setdefault(key, set()).add(NOTHING if value is None else str(value))
+        found.setdefault(("software", "code"), set()).update(_list_code(run))
     return found
+
+
+def _list_code(run: Run) -> list[str]:
+    """Return the hashes of the source files that trained a run, more than one if it was resumed under other code.
+
+    The commit stands in for them in runs of earlier versions; it also changes with files that compute nothing.
+    """
+    sources = [str(code["sources"])[:12] for code in run.result.get("code") or ()]
+    commit = run.result.get("git") or NOTHING
+    return sources or [commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")]

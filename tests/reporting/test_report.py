@@ -1,6 +1,6 @@
 """Reports: numbers equal to independent computations, and warnings about runs that are not comparable.
 
-Covers `curves.py`, `figures.py`, `leaderboard.py`, `page.py`, `runs.py`, `systems.py` and `tables.py` too.
+Covers `conditions.py`, `curves.py`, `figures.py`, `leaderboard.py`, `page.py`, `runs.py`, `systems.py` and `tables.py` too.
 """
 
 import csv
@@ -288,8 +288,24 @@ def test_the_report_warns_of_unsteady_speeds_and_other_code(tmp_path: Path) -> N
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "costs and times are not comparable: x (1,000 to 1,500 tokens/s)." in text
-    assert "Not run by the same code and libraries: git (x)." in text
-    assert "| x | software | git | eeeeeeeeeeee-dirty | cccccccccccc |" in text
+    assert "Not run by the same code and libraries: code (x)." in text
+    assert "| x | software | code | eeeeeeeeeeee-dirty | cccccccccccc |" in text
+
+
+def test_code_is_compared_by_its_sources_not_by_the_commit(tmp_path: Path) -> None:
+    def code(*sources: str) -> list[dict[str, Any]]:
+        return [{"step": step, "git": "?", "sources": sha * 64} for step, sha in enumerate(sources)]
+
+    for name, commit, found in (
+        ("vanilla", "a", code("1")),
+        ("same", "b", code("1")),
+        ("resumed", "a", code("1", "2")),
+    ):
+        losses = [3.0, 2.9]
+        write_run(tmp_path / name, name=name, seed=1, losses=losses, git=commit * 40, code=found)
+    differences = build_report([tmp_path], "vanilla", ["residual"]).differences
+    flagged = [(d.system, d.what, d.key, d.theirs, d.baseline) for d in differences]
+    assert flagged == [("resumed", "software", "code", f"{'1' * 12} / {'2' * 12}", "1" * 12)]
 
 
 def test_labels_of_systems_of_one_name_have_the_keys_that_differ(tmp_path: Path) -> None:
