@@ -81,6 +81,7 @@ COVERED_BY = {
     "src/reporting/analysis.py": "tests/tasks/test_analyze.py",
     "src/reporting/analysis_curves.py": "tests/tasks/test_analyze.py",
     "src/reporting/analysis_figures.py": "tests/tasks/test_analyze.py",
+    "src/reporting/conditions.py": "tests/reporting/test_report.py",
     "src/reporting/coordinates.py": "tests/checks/test_coordinates.py",
     "src/reporting/curves.py": "tests/reporting/test_report.py",
     "src/reporting/document.py": "tests/reporting/test_report.py",

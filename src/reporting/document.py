@@ -5,6 +5,7 @@ from pathlib import Path
 from src.files import write_atomic
 from src.reporting import curves, tables
 from src.reporting.analysis import build_analysis_sections
+from src.reporting.conditions import warn_of_conditions
 from src.reporting.leaderboard import BUDGETS, budget_metric, collect_evaluations, find_common_budget
 from src.reporting.page import Picture, Section, to_html, to_markdown
 from src.reporting.report import Report
@@ -15,8 +16,6 @@ from src.reporting.systems import System, list_tokenizers
 MAX_DRAWN = len(curves.COLORS)
 #: Figures of the stream in a run folder.
 STREAM_FIGURES = "stream_*.png"
-#: Largest ratio of the speeds of one system's seeds that counts as steady.
-MAX_SPEED_RATIO = 1.1
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -67,17 +66,7 @@ def _summarize(report: Report) -> Section:
     keys = sorted({f"{u.key} ({u.system})" for u in report.differences if u.what == "loss"})
     if keys:
         warnings.append(f"Unfair comparison: more than the compared axis differs: {', '.join(keys)}.")
-    others = sorted(
-        {f"{u.what}: {u.key} ({u.system})" for u in report.differences if u.what not in ("loss", "software")}
-    )
-    if others:
-        warnings.append(
-            f"Measured under different conditions, so these columns are not comparable: {', '.join(others)}."
-        )
-    software = sorted({f"{u.key} ({u.system})" for u in report.differences if u.what == "software"})
-    if software:
-        warnings.append(f"Not run by the same code and libraries: {', '.join(software)}.")
-    warnings += _warn_of_unsteady_speeds(report.found.systems)
+    warnings += warn_of_conditions(report.differences, report.found.systems)
     n_failed = len(report.found.failures)
     if n_failed:
         warnings.append(f"{n_failed} of the runs found are in no mean; the table of failures says why.")
@@ -92,17 +81,6 @@ def _summarize(report: Report) -> Section:
     )
     sentences = report.sentences() or ["There is only the baseline."]
     return Section("In words", [intro, _state_seed_spread(report)], sentences, warnings)
-
-
-def _warn_of_unsteady_speeds(systems: list[System]) -> list[str]:
-    """Warn of systems whose seeds ran at different speeds: their times also measure the machine's load."""
-    found = []
-    for system in systems:
-        speeds = [run.result["tokens_per_s"] for run in system.runs]
-        if max(speeds) > MAX_SPEED_RATIO * min(speeds):
-            found.append(f"{system.label} ({min(speeds):,.0f} to {max(speeds):,.0f} tokens/s)")
-    text = "Seeds of one system ran at different speeds, so costs and times are not comparable"
-    return [f"{text}: {', '.join(found)}."] if found else []
 
 
 def _state_seed_spread(report: Report) -> str:

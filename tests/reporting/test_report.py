@@ -1,6 +1,6 @@
 """Reports: numbers equal to independent computations, and warnings about runs that are not comparable.
 
-Covers `conditions.py`, `curves.py`, `figures.py`, `leaderboard.py`, `page.py`, `runs.py`, `systems.py` and `tables.py` too.
+Covers `conditions.py`, `curves.py`, `figures.py`, `leaderboard.py`, `page.py`, `runs.py`, `systems.py`, `tables.py`.
 """
 
 import csv
