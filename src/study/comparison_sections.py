@@ -1,6 +1,8 @@
 """Sections of a study's page on its comparisons: planned contrasts, the search, equal budgets."""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
 
 import pandas as pd
 
@@ -87,7 +89,7 @@ def build_search(verdict: Verdict, main: Comparison) -> Section:
     rows = []
     for system, choice in verdict.choices.items():
         losses = main.losses.get(system, {})
-        finite = pd.Series([loss for loss in losses.values() if math.isfinite(loss)], dtype=float)
+        n_diverged = sum(map(math.isinf, losses.values()))
         rows.append(
             [
                 system,
@@ -95,10 +97,10 @@ def build_search(verdict: Verdict, main: Comparison) -> Section:
                 ", ".join(f"{lr:g}" for lr in choice.curve),
                 "yes" if choice.is_edge else "no",
                 "-" if choice.lr is None else format_loss(choice.curve[choice.lr]),
-                "-" if finite.empty else f"{finite.mean():.4f}",
-                "-" if len(finite) < 2 else f"{finite.std():.4f}",
-                str(len(finite)),
-                str(len(losses) - len(finite)),
+                format_loss(fmean(losses.values())) if losses else "-",
+                f"{stdev(losses.values()):.4f}" if len(losses) > 1 and not n_diverged else "-",
+                str(len(losses)),
+                str(n_diverged),
             ]
         )
     columns = [
@@ -122,21 +124,27 @@ def build_search(verdict: Verdict, main: Comparison) -> Section:
 
 
 def build_budgets(verdict: Verdict) -> Section:
-    """Build the section of the equal budgets, a table each."""
-    text = (
-        f"Every run's learning-rate schedule ends at its budget. The budget is {UNITS[verdict.plan.budget.kind]}; in "
-        f"another unit a system gets what {verdict.plan.baseline}'s run costs in it. Seconds are those of training "
-        "steps at the speed that the timing phase measured; the column states what the runs took."
-    )
+    """Build the section of the equal budgets, a table each; seconds are stated where the plan compares by them."""
+    plan = verdict.plan
+    units = [UNITS[kind] for kind in plan.budget.kinds]
+    text = f"Every run's learning-rate schedule ends at its budget of {units[0]}."
+    if len(units) > 1:
+        text += f" In another unit a system gets what {plan.baseline}'s run costs in it."
+    has_seconds = "seconds" in plan.budget.kinds
+    if has_seconds:
+        text += (
+            " Seconds are those of training steps at the speed that the timing phase measured; the column states what "
+            "the runs took."
+        )
     shown = []
-    level = f"{100 * (1 - verdict.plan.alpha):g} %"
+    level = f"{100 * (1 - plan.alpha):g} %"
     for kind, comparison in verdict.comparisons.items():
         rows = []
         against = comparison.against_baseline.set_index("system")
         for system, runs in comparison.runs.items():
             if not runs:
                 continue
-            first, losses = runs[0].result, [run.result["val_loss"] for run in runs]
+            first, losses = runs[0].result, comparison.losses[system].values()
             row = against.loc[system].to_dict() if system in against.index else None
             rows.append(
                 [
@@ -144,18 +152,25 @@ def build_budgets(verdict: Verdict) -> Section:
                     f"{first['steps']:,}",
                     f"{first['tokens']:,}",
                     f"{first['tokens'] * first['flops_per_token']:.4g}",
-                    f"{comparison.seconds[system]:,.4g}",
-                    f"{sum(losses) / len(losses):.4f}",
+                    *([f"{comparison.seconds[system]:,.4g}"] if has_seconds else []),
+                    str(len(losses)),
+                    format_loss(fmean(losses)),
                     "-" if row is None else format_signed(row["difference"]),
                     "-" if row is None else format_interval(row["low"], row["high"]),
                 ]
             )
         if rows:
-            columns = ["system", "steps", "tokens", "FLOPs", "seconds", f"loss at equal {UNITS[kind]}", "difference"]
-            shown.append(Table([*columns, f"{level} interval"], rows, verdict.plan.baseline))
+            costs = ["steps", "tokens", "FLOPs", *(["seconds"] if has_seconds else []), "seeds"]
+            found = [f"loss at equal {UNITS[kind]}", "difference", f"{level} interval"]
+            shown.append(Table(["system", *costs, *found], rows, plan.baseline))
     pictures = []
     frames = {f"equal {UNITS[kind]}": c.against_baseline for kind, c in verdict.comparisons.items()}
-    if any(frame["difference"].notna().any() for frame in frames.values()):
-        svg = render_svg(figures.draw_budgets(frames, verdict.plan.baseline))
-        pictures.append(Picture(f"Differences to {verdict.plan.baseline} with {level} intervals", svg=svg))
-    return Section("At equal tokens, FLOPs and seconds", [text], tables=shown, pictures=pictures)
+    if len(frames) > 1 and any(frame["difference"].notna().any() for frame in frames.values()):
+        svg = render_svg(figures.draw_budgets(frames, plan.baseline))
+        pictures.append(Picture(f"Differences to {plan.baseline} with {level} intervals", svg=svg))
+    return Section(f"At equal {join_words(units)}", [text], tables=shown, pictures=pictures)
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

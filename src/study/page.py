@@ -7,6 +7,7 @@ import pandas as pd
 
 from src.files import write_atomic
 from src.reporting import tables
+from src.reporting.conditions import warn_of_conditions
 from src.reporting.page import Picture, Section, Table, to_html, to_markdown
 from src.reporting.systems import Difference, System
 from src.study.comparison_sections import build_budgets, build_contrasts, build_search, join_numbers
@@ -80,9 +81,10 @@ def _summarize(verdict: Verdict) -> Section:
         )
     if never := [system for system, choice in verdict.choices.items() if choice.lr is None]:
         warnings.append(f"Diverged at every rate of the search, so not compared: {', '.join(never)}.")
-    keys = sorted({f"{one.key} ({one.system})" for one in verdict.unexplained if one.what in ("loss", "software")})
+    keys = sorted({f"{one.key} ({one.system})" for one in verdict.unexplained if one.what == "loss"})
     if keys:
         warnings.append(f"Differs besides what the plan states, so the comparison is unfair in it: {', '.join(keys)}.")
+    warnings += warn_of_conditions(verdict.unexplained, verdict.list_systems())
     if unequal := _find_unequal_seconds(verdict):
         warnings.append(
             f"The runs at equal seconds did not take equal seconds ({', '.join(unequal)}): the machine's speed changed "
@@ -164,8 +166,10 @@ def _list_diverged(verdict: Verdict) -> list[Section]:
 
 
 def _list_runs(verdict: Verdict) -> list[Section]:
-    """List every run of the comparisons once; equal budgets share some."""
-    compared = [(name, run) for c in verdict.comparisons.values() for name, runs in c.runs.items() for run in runs]
-    found = {run.folder: (name, run) for name, run in compared}
-    systems = [System(f"{name} ({run.result['steps']} steps)", (run,)) for name, run in found.values()]
+    """List every run of the comparisons once."""
+    systems = [
+        System(f"{system.label} ({run.result['steps']} steps)", (run,))
+        for system in verdict.list_systems()
+        for run in system.runs
+    ]
     return [Section("Runs of the comparisons", tables=[tables.build_runs_table(systems)])] if systems else []

@@ -97,6 +97,14 @@ class Verdict:
         """Return the comparison at the planned budget."""
         return self.comparisons.get(self.plan.budget.kind)
 
+    def list_systems(self) -> list[System]:
+        """Return the systems with all runs of the comparisons; equal budgets share some."""
+        found: dict[str, dict[Path, Run]] = {}
+        for comparison in self.comparisons.values():
+            for name, runs in comparison.runs.items():
+                found.setdefault(name, {}).update({run.folder: run for run in runs})
+        return [System(name, tuple(runs.values())) for name, runs in found.items() if runs]
+
 
 def is_study(folder: Path) -> bool:
     """Return whether a folder is that of a study."""

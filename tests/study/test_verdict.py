@@ -3,6 +3,8 @@
 Covers `page.py`, `words.py`, `figures.py`, `scaling.py`, `comparison_sections.py` and `scaling_sections.py`.
 """
 
+import dataclasses
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -39,6 +41,10 @@ PLAN = StudyPlan(
     sd=0.01,
     timing_steps=4,
 )
+#: One size and one budget.
+SMALL = dataclasses.replace(
+    PLAN, sizes={"small": PLAN.sizes["small"]}, budget=dataclasses.replace(PLAN.budget, equal=[])
+)
 COSTS = {(size, system): Cost(STEP_TOKENS, 6.0 * n) for size, n in SIZES.items() for system in FACTORS}
 
 
@@ -50,10 +56,13 @@ def loss_of(spec: RunSpec) -> float:
     return 2 + size**-0.5 + 0.3 * math.log(spec.lr / 2e-3) ** 2 + noise + seed
 
 
-def write_study(folder: Path, loss: Callable[[RunSpec], float] = loss_of, stop: str = "") -> StudyRecord:
+def write_study(
+    folder: Path, loss: Callable[[RunSpec], float] = loss_of, stop: str = "", plan: StudyPlan = PLAN
+) -> StudyRecord:
     """Write the folder of a study up to a phase; `same` runs at half the speed, a loss of inf is a diverged run."""
-    record = StudyRecord("made", PLAN, COSTS)
-    while due := next_runs(PLAN, COSTS, read_results(folder)):
+    costs = {key: cost for key, cost in COSTS.items() if key[0] in plan.sizes}
+    record = StudyRecord("made", plan, costs)
+    while due := next_runs(plan, costs, read_results(folder)):
         if due[0] == "confirmation" and record.frozen is None:
             record.frozen = {**freeze(record, read_results(folder)), "time": "2026-01-01T00:00:00+00:00"}
         if due[0] == stop:
@@ -125,6 +134,39 @@ def test_a_slow_system_has_fewer_steps_at_equal_seconds(study: Path) -> None:
     assert steps == {"vanilla": 8, "better": 8, "same": 4}
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a study of one size and one budget."""
+    folder = tmp_path_factory.mktemp("small")
+    write_study(folder, plan=SMALL)
+    return folder
+
+
+def test_seconds_are_stated_only_where_the_plan_compares_by_them(study: Path, small: Path, tmp_path: Path) -> None:
+    write_verdict(small, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## At equal tokens\n" in text
+    assert "| system | steps | tokens | FLOPs | seeds | loss at equal tokens | difference |" in text
+    write_verdict(study, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| system | steps | tokens | FLOPs | seconds | seeds | loss at equal seconds | difference |" in text
+
+
+def test_other_machines_speeds_and_code_are_warned_of(small: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "s"
+    shutil.copytree(small, changed)
+    for seed, speed in ((1, 600.0), (2, 1000.0)):
+        path = changed / f"confirmation/small/vanilla-lr0.002-steps8-seed{seed}/result.json"
+        other = {"tokens_per_s": speed, "machine": "another", "git": "e" * 40}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
+    write_verdict(changed, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "these columns are not comparable: speed: machine (better), speed: machine (same), speed: machine (" in text
+    assert "Not run by the same code and libraries: code (better), code (same), code (vanilla)." in text
+    assert "costs and times are not comparable: vanilla (600 to 1,000 tokens/s)." in text
+    assert "unfair" not in text
+
+
 def test_runs_that_took_other_seconds_than_the_timing_promised_are_warned_of(study: Path, tmp_path: Path) -> None:
     words = "The runs at equal seconds did not take equal seconds (vanilla 1.02 s, same 0.512 s)"
     (tmp_path / "page").mkdir()
@@ -166,7 +208,7 @@ def test_the_page_states_the_numbers_and_no_more(study: Path, tmp_path: Path) ->
     for part in (
         "Planned contrasts",
         "Best against best",
-        "At equal tokens, FLOPs and seconds",
+        "At equal tokens and seconds",
         "Over sizes",
         "Mechanism",
     ):
@@ -216,6 +258,10 @@ def test_a_diverged_confirmation_is_listed_and_not_tested(tmp_path: Path) -> Non
     _, sentences = write_verdict(tmp_path / "s", tmp_path)
     assert "same and vanilla are not tested, since a run of same diverged." in sentences
     text = (tmp_path / "report.md").read_text()
+    # No mean of the runs that are left: rate, tried, edge, loss of the search, loss confirmed, sd, seeds, diverged.
+    row = next(line for line in text.splitlines() if line.startswith("| same | 0.002 |"))
+    assert [cell.strip() for cell in row.split("|")][6:10] == ["diverged", "-", "4", "1"]
+    assert "| same | 8 | 1,024 | 6.144e+08 | 2.048 | 4 | diverged | - | - |" in text
     assert "a planted spike" in text
     assert "| confirmation | 16 | 16 | 2 |" in text
 
