@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,15 @@ class Scaling:
     Args:
         points: one row per system and size: `parameters`, `loss`, `flops`, `tokens_per_s`, `depth`, `width`, `n`.
         fits: fits by system with at least three sizes.
-        multipliers: one row per system and size: `compute`, `with throughput`, with their 95 % intervals, `beyond`.
+        multipliers: one row per system and size: `compute`, `with throughput`, with their 95 % intervals, `beyond`;
+            an interval is NaN where a size of the fit or the point itself has one seed.
+        diverged: systems and sizes that are left out, since a run of them diverged.
     """
 
     points: pd.DataFrame
     fits: dict[str, Fit]
     multipliers: pd.DataFrame
+    diverged: list[tuple[str, str]]
 
 
 def read_losses(
@@ -46,17 +50,20 @@ def read_losses(
 
 
 def build_scaling(folder: Path, record: StudyRecord, results: Results) -> Scaling | None:
-    """Return the losses over the ladder with fits and multipliers; None without a completed run."""
+    """Return the losses over the ladder with fits and multipliers; None for one size or without a completed run."""
     plan = record.plan
+    if len(plan.sizes) < 2:
+        return None
     rows: list[dict[str, Any]] = []  # cells of several kinds
-    losses: dict[tuple[str, str], Array] = {}
+    losses: dict[tuple[str, str], dict[int, float]] = {}
+    diverged: list[tuple[str, str]] = []
     for size in plan.sizes:
         values, runs = read_losses(folder, record, results, size, plan.budget.kind)
         for system in values:
-            finite = np.array([loss for loss in values[system].values() if math.isfinite(loss)])
-            if not runs[system]:
+            if any(map(math.isinf, values[system].values())):
+                diverged.append((system, size))  # the mean of the others would be another quantity
                 continue
-            losses[system, size] = finite
+            losses[system, size] = values[system]
             first = runs[system][0]
             speeds = sorted(float(run.result["tokens_per_s"]) for run in runs[system])
             rows.append(
@@ -64,8 +71,8 @@ def build_scaling(folder: Path, record: StudyRecord, results: Results) -> Scalin
                     "system": system,
                     "size": size,
                     "parameters": float(first.result["n_params"]),
-                    "loss": float(finite.mean()),
-                    "n": len(finite),
+                    "loss": fmean(values[system].values()),
+                    "n": len(values[system]),
                     "tokens": float(first.result["tokens"]),
                     "flops": float(first.result["tokens"]) * float(first.result["flops_per_token"]),
                     "tokens_per_s": speeds[len(speeds) // 2],
@@ -77,13 +84,13 @@ def build_scaling(folder: Path, record: StudyRecord, results: Results) -> Scalin
     if points.empty:
         return None
     rng = np.random.default_rng(0)  # the same page for the same runs
-    replicates = {key: resample_means([values], rng)[:, 0] for key, values in losses.items()}
+    replicates = resample_means(losses, rng)
     fits = {}
     for system, part in points.groupby("system", sort=False):
         if part["parameters"].nunique() >= 3:
             columns = np.stack([replicates[str(system), size] for size in part["size"]], axis=1)
             fits[str(system)] = fit_scaling(part["parameters"].to_numpy(), columns)
-    return Scaling(points, fits, _build_multipliers(plan, points, fits, replicates))
+    return Scaling(points, fits, _build_multipliers(plan, points, fits, replicates), diverged)
 
 
 def _build_multipliers(
@@ -111,7 +118,7 @@ def _build_multipliers(
         compute = ratio * own["flops"] / point["flops"]
         seconds = (own["tokens"] / own["tokens_per_s"]) / (point["tokens"] / point["tokens_per_s"])
         time = ratio * seconds
-        is_beyond = not base["parameters"].min() <= needed[0] <= base["parameters"].max()
+        is_beyond = not base["loss"].min() <= point["loss"] <= base["loss"].max()
         values = [compute[0], *percentile_interval(compute), time[0], *percentile_interval(time)]
         rows.append([point["system"], size, *values, "yes" if is_beyond else "no"])
     return pd.DataFrame(rows, columns=columns)

@@ -22,8 +22,8 @@ def build_scaling_sections(verdict: Verdict) -> list[Section]:
     if scaling.fits:
         texts.append(
             "L(n) = E + A / n^a by least squares, n the parameters over the geometric mean of the sizes. 95 % "
-            "intervals resample seeds; with few seeds they are too short, and with three sizes the fit goes through "
-            "all points."
+            "intervals resample seeds; with few seeds they are too short, where a size has one seed there is none, "
+            "and with three sizes the fit goes through all points."
         )
         rows = []
         for system, fit in scaling.fits.items():
@@ -35,34 +35,29 @@ def build_scaling_sections(verdict: Verdict) -> list[Section]:
             f"There is no fit of L(N) and no compute multiplier: they need three sizes, and {n_sizes} have runs."
         )
     if not scaling.multipliers.empty:
+        has_seconds = "seconds" in verdict.plan.budget.kinds
+        seconds = "With throughput: the same in seconds at the speeds of the compared runs. " if has_seconds else ""
         texts.append(
             f"Compute multiplier: the FLOPs that {verdict.plan.baseline} needs for the system's loss by its own fit, "
-            "over the system's FLOPs; with throughput, the same in seconds at the speeds of the compared runs. "
-            "Beyond: the loss is outside of the losses that the baseline's fit was made from, so the number "
-            "extrapolates."
+            f"over the system's FLOPs. {seconds}Beyond: the loss is outside of the losses that the "
+            "baseline's fit was made from, so the number extrapolates."
         )
-        columns = [
-            "system",
-            "size",
-            "compute multiplier",
-            "95 % interval",
-            "with throughput",
-            "95 % interval",
-            "beyond",
-        ]
+        times = ["with throughput", "95 % interval"] if has_seconds else []
         rows = [
             [
                 str(row["system"]),
                 str(row["size"]),
                 _times(row["compute"]),
-                f"{_times(row['low'])} to {_times(row['high'])}",
-                _times(row["with throughput"]),
-                f"{_times(row['time low'])} to {_times(row['time high'])}",
+                _times_between(row["low"], row["high"]),
+                *([_times(row["with throughput"]), _times_between(row["time low"], row["time high"])] if times else []),
                 str(row["beyond"]),
             ]
             for row in scaling.multipliers.to_dict("records")
         ]
-        shown.append(Table(columns, rows))
+        shown.append(Table(["system", "size", "compute multiplier", "95 % interval", *times, "beyond"], rows))
+    if scaling.diverged:
+        cells = ", ".join(f"{system} at size {size}" for system, size in scaling.diverged)
+        texts.append(f"Left out, since a run of it diverged: {cells}.")
     shown.append(_build_grid(verdict))
     texts.append(
         f"The last table has each system's loss minus {verdict.plan.baseline}'s by depth (model.n_layer) and width "
@@ -73,11 +68,15 @@ def build_scaling_sections(verdict: Verdict) -> list[Section]:
 
 
 def _bounds(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.3f}, {interval[1]:.3f}"
+    return "-" if math.isnan(interval[0]) else f"{interval[0]:.3f}, {interval[1]:.3f}"
 
 
 def _times(value: float) -> str:
     return "unreached" if math.isinf(value) else f"{value:.2f}x"
+
+
+def _times_between(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{_times(low)} to {_times(high)}"
 
 
 def _build_grid(verdict: Verdict) -> Table:

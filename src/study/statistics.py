@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -145,11 +145,11 @@ class Fit:
         return self.floor + self.scale * (size / self.reference) ** -self.exponent
 
     def size_for(self, loss: Array) -> Array:
-        """Return the N at which the fit has a loss; infinite at or below E."""
+        """Return the N at which the fit has a loss; infinite at or below E, NaN where either is."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             size = self.reference * (self.scale / (loss - self.floor)) ** (1 / self.exponent)
         reachable = (loss > self.floor) & (self.scale > 0)
-        return np.where(reachable, size, np.inf)
+        return np.where(reachable | np.isnan(loss - self.floor), size, np.inf)
 
 
 def fit_scaling(sizes: Array, losses: Array) -> Fit:
@@ -157,7 +157,7 @@ def fit_scaling(sizes: Array, losses: Array) -> Fit:
 
     Args:
         sizes: N of each column, at least three distinct ones.
-        losses: one row per replicate, one column per size.
+        losses: one row per replicate, one column per size; a row with NaN has a fit of NaN.
 
     Raises:
         ValueError: there are fewer than three sizes.
@@ -179,20 +179,36 @@ def fit_scaling(sizes: Array, losses: Array) -> Fit:
     predicted = floor[..., None] + scale[..., None] * powers
     best = ((losses[:, None, :] - predicted) ** 2).sum(axis=2).argmin(axis=1)
     rows = np.arange(len(losses))
-    return Fit(floor[rows, best], scale[rows, best], EXPONENTS[best], reference)
+    exponent = np.where(np.isnan(losses).any(axis=1), np.nan, EXPONENTS[best])
+    return Fit(floor[rows, best], scale[rows, best], exponent, reference)
 
 
-def resample_means(losses: Sequence[Array], rng: np.random.Generator, replicates: int = REPLICATES) -> Array:
-    """Return the mean over seeds at each size: a first row of the means themselves, then resampled ones."""
-    columns = []
-    for values in losses:
-        drawn = values[rng.integers(0, len(values), (replicates, len(values)))].mean(axis=1)
-        columns.append(np.concatenate(([values.mean()], drawn)))
-    return np.stack(columns, axis=1)
+Key = TypeVar("Key")
+
+
+def resample_means(
+    losses: Mapping[Key, Mapping[int, float]], rng: np.random.Generator, replicates: int = REPLICATES
+) -> dict[Key, Array]:
+    """Return the mean over seeds of each entry: first the mean itself, then resampled ones, NaN for a single seed.
+
+    Entries of the same seeds get the same draws of them, since seeds are blocks.
+    """
+    draws: dict[tuple[int, ...], np.ndarray[Any, np.dtype[np.int64]]] = {}
+    means = {}
+    for key, by_seed in losses.items():
+        seeds = tuple(sorted(by_seed))
+        if seeds not in draws:
+            draws[seeds] = rng.integers(0, len(seeds), (replicates, len(seeds)))
+        values = np.array([by_seed[seed] for seed in seeds])
+        drawn = values[draws[seeds]].mean(axis=1) if len(seeds) > 1 else np.full(replicates, np.nan)
+        means[key] = np.concatenate(([values.mean()], drawn))
+    return means
 
 
 def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval of the replicates after the first."""
+    """Return the percentile interval of the replicates after the first; NaN where there are none."""
+    if np.isnan(values[1:]).any():
+        return math.nan, math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # infinite replicates
         low, high = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2], method="nearest")

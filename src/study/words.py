@@ -86,15 +86,18 @@ def _state_scaling(verdict: Verdict) -> list[str]:
     for row in verdict.scaling.multipliers.to_dict("records"):
         if row["size"] != largest or row["system"] == verdict.plan.baseline:
             continue
-        if not all(math.isfinite(row[key]) for key in ("compute", "low", "high", "with throughput")):
+        if any(math.isinf(row[key]) for key in ("compute", "low", "high")):
             sentences.append(
                 f"By its own fit {verdict.plan.baseline} may not reach {row['system']}'s loss at size {largest}."
             )
             continue
-        beyond = ", an extrapolation" if row["beyond"] == "yes" else ""
+        facts = [] if math.isnan(row["low"]) else [f"95 % interval {row['low']:.2f} to {row['high']:.2f}"]
+        facts += ["an extrapolation"] if row["beyond"] == "yes" else []
+        note = f" ({', '.join(facts)})" if facts else ""
+        if "seconds" in verdict.plan.budget.kinds:
+            note += f", and {row['with throughput']:.2f} times its seconds"
         sentences.append(
             f"At size {largest} {verdict.plan.baseline} would need {row['compute']:.2f} times the compute of "
-            f"{row['system']} (95 % interval {row['low']:.2f} to {row['high']:.2f}{beyond}), and "
-            f"{row['with throughput']:.2f} times its seconds."
+            f"{row['system']}{note}."
         )
     return sentences

@@ -153,6 +153,45 @@ def test_a_fit_without_a_trend_has_no_size_for_a_smaller_loss() -> None:
         fit_scaling(np.array([1.0, 2.0]), np.array([[3.0, 2.0]]))
 
 
+def test_resampling_draws_the_same_seeds_for_all_entries_and_none_from_one() -> None:
+    by_seed = {1: 1.0, 2: 2.0, 3: 4.0}
+    shifted = {seed: loss + 0.5 for seed, loss in by_seed.items()}
+    means = resample_means({"a": by_seed, "b": shifted, "one": {1: 3.0}}, np.random.default_rng(0), 100)
+    assert np.allclose(means["b"] - means["a"], 0.5)
+    assert means["a"].std() > 0
+    assert means["one"][0] == 3.0
+    assert np.isnan(means["one"][1:]).all()
+    assert all(map(math.isnan, percentile_interval(means["one"])))
+    fit = fit_scaling(np.array([1.0, 2.0, 4.0]), np.stack([means["a"] + 2, means["a"] + 1, means["one"]], axis=1))
+    for values in (fit.floor, fit.scale, fit.exponent, fit.size_for(means["a"] + 1.5), fit.loss(2.0)):
+        assert np.isfinite(values[0])
+        assert np.isnan(values[1:]).all()
+
+
+def test_intervals_of_a_multiplier_cover_the_truth_and_ignore_the_effects_of_seeds() -> None:
+    """The baseline needs 1.5 times the size for the other's loss; seeds shift both alike, by 10 times the noise."""
+    sizes, replicates, n, shift, noise = np.array([1e5, 3e5, 1e6]), 200, 16, 0.02, 0.002
+
+    def truth(size: float) -> float:
+        return float(2.0 + 1.5 * (size / 1e6) ** -0.3)
+
+    rng = np.random.default_rng(8)
+    covered, widths = 0, []
+    for _ in range(replicates):
+        seeds = rng.normal(0, shift, n)
+        cells = {("base", size): truth(size) for size in sizes} | {("other", 3e5): truth(1.5 * 3e5)}
+        losses = {key: dict(enumerate(mean + seeds + rng.normal(0, noise, n))) for key, mean in cells.items()}
+        means = resample_means(losses, rng, 200)
+        fit = fit_scaling(sizes, np.stack([means["base", size] for size in sizes], axis=1))
+        low, high = percentile_interval(fit.size_for(means["other", 3e5]) / 3e5)
+        covered += low < 1.5 < high
+        widths.append(high - low)
+    assert 0.87 < covered / replicates < 0.99
+    # d ln N / dL = 1 / (0.3 * 1.5 * 0.45^-0.3) = 1.75: an error of 0.002 sqrt(2 / 16) is 0.0012, four of them 0.008;
+    # the effects of seeds alone would make it ten times as wide.
+    assert np.median(widths) < 0.03
+
+
 def test_bootstrap_intervals_of_a_prediction_cover_the_truth() -> None:
     """With 8 seeds a percentile interval is a little too short: its normal counterpart has n / (n - 1) less variance."""
     sizes, replicates, n = np.array([1e5, 3e5, 1e6]), 150, 8
@@ -160,8 +199,8 @@ def test_bootstrap_intervals_of_a_prediction_cover_the_truth() -> None:
     rng = np.random.default_rng(7)
     covered = 0
     for _ in range(replicates):
-        seeds = [rng.normal(mean, 0.02, n) for mean in truth]
-        fit = fit_scaling(sizes, resample_means(seeds, rng, 200))
+        losses = {mean: dict(enumerate(rng.normal(mean, 0.02, n))) for mean in truth}
+        fit = fit_scaling(sizes, np.stack([*resample_means(losses, rng, 200).values()], axis=1))
         low, high = percentile_interval(fit.loss(sizes[1]))
         covered += low < truth[1] < high
     assert 0.85 < covered / replicates < 0.98

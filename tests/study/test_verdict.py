@@ -6,6 +6,7 @@ Covers `page.py`, `words.py`, `figures.py`, `scaling.py`, `comparison_sections.p
 import dataclasses
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +126,45 @@ def test_the_compute_multiplier_is_the_planted_one(study: Path) -> None:
     assert rows.loc[("same", "middle"), "compute"] == pytest.approx(1.0, rel=0.05)
     assert rows.loc[("same", "middle"), "with throughput"] == pytest.approx(0.5, rel=0.05)
     assert rows.loc[("better", "large"), "beyond"] == "yes"
+    assert {rows.loc[("vanilla", size), "beyond"] for size in SIZES} == {"no"}  # its own losses, the ends included
     assert scaling.fits["vanilla"].exponent[0] == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_ladder_of_one_seed_has_no_intervals(tmp_path: Path) -> None:
+    seeds = dataclasses.replace(PLAN.seeds, ladder=[1])
+    budget = dataclasses.replace(PLAN.budget, equal=[])
+    write_study(tmp_path / "s", plan=dataclasses.replace(PLAN, seeds=seeds, budget=budget))
+    words = " ".join(write_verdict(tmp_path / "s", tmp_path)[1])
+    assert re.search(r"times the compute of better \(an extrapolation\)\. ", words)
+    assert re.search(r"times the compute of same( \(an extrapolation\))?\. ", words)
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| vanilla \| [\d.]+ \[-\] \| [\d.]+ \[-\] \| [\d.]+ \[-\] \|", text)
+    assert re.search(r"\| better \| middle \| [\d.]+x \| - \| no \|", text)
+
+
+def test_a_size_with_a_diverged_run_is_left_out_of_the_ladder_and_named(tmp_path: Path) -> None:
+    cell = ("ladder", "large", "better", 1)
+    write_study(
+        tmp_path / "s",
+        lambda spec: math.inf if (spec.phase, spec.size, spec.system, spec.seed) == cell else loss_of(spec),
+    )
+    scaling = build_verdict(tmp_path / "s").scaling
+    assert scaling is not None
+    assert set(zip(scaling.points["system"], scaling.points["size"], strict=True)) == {
+        (system, size) for system in FACTORS for size in SIZES
+    } - {("better", "large")}
+    assert scaling.fits.keys() == {"vanilla", "same"}
+    write_verdict(tmp_path / "s", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Left out, since a run of it diverged: better at size large." in text
+
+
+def test_a_study_of_one_size_has_no_section_on_sizes(small: Path, tmp_path: Path) -> None:
+    write_verdict(small, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Study made: 3 systems, 1 size\n")
+    assert "Over sizes" not in text
+    assert (tmp_path / "report.html").read_text().count("<svg") == 2  # contrasts, search
 
 
 def test_a_slow_system_has_fewer_steps_at_equal_seconds(study: Path) -> None:
