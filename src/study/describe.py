@@ -23,7 +23,8 @@ def describe_plan(name: str, plan: StudyPlan, costs: Costs, results: Results) ->
     hours = {phase: _phase_hours(plan, costs, results, phase) for phase in counts}
     return [
         f"study {name}, plan {plan_hash(plan)}",
-        f"  {len(plan.systems)} systems: {', '.join(plan.systems)}; {len(plan.sizes)} sizes: {', '.join(plan.sizes)}",
+        f"  {count_noun(len(plan.systems), 'system')}: {', '.join(plan.systems)}; "
+        f"{count_noun(len(plan.sizes), 'size')}: {', '.join(plan.sizes)}",
         f"  budget {plan.budget.amount(plan.first_size):,.6g} {UNITS[plan.budget.kind]} a run at {plan.first_size}; "
         f"equal {', '.join(UNITS[kind] for kind in plan.budget.kinds)}",
         *(f"  {phase:14}{counts[phase]:5} runs {hours[phase]:9.2f} h" for phase in counts),
@@ -32,6 +33,11 @@ def describe_plan(name: str, plan: StudyPlan, costs: Costs, results: Results) ->
         *_describe_speeds(plan, results),
         describe_power(plan, costs, results),
     ]
+
+
+def count_noun(n: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 size` or `2 sizes`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _phase_hours(plan: StudyPlan, costs: Costs, results: Results, phase: Phase) -> float:

@@ -11,7 +11,7 @@ from src.reporting.conditions import warn_of_conditions
 from src.reporting.page import Picture, Section, Table, to_html, to_markdown
 from src.reporting.systems import Difference, System
 from src.study.comparison_sections import build_budgets, build_contrasts, build_search, join_numbers
-from src.study.describe import describe_power
+from src.study.describe import count_noun, describe_power
 from src.study.record import list_outdated
 from src.study.scaling_sections import build_scaling_sections
 from src.study.verdict import Verdict, build_verdict, list_diverged, pick_figures
@@ -30,7 +30,8 @@ def write_verdict(study: Path, folder: Path) -> tuple[Path, list[str]]:
         ValueError: the study's record or a run cannot be read, or nothing has been timed yet.
     """
     verdict = build_verdict(study)
-    title = f"Study {verdict.record.name}: {len(verdict.plan.systems)} systems, {len(verdict.plan.sizes)} sizes"
+    counts = [count_noun(len(verdict.plan.systems), "system"), count_noun(len(verdict.plan.sizes), "size")]
+    title = f"Study {verdict.record.name}: {', '.join(counts)}"
     sections = build_sections(verdict)
     write_atomic(folder / "report.md", to_markdown(title, sections))
     write_atomic(folder / "report.html", to_html(title, sections))
