@@ -29,20 +29,22 @@ def state_verdict(verdict: Verdict) -> list[str]:
         f"At size {main.size}, with {plan.budget.amount(main.size):,.6g} {UNITS[main.kind]} a run, a learning rate "
         f"searched for each system and {n} fresh seeds:"
     ]
-    sentences += [_state_contrast(row, main, plan.alpha, plan.margin) for row in main.contrasts.to_dict("records")]
+    sentences += [_state_contrast(row, verdict, main) for row in main.contrasts.to_dict("records")]
     sentences += _state_budgets(verdict)
     sentences += _state_scaling(verdict)
     sentences.append("Other sizes, budgets and data may differ.")
     return sentences
 
 
-def _state_contrast(row: Mapping[str, Any], main: Comparison, alpha: float, margin: float) -> str:
+def _state_contrast(row: Mapping[str, Any], verdict: Verdict, main: Comparison) -> str:
+    alpha, margin = verdict.plan.alpha, verdict.plan.margin
     names = f"{row['system']} and {row['against']}"
     if row["verdict"] == "not tested":
-        ended = {name: main.losses.get(name, {}) for name in (row["system"], row["against"])}
-        diverged = [name for name, losses in ended.items() if any(map(math.isinf, losses.values()))]
-        why = f"since a run of {' and '.join(diverged)} diverged" if diverged else "since their runs are not complete"
-        return f"{names} are not tested, {why}."
+        pair = (row["system"], row["against"])
+        reasons = [f"{name} diverged at every rate of the search" for name in pair if verdict.choices[name].lr is None]
+        some = [name for name in pair if any(map(math.isinf, main.losses.get(name, {}).values()))]
+        reasons += [f"a run of {' and '.join(some)} diverged"] if some else []
+        return f"{names} are not tested, since {' and '.join(reasons)}."
     size, p = f"{abs(row['difference']):.4f} nats", format_cell("p", row["p (Holm)"])
     facts = f"({100 * (1 - alpha):g} % interval {format_interval(row['low'], row['high'])}, p {p} after Holm)"
     if row["verdict"] in ("better", "worse"):

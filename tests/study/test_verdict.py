@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from src.reporting.curves import COLORS
-from src.study.figures import draw_rates, draw_scaling
+from src.study.figures import draw_contrasts, draw_rates, draw_scaling
 from src.study.page import write_verdict
 from src.study.phases import Choice, Cost, RunSpec, next_runs
 from src.study.plan import Budget, Rates, Seeds, StudyPlan
@@ -305,6 +305,13 @@ def test_a_diverged_confirmation_is_listed_and_not_tested(tmp_path: Path) -> Non
     assert "| confirmation | 16 | 16 | 2 |" in text
 
 
+def test_a_system_that_diverged_at_every_rate_is_not_tested_for_that_reason(tmp_path: Path) -> None:
+    write_study(tmp_path / "s", lambda spec: math.inf if spec.system == "same" else loss_of(spec), plan=SMALL)
+    _, sentences = write_verdict(tmp_path / "s", tmp_path)
+    assert "same and vanilla are not tested, since same diverged at every rate of the search." in sentences
+    assert any(sentence.startswith("better is 0.58") for sentence in sentences)
+
+
 def test_an_amended_plan_is_named_on_the_page(tmp_path: Path) -> None:
     record = write_study(tmp_path / "s")
     record.changes = [{"time": "today", "reason": "a wider margin", "hash": "x", "keys": {"margin": [0.0, 0.01]}}]
@@ -312,6 +319,17 @@ def test_an_amended_plan_is_named_on_the_page(tmp_path: Path) -> None:
     write_verdict(tmp_path / "s", tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "The plan changed on today, after the confirmation began: margin was 0.0, is 0.01. a wider margin." in text
+
+
+def test_labels_of_the_contrasts_fit_into_the_picture(study: Path) -> None:
+    main = build_verdict(study).main
+    assert main is not None
+    long = main.contrasts.assign(system="attnres_stream_block", against="learned_scaling")
+    figure = draw_contrasts(long, 0.01, 0.02)
+    figure.draw_without_rendering()
+    label = figure.axes[0].xaxis.label.get_window_extent()
+    assert figure.bbox.x0 <= label.x0
+    assert label.x1 <= figure.bbox.x1
 
 
 def test_figures_draw_more_systems_than_there_are_colors() -> None:
