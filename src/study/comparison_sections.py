@@ -46,7 +46,7 @@ def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
     pictures = []
     if main.contrasts["difference"].notna().any():
         svg = render_svg(figures.draw_contrasts(main.contrasts, verdict.plan.margin, main.detectable))
-        pictures.append(Picture(f"Planned contrasts with {level} intervals", svg=svg))
+        pictures.append(Picture(f"Planned contrasts with {level} intervals (thin: paired; filled: different)", svg=svg))
     return Section("Planned contrasts", texts, tables=[table], pictures=pictures)
 
 

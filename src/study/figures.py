@@ -59,7 +59,7 @@ def draw_contrasts(contrasts: pd.DataFrame, margin: float, detectable: float | N
     axes.axvline(0, color="0.3", lw=1)
     axes.set_yticks(range(len(shown)), [f"{a} - {b}" for a, b in zip(shown["system"], shown["against"], strict=True)])
     axes.set_ylim(-0.7, len(shown) - 0.4)
-    axes.set_xlabel("difference in validation loss (nats; left is better); thin: paired interval")
+    axes.set_xlabel("difference in validation loss (nats; left is better)")
     axes.grid(axis="x", alpha=0.25)
     if margin or detectable is not None:
         axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
