@@ -40,14 +40,16 @@ def measure_activations(read_BTD: tuple[Tensor, ...]) -> dict[str, Tensor | str]
 
 
 def effective_rank(x_BTD: Tensor) -> Tensor:
-    """Return the effective rank of every sequence, [B], between 1 and min(T, D)."""
+    """Return the effective rank of every sequence, [B], between 1 and min(T, D); NaN where a value is not finite."""
     x_BTD = x_BTD.double()
+    is_finite_B = x_BTD.isfinite().flatten(1).all(1)
+    x_BTD = x_BTD.where(is_finite_B[:, None, None], 0.0)  # eigvalsh raises an error on NaN
     # Singular values from the smaller of X X^T and X^T X.
     gram = x_BTD @ x_BTD.mT if x_BTD.shape[1] <= x_BTD.shape[2] else x_BTD.mT @ x_BTD
     size = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     p = size / size.sum(-1, keepdim=True).clamp_min(TINY)
-    rank_B: Tensor = torch.special.entr(p).sum(-1).exp()
-    return rank_B
+    rank_B = torch.special.entr(p).sum(-1).exp()
+    return torch.where(is_finite_B, rank_B, torch.nan)
 
 
 def token_kurtosis(x_BTD: Tensor) -> Tensor:

@@ -46,10 +46,15 @@ def measure_model(gpt: GPT, windows_BT: Tensor, autocast: Autocast) -> dict[str,
         gpt: the model.
         windows_BT: token ids; targets are the inputs shifted by one.
         autocast: context of the forwards; everything that is computed from them is in float32 or float64.
+
+    Raises:
+        ValueError: the model's loss is not finite.
     """
     n_at_once = max(1, TOKENS_AT_ONCE // (windows_BT.shape[1] - 1))
     measured = [_measure_batch(gpt, batch_BT, autocast) for batch_BT in torch.split(windows_BT, n_at_once)]
     values, omitted = summarize(measured)
+    if values["leave_out"]["loss"] is None:
+        raise ValueError(f"the model's loss is not finite ({omitted['leave_out.loss']})")
     with autocast():
         sources = measure_sources(gpt, windows_BT[:1, :-1], windows_BT[:1, 1:])
     values["sources"] = _describe_sources(sources)

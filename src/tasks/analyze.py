@@ -19,7 +19,7 @@ from torch import Tensor
 from src.analysis.measure import measure_model
 from src.bounds import PositiveInt, validate
 from src.datamodules.base import BatchSpec, TokenDataModule, as_tensor, build_data
-from src.errors import UserError, raise_user_errors
+from src.errors import UserError, one_line, raise_user_errors
 from src.files import write_json
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.launch.world import read_world
@@ -98,7 +98,10 @@ def _write(saved: SavedWeights, fabric: L.Fabric, data: TokenDataModule, n_seque
     began, settings = time.monotonic(), saved.settings
     windows_BT: Tensor = as_tensor(data.val_windows[:n_sequence].copy()).long()
     gpt = saved.gpt.to(fabric.device).eval()
-    measured = measure_model(gpt, windows_BT.to(fabric.device), fabric.autocast)
+    try:
+        measured = measure_model(gpt, windows_BT.to(fabric.device), fabric.autocast)
+    except ValueError as error:
+        raise UserError(f"step {saved.identity['step']}: {one_line(error)}; analyze an earlier checkpoint") from error
     record: dict[str, Any] = {
         **saved.identity,
         "name": settings.name,
@@ -118,9 +121,9 @@ def _write(saved: SavedWeights, fabric: L.Fabric, data: TokenDataModule, n_seque
     folder = saved.folder / FOLDER
     folder.mkdir(exist_ok=True)
     stem = f"step{record['step']:08d}"
+    write_json(folder / f"{stem}.json", record)
     for name, figure in draw_analysis(record).items():
         save_figure(figure, folder / f"{stem}_{name}.png")
-    write_json(folder / f"{stem}.json", record)
     loss = record["leave_out"]["loss"]["mean"]
     log.info("step %d: loss %.4f on %d sequences, %.1f s", record["step"], loss, n_sequence, record["seconds"])
     if record["tokens"]["data_hash"] != record["data_hash"]:

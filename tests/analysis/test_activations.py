@@ -33,6 +33,14 @@ def test_effective_rank_equals_that_of_a_singular_value_decomposition() -> None:
             assert math.isclose(found.item(), math.exp(-(p * np.log(p)).sum()), rel_tol=1e-9)
 
 
+def test_the_effective_rank_of_values_that_are_not_finite_is_nan() -> None:
+    x = normal(3, 5, 4)
+    x[1, 2, 3], x[2, 0, 0] = math.nan, math.inf
+    found = effective_rank(x)
+    assert found[0].item() == effective_rank(x[:1]).item()
+    assert found[1:].isnan().all()
+
+
 def test_kurtosis_of_gaussian_channels_is_3_and_of_signs_1() -> None:
     x = normal(2, 400, 400)
     assert torch.allclose(token_kurtosis(x), torch.full((2,), 3.0, dtype=torch.float64), atol=0.05)

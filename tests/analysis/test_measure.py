@@ -104,3 +104,12 @@ def test_values_that_are_not_finite_are_null_with_their_number() -> None:
     found, omitted = summarize([{"f": {"x": values, "y": "there is none"}}])
     assert found == {"f": {"x": None, "y": None}}
     assert omitted == {"f.x": "2 of 4 values are not finite", "f.y": "there is none"}
+
+
+@pytest.mark.parametrize("name", ["vanilla", "hyperconn"])
+def test_a_model_without_a_finite_loss_is_one_sentence(name: str) -> None:
+    gpt = tiny_gpt(name, n_layer=2).eval()
+    with torch.no_grad():
+        gpt.h[1].mlp.c_proj.weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"the model's loss is not finite \(2 of 2 values are not finite\)"):
+        measure_model(gpt, tokens(2, 9), nullcontext)

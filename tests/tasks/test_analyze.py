@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
 
@@ -113,6 +114,21 @@ def test_data_on_the_command_line_replace_those_of_the_run(trained: Path, tmp_pa
 def test_bad_keys_are_one_sentence(trained: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         analyze(f"run={trained}", *overrides, cwd=tmp_path)
+
+
+def test_a_checkpoint_without_a_finite_loss_is_one_sentence(trained: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("analysis")))
+    path = copied / "checkpoints/last.ckpt"
+    stored = torch.load(path, weights_only=True)
+    next(value for key, value in stored["state_dict"].items() if key.endswith("h.1.mlp.c_proj.weight"))[0, 0] = math.nan
+    path.unlink()  # a hard link
+    path.with_name("last.ckpt.sha256").unlink()
+    torch.save(stored, path)
+    with pytest.raises(
+        UserError, match=r"step 12: the model's loss is not finite \(2 of 2 .*; analyze an earlier checkpoint"
+    ):
+        analyze(f"run={copied}", "sequences=2", cwd=tmp_path)
+    assert not (copied / "analysis").exists()
 
 
 def test_a_folder_without_a_run_or_without_checkpoints_is_one_sentence(trained: Path, tmp_path: Path) -> None:
