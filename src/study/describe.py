@@ -25,7 +25,7 @@ def describe_plan(name: str, plan: StudyPlan, costs: Costs, results: Results) ->
         f"study {name}, plan {plan_hash(plan)}",
         f"  {count_noun(len(plan.systems), 'system')}: {', '.join(plan.systems)}; "
         f"{count_noun(len(plan.sizes), 'size')}: {', '.join(plan.sizes)}",
-        f"  budget {plan.budget.amount(plan.first_size):,.6g} {UNITS[plan.budget.kind]} a run at {plan.first_size}; "
+        f"  budget {plan.budget.amount(plan.first_size):,.12g} {UNITS[plan.budget.kind]} a run at {plan.first_size}; "
         f"equal {', '.join(UNITS[kind] for kind in plan.budget.kinds)}",
         *(f"  {phase:14}{counts[phase]:5} runs {hours[phase]:9.2f} h" for phase in counts),
         f"  {'in all':14}{sum(counts.values()):5} runs {sum(hours.values()):9.2f} h one after the other at the "

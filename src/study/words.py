@@ -26,7 +26,7 @@ def state_verdict(verdict: Verdict) -> list[str]:
     plan = verdict.plan
     n = len(plan.seeds.confirmation)
     sentences = [
-        f"At size {main.size}, with {plan.budget.amount(main.size):,.6g} {UNITS[main.kind]} a run, a learning rate "
+        f"At size {main.size}, with {plan.budget.amount(main.size):,.12g} {UNITS[main.kind]} a run, a learning rate "
         f"searched for each system and {n} fresh seeds:"
     ]
     sentences += [_state_contrast(row, verdict, main) for row in main.contrasts.to_dict("records")]
