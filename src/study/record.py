@@ -117,7 +117,7 @@ def open_record(folder: Path, name: str, plan: StudyPlan, costs: Costs, reason: 
                 )
             if changed:
                 record.changes.append({"time": now(), "reason": reason, "hash": record.hash, "keys": changed})
-            if not {*changed} <= {*JUDGING}:  # rates and steps are fixed anew
+            if not {*changed} <= {*JUDGING}:  # rates and steps are chosen again
                 record.frozen = {key: before.frozen[key] for key in before.frozen.keys() - {"rates", "steps"}}
     return record
 
