@@ -113,11 +113,11 @@ def _read_schema(name: str, section: DictConfig, target: Any) -> dict[str, Any]:
     if is_residual:  # the model supplies the first argument alone
         by_position += [p.name for p in positional[1:] if p.default is p.empty and p.name not in section]
     if by_position:
-        raise ValueError(f"{constructor} takes {', '.join(by_position)} by position; put keys after *")
+        raise ValueError(f"{name}._target_: {constructor} takes {', '.join(by_position)} by position; put keys after *")
     schema = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
     for key, annotation in schema.items():
         if annotation is inspect.Parameter.empty:
-            raise ValueError(f"{constructor}: annotate {key}, such as {key}: float")
+            raise ValueError(f"{name}._target_: annotate {key} of {constructor}, such as {key}: float")
     return schema
 
 

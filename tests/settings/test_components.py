@@ -163,9 +163,17 @@ class NoStrategy(nn.Module):
 @pytest.mark.parametrize(
     ("name", "keys", "words"),
     [
-        ("ByPosition", {"scale": 1.0}, r"^ByPosition\.__init__ takes scale by position; put keys after \*$"),
-        ("ByPosition", {}, r"^ByPosition\.__init__ takes scale by position; put keys after \*$"),
-        ("WithoutType", {"scale": 1.0}, r"^WithoutType\.__init__: annotate scale, such as scale: float$"),
+        (
+            "ByPosition",
+            {"scale": 1.0},
+            r"^residual\._target_: ByPosition\.__init__ takes scale by position; put keys after \*$",
+        ),
+        ("ByPosition", {}, r"^residual\._target_: ByPosition\.__init__ takes scale by position; put keys after \*$"),
+        (
+            "WithoutType",
+            {"scale": 1.0},
+            r"^residual\._target_: annotate scale of WithoutType\.__init__, such as scale: float$",
+        ),
         ("NoStrategy", {"scale": 1.0}, r"NoStrategy must be a src\.residual\.base\.ResidualStrategy$"),
     ],
 )
