@@ -186,7 +186,7 @@ def test_a_signal_checkpoints_and_the_run_resumes_bitwise(
     assert stated["status"] == "interrupted"
     saved = torch.load(tmp_path / "r/checkpoints/last.ckpt", weights_only=True)["reslab"]["step"]
     assert saved == stated["steps"] >= 13
-    assert f"{stated['reason']}; python run.py resume=" in (tmp_path / "r/run.log").read_text()
+    assert f"{stated['reason']}; continue with: python run.py resume=" in (tmp_path / "r/run.log").read_text()
     done = run("resume=r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert computed(tmp_path / "r") == computed(long)
