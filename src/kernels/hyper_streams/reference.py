@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.kernels.hyper_streams.sinkhorn import FLOOR
+
 EPS = 1e-5  # of DHC's LayerNorm
 
 
@@ -71,7 +73,8 @@ def mhc_weights(
     pre_BTN = (pre_scale * z_BTC[..., :n] + bias_C[:n]).sigmoid()
     post_BTN = 2 * (post_scale * z_BTC[..., n : 2 * n] + bias_C[n : 2 * n]).sigmoid()
     logit_BTNN = (res_scale * z_BTC[..., 2 * n :] + bias_C[2 * n :]).unflatten(-1, (n, n))
-    m_BTNN = (logit_BTNN - logit_BTNN.detach().amax((-2, -1), keepdim=True)).exp()  # a factor, which the sums divide by
+    largest_BT11 = logit_BTNN.detach().amax((-2, -1), keepdim=True)
+    m_BTNN = (logit_BTNN - largest_BT11).clamp_min(-FLOOR).exp()  # as `sinkhorn.py` starts
     for _ in range(n_iteration):  # Sinkhorn-Knopp: columns sum to 1, then rows
         m_BTNN = m_BTNN / m_BTNN.sum(-2, keepdim=True)
         m_BTNN = m_BTNN / m_BTNN.sum(-1, keepdim=True)

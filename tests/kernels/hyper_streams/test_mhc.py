@@ -54,3 +54,11 @@ def test_logits_below_the_floor_do_not_matter() -> None:
         mhc.mhc_weights(h, weights, **KEYS), reference.mhc_weights(h, *weights, **KEYS), strict=True
     ):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [80.0, 200.0])
+def test_the_reference_is_finite_at_extreme_logits(size: float) -> None:
+    """Rows of (size, -size): the second column is far below the largest logit, and still sums to 1."""
+    bias = torch.tensor([0.0, 0, 0, 0, size, -size, size, -size])
+    found = reference.mhc_weights(torch.ones(1, 1, 2, 4), torch.zeros(8, 8), torch.ones(3), bias, **KEYS)
+    assert torch.allclose(found.a[..., 1:], torch.full((1, 1, 2, 2), 0.5))
