@@ -124,16 +124,16 @@ class Operation:
         why_not = self.kernels.get(backend)
         if why_not is None:
             return "reference", f"there is no kernel for {device.type}"
+        level = logging.WARNING if backend == "triton" else logging.INFO
         if backend == "triton" and importlib.util.find_spec("triton") is None:
             reason: str | None = "Triton is not installed"
         else:
             try:
                 reason = why_not(device, dtype, **sizes)
             except Exception as error:  # a compiler for an unknown machine may raise anything
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason, level = f"{type(error).__name__}: {error}".splitlines()[0], logging.WARNING
         if reason is None:
             return backend, f"fastest backend on {device.type}"
-        level = logging.WARNING if backend == "triton" else logging.INFO
         if dtype == torch.float64:  # checks alone compute in float64
             level = logging.DEBUG
         log.log(level, "%s falls back to PyTorch on %s (%s): %s", self.name, device, dtype, reason)

@@ -120,7 +120,7 @@ class _Source(torch.autograd.Function):
         args = addresses([*gradients.values()]), weight_Q[queries], v_BTD
         direct = None if direct_BTD is None else direct_BTD.contiguous()
         sizes = (v_BTD.shape[:-1].numel(), v_BTD.shape[-1], len(gradients), threads)
-        ctx.kernels("static_sum_backward", *args, direct, dv_BTD, part, *sizes)
+        ctx.kernels("static_sum_backward", *args, direct, dv_BTD, part.data_ptr(), *sizes)  # doubles in every source
         dweight_Q = torch.zeros_like(weight_Q).index_put_((queries,), part.sum(0).to(weight_Q.dtype))
         return None, dv_BTD, dweight_Q
 

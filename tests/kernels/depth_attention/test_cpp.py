@@ -176,3 +176,13 @@ def test_a_gradient_of_one_backward_is_not_read_in_the_next() -> None:
     torch.autograd.grad(two.sum(), state.v_BTD, retain_graph=True, allow_unused=True)  # no source's backward runs
     (dx0,) = torch.autograd.grad(one.sum(), x0)
     assert torch.allclose(dx0, weight_JQ[0, 0].expand_as(dx0))
+
+
+@pytest.mark.skipif(SOURCE.why_not(torch.device("cpu"), torch.float32, width=64) is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("name", ["attnres", "attnres_block", "attnres_stream_block", "tdar", "denseformer"])
+def test_float32_is_computed_by_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REGISTRY, "decisions", {})
+    tiny_gpt(name, n_embd=64).hidden(tokens()).sum().backward()
+    found = [decision for decision in REGISTRY.decisions.values() if "depth" in decision.operation]
+    assert found
+    assert all(decision.backend == "cpp" for decision in found), found
