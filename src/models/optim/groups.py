@@ -92,6 +92,7 @@ def parameter_groups(
             decay = weight_decay if base.decay else 0.0
             if base.weight_decay is not None:
                 decay = base.weight_decay
+            decay = options.pop("weight_decay", decay)
             factors = [factor_of.get(param, Factor(1.0, 1.0)) for param in params]
             for factor in dict.fromkeys(factors):
                 members = [param for param, own in zip(params, factors, strict=True) if own == factor]

@@ -62,6 +62,15 @@ def test_a_rules_scale_multiplies_and_its_decay_replaces() -> None:
     assert {own["lr_scale"] for name, own in found.items() if "blend" in name} == {10.0 * 0.1}
 
 
+def test_a_rule_that_repeats_the_decay_changes_nothing_under_a_transfer_rule() -> None:
+    gpt = tiny_gpt(n_embd=64, base_width=16)
+    found = parameter_groups(gpt, 1e-3, 0.1, [GroupRule("h.*.mlp.*.weight", {"weight_decay": 0.1})], width_exponent=1.0)
+    plain = parameter_groups(gpt, 1e-3, 0.1, width_exponent=1.0)
+    by_param = {param: (g["lr_scale"], g["weight_decay"]) for g in plain for param in g["params"]}
+    assert by_param == {param: (g["lr_scale"], g["weight_decay"]) for g in found for param in g["params"]}
+    assert (0.25, 0.4) in by_param.values()
+
+
 def test_of_two_rules_that_match_the_later_one_counts_alone() -> None:
     gpt = tiny_gpt()
     found = options_by_name(
