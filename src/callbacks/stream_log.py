@@ -16,6 +16,7 @@ from torch import Tensor
 from src.callbacks.best_effort import BestEffort
 from src.callbacks.dashboard import find_writers
 from src.files import drop_rows_after
+from src.models.documents import number_documents
 from src.models.gpt import GPT
 from src.models.lightning_module import LanguageModel
 from src.models.sharding import is_sharded
@@ -59,7 +60,8 @@ class StreamLog(L.Callback):
         tokens_1T = self._first_sequence(trainer, pl_module.gpt.config.block_size).to(pl_module.device)
         pl_module.train()
         with trainer.precision_plugin.forward_context():
-            stream = probe_stream(pl_module.gpt, tokens_1T[:, :-1], tokens_1T[:, 1:])
+            document_1T = number_documents(tokens_1T[:, :-1], pl_module.document_mark)
+            stream = probe_stream(pl_module.gpt, tokens_1T[:, :-1], tokens_1T[:, 1:], document_1T)
         pl_module.eval()
         scalars = summarize_parameters(pl_module.gpt)
         if not trainer.is_global_zero:  # it took part in the forward and the backward

@@ -171,10 +171,10 @@ class GPT(nn.Module):
         """Return the head's input [B, T, D] for token ids [B, T]; the other arguments are those of `run_trunk`."""
         return self.head_input(self.run_trunk(idx_BT, recorder or NullRecorder(), document_BT))
 
-    def trace(self, idx_BT: Tensor) -> tuple[Tensor, Trace]:
+    def trace(self, idx_BT: Tensor, document_BT: Tensor | None = None) -> tuple[Tensor, Trace]:
         """Return `hidden` and a record of the forward that computed it."""
         recorder = TraceRecorder()
-        end_BTD = self.run_trunk(idx_BT, recorder)
+        end_BTD = self.run_trunk(idx_BT, recorder, document_BT)
         return self.head_input(end_BTD), recorder.build_trace(end_BTD)
 
     def run_trunk(self, idx_BT: Tensor, recorder: NullRecorder, document_BT: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from src.kernels.autocast import suspend_autocast
 from src.models.gpt import GPT
 from src.models.sharding import gather, gather_root
 from src.models.trace import Trace
@@ -48,15 +49,17 @@ class StreamProbe(NamedTuple):
     gradient_rms_S: Tensor  # of the loss by each site's output
 
 
-def probe_stream(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> StreamProbe:
+def probe_stream(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor, document_BT: Tensor | None = None) -> StreamProbe:
     """Run one forward and backward on token ids [B, T]; change neither `.grad` nor the random state.
 
+    Attention stays within tokens of one number in `document_BT`, if it is given, as in training on documents.
     A collective operation if the model is sharded, as is `summarize_parameters`.
     """
     with torch.random.fork_rng(devices=[idx_BT.device] if idx_BT.is_cuda else []), torch.enable_grad():
-        x_BTD, trace = gpt.trace(idx_BT)
+        x_BTD, trace = gpt.trace(idx_BT, document_BT)
         loss = gpt.head_loss(x_BTD, targets_BT)
-        gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
+        with suspend_autocast(loss):  # as the backward of training
+            gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
     with torch.no_grad(), gather_root(gpt):
         reads = [*map(mean_view, trace.read), trace.end_BTD]
         sources = _list_sources(trace)

@@ -96,6 +96,22 @@ def test_a_zero_output_does_not_spoil_the_fit() -> None:
     assert torch.allclose(stream.mixing_KJ[-1, others], torch.ones(6), atol=1e-6)
 
 
+def test_a_probe_measures_the_step_that_trains() -> None:
+    """Attention stays within documents, and the backward runs outside autocast."""
+    gpt = tiny_gpt("muddformer")
+    idx, targets = tokens(), tokens(seed=1)
+    document = torch.zeros_like(idx)
+    document[:, idx.shape[1] // 2 :] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        found = probe_stream(gpt, idx, targets, document)
+        x, trace = gpt.trace(idx, document)
+        loss = gpt.head_loss(x, targets)
+    gradients = torch.autograd.grad(loss, trace.y_BTD, allow_unused=True)
+    rms = torch.stack([torch.zeros(()) if g is None else g.float().square().mean().sqrt() for g in gradients])
+    assert torch.allclose(found.gradient_rms_S, rms, rtol=1e-6)
+    assert not torch.allclose(found.gradient_rms_S, probe_stream(gpt, idx, targets).gradient_rms_S, rtol=1e-3)
+
+
 def test_a_probe_changes_neither_gradients_nor_random_state() -> None:
     gpt = tiny_gpt(dropout=0.3)
     before = torch.get_rng_state()
