@@ -63,27 +63,33 @@ def find_files(address: str, otherwise: str) -> tuple[Path, list[Path]]:
     return place, found
 
 
-def reject_output_inside(room: str, source: str, output: Path) -> None:
+def reject_output_inside(section: str, source: str, output: Path) -> None:
     """Reject an output folder whose own files would be documents of a local source folder.
 
     Args:
-        room: section of the two keys, `prepare` or `tokenizer`.
+        section: section of the two keys, `prepare` or `tokenizer`.
         source: value of its `source`.
         output: value of its `output`.
 
     Raises:
-        UserError: the source is or contains the output, and not under a hidden folder, which no source reads.
+        UserError: the source is or contains the output, and not under a hidden folder, which no source reads. A data
+            set that was saved to the folder reads its own files only.
     """
     folder, inner = Path(source).resolve(), output.resolve()
-    if not folder.is_dir() or not inner.is_relative_to(folder):
+    if not folder.is_dir() or is_saved_data_set(folder) or not inner.is_relative_to(folder):
         return
     if any(part.startswith(".") for part in inner.relative_to(folder).parts):
         return
     where = "is" if inner == folder else "lies inside"
     raise UserError(
-        f"{room}.output={output} {where} {room}.source={source}, whose documents would then include its files; "
+        f"{section}.output={output} {where} {section}.source={source}, whose documents would then include its files; "
         "give a folder outside"
     )
+
+
+def is_saved_data_set(folder: Path) -> bool:
+    """Return whether a folder was written by `save_to_disk` of datasets."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def _names_a_form(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from src.datamodules.prepare.columns import Column, split_field
-from src.datamodules.prepare.discovery import find_files
+from src.datamodules.prepare.discovery import find_files, is_saved_data_set
 from src.datamodules.prepare.documents import Chunk, Cursor, file_chunks, table_chunk
 from src.datamodules.prepare.token_files import IdForm, files_of, is_token_file, token_chunks
 from src.datamodules.shards.format import hash_blocks
@@ -64,7 +64,7 @@ def open_source(address: str, field: Column | None = None, form: IdForm | None =
     if address.startswith(HUB):
         return HubSource.open(address, field)
     place = Path(address)
-    if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
+    if is_saved_data_set(place):
         return DiskSource.open(place, field)
     place, found = find_files(address, f"a data set saved to disk, or {HUB}<owner>/<name>")
     names = [p.relative_to(place).as_posix() if p.is_relative_to(place) else p.name for p in found]

@@ -21,6 +21,7 @@ from pyarrow import parquet
 from src.datamodules.prepare import documents
 from src.datamodules.prepare import writer as shard_writer
 from src.datamodules.prepare.columns import Column
+from src.datamodules.prepare.discovery import reject_output_inside
 from src.datamodules.prepare.prepare import PrepareKeys, prepare, prepare_task
 from src.datamodules.prepare.sources import HubSource, open_source
 from src.datamodules.prepare.tokenize_pool import encode
@@ -498,3 +499,10 @@ def test_a_hidden_folder_of_the_source_may_hold_the_shards(tmp_path: Path) -> No
     jsonl(tmp_path / "texts/a.jsonl")
     first = prepared(tmp_path / "texts", tmp_path / "texts/.shards")
     assert prepared(tmp_path / "texts", tmp_path / "texts/.shards") == first
+
+
+def test_a_saved_data_set_may_hold_the_shards_made_of_it(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset(pa.table({"text": ["one text", "another text"]})).save_to_disk(tmp_path / "set")
+    reject_output_inside("prepare", str(tmp_path / "set"), tmp_path / "set/shards")
