@@ -26,7 +26,6 @@ from src.checks.cost import BYTES_PER_PARAM, count_kept_bytes
 from src.checks.quick import build_subject
 from src.errors import UserError, one_line
 from src.files import format_bytes
-from src.launch.world import read_world
 from src.models.config import GPTConfig
 from src.models.gpt import GPT
 from src.settings.read import Settings
@@ -142,7 +141,7 @@ def estimate_kept(subject: Subject, model: GPTConfig, micro: int, *, bf16: bool)
 def _read_memory(settings: Settings) -> Memory:
     keys = settings.trainer
     if keys.accelerator == "gpu":
-        free, total = torch.cuda.mem_get_info(read_world().local_rank)  # on another GPU a CUDA context would stay
+        free, total = torch.cuda.mem_get_info(0)  # of rank 0; on another rank's GPU a CUDA context would stay
         return Memory("the GPU", total, free, 1)
     return Memory("this machine's memory", *read_host_bytes(), keys.devices)
 

@@ -1,5 +1,6 @@
 """Loader of one batch per optimizer step that Lightning can continue in the middle."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -71,7 +72,8 @@ def ignore_stop_signals(worker: int) -> None:
 
 def _end_with_parent() -> None:
     """End this process at a SIGTERM of its parent, which at its own exit waits for a worker that is left."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
         pass
     os._exit(0)
 
