@@ -83,7 +83,7 @@ def read_finished(path: Path, folder: Path, record: StudyRecord, overrides: Call
         overrides: returns the overrides of a planned run.
 
     Raises:
-        UserError: the file is damaged, or of another study or plan.
+        UserError: the file is damaged, of another study or plan, or of a plan whose runs were others.
     """
     if not path.is_file():
         return 0
@@ -93,6 +93,12 @@ def read_finished(path: Path, folder: Path, record: StudyRecord, overrides: Call
         raise UserError(
             f"records={path} is of study {head['study']}, plan {head['plan']}, and this is study {record.name}, plan "
             f"{record.hash}; restore the plan, data.path and other overrides included, or give another file"
+        )
+    amended = {key for change in record.changes for key in change["keys"]} if head["plan"] != record.hash else set()
+    if other := sorted(key for key in amended if key.partition(".")[0] in ("common", "systems", "sizes")):
+        raise UserError(
+            f"records={path} has runs from before {', '.join(other)} changed, which are not runs of this plan; give "
+            "another file, which will hold the runs of this plan"
         )
     finished = read_results(folder)
     added = 0

@@ -73,7 +73,7 @@ def _summarize(verdict: Verdict) -> Section:
     if verdict.other_plans:
         warnings.append(f"Compared runs were made under another plan: {', '.join(verdict.other_plans)}.")
     if outdated := list_outdated(verdict.record, verdict.results):
-        warnings.append(f"By the results of now another value would have been frozen: {'; '.join(outdated)}.")
+        warnings.append(f"By the results of now these are not the frozen values: {'; '.join(outdated)}.")
     edges = [system for system, choice in verdict.choices.items() if choice.is_edge and choice.lr is not None]
     if edges:
         warnings.append(

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Literal, NamedTuple
 
 from src.study.plan import Kind, StudyPlan
 
@@ -63,31 +63,20 @@ class Cost:
 
 Results = Mapping[str, RunResult]  # by the run's folder
 Costs = Mapping[tuple[str, str], Cost]  # by size and system
-#: What was fixed before the confirmation: `rates` by size and system, `steps` by kind, size and system (`record.py`).
-Frozen = Mapping[str, Any] | None
 
 
 class Choice(NamedTuple):
     """Rate that the search chose for a system at a size.
 
     Args:
-        lr: the frozen rate, before the freeze the best one; None if every run diverged.
+        lr: the best rate; None if every run diverged.
         curve: mean loss over the search's seeds by rate; infinite where one of them diverged.
+        is_edge: the best rate is the smallest or the largest that was tried.
     """
 
     lr: float | None
     curve: dict[float, float]
-
-    @property
-    def best(self) -> float | None:
-        """Return the rate with the smallest mean loss; of equal ones the smaller."""
-        best = _best_rate(self.curve)
-        return best if math.isfinite(self.curve[best]) else None
-
-    @property
-    def is_edge(self) -> bool:
-        """Return whether the rate is the smallest or the largest that was tried."""
-        return self.lr is None or self.lr in (min(self.curve), max(self.curve))
+    is_edge: bool
 
 
 def initial_grid(plan: StudyPlan) -> list[float]:
@@ -183,13 +172,8 @@ def pilot_runs(plan: StudyPlan, costs: Costs, results: Results) -> list[RunSpec]
     return [RunSpec("pilot", size, system, middle_rate(plan), steps, seed) for seed in plan.seeds.pilot]
 
 
-def search_runs(
-    plan: StudyPlan, costs: Costs, results: Results, size: str, system: str, *, is_closed: bool = False
-) -> dict[float, list[RunSpec]]:
-    """Return the runs of one system's search by rate, as far as the results so far ask for them.
-
-    A closed search adds no rate that has no results.
-    """
+def search_runs(plan: StudyPlan, costs: Costs, results: Results, size: str, system: str) -> dict[float, list[RunSpec]]:
+    """Return the runs of one system's search by rate, as far as the results so far ask for them."""
     whole = count_steps(plan, costs, results, size, system, plan.budget.kind)
     steps = search_length(plan, whole)
 
@@ -206,35 +190,26 @@ def search_runs(
             break
         # Where every rate diverged the smallest counts as the best, so the search continues downwards.
         added = _round(best / plan.rates.factor if best == lowest else best * plan.rates.factor)
-        if is_closed and mean_loss(of_rate(added), results) is None:
-            break
         runs[added] = of_rate(added)
     return dict(sorted(runs.items()))
 
 
-def choose_rate(
-    plan: StudyPlan, costs: Costs, results: Results, size: str, system: str, frozen: Frozen = None
-) -> Choice:
-    """Return the best rate of the search that holds for a size; a frozen one stays, whatever the results say now.
+def choose_rate(plan: StudyPlan, costs: Costs, results: Results, size: str, system: str) -> Choice:
+    """Return the rate with the smallest mean loss of the search that holds for a size; of equal ones the smaller.
 
     Raises:
         ValueError: the search is not complete.
     """
     searched = size if size in plan.search_sizes else plan.first_size
-    runs = search_runs(plan, costs, results, searched, system, is_closed=is_fixed(frozen))
+    runs = search_runs(plan, costs, results, searched, system)
     curve = {}
     for lr, specs in runs.items():
         loss = mean_loss(specs, results)
         if loss is None:
             raise ValueError(f"the search of {system} at size {searched} is not complete; run the study again")
         curve[lr] = loss
-    choice = Choice(None, curve)
-    return choice._replace(lr=frozen["rates"][size][system] if is_fixed(frozen) else choice.best)
-
-
-def is_fixed(frozen: Frozen) -> TypeGuard[Mapping[str, Any]]:
-    """Return whether rates and steps are frozen; an amendment of what decides them sets them free."""
-    return frozen is not None and {"rates", "steps"} <= frozen.keys()
+    best = _best_rate(curve)
+    return Choice(best if math.isfinite(curve[best]) else None, curve, best in (min(curve), max(curve)))
 
 
 def _best_rate(losses: Mapping[float, float]) -> float:
@@ -247,21 +222,18 @@ def mean_loss(specs: list[RunSpec], results: Results) -> float | None:
     return sum(losses) / len(specs) if len(losses) == len(specs) else None
 
 
-def compared_runs(
-    plan: StudyPlan, costs: Costs, results: Results, size: str, system: str, kind: Kind, frozen: Frozen = None
-) -> list[RunSpec]:
+def compared_runs(plan: StudyPlan, costs: Costs, results: Results, size: str, system: str, kind: Kind) -> list[RunSpec]:
     """Return a system's runs of the confirmation or the ladder at one equal budget; none without a rate."""
-    lr = choose_rate(plan, costs, results, size, system, frozen).lr
+    lr = choose_rate(plan, costs, results, size, system).lr
     if lr is None:
         return []
     phase: Phase = "confirmation" if size == plan.first_size else "ladder"
     seeds = plan.seeds.confirmation if phase == "confirmation" else plan.seeds.ladder
-    frozen_steps = frozen["steps"][kind][size][system] if is_fixed(frozen) else None
-    steps = frozen_steps or count_steps(plan, costs, results, size, system, kind)
+    steps = count_steps(plan, costs, results, size, system, kind)
     return [RunSpec(phase, size, system, lr, steps, seed) for seed in seeds]
 
 
-def list_phase(plan: StudyPlan, costs: Costs, results: Results, phase: Phase, frozen: Frozen = None) -> list[RunSpec]:
+def list_phase(plan: StudyPlan, costs: Costs, results: Results, phase: Phase) -> list[RunSpec]:
     """Return the runs of a phase, without repetition; those of the earlier phases must have ended."""
     if phase == "timing":
         return [timing_run(plan, size, system) for size in plan.sizes for system in plan.systems]
@@ -272,7 +244,7 @@ def list_phase(plan: StudyPlan, costs: Costs, results: Results, phase: Phase, fr
             spec
             for size in plan.search_sizes
             for system in plan.systems
-            for specs in search_runs(plan, costs, results, size, system, is_closed=is_fixed(frozen)).values()
+            for specs in search_runs(plan, costs, results, size, system).values()
             for spec in specs
         ]
     is_first = phase == "confirmation"
@@ -281,17 +253,15 @@ def list_phase(plan: StudyPlan, costs: Costs, results: Results, phase: Phase, fr
         for size in ([plan.first_size] if is_first else [*plan.sizes][1:])
         for kind in (plan.budget.kinds if is_first else [plan.budget.kind])
         for system in plan.systems
-        for spec in compared_runs(plan, costs, results, size, system, kind, frozen)
+        for spec in compared_runs(plan, costs, results, size, system, kind)
     ]
     return list(dict.fromkeys(found))
 
 
-def next_runs(
-    plan: StudyPlan, costs: Costs, results: Results, frozen: Frozen = None
-) -> tuple[Phase, list[RunSpec]] | None:
+def next_runs(plan: StudyPlan, costs: Costs, results: Results) -> tuple[Phase, list[RunSpec]] | None:
     """Return the phase that is not complete and its missing runs, or None at the end of the study."""
     for phase in PHASES:
-        missing = [spec for spec in list_phase(plan, costs, results, phase, frozen) if spec.folder not in results]
+        missing = [spec for spec in list_phase(plan, costs, results, phase) if spec.folder not in results]
         if missing:
             return phase, missing
     return None

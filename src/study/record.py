@@ -5,6 +5,7 @@ frozen: the chosen rates, the steps of every run and the measured sd. A plan tha
 plan.json keeps it with the changed keys, and the report names them.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -18,14 +19,12 @@ from omegaconf import OmegaConf
 
 from src.errors import UserError
 from src.files import flatten, read_object, write_json
-from src.study.phases import PHASES, Cost, Costs, Results, RunResult, RunSpec, choose_rate, count_steps, is_fixed
+from src.study.phases import PHASES, Cost, Costs, Results, RunResult, RunSpec, choose_rate, count_steps
 from src.study.plan import UNITS, StudyPlan, override_key, plan_hash, plan_tree, restore_plan
 from src.study.power import pilot_sd
 
 #: File of the study's record in its folder.
 RECORD = "plan.json"
-#: Keys of a plan that decide no rate and no number of steps.
-JUDGING = ("contrasts", "alpha", "power", "margin", "sd", "seeds.pilot", "seeds.confirmation", "seeds.ladder")
 
 
 @dataclass
@@ -36,7 +35,8 @@ class StudyRecord:
         name: name of the study file.
         plan: the plan in force.
         costs: costs of each system by size and system.
-        frozen: what was fixed before the first confirmation run; None until then.
+        frozen: what was fixed before the first confirmation run, with its time and hash, and `of`, the hash of the
+            plan that rates and steps are of; None until then.
         changes: changes of the plan after that, each with time, reason, hash and keys.
     """
 
@@ -50,6 +50,11 @@ class StudyRecord:
     def hash(self) -> str:
         """Return the hash of the plan in force."""
         return plan_hash(self.plan)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Return whether rates and steps of the plan in force are frozen; those of an amended plan are not at first."""
+        return self.frozen is not None and self.frozen.get("of", self.frozen["hash"]) == self.hash
 
     @property
     def hashes(self) -> set[str]:
@@ -117,13 +122,14 @@ def open_record(folder: Path, name: str, plan: StudyPlan, costs: Costs, reason: 
                 )
             if changed:
                 record.changes.append({"time": now(), "reason": reason, "hash": record.hash, "keys": changed})
-            if not {*changed} <= {*JUDGING}:  # rates and steps are chosen again
-                record.frozen = {key: before.frozen[key] for key in before.frozen.keys() - {"rates", "steps"}}
     return record
 
 
 def freeze(record: StudyRecord, results: Results) -> dict[str, Any]:
-    """Return what is fixed before the first confirmation run: rates, steps and the sd of the pilot."""
+    """Return what is fixed before the first confirmation run: rates, steps and the sd of the pilot.
+
+    An amended plan keeps time and hash of the first freeze.
+    """
     plan, costs = record.plan, record.costs
     rates = {
         size: {system: choose_rate(plan, costs, results, size, system).lr for system in plan.systems}
@@ -137,21 +143,23 @@ def freeze(record: StudyRecord, results: Results) -> dict[str, Any]:
         for kind in plan.budget.kinds
     }
     sd = pilot_sd(plan, costs, results)
-    fixed = {"time": now(), "hash": record.hash, "rates": rates, "steps": steps, "sd": sd}
-    return {**fixed, **(record.frozen or {})}  # an amended plan keeps the time of its first freeze
+    first = record.frozen or {"time": now(), "hash": record.hash}
+    known = {"time": first["time"], "hash": first["hash"], "of": record.hash}
+    return {**known, "rates": rates, "steps": steps, "sd": sd}
 
 
 def list_outdated(record: StudyRecord, results: Results) -> list[str]:
-    """Return what was frozen and would be another value by the results of now."""
+    """Return what was frozen and is another value by the results of now, as after a repeated run on another CPU."""
     plan, costs, frozen = record.plan, record.costs, record.frozen
-    if not is_fixed(frozen):
+    if frozen is None or not record.is_frozen:
         return []
     found = []
     for size in plan.sizes:
         for system in plan.systems:
-            choice, lr = choose_rate(plan, costs, results, size, system, frozen), frozen["rates"][size][system]
-            if size in plan.search_sizes and lr != choice.best:
-                found.append(f"the rate of {system} at size {size} ({lr}, now {choice.best})")
+            with contextlib.suppress(ValueError):  # the search is not complete
+                lr, now_lr = frozen["rates"][size][system], choose_rate(plan, costs, results, size, system).lr
+                if size in plan.search_sizes and lr != now_lr:
+                    found.append(f"the rate of {system} at size {size} ({lr}, now {now_lr})")
             for kind in plan.budget.kinds:
                 n, now_n = frozen["steps"][kind][size][system], count_steps(plan, costs, results, size, system, kind)
                 if n != now_n:

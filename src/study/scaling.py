@@ -41,7 +41,7 @@ def read_losses(
     losses: dict[str, dict[int, float]] = {}
     runs: dict[str, list[Run]] = {}
     for system in record.plan.systems:
-        specs: list[RunSpec] = compared_runs(record.plan, record.costs, results, size, system, kind, record.frozen)
+        specs: list[RunSpec] = compared_runs(record.plan, record.costs, results, size, system, kind)
         ended = [spec for spec in specs if spec.folder in results]
         if ended:
             losses[system] = {spec.seed: results[spec.folder].loss for spec in ended}

@@ -119,7 +119,7 @@ def build_verdict(folder: Path) -> Verdict:
     """
     record = read_record(folder)
     plan, costs, results = record.plan, record.costs, read_results(folder)
-    due = next_runs(plan, costs, results, record.frozen)
+    due = next_runs(plan, costs, results)
     phase = None if due is None else due[0]
     if phase == "timing":
         raise ValueError(f"{folder}: the study's timing phase is not complete; run the study before its report")
@@ -129,7 +129,7 @@ def build_verdict(folder: Path) -> Verdict:
     unexplained: list[Difference] = []
     missing += [f"{name}: {done} of {n} runs" for name, (done, n) in progress.items() if done < n]
     if phase not in ("pilot", "search"):
-        choices = {s: choose_rate(plan, costs, results, plan.first_size, s, record.frozen) for s in plan.systems}
+        choices = {s: choose_rate(plan, costs, results, plan.first_size, s) for s in plan.systems}
         for kind in plan.budget.kinds:
             comparisons[kind] = _compare(folder, record, results, plan.first_size, kind)
         explained, unexplained = _sort_differences(plan, comparisons[plan.budget.kind])
@@ -159,7 +159,7 @@ def _count_progress(record: StudyRecord, results: Results, due: Phase | None) ->
         phases = PHASES
     progress: dict[Phase, tuple[int, int]] = {}
     for phase in phases:
-        specs = list_phase(record.plan, record.costs, results, phase, record.frozen)
+        specs = list_phase(record.plan, record.costs, results, phase)
         progress[phase] = (sum(spec.folder in results for spec in specs), len(specs))
     return progress
 
@@ -168,8 +168,7 @@ def _compare(folder: Path, record: StudyRecord, results: Results, size: str, kin
     plan = record.plan
     losses, runs = read_losses(folder, record, results, size, kind)
     n_ended = sum(map(len, losses.values()))
-    planned = [compared_runs(plan, record.costs, results, size, s, kind, record.frozen) for s in plan.systems]
-    n_planned = sum(map(len, planned))
+    n_planned = sum(len(compared_runs(plan, record.costs, results, size, system, kind)) for system in plan.systems)
     is_complete = n_ended == n_planned
     table = complete_table(losses)
     error = block_error(table.to_numpy()) if min(table.shape) > 1 else None

@@ -67,7 +67,7 @@ def _state_budgets(verdict: Verdict) -> list[str]:
         if main is None or comparison is main or not comparison.is_complete:
             continue
         changed = [
-            f"{ours['system']} against {ours['against']} is {ours['verdict']} ({ours['difference']:+.4f} nats)"
+            f"{ours['system']} against {ours['against']} is {ours['verdict']}{_state_size(ours['difference'])}"
             for ours, theirs in zip(
                 comparison.contrasts.to_dict("records"), main.contrasts.to_dict("records"), strict=True
             )
@@ -78,6 +78,10 @@ def _state_budgets(verdict: Verdict) -> list[str]:
         else:
             sentences.append(f"At equal {UNITS[kind]} the verdicts are the same.")
     return sentences
+
+
+def _state_size(difference: float | None) -> str:
+    return "" if pd.isna(difference) else f" ({difference:+.4f} nats)"
 
 
 def _state_scaling(verdict: Verdict) -> list[str]:

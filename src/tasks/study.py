@@ -36,13 +36,12 @@ from src.study.phases import (
     Results,
     RunSpec,
     check_lengths,
-    is_fixed,
     middle_rate,
     next_runs,
     parse_folder,
 )
 from src.study.plan import OWN_KEYS, StudyPlan, check_plan, merge_overrides, override_key
-from src.study.record import StudyRecord, freeze, job_overrides, open_record, read_results
+from src.study.record import StudyRecord, freeze, job_overrides, list_outdated, open_record, read_results
 from src.training.memory import check_memory
 from src.training.run import build_gpt
 
@@ -197,7 +196,7 @@ def _run_phases(folder: Path, record: StudyRecord, until: str | None, machinery:
     shown: str | None = None
     while True:
         results = _read_planned(folder, record)
-        due = next_runs(plan, costs, results, record.frozen)
+        due = next_runs(plan, costs, results)
         phase = None if due is None else due[0]
         if phase != "timing" and shown is None:
             check_lengths(plan, costs, results, plan.budget.kinds)
@@ -212,7 +211,12 @@ def _run_phases(folder: Path, record: StudyRecord, until: str | None, machinery:
             print("\n".join(sentences))
             print(f"study {record.name}: {'complete' if due is None else f'stopped after {until}'}; {page}")
             return
-        if due[0] in ("confirmation", "ladder") and not is_fixed(record.frozen):
+        if phase != "timing" and (outdated := list_outdated(record, results)):
+            raise UserError(
+                f"by the results of now these are not the frozen values: {'; '.join(outdated)}; restore the runs of the "
+                "search and the timing, from records=<file> if it has them, or give another hydra.sweep.dir"
+            )
+        if due[0] in ("confirmation", "ladder") and not record.is_frozen:
             record.frozen = freeze(record, results)
             record.write(folder)
         _launch(folder, record, due[0], due[1], machinery, n_launched)

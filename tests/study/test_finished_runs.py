@@ -171,3 +171,11 @@ def test_the_file_grows_while_runs_end(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 1 + len(read_results(here))
     with keep_finished(None, here, record):
         pass
+
+
+def test_a_file_of_runs_that_an_amendment_made_others_is_rejected(tmp_path: Path) -> None:
+    here, file = tmp_path / "here", tmp_path / "runs.jsonl"
+    write_finished(file, here, write_study(here))
+    record = open_record(here, "made", dataclasses.replace(PLAN, common=["trainer=cpu"]), COSTS, "another trainer")
+    with pytest.raises(UserError, match=r"runs\.jsonl has runs from before common changed.*give another file"):
+        read_finished(file, here, record, overrides)

@@ -1,4 +1,4 @@
-"""Record of a study: what is frozen decides from then on, and an amended plan frees what it changes."""
+"""Record of a study: what is frozen stays as it was, and an amended plan is frozen again."""
 
 import dataclasses
 import json
@@ -9,8 +9,7 @@ import pytest
 
 from src.errors import UserError
 from src.study.page import write_verdict
-from src.study.phases import next_runs
-from src.study.record import freeze, open_record, read_record, read_results
+from src.study.record import freeze, list_outdated, open_record, read_record, read_results
 from tests.study.test_verdict import COSTS, PLAN, write_study
 
 
@@ -26,35 +25,38 @@ def set_result(folder: Path, **changes: float) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_frozen_rates_and_steps_decide_when_the_results_change(study: Path, tmp_path: Path) -> None:
+def test_results_that_change_what_is_frozen_are_named(study: Path, tmp_path: Path) -> None:
     changed = tmp_path / "s"
     shutil.copytree(study, changed)
+    assert not list_outdated(read_record(changed), read_results(changed))
+    other = read_record(changed)
+    assert other.frozen is not None
+    other.frozen["rates"]["small"]["better"] = 0.001
+    rate = "the rate of better at size small (0.001, now 0.002)"
+    assert list_outdated(other, read_results(changed)) == [rate]
     set_result(changed / "search/small/better-lr0.004-steps4-seed201", val_loss=1.0)  # the edge of the grid
+    record = read_record(changed)
+    assert not list_outdated(record, read_results(changed))  # the search is not complete: it would be extended
+    set_result(changed / "search/small/better-lr0.001-steps4-seed201", val_loss=0.5)
     set_result(changed / "timing/small/same-lr0.002-steps4-seed201", tokens_per_s=1000.0)
-    record, results = read_record(changed), read_results(changed)
-    assert next_runs(PLAN, COSTS, results, record.frozen) is None
-    expected = write_verdict(study, tmp_path)[1]
-    assert write_verdict(changed, tmp_path)[1] == expected
-    text = (tmp_path / "report.md").read_text()
-    assert (
-        "another value would have been frozen: the rate of better at size small (0.002, now 0.004); the steps" in text
-    )
-    assert "the steps of same at size small and equal seconds (4, now 8)" in text
-    assert "| better | 0.002 | 0.001, 0.002, 0.004 |" in text
+    steps = "the steps of same at size small and equal seconds (4, now 8)"
+    assert list_outdated(record, read_results(changed)) == [steps]
+    write_verdict(changed, tmp_path)
+    assert f"By the results of now these are not the frozen values: {steps}" in (tmp_path / "report.md").read_text()
 
 
-def test_an_amendment_frees_rates_and_steps_only_if_it_changes_what_decides_them(study: Path) -> None:
-    frozen = read_record(study).frozen
-    assert frozen is not None
-    judged = dataclasses.replace(PLAN, margin=0.02)
-    assert open_record(study, "made", judged, COSTS, "a wider margin").frozen == frozen
+def test_an_amended_plan_is_frozen_again_under_the_time_of_the_first(study: Path) -> None:
+    first = read_record(study)
+    assert first.is_frozen
+    assert first.frozen is not None
+    wider = dataclasses.replace(PLAN, margin=0.02)
     with pytest.raises(
         UserError, match=r"changed after its confirmation began on 2026-01-01.*margin was 0.01, is 0.02"
     ):
-        open_record(study, "made", judged, COSTS, None)
-    longer = dataclasses.replace(PLAN, budget=dataclasses.replace(PLAN.budget, search_share=1.0))
-    record = open_record(study, "made", longer, COSTS, "a longer search")
-    assert record.frozen is not None
-    assert record.frozen.keys() == {"time", "hash", "sd"}
-    again = freeze(dataclasses.replace(record, plan=PLAN), read_results(study))
-    assert again == frozen  # the time of the first freeze
+        open_record(study, "made", wider, COSTS, None)
+    record = open_record(study, "made", wider, COSTS, "a wider margin")
+    assert not record.is_frozen
+    assert not list_outdated(record, {})
+    record.frozen = freeze(record, read_results(study))
+    assert record.is_frozen
+    assert record.frozen == {**first.frozen, "of": record.hash}

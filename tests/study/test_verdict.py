@@ -334,7 +334,19 @@ def test_labels_of_the_contrasts_fit_into_the_picture(study: Path) -> None:
 
 def test_figures_draw_more_systems_than_there_are_colors() -> None:
     names = [f"s{i}" for i in range(len(COLORS) + 1)]
-    rates = draw_rates({name: Choice(1e-3, {1e-3: 3.0}) for name in names})
+    rates = draw_rates({name: Choice(1e-3, {1e-3: 3.0}, is_edge=False) for name in names})
     points = pd.DataFrame({"system": names, "size": "small", "parameters": 1e6, "loss": 3.0})
     for figure in (rates, draw_scaling(points, {})):
         assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == names
+
+
+def test_a_contrast_that_cannot_be_tested_at_another_budget_is_stated(tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, contrasts=[["same", "vanilla"]])
+
+    def loss(spec: RunSpec) -> float:
+        at_equal_seconds = spec.phase == "confirmation" and spec.system == "same" and spec.steps == 4
+        return math.inf if at_equal_seconds else loss_of(spec)
+
+    write_study(tmp_path, loss, plan=plan)
+    _, sentences = write_verdict(tmp_path, tmp_path)
+    assert "At equal seconds, same against vanilla is not tested." in sentences

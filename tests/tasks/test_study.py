@@ -1,14 +1,20 @@
 """task=study: a killed study continues, its plan is printed (`describe.py`), wrong and changed plans are rejected."""
 
 import json
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from src.errors import UserError
 from src.study.phases import parse_folder
-from src.study.record import read_record
+from src.study.record import read_record, read_results
+from src.tasks import study
 from tests.runs import begin, error_lines, make_shards, result, run
+from tests.study.test_verdict import write_study
 
 #: The miniature study, smaller: runs of 6 steps of 256 tokens, at 3 steps in the search, and a rate that diverges.
 STUDY = [
@@ -138,3 +144,16 @@ def test_a_study_needs_its_name_and_its_task(tmp_path: Path) -> None:
     untasked = run("study=miniature", cwd=tmp_path)
     assert untasked.returncode == 2
     assert error_lines(untasked)[0].endswith("is conducted by task=study; give that task, or leave out the study")
+
+
+def test_a_study_whose_frozen_values_no_longer_follow_from_its_results_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = write_study(tmp_path)
+    assert record.frozen is not None
+    record.frozen["rates"]["small"]["better"] = 0.001
+    shutil.rmtree(next(tmp_path.glob("confirmation/small/better*")))  # a run is left to launch
+    monkeypatch.setattr(study, "_read_planned", lambda folder, record: read_results(folder))
+    machinery: Any = SimpleNamespace()  # nothing is launched
+    with pytest.raises(UserError, match=r"not the frozen values: the rate of better at size small \(0\.001, now"):
+        study._run_phases(tmp_path, record, None, machinery)
