@@ -26,8 +26,11 @@ install() { # $1: what to install, as pip names it
   local stamp="$VENV/.installed-${2}" want
   want="$(cat pyproject.toml constraints.txt | sha256sum)"
   [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
-  # Python compiles a module when it is first imported: most of these never are.
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt "$1"
+  # Python compiles a module when it is first imported, and most of these never are; where it may not keep what it compiled,
+  # pip compiles all of them now, or each start would take three times as long.
+  local compile=--no-compile
+  [ -n "${PYTHONDONTWRITEBYTECODE:-}" ] && compile=--compile
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check $compile -c constraints.txt "$1"
   rm -rf build reslab.egg-info
   echo "$want" >"$stamp"
 }
@@ -38,6 +41,7 @@ run)
   exec "$VENV/bin/python" run.py "${@:2}"
   ;;
 test)
+  unset PYTHONDONTWRITEBYTECODE # the processes of the tests share what one of them compiled
   install '.[dev]' dev
   "$VENV/bin/ruff" check .
   "$VENV/bin/ruff" format --check .
