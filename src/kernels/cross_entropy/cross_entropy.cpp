@@ -209,9 +209,9 @@ static void head(
         // dx is the sum of the threads' parts.
         if (dx && threads > 1)
             for (long i = 0; i < C * D; i++) {
-                F total = 0;
-                for (long t = 0; t < threads; t++) total += part.at[t * max_wide * D + i];
-                dx[at * D + i] = total;
+                F acc = 0;
+                for (long t = 0; t < threads; t++) acc += part.at[t * max_wide * D + i];
+                dx[at * D + i] = acc;
             }
     }
 }

@@ -16,6 +16,7 @@ alone) have no kernels; both keep one tensor per source, and none per pair of qu
 Shape letters: Q queries, J sources so far, H heads, E channels of a head.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -204,6 +205,16 @@ def _why_not_cpp(device: torch.device, dtype: torch.dtype, *, width: int) -> str
     return _verify("cpp", device, dtype, width, (dtype,))
 
 
+def _why_not_cpp_sums(device: torch.device, dtype: torch.dtype, *, width: int) -> str | None:
+    reason = _why_not_cpp(device, dtype, width=width)
+    if reason is not None:
+        return reason
+    key_QD, *values = random_case(device, dtype, width, dtype)
+    case = [key_QD, key_QD[:, :CHUNK].clone(), *values]
+    kernel, definition = (functools.partial(mix_with_sums, backend) for backend in ("cpp", "reference"))
+    return verify(kernel, definition, [case], TOLERANCE["cpp"])
+
+
 def _why_not_triton(device: torch.device, dtype: torch.dtype, *, width: int) -> str | None:
     if dtype != torch.float32 or width % TRITON_VECTOR:
         return f"Triton kernels need rows of float32 in a multiple of {TRITON_VECTOR}, not of {dtype} in {width}"
@@ -242,6 +253,19 @@ def mix_all(backend: str, key_QD: Tensor, values: Sequence[Tensor]) -> Iterator[
         yield attend(sources)
 
 
+def mix_with_sums(backend: str, key_QD: Tensor, bias_QJ: Tensor, *values: Tensor) -> list[Tensor]:
+    """Return the mixtures of all queries by a backend, two to a source: with the newest value alone, and with both."""
+    sources = append(Sources((), key_QD, VERIFY_EPS, bias_QJ, 2, backend), values[0], 0)
+    mixtures = []
+    for query in range(0, len(key_QD), 2):
+        x_BTD, p_BTD = attend_with_sum(sources, query, values[query + 1])
+        total_x_BTD, total_BTD = attend_with_sum(sources, query + 1, p_BTD, values[query + 2])
+        mixtures += [x_BTD, total_x_BTD]
+        if query + 2 < len(key_QD):
+            sources = append(sources, total_BTD, query + 2)
+    return mixtures
+
+
 #: One query a source, and many of them: kernels everywhere, which a compiler calls as operators.
 DEPTH_ATTENTION = Operation(
     "depth attention",
@@ -252,5 +276,5 @@ DEPTH_ATTENTION = Operation(
 )
 #: Few queries, a bias, or running sums: kernels on the CPU in eager mode.
 FEW_QUERIES = Operation(
-    "depth attention (few queries, bias, running sum)", cpp=_why_not_cpp, compiled=(), residual=True
+    "depth attention (few queries, bias, running sum)", cpp=_why_not_cpp_sums, compiled=(), residual=True
 )

@@ -28,8 +28,8 @@ struct Query {
     int64_t number;
 };
 
-// Weights of W tokens: of row j and sum k, TOGETHER to a row, the i-th token's is at (j * TOGETHER + k) * W + i.
-// to_k = sum_j weight_jk row_j for up to K sums, over S vectors from d on; the first n are stored.
+// to_k = sum_j weight_jk row_j of one token for K sums, of which the first n are stored, over S vectors from `offset` on.
+// `weight` interleaves the weights of W tokens: weight_jk of token i is at (j * TOGETHER + k) * W + i.
 template <int K, int S>
 static inline void sum_rows(
     const F* const* rows, const F* weight, long J, long offset, F* const* to, long n
@@ -240,10 +240,10 @@ extern "C" void depth_source_gradient(
                 for (long l = 0; l < L; l++) a[l] = s[(t + 1) * Q + queries[l].number] - queries[l].lse[t];
                 for (long l = 0; l < L; l += W) store(a + l, exp(load(a + l)));
                 for (long l = 0; l < L; l++) {
-                    const long column = Q + queries[l].number;
+                    const long q = Q + queries[l].number;
                     const F g = a[l] * (dot(dx[l] + t * D, v + t * D, D) - delta_of(queries[l], t, D));
-                    dp[(t - t0) * Q + column] = g * r[t];
-                    score += g * s[t * Q + column];
+                    dp[(t - t0) * Q + q] = g * r[t];
+                    score += g * s[t * Q + q];
                 }
                 // The bias is in the scores, but not along the source.
                 for (long q = 0; bias && q < Q; q++) {

@@ -15,6 +15,7 @@ Shape letters: N streams, M = N + 1 columns of A, C = N + 2 columns of W, P = C 
 programs), K = B * T * N, R rows of shares.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -40,9 +41,9 @@ from src.kernels.hyper_streams.triton_launch import (
     output_table,
     plan_by_token,
     read_case,
-    verify_read,
     why_not_streams,
 )
+from src.kernels.hyper_streams.verification import verify_read
 
 SOURCE = Source("kernels/hyper_streams/dhc")
 
@@ -80,6 +81,8 @@ def read_dhc(state: Streams, parameters: DHCParameters) -> tuple[Tensor, Streams
     backend = OPERATION.backend_for(state.h_BTND, **read_case(state, compute))
     if backend == "triton" and state.segment is not None:
         return _read_by_triton(state, parameters)
+    if backend == "cpp":
+        return _read_by_cpp(state, parameters)
     stored, h_BTND = state.h_BTND.dtype, state.h_BTND.to(torch.promote_types(state.h_BTND.dtype, compute))
     state = state._replace(h_BTND=h_BTND)
     if torch.compiler.is_compiling():
@@ -87,8 +90,7 @@ def read_dhc(state: Streams, parameters: DHCParameters) -> tuple[Tensor, Streams
         activations = compute_activations(h_BTND, parameters)
         (u_BTD, mixed_BTND), b_BTN = reference.mix(activations.a_BTNM, h_BTND), activations.b_BTN
     else:
-        function, inputs = (_Read, (settle(state),)) if backend != "cpp" else (_CppRead, state[:3])
-        out = function.apply(*inputs, *parameters)  # type: ignore[no-untyped-call]  # torch's
+        out = _Read.apply(settle(state), *parameters)  # type: ignore[no-untyped-call]  # torch's
         u_BTD, mixed_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
     return u_BTD, Streams(mixed_BTND.to(stored), b_BTN)
 
@@ -207,6 +209,13 @@ class _CppRead(torch.autograd.Function):
         return dh_BTND, None if y_BTD is None else db, dy_BTD, *dparameters
 
 
+def _read_by_cpp(state: Streams, parameters: DHCParameters) -> tuple[Tensor, Streams]:
+    stored, h_BTND = state.h_BTND.dtype, state.h_BTND.to(torch.promote_types(state.h_BTND.dtype, parameters.w_DC.dtype))
+    out = _CppRead.apply(h_BTND, *state[1:3], *parameters)  # type: ignore[no-untyped-call]  # torch's
+    u_BTD, mixed_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
+    return u_BTD, Streams(mixed_BTND.to(stored), b_BTN)
+
+
 # ---- triton
 
 
@@ -314,16 +323,25 @@ def _read_by_triton(state: Streams, parameters: DHCParameters) -> tuple[Tensor, 
 
 
 def _why_not_cpp(device: torch.device, dtype: torch.dtype, **case: Any) -> str | None:
-    return SOURCE.why_not(device, case["compute"], width=case["width"], N=case["n_stream"])
+    reason = SOURCE.why_not(device, case["compute"], width=case["width"], N=case["n_stream"])
+    return reason or _verify(_read_by_cpp, device, dtype, case)
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype, **case: Any) -> str | None:
+    return why_not_streams(dtype, case, max_streams=8) or _verify(_read_by_triton, device, dtype, case)
+
+
+def _verify(
+    kernel: Callable[[Streams, DHCParameters], tuple[Tensor, Streams]],
+    device: torch.device,
+    dtype: torch.dtype,
+    case: dict[str, Any],
+) -> str | None:
     n, d = case["n_stream"], case["width"]
-    shapes = ((d, n + 2), (d,), (d,), (2,), (n, n + 1), (n,))
-    return why_not_streams(dtype, case, max_streams=8) or verify_read(
-        lambda state, parameters: _read_by_triton(state, DHCParameters(*parameters)),
+    return verify_read(
+        lambda state, parameters: kernel(state, DHCParameters(*parameters)),
         lambda h_BTND, parameters: reference.dhc_weights(h_BTND, *DHCParameters(*parameters)),
-        shapes,
+        ((d, n + 2), (d,), (d,), (2,), (n, n + 1), (n,)),
         device,
         dtype,
         case,

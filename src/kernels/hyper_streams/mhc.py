@@ -14,7 +14,7 @@ Shape letters: N streams, C = N * N + 2 * N columns of phi, V = N * D, M tokens 
 R rows of shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isqrt
 from typing import Any, NamedTuple, cast
 
@@ -43,9 +43,9 @@ from src.kernels.hyper_streams.triton_launch import (
     output_table,
     plan_by_token,
     read_case,
-    verify_read,
     why_not_streams,
 )
+from src.kernels.hyper_streams.verification import verify_read
 
 SOURCE = Source("kernels/hyper_streams/mhc")
 #: Maximum number of sites in a segment, by the streams' dtype: fewer than in `recompute.py`, since the backward reads a
@@ -79,12 +79,9 @@ def read_mhc(state: Streams, parameters: MHCParameters, n_iteration: int, eps: f
     backend = OPERATION.backend_for(state.h_BTND, **case, n_iteration=n_iteration, eps=eps)
     if backend == "triton" and state.segment is not None:
         return _read_by_triton(state, parameters, n_iteration, eps)
-    stored, h_BTND = state.h_BTND.dtype, state.h_BTND.to(torch.promote_types(state.h_BTND.dtype, compute))
     if backend == "cpp":
-        inputs = (n_iteration, eps, h_BTND, state.b, state.y_BTD, *parameters)
-        out = _CppRead.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's
-        u_BTD, mixed_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
-        return u_BTD, Streams(mixed_BTND.to(stored), b_BTN)
+        return _read_by_cpp(state, parameters, n_iteration, eps)
+    stored, h_BTND = state.h_BTND.dtype, state.h_BTND.to(torch.promote_types(state.h_BTND.dtype, compute))
     u_BTD, state = read(state._replace(h_BTND=h_BTND), lambda h_BTND: mhc_weights(h_BTND, parameters, n_iteration, eps))
     return u_BTD, state._replace(h_BTND=state.h_BTND.to(stored))
 
@@ -137,6 +134,14 @@ class _CppRead(torch.autograd.Function):
         dscale_3 = torch.stack([part.sum() for part in dscale_C.split((N, N, N * N))])
         dstate = (dh_BTND, None if y_BTD is None else db, dy_BTD)
         return None, None, *dstate, dphi_CV.sum(0), dscale_3, dbias_C
+
+
+def _read_by_cpp(state: Streams, parameters: Sequence[Tensor], n_iteration: int, eps: float) -> tuple[Tensor, Streams]:
+    stored, h_BTND = state.h_BTND.dtype, state.h_BTND.to(torch.promote_types(state.h_BTND.dtype, parameters[0].dtype))
+    inputs = (n_iteration, eps, h_BTND, *state[1:3], *parameters)
+    out = _CppRead.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's
+    u_BTD, mixed_BTND, b_BTN = cast(tuple[Tensor, Tensor, Tensor], out)
+    return u_BTD, Streams(mixed_BTND.to(stored), b_BTN)
 
 
 # ---- triton
@@ -274,16 +279,25 @@ def _read_by_triton(
 
 
 def _why_not_cpp(device: torch.device, dtype: torch.dtype, **case: Any) -> str | None:
-    return SOURCE.why_not(device, case["compute"], width=case["width"], N=case["n_stream"])
+    reason = SOURCE.why_not(device, case["compute"], width=case["width"], N=case["n_stream"])
+    return reason or _verify(_read_by_cpp, device, dtype, case)
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype, **case: Any) -> str | None:
+    return why_not_streams(dtype, case, MAX_STREAMS) or _verify(_read_by_triton, device, dtype, case)
+
+
+def _verify(
+    kernel: Callable[[Streams, Sequence[Tensor], int, float], tuple[Tensor, Streams]],
+    device: torch.device,
+    dtype: torch.dtype,
+    case: dict[str, Any],
+) -> str | None:
     constants, n = (case["n_iteration"], case["eps"]), case["n_stream"]
-    shapes = ((n * (n + 2), n * case["width"]), (3,), (n * (n + 2),))
-    return why_not_streams(dtype, case, MAX_STREAMS) or verify_read(
-        lambda state, parameters: _read_by_triton(state, parameters, *constants),
+    return verify_read(
+        lambda state, parameters: kernel(state, parameters, *constants),
         lambda h_BTND, parameters: reference.mhc_weights(h_BTND, *MHCParameters(*parameters), *constants),
-        shapes,
+        ((n * (n + 2), n * case["width"]), (3,), (n * (n + 2),)),
         device,
         dtype,
         case,

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.kernels.depth_attention import append_static, open_static, sum_static
+from src.kernels import depth_attention
+from src.kernels.depth_attention import append_static, cpp, open_static, sum_static
 from src.kernels.depth_attention.ops import SOURCE
 from src.kernels.dispatch import REGISTRY
 from src.models.gpt import GPT
@@ -186,3 +187,25 @@ def test_float32_is_computed_by_the_kernels(name: str, monkeypatch: pytest.Monke
     found = [decision for decision in REGISTRY.decisions.values() if "depth" in decision.operation]
     assert found
     assert all(decision.backend == "cpp" for decision in found), found
+
+
+@pytest.mark.parametrize("direction", ["mixture_with_sum", "mixture_with_sum_backward"])
+def test_a_running_sum_that_is_wrong_is_rejected_and_one_query_a_source_is_not(
+    direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.empty(1, 1, D)
+    monkeypatch.setattr(REGISTRY, "decisions", {})
+    assert depth_attention.FEW_QUERIES.backend_for(x, width=D) == "cpp"
+    right = getattr(cpp, direction)
+
+    def scale(kernels: Any, *args: Any) -> Any:
+        out = right(kernels, *args)
+        (args[4][1] if direction == "mixture_with_sum" else args[3]).mul_(1.01)  # x, or the gradient of p
+        return out
+
+    monkeypatch.setattr(cpp, direction, scale)
+    REGISTRY.forget()
+    assert depth_attention.FEW_QUERIES.backend_for(x, width=D) == "reference"
+    (decision,) = REGISTRY.decisions.values()
+    assert "is off by" in decision.reason
+    assert depth_attention.DEPTH_ATTENTION.backend_for(x, width=D) == "cpp"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from src.kernels.dispatch import REGISTRY
-from src.kernels.hyper_streams import dhc, mhc, recompute, triton_launch
+from src.kernels.hyper_streams import dhc, mhc, recompute, triton_launch, verification
 from src.residual.base import ResidualStrategy
 from src.residual.hyperconn import HyperConnections
 from src.residual.mhc import ManifoldHyperConnections
@@ -44,7 +44,7 @@ def _triton_on_this_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
     monkeypatch.setattr(REGISTRY, "decisions", {})
     monkeypatch.setitem(REGISTRY.backend_of_device, DEVICE, "triton")
-    monkeypatch.setattr(triton_launch, "VERIFIED_TOKENS", 1)
+    monkeypatch.setattr(verification, "VERIFIED_TOKENS", 1)
     for module in (dhc, mhc):
         monkeypatch.setattr(module, "verify_read", lambda *_: None)
         monkeypatch.setattr(module, "FORWARD", (64, 2))  # few programs, which take turns
@@ -169,8 +169,8 @@ def test_verification_accepts_the_kernels_and_rejects_wrong_ones(
 ) -> None:
     """More tokens than programs hold at once."""
     module = {"dhc": dhc, "mhc": mhc}[name]
-    monkeypatch.setattr(triton_launch, "VERIFIED_TOKENS", mhc.GRADIENTS[0] + 1 if name == "mhc" else 5)
-    monkeypatch.setattr(module, "verify_read", triton_launch.verify_read)
+    monkeypatch.setattr(verification, "VERIFIED_TOKENS", mhc.GRADIENTS[0] + 1 if name == "mhc" else 5)
+    monkeypatch.setattr(module, "verify_read", verification.verify_read)
     right = module._recomputing_read
 
     def wrong(*args: Any) -> Any:
@@ -261,9 +261,9 @@ def test_a_token_saves_starts_outputs_and_shares(
 def test_the_reference_runs_if_the_kernels_fail_and_one_line_says_why(
     fails: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(dhc, "verify_read", triton_launch.verify_read)
+    monkeypatch.setattr(dhc, "verify_read", verification.verify_read)
     if fails == "the verification":
-        monkeypatch.setattr(triton_launch, "TOLERANCE", dict.fromkeys(triton_launch.TOLERANCE, -1.0))
+        monkeypatch.setattr(verification, "TOLERANCE", dict.fromkeys(verification.TOLERANCE, -1.0))
     else:
         monkeypatch.setitem(sys.modules, "src.kernels.hyper_streams.dhc_triton", None)
     strategy, x0 = build("hyperconn", 2, 16, torch.float32), random(1, 2, 16)
