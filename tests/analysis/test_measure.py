@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from src.analysis import measure
 from src.analysis.measure import measure_model, summarize
+from src.residual.base import ResidualStrategy
+from src.residual.composed import Composed
 from tests.support import COMPOSITIONS, jitter, options, start_at_once, tiny_gpt, tokens
 
 #: Measurements of every model with attention, and the number of their positions by depth, in sites and blocks.
@@ -19,17 +22,20 @@ ALWAYS = {
     "activations": ("effective_rank", "token_kurtosis", "channel_kurtosis", "largest", "median", "massive"),
     "attention": ("entropy", "sink_mass", "sink_rate"),
 }
-#: Strategies that hold several streams of full width, and those that map several streams or parts of one.
-STREAMS = {"hyperconn", "hyperconn_static", "ihc", "kromhc", "mhc", "mhc_lite", "mhc_manifold"}
-LANES = {"parallel_lanes", "siamesenorm_deit", "siamesenorm_lm"}
-PARTS = {"frac_connections", "generalized_hyperconn"}
-SHARES = {"attnres", "attnres_block", "attnres_multihead", "attnres_window"}
 
 
 def numbers(tree: Any) -> list[float]:
     if isinstance(tree, dict):
         return [x for value in tree.values() for x in numbers(value)]
     return [x for value in tree for x in numbers(value)] if isinstance(tree, list) else [tree]
+
+
+def defines(strategy: nn.Module, method: str) -> bool:
+    """Return whether the strategy, or a part of a composition, has its own form of an optional method."""
+    parts = [
+        part for part in strategy.modules() if isinstance(part, ResidualStrategy) and not isinstance(part, Composed)
+    ]
+    return any(getattr(type(part), method) is not getattr(ResidualStrategy, method) for part in parts)
 
 
 @pytest.mark.parametrize("name", [*options("residual"), *COMPOSITIONS])
@@ -62,11 +68,12 @@ def test_every_strategy_is_measured(name: str) -> None:
         assert math.isclose(found["logit_lens"]["loss"]["mean"][-1], loss, rel_tol=1e-4)
         assert len(found["logit_lens"]["loss"]["mean"]) == 3
         assert len(found["cosine"]["states"]["mean"]) == n_site
-    parts = set(name.split("+"))
-    assert (found["streams"]["cosine"] is not None) == bool(parts & (STREAMS | LANES))
-    assert (found["streams"]["composed_forward"] is not None) == bool(parts & (STREAMS | PARTS))
-    enters = parts & {"prores", "lns", "layerscale"}  # they stand between the stream and the sublayers
-    assert (found["sources"]["shares"] is not None) == (bool(parts & SHARES) and not enters)
+    assert (found["streams"]["cosine"] is not None) == defines(gpt.residual, "get_streams")
+    assert (found["streams"]["composed_forward"] is not None) == defines(gpt.residual, "stream_map")
+    if found["sources"]["shares"] is not None:
+        assert found["sources"]["origin"] == "the strategy's own"
+        weights = found["sources"]["weights"]
+        assert all(min(row) >= 0 and math.isclose(sum(row), 1, abs_tol=1e-3) for row in weights), weights
 
 
 @pytest.mark.parametrize("recurrence", options("recurrence"))
