@@ -169,7 +169,10 @@ def list_outdated(record: StudyRecord, results: Results) -> list[str]:
 
 def _compare_plans(then: StudyPlan, now: StudyPlan) -> dict[str, tuple[Any, Any]]:
     old, new = (flatten(json.loads(json.dumps(plan_tree(plan)))) for plan in (then, now))
-    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+    changed = {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+    if then.first_size != now.first_size:  # which the order of the sizes decides, of which the hash knows nothing
+        changed["first size"] = (then.first_size, now.first_size)
+    return changed
 
 
 def now() -> str:
