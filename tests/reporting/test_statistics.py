@@ -31,6 +31,10 @@ def test_other_seeds_are_compared_by_welchs_t_test() -> None:
     found = compare(A, {seed + 10: value for seed, value in B.items()})
     test = stats.ttest_ind(list(A.values()), list(B.values()), equal_var=False)
     assert (found["test"], found["p"]) == ("Welch t", pytest.approx(test.pvalue))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    fewer = compare({1: 3.0, 2: 3.2}, {11: 3.0, 12: 3.1, 13: 3.2})
+    assert fewer["pairs"] == 2
+    assert fewer["sd of difference"] == pytest.approx(math.sqrt((0.02 + 0.01) / 2))
 
 
 def test_one_seed_has_no_test_and_equal_runs_have_p_1() -> None:

@@ -10,10 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.errors import UserError
-from src.study.finished_runs import MAX_BYTES, keep_finished, read_finished, write_finished
+from src.study.finished_runs import MAX_BYTES, _read_run, keep_finished, read_finished, write_finished
 from src.study.page import write_verdict
 from src.study.phases import RunSpec, next_runs
 from src.study.record import StudyRecord, open_record, read_record, read_results
+from tests.reporting.folders import write_run
 from tests.study.test_verdict import COSTS, PLAN, loss_of, write_spec, write_study
 
 
@@ -176,6 +177,25 @@ def test_the_file_grows_while_runs_end(tmp_path: Path) -> None:
 def test_a_file_of_runs_that_an_amendment_made_others_is_rejected(tmp_path: Path) -> None:
     here, file = tmp_path / "here", tmp_path / "runs.jsonl"
     write_finished(file, here, write_study(here))
-    record = open_record(here, "made", dataclasses.replace(PLAN, common=["trainer=cpu"]), COSTS, "another trainer")
-    with pytest.raises(UserError, match=r"runs\.jsonl has runs from before common changed.*give another file"):
-        read_finished(file, here, record, overrides)
+    for key, value in (("common", ["trainer=cpu"]), ("sizes", {**PLAN.sizes, "small": ["model.n_embd=9"]})):
+        plan = dataclasses.replace(PLAN, **{key: value})  # type: ignore[arg-type]  # two kinds of values
+        record = open_record(here, "made", plan, COSTS, "other runs")
+        with pytest.raises(UserError, match=rf"runs\.jsonl has runs from before {key}.* changed.*give another file"):
+            read_finished(file, here, record, overrides)
+
+
+def test_of_a_run_in_folder_and_file_the_folders_is_written(tmp_path: Path) -> None:
+    here, there, file = tmp_path / "here", tmp_path / "there", tmp_path / "runs.jsonl"
+    record = write_study(here, stop="pilot")
+    write_finished(file, here, record)
+    first, *_ = read_results(here)
+    result = json.loads((here / first / "result.json").read_text())
+    (here / first / "result.json").write_text(json.dumps({**result, "val_loss": 1.25}))
+    write_finished(file, here, record)
+    read_finished(file, there, other_machine(there), overrides)
+    assert read_results(there)[first].loss == 1.25
+
+
+def test_of_a_long_curve_ten_rows_at_equal_distances_are_kept_with_the_last(tmp_path: Path) -> None:
+    write_run(tmp_path / "r", name="x", seed=1, losses=[3.0] * 25)  # validated at steps 2, 4, ..., 50
+    assert [row[0] for row in _read_run(tmp_path / "r")["rows"]] == [2, 8, 14, 20, 26, 32, 38, 44, 50]

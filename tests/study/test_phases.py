@@ -21,6 +21,10 @@ from src.study.phases import (
     list_phase,
     next_runs,
     parse_folder,
+    pilot_runs,
+    search_length,
+    search_runs,
+    timing_run,
 )
 from src.study.plan import Budget, Rates, Seeds, StudyPlan, check_plan, plan_hash
 from src.study.power import count_runs, planned_difference
@@ -120,6 +124,35 @@ def test_steps_are_rounded_to_the_nearest_so_that_few_parameters_cost_no_step() 
     assert count_steps(plan, costs, {}, "large", "new", "flops") == 46  # 64 / 1.4 = 45.7
 
 
+def test_other_units_are_those_of_the_baselines_whole_steps_and_a_run_has_at_least_one() -> None:
+    plan = make_plan(budget__tokens=3240)  # 32 steps of the baseline, which are 3200 tokens
+    costs = {**COSTS, ("small", "new"): Cost(100, 10.0)}
+    assert count_steps(plan, costs, {}, "small", "new", "flops") == 3200
+    assert count_steps(make_plan(budget__tokens=1), COSTS, {}, "small", "new", "tokens") == 1
+
+
+@pytest.mark.parametrize(("steps", "share", "length"), [(100, 0.29, 29), (10, 0.29, 2), (10, 0.01, 1), (7, 1.0, 7)])
+def test_a_run_of_the_search_has_the_whole_steps_of_its_share(steps: int, share: float, length: int) -> None:
+    assert search_length(make_plan(budget__search_share=share), steps) == length  # 100 * 0.29 is 28.999999999999996
+
+
+def test_the_timing_and_the_pilot_run_at_the_middle_of_the_grid() -> None:
+    plan = make_plan(rates__grid=[4e-3, 1e-3, 2e-3])
+    assert (timing_run(plan, "small", "new").lr, pilot_runs(plan, COSTS, {})[0].lr) == (2e-3, 2e-3)
+
+
+def test_a_rate_is_known_once_all_its_seeds_have_ended() -> None:
+    plan = make_plan(seeds__search=[201, 202])
+    specs = [spec for runs in search_runs(plan, COSTS, {}, "small", "new").values() for spec in runs]
+    results = {spec.folder: RunResult(3.0 + spec.lr + (spec.seed == 202)) for spec in specs}
+    choice = choose_rate(make_plan(seeds__search=[201, 202], rates__max_extensions=0), COSTS, results, "small", "new")
+    assert choice.curve == {1e-3: pytest.approx(3.501), 2e-3: pytest.approx(3.502)}
+    del results[specs[-1].folder]
+    assert list(search_runs(plan, COSTS, results, "small", "new")) == [1e-3, 2e-3]  # not extended yet
+    with pytest.raises(ValueError, match="the search of new at size small is not complete"):
+        choose_rate(plan, COSTS, results, "small", "new")
+
+
 def test_a_budget_in_seconds_uses_the_measured_speed() -> None:
     plan = make_plan(budget=Budget(None, None, 4.0, {}, 0.5, []))
     _, results = conduct(plan)
@@ -182,6 +215,14 @@ def test_a_budget_below_the_warm_up_is_rejected() -> None:
     check_lengths(make_plan(budget__search_share=1.0), costs, {}, ["tokens"])
 
 
+def test_a_size_that_is_not_searched_needs_no_more_than_its_whole_runs_at_the_budget() -> None:
+    # At the large size 64 steps by tokens; the search would have 32, equal FLOPs 32 for the new system.
+    costs = {key: dataclasses.replace(cost, warmup_steps=40 if key[0] == "large" else 1) for key, cost in COSTS.items()}
+    check_lengths(make_plan(), costs, {}, ["tokens", "flops"])
+    with pytest.raises(ValueError, match=r"at size large runs of 32 steps in the search"):
+        check_lengths(make_plan(rates__sizes="every"), costs, {}, ["tokens", "flops"])
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -190,15 +231,23 @@ def test_a_budget_below_the_warm_up_is_rejected() -> None:
             "study.contrasts names newer, which is not a system",
         ),
         ({"contrasts": [["new"]]}, "must hold pairs of two systems"),
+        ({"contrasts": [["new", "new"]]}, "must hold pairs of two systems"),
         ({"baseline": "base"}, "study.baseline=base is not a system"),
         ({"seeds__search": [1]}, r"study.seeds.search and study.seeds.confirmation or ladder share \[1\]"),
         ({"seeds__pilot": [2, 3]}, r"study.seeds.pilot and study.seeds.confirmation or ladder share \[2\]"),
         ({"seeds__pilot": [201, 3]}, r"study.seeds.pilot and study.seeds.search share \[201\]"),
+        ({"seeds__ladder": [201]}, r"study.seeds.search and study.seeds.confirmation or ladder share \[201\]"),
+        ({"seeds__pilot": [101, 101]}, r"study.seeds.pilot must hold distinct seeds, got \[101, 101\]"),
+        ({"seeds__pilot": [101]}, "study.seeds.pilot must hold at least 2 seeds or none"),
+        ({"seeds__search": []}, "study.seeds.search must hold at least 1"),
+        ({"seeds__ladder": []}, "study.seeds.ladder must hold at least 1"),
         ({"seeds__confirmation": [1]}, "study.seeds.confirmation must hold at least 2"),
         ({"budget__flops": 1.0}, "must give one of tokens, flops and seconds, got tokens and flops"),
         ({"budget__by_size": {"huge": 1.0}}, "study.budget.by_size names huge, which is not a size"),
         ({"rates__grid": []}, "study.rates.grid must hold distinct rates"),
         ({"systems": {"vanilla": ["seed=3"], "new": []}}, "study.systems.vanilla: seed is set by the study"),
+        ({"common": ["optimizer.lr=0.1"]}, "study.common: optimizer.lr is set by the study"),
+        ({"common": ["model.n_layer"]}, "study.common: 'model.n_layer' must be an override"),
         ({"systems": {"vanilla": ["model.n_layer=3"], "new": []}}, "both set model.n_layer"),
         ({"sizes": {"a/b": []}}, "must consist of letters"),
     ],
@@ -210,7 +259,8 @@ def test_a_wrong_plan_is_rejected_in_one_sentence(changes: dict[str, Any], sente
 
 
 def test_the_hash_is_that_of_every_key() -> None:
-    assert plan_hash(make_plan()) == plan_hash(make_plan())
+    plan = make_plan()
+    assert plan_hash(plan) == plan_hash(make_plan(systems=dict(reversed(plan.systems.items()))))
     assert plan_hash(make_plan()) != plan_hash(make_plan(margin=0.001))
 
 

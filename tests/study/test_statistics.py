@@ -10,6 +10,7 @@ from scipy import stats
 from src.study.power import detectable_difference
 from src.study.statistics import (
     Array,
+    Fit,
     block_error,
     compare_contrasts,
     complete_table,
@@ -93,15 +94,42 @@ def test_detectable_differences_of_paired_tests_are_those_of_tables(
     assert found == pytest.approx(tabled, abs=0.0005)
 
 
-def test_holm_keeps_the_type_one_error_of_all_contrasts_below_alpha() -> None:
-    replicates = 250
-    pairs = [["s1", "s0"], ["s2", "s0"], ["s3", "s0"]]
-    false = 0
-    for table in simulate([0, 0, 0, 0], 4, 0.01, 4, replicates):
-        rows = compare_contrasts(named(table), pairs, 0.05, 0.0)
-        false += bool(rows["verdict"].isin(["better", "worse"]).any())
-    assert false / replicates < 0.05 + 4 * math.sqrt(0.05 * 0.95 / replicates)
-    assert false > 0
+def known(difference: float) -> dict[str, dict[int, float]]:
+    """Systems s1 and s2 above s0 by a difference; the residuals of s1 and s2 are 1 and -1, those of s0 are 0."""
+    noise, seeds = np.array([1.0, -1.0, 1.0, -1.0]), np.array([5.0, 7.0, 6.0, 9.0])
+    return named(np.stack([seeds, seeds + difference + noise, seeds + difference - noise]))
+
+
+def test_a_contrast_that_holm_does_not_resolve_has_no_verdict() -> None:
+    # s^2 = 8 / 6 with 6 degrees of freedom, so that a difference has the error s sqrt(2 / 4).
+    pairs = [["s1", "s0"], ["s2", "s0"]]
+    for p, verdict in ((0.04, "unresolved"), (0.02, "worse")):
+        difference = float(stats.t.isf(p / 2, 6)) * math.sqrt(8 / 6) * math.sqrt(2 / 4)
+        rows = compare_contrasts(known(difference), pairs, 0.05, 0.0)
+        assert rows["p"].tolist() == pytest.approx([p, p])
+        assert rows["p (Holm)"].tolist() == pytest.approx([2 * p, 2 * p])
+        assert rows["verdict"].tolist() == [verdict] * 2
+
+
+def test_equal_means_that_both_ends_of_the_pooled_interval_are_within_the_margin() -> None:
+    # Half widths: 2.447 * 0.8165 = 1.998 pooled, 3.182 * 0.5774 = 1.837 paired.
+    for difference, margin, verdict in (
+        (0.0, 1.9, "unresolved"),
+        (0.0, 2.1, "equal"),
+        (0.2, 2.1, "unresolved"),
+        (-0.2, 2.1, "unresolved"),
+    ):
+        rows = compare_contrasts(known(difference), [["s1", "s0"]], 0.05, margin)
+        assert rows["verdict"].tolist() == [verdict]
+
+
+def test_a_system_that_lacks_a_seed_is_not_tested_and_leaves_the_others_theirs() -> None:
+    losses = known(3.0)
+    del losses["s2"][3]
+    rows = compare_contrasts(losses, [["s1", "s0"], ["s2", "s0"]], 0.05, 0.0)
+    assert rows["verdict"].tolist()[1] == "not tested"
+    assert rows["n_seeds"].iloc[0] == 4
+    assert rows["difference"].iloc[0] == pytest.approx(3.0)
 
 
 def test_equal_systems_are_called_equal_only_within_the_margin() -> None:
@@ -109,6 +137,13 @@ def test_equal_systems_are_called_equal_only_within_the_margin() -> None:
     rows = compare_contrasts(named(table), [["s1", "s0"], ["s2", "s0"]], 0.05, 0.01)
     assert rows["verdict"].tolist() == ["equal", "worse"]
     assert compare_contrasts(named(table), [["s1", "s0"]], 0.05, 0.0)["verdict"].tolist() == ["unresolved"]
+
+
+def test_runs_that_do_not_vary_are_equal_or_apart_for_certain() -> None:
+    same, apart = ({"s0": {1: 3.0, 2: 4.0}, "s1": {1: 3.0 + d, 2: 4.0 + d}} for d in (0.0, 0.5))
+    for losses, p, verdict in ((same, 1.0, "equal"), (apart, 0.0, "worse")):
+        row = compare_contrasts(losses, [["s1", "s0"]], 0.05, 0.0).iloc[0]
+        assert (row["p"], row["p (paired)"], row["verdict"]) == (p, p, verdict)
 
 
 def test_a_system_with_a_diverged_run_is_not_tested_and_leaves_the_others_their_error() -> None:
@@ -145,12 +180,28 @@ def test_a_fit_recovers_the_curve_that_made_the_losses() -> None:
     assert fit.size_for(np.array([1.5]))[0] == math.inf
 
 
-def test_a_fit_without_a_trend_has_no_size_for_a_smaller_loss() -> None:
+def test_a_fit_without_a_trend_has_no_size_for_another_loss() -> None:
     fit = fit_scaling(np.array([1.0, 2.0, 4.0]), np.array([[3.0, 3.1, 3.2]]))
-    assert fit.scale[0] == 0
-    assert fit.size_for(np.array([2.9]))[0] == math.inf
+    assert (fit.floor[0], fit.scale[0]) == (pytest.approx(3.1), 0)
+    assert [fit.size_for(np.array([loss]))[0] for loss in (2.9, 3.3)] == [math.inf] * 2
     with pytest.raises(ValueError, match="needs three sizes, got 2"):
         fit_scaling(np.array([1.0, 2.0]), np.array([[3.0, 2.0]]))
+
+
+def test_a_fit_has_no_floor_below_zero() -> None:
+    """Losses that fall faster than a power of the size: the nearest curve with E >= 0 is A / N^a with E = 0."""
+    sizes, losses = np.array([1.0, 2.0, 4.0]), np.array([3.0, 2.0, 0.5])
+    fit = fit_scaling(sizes, losses[None])
+    assert fit.floor[0] == 0
+    error, step = losses - np.concatenate([fit.loss(size) for size in sizes]), 1e-3
+    for floor, scale in ((0.0, step), (0.0, -step), (step, 0.0)):
+        moved = Fit(fit.floor + floor, fit.scale + scale, fit.exponent, fit.reference)
+        other = losses - np.concatenate([moved.loss(size) for size in sizes])
+        assert (error**2).sum() < (other**2).sum()
+
+
+def test_a_percentile_interval_leaves_the_first_value_out() -> None:
+    assert percentile_interval(np.array([1e9, *range(1001)]), 0.9) == (50.0, 950.0)
 
 
 def test_resampling_draws_the_same_seeds_for_all_entries_and_none_from_one() -> None:
