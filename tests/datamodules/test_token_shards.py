@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from src.datamodules import token_shards
 from src.datamodules.base import BatchSpec
 from src.datamodules.fineweb import FineWebDataModule
 from src.datamodules.shards.format import ShardError, TokenShard
@@ -118,6 +119,21 @@ def test_ids_above_the_vocabulary_are_rejected_before_the_run(tmp_path: Path) ->
     make_shards(tmp_path)
     write_bin(tmp_path / "fineweb_train_000002.bin", np.full(1000, 700))
     with pytest.raises(ShardError, match=r"has id 700, model\.vocab_size is 512"):
+        data(tmp_path)
+
+
+def test_ids_above_the_vocabulary_are_rejected_where_no_scan_has_been_and_in_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_shards, "SCANNED_TOKENS", 0)
+    for split, number in (("val", 0), ("train", 1)):
+        write_bin(tmp_path / f"fineweb_{split}_{number:06d}.bin", np.arange(1000) % 512)
+    write_bin(tmp_path / "fineweb_train_000001.bin", np.full(1000, 700))
+    module = data(tmp_path)
+    with pytest.raises(ShardError, match=r"train_000001\.bin.* has id 700, model\.vocab_size is 512"):
+        module.train_batch(0, 0, 1)
+    write_bin(tmp_path / "fineweb_val_000000.bin", np.full(1000, 700))
+    with pytest.raises(ShardError, match=r"val_000000\.bin.* has id 700, model\.vocab_size is 512"):
         data(tmp_path)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.datamodules.shards.order import permute, window_at
+from src.datamodules.shards.order import permute, shard_window_at, window_at
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16, 17, 100, 1023, 1024, 1025, 65537])
@@ -42,7 +42,12 @@ def test_a_trillion_windows_are_ordered_without_memory() -> None:
 
 def test_the_order_is_the_same_on_every_machine() -> None:
     assert window_at(np.arange(8), 100, seed=1).tolist() == FROZEN
+    assert window_at(np.arange(100, 108), 100, seed=1).tolist() == FROZEN_SECOND_EPOCH
+    assert shard_window_at(np.arange(24), np.array([4, 7, 12]), seed=1).tolist() == FROZEN_BY_SHARD
 
 
 #: A changed order would silently change every run that is resumed or repeated.
 FROZEN = [2, 9, 37, 4, 32, 87, 50, 55]
+FROZEN_SECOND_EPOCH = [42, 68, 44, 60, 25, 40, 43, 99]
+#: Two epochs of shards of 4, 3 and 5 windows.
+FROZEN_BY_SHARD = [0, 1, 3, 2, 6, 5, 4, 9, 8, 7, 10, 11, 8, 9, 10, 7, 11, 6, 4, 5, 0, 1, 3, 2]

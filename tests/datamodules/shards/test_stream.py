@@ -98,6 +98,8 @@ def test_a_mixture_gives_each_source_its_share_evenly_and_in_its_own_order(tmp_p
     got = mixture.read(np.arange(3000))[:, 0].astype(int)
     counts = Counter((got // 1000).tolist())
     assert counts == {0: 1800, 1: 900, 2: 300}
+    # Slot k of q stands at (k + 1/2) / q: 1/12, 3/12, ... of the first, 1/6, 3/6, 5/6 of the second, 1/2 of the third.
+    assert (got[:10] // 1000).tolist() == [0, 1, 0, 0, 1, 2, 0, 0, 1, 0]
     for first in range(0, 3000, 10):
         part = Counter((got[first : first + 10] // 1000).tolist())
         assert abs(part[0] - 6) <= 1
