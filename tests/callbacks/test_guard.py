@@ -58,6 +58,16 @@ def test_on_a_gpu_values_are_read_only_after_the_given_steps() -> None:
     assert (error.value.step, error.value.began) == (10, 4)
 
 
+def test_a_weight_that_is_not_finite_is_found_before_a_save() -> None:
+    gpt = tiny_gpt()
+    guard().check_weights(4, gpt)
+    with torch.no_grad():
+        gpt.ln_f.weight[3] = math.inf
+    with pytest.raises(DivergedError, match="step 4: a parameter is not finite") as error:
+        guard().check_weights(4, gpt)
+    assert (error.value.step, error.value.began) == (4, 4)
+
+
 def test_the_state_of_a_checkpoint_continues_the_level() -> None:
     first, second, whole = guard(), guard(), guard()
     losses = [6.0 - 0.01 * step for step in range(60)]

@@ -54,3 +54,32 @@ def test_the_speed_leaves_out_a_validation(tmp_path: Path, monkeypatch: pytest.M
     clock.now += 1.0
     log.on_train_batch_end(trainer_at(2), None, OUTPUTS, None, 1)
     assert record.close_row()["tokens_per_s"] == 2 * 64 / 2.0
+
+
+def test_each_row_has_the_speed_since_the_row_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, record = Clock(monkeypatch), RunRecord(tmp_path, writes=False)
+    log: Any = TrainingLog(record, every_steps=2, tokens_per_step=64, throughput=NONE)
+    log.on_train_start(trainer_at(6), None)  # of a resumed run
+    for step, seconds in ((7, 1.0), (8, 1.0), (9, 4.0), (10, 4.0)):
+        log.on_train_batch_start(trainer_at(step - 1))
+        clock.now += seconds
+        log.on_train_batch_end(trainer_at(step), None, OUTPUTS, None, step - 1)
+        row = record.close_row()
+        assert row.get("tokens_per_s") == {8: 2 * 64 / 2.0, 10: 2 * 64 / 8.0}.get(step)
+
+
+def test_a_pause_lasts_from_its_first_cause_to_the_next_step_and_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, record = Clock(monkeypatch), RunRecord(tmp_path, writes=False)
+    log: Any = TrainingLog(record, every_steps=2, tokens_per_step=64, throughput=NONE)
+    log.on_train_start(trainer_at(0), None)
+    log.on_validation_start(trainer_at(0), None)
+    clock.now += 10.0
+    log.pause()  # an evaluation after the validation
+    clock.now += 5.0
+    for step in (1, 2):
+        log.on_train_batch_start(trainer_at(step - 1))
+        clock.now += 2.0
+        log.on_train_batch_end(trainer_at(step), None, OUTPUTS, None, step - 1)
+    assert record.close_row()["tokens_per_s"] == 2 * 64 / 4.0
