@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from src.callbacks.checkpoints import link_over
 from src.errors import UserError
 from src.launch.arguments import RANKS
 from src.launch.job import COMPLETED, DIVERGED, Job, TaskEnd
 from src.training.provenance import config_hash
-from src.training.resume import continue_or_skip, find_resume
+from src.training.resume import continue_or_skip, find_resume, newest_first
 from tests.runs import SMALL, make_shards, metrics, result, run
 from tests.settings.test_read import composed, settled
 
@@ -154,3 +156,48 @@ def test_a_completed_run_is_not_resumed_with_other_values(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"batch_size=3 is not applied; task=evaluate run=.*r with these keys"):
         resumed(folder, "evaluation.batch_size=3")
     assert isinstance(resumed(folder, "trainer.max_steps=90", "model.dropout=0.3"), Job)
+
+
+def test_checkpoints_are_tried_newest_first(tmp_path: Path) -> None:
+    old, new, last = (tmp_path / name for name in ("step00000004.ckpt", "step00000008.ckpt", "last.ckpt"))
+    for path, time in ((old, 100), (new, 200)):
+        path.write_text(path.name)
+        os.utime(path, (time, time))
+    assert newest_first(tmp_path) == [new, old]
+    link_over(new, last)
+    assert newest_first(tmp_path) == [last, old]
+    link_over(old, last)  # killed between a save and the link to it
+    assert newest_first(tmp_path) == [new, old, last]
+    os.utime(old, (300, 300))
+    assert newest_first(tmp_path) == [last, new]
+
+
+def test_data_of_another_tokenizer_are_rejected_even_if_changed_data_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settled("trainer=cpu", "data.accept_changed=true")
+    one, other = ({"name": "x", "sha256": digit * 64, "n_vocab": 300} for digit in "12")
+    stored = {"config": settings.config, "data_hash": "0", "tokenizer": one, "step": 4}
+    monkeypatch.setattr("src.training.resume.newest_whole", lambda folder: (folder / "last.ckpt", {"reslab": stored}))
+    found = find_resume(tmp_path, settings, {"hash": "1", "tokenizer": one})
+    assert found is not None
+    assert found.step == 4
+    with pytest.raises(UserError, match=r"data\.path has the tokens of x .*, and the run was trained on those of x"):
+        find_resume(tmp_path, settings, {"hash": "1", "tokenizer": other})
+
+
+def test_a_run_that_had_passed_its_first_checkpoint_is_not_started_again(tmp_path: Path) -> None:
+    settings = settled("trainer=cpu", "trainer.checkpoint_every_steps=5")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n')
+    assert find_resume(tmp_path, settings, {"hash": "0"}) is None
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n{"step": 6}\n')
+    with pytest.raises(UserError, match=r"last\.ckpt is gone, though the run had passed step 6"):
+        find_resume(tmp_path, settings, {"hash": "0"})
+
+
+def test_a_run_of_a_study_is_not_taken_from_another_folder(tmp_path: Path) -> None:
+    leave(tmp_path / "7", status="completed", val_loss=3.25)
+    own = settled("trainer=cpu")
+    own.config["study"] = {"plan": "0" * 16}
+    assert isinstance(continue_or_skip(job(tmp_path), own), Job)
+    assert isinstance(continue_or_skip(job(tmp_path), settled("trainer=cpu")), TaskEnd)

@@ -1,12 +1,20 @@
 """Table of a completed run's scores, and TensorBoard's tab of hyperparameters."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from src.training.run_folder import score_lines, table, write_hparams
+from src.callbacks.best_effort import BestEffort
+from src.callbacks.run_record import RunRecord
+from src.training import run_folder
+from src.training.run_folder import complete_record, score_lines, table, write_hparams
+from tests.runs import result
 
 
 def test_scores_have_their_unit_and_limits_are_stated() -> None:
@@ -37,6 +45,31 @@ def test_the_table_has_loss_scores_and_speed() -> None:
     assert first == "x completed"
     assert loss.split() == ["validation", "loss", "3.2500", "nats", "after", "4,096", "tokens"]
     assert speed.split()[:3] == ["speed", "1,234", "tokens/s,"]
+
+
+def test_the_record_states_last_and_best_loss_of_the_run_itself_and_its_median_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, float]] = [
+        {"step": 2, "train/loss": 4.5, "tokens_per_s": 900.0, "val/loss": 1.0, "val/bpb": 0.5},  # before the branch
+        {"step": 4, "train/loss": 4.0, "tokens_per_s": 100.0, "val/loss": 2.0, "val/bpb": 1.0},
+        {"step": 5, "train/loss": 3.5, "tokens_per_s": 300.0},
+        {"step": 6, "val/loss": 2.5, "val/bpb": 1.25},
+    ]
+    text = "".join(json.dumps({"tokens": 10 * row["step"], **row}) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    monkeypatch.setattr(run_folder, "_draw_summary", lambda *_: None)
+    record = RunRecord(tmp_path, writes=True)
+    record.update(name="x", tokens=60, seconds=2.0, branched_from={"step": 2})
+    settings = SimpleNamespace(trainer=SimpleNamespace(overfit_batches=1))
+    run: Any = SimpleNamespace(
+        job=SimpleNamespace(folder=tmp_path), record=record, settings=settings, best_effort=BestEffort()
+    )
+    assert complete_record(run) == 2.5
+    stated = result(tmp_path)
+    assert (stated["val_loss"], stated["best_val_loss"], stated["val_bpb"]) == (2.5, 2.0, 1.25)
+    assert (stated["tokens_per_s"], stated["overfit_loss"]) == (300.0, [4.5, 3.5])
+    assert stated["status"] == "completed"
 
 
 def test_hyperparameters_name_the_scores_and_add_no_point_to_a_curve(tmp_path: Path) -> None:
