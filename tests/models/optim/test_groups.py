@@ -32,6 +32,14 @@ def test_the_strategys_own_scales_hold() -> None:
     assert {own["lr_scale"] for name, own in found.items() if "residual." in name} == {1.0, 10.0}
 
 
+def test_a_strategys_absolute_rate_and_decay_replace_the_trunks() -> None:
+    absolute = {"lr": 0.02, "keep_lr_scale": 1.0, "blend_lr_scale": 0.5, "keep_weight_decay": 0.04}
+    found = options_by_name(tiny_gpt("x0_blend", strategy=absolute))  # the trunk: rate 1e-3, decay 0.1
+    own = {name.rpartition(".")[2]: values for name, values in found.items() if "residual." in name}
+    scales = {name: (values["lr_scale"], values["weight_decay"]) for name, values in own.items()}
+    assert sorted(scales.values()) == [(pytest.approx(10.0), 0.0), (pytest.approx(20.0), 0.04)]
+
+
 @pytest.mark.parametrize("residual", options("residual"))
 def test_the_matrices_are_the_weights_of_the_sublayers(residual: str) -> None:
     gpt = tiny_gpt(residual, embedding="untied", bias=True)

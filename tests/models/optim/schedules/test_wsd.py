@@ -37,6 +37,10 @@ def test_a_decay_of_less_than_a_step_takes_one_step() -> None:
     assert [wsd(share=0.01, warmup=0, n=3).lr(s) for s in range(3)] == [1.0, 1.0, 0.2]
 
 
+def test_a_share_of_the_steps_is_rounded() -> None:
+    assert [wsd(share=0.2, n=n).n_decay for n in (12, 13, 15)] == [2, 3, 3]  # 2.4, 2.6 and 3 steps
+
+
 def test_a_decay_may_take_the_whole_run() -> None:
     rates = [wsd(share=1.0, warmup=0, n=4).lr(s) for s in range(4)]
     assert rates == pytest.approx([0.8, 0.6, 0.4, 0.2], abs=1e-15)
