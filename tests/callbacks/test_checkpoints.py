@@ -1,11 +1,14 @@
-"""Checkpoint files: complete, or rejected."""
+"""Checkpoint files, complete or rejected, and which steps are saved; `tests/training/test_trainer.py` has runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from src.callbacks.checkpoints import AtomicCheckpointIO, hash_path, link_over, read_checkpoint
+from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, hash_path, link_over, read_checkpoint
+from src.callbacks.run_record import RunRecord
 
 
 class Hostile:
@@ -73,3 +76,46 @@ def test_a_second_name_replaces_the_old_file_and_outlives_the_first(tmp_path: Pa
     AtomicCheckpointIO().save_checkpoint({"step": 4}, first)
     assert read_checkpoint(second)["step"] == 3
     assert read_checkpoint(first)["step"] == 4
+
+
+def checkpoints(folder: Path, since: int = 0) -> Any:
+    """Checkpoints that note what they check and save, every 100 steps."""
+    noted: Any = SimpleNamespace(checked=[], saved=[])
+    callback: Any = Checkpoints(
+        folder,
+        every_steps=100,
+        keep=1,
+        keep_steps=(),
+        since=since,
+        identity={},
+        record=RunRecord(folder, writes=False),
+        guard=SimpleNamespace(check_weights=lambda step, _: noted.checked.append(step)),  # type: ignore[arg-type]
+        files=AtomicCheckpointIO(),
+    )
+    callback.noted = noted
+    return callback
+
+
+def validate(callback: Any, step: int, loss: float) -> None:
+    trainer = SimpleNamespace(
+        callback_metrics={"val/loss": torch.tensor(loss)}, global_step=step, max_steps=99, should_stop=False
+    )
+    trainer.save_checkpoint, trainer.is_global_zero = lambda path: callback.noted.saved.append(path.name), False
+    callback.on_validation_end(trainer, None)
+
+
+def test_a_lower_validation_loss_is_saved_after_its_weights_are_checked_and_an_equal_one_is_not(tmp_path: Path) -> None:
+    callback = checkpoints(tmp_path)
+    for step, loss in ((2, 3.0), (4, 3.0), (6, 2.5), (8, 2.75)):
+        validate(callback, step, loss)
+    assert callback.noted.saved == ["step00000002.ckpt", "step00000006.ckpt"]
+    assert callback.noted.checked == [2, 6]
+    assert callback.state_dict() == {"best_loss": 2.5, "best_step": 6}
+
+
+@pytest.mark.parametrize(("best_step", "saved"), [(6, ["step00000010.ckpt"]), (9, [])])
+def test_the_best_of_a_branch_is_its_own(best_step: int, saved: list[str], tmp_path: Path) -> None:
+    callback = checkpoints(tmp_path, since=8)
+    callback.load_state_dict({"best_loss": 1.0, "best_step": best_step})
+    validate(callback, 10, 1.5)
+    assert callback.noted.saved == saved

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from src.callbacks.run_record import RunRecord
 from src.errors import CheckpointError, Interrupted, UserError
 from src.launch.stop_request import StopRequest
 from src.training import session
-from tests.runs import result
+from tests.runs import SMALL, make_shards, result
+from tests.support import composed_settings
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,11 @@ def test_a_damaged_row_of_a_resumed_run_is_an_error_of_the_user(
     run: Any = SimpleNamespace(job=job, record=record, settings=None, data=None, first_step=2, branches=False)
     with pytest.raises(UserError, match="line 1: not a JSON object with a step; take the line out"):
         session.fit(run)
+
+
+def test_a_run_that_overfits_reads_its_first_batches_again(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards")
+    data = session._open_data(composed_settings(*SMALL, f"data.path={shards}", "trainer.overfit_batches=2"))
+    first, second, third = (data.train_batch(step, 0, 1) for step in range(3))
+    assert torch.equal(third, first)
+    assert not torch.equal(second, first)

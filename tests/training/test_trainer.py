@@ -152,6 +152,29 @@ def test_training_validation_and_a_resumed_run_keep_attention_within_documents(
     assert not torch.equal(other.gpt.h[0].attn.c_attn.weight, module.gpt.h[0].attn.c_attn.weight)
 
 
+def test_dropout_of_a_step_follows_from_seed_step_and_rank(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: dict[int, int] = {}
+
+    class Note(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            seeds[trainer.global_step] = torch.initial_seed()
+
+    keys = ["trainer.max_steps=4", "trainer.checkpoint_every_steps=2", "model.dropout=0.5"]
+    whole = fit(tmp_path / "r", shards, *keys, callbacks=(Note(),))
+    first = dict(seeds)
+    assert len({*first.values()}) == 4
+    checkpoint = str(tmp_path / "r/checkpoints/step00000002.ckpt")
+    rest = fit(tmp_path / "rest", shards, *keys, callbacks=(Note(),), resume=checkpoint)
+    assert seeds == first
+    for a, b in zip(whole.lightning_module.parameters(), rest.lightning_module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    monkeypatch.setattr(LanguageModel, "global_rank", 1)
+    fit(tmp_path / "rank", shards, *keys, callbacks=(Note(),))
+    assert not {*seeds.values()} & {*first.values()}
+
+
 def test_every_set_has_its_loss_and_bits_per_byte_and_the_first_chooses_the_best_checkpoint(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

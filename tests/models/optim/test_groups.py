@@ -26,6 +26,13 @@ def test_tensors_of_two_dimensions_decay_and_no_others() -> None:
         assert found[name] == {"lr_scale": 1.0, "weight_decay": 0.1 if param.dim() == 2 else 0.0}
 
 
+def test_copies_of_norms_and_biases_do_not_decay_either() -> None:
+    gpt = tiny_gpt(recurrence="mini", bias=True)
+    found, copied = options_by_name(gpt), {id(p) for p in gpt.copied_params()}
+    decays = {(p.dim(), found[name]["weight_decay"]) for name, p in gpt.named_parameters() if id(p) in copied}
+    assert decays == {(3, 0.1), (2, 0.0)}  # the first axis counts copies
+
+
 def test_the_strategys_own_scales_hold() -> None:
     scales = {"lr": None, "keep_lr_scale": 1.0, "blend_lr_scale": 10.0}
     found = options_by_name(tiny_gpt("x0_blend", strategy=scales))
