@@ -44,6 +44,14 @@ def test_accumulated_micro_steps_equal_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_the_loss_of_a_step_is_the_mean_over_its_micro_steps(tmp_path: Path) -> None:
+    idx, gpt = tokens(4, 13, seed=0), tiny_gpt()
+    expected = gpt.loss(idx[:, :-1], idx[:, 1:]).item()
+    for n_micro in (1, 4):
+        logged = train(batches(n_micro, n_steps=1), tmp_path).trainer.callback_metrics["train/loss"]
+        assert logged.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_forward_runs_under_autocast_and_the_backward_does_not(tmp_path: Path) -> None:
     forward, backward = list[bool](), list[bool]()
 
