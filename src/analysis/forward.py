@@ -33,7 +33,8 @@ class Forward(NamedTuple):
     map_BTNN: ByDepth  # of every site: it maps the streams H to R H
     query_BHTK: tuple[Tensor, ...]  # of every attention site, as the scores are computed from them
     key_BHTK: tuple[Tensor, ...]
-    allowed_TT: tuple[Tensor | None, ...]  # of every attention site, the pairs that attend; None: all earlier tokens
+    allowed: tuple[Tensor | None, ...]  # of every attention site, pairs that attend, as in `Mask`; None: all earlier
+    document_BT: Tensor | None  # number of each token's document; None: one document
     hidden_BTD: Tensor  # the head's input
 
 
@@ -66,8 +67,11 @@ class ForwardRecorder(NullRecorder):
 
 
 @torch.no_grad()
-def record_forward(gpt: GPT, idx_BT: Tensor) -> Forward:
-    """Run the model, which is in evaluation mode, on token ids [B, T] and return the tensors by depth."""
+def record_forward(gpt: GPT, idx_BT: Tensor, document_BT: Tensor | None = None) -> Forward:
+    """Run the model, which is in evaluation mode, on token ids [B, T] and return the tensors by depth.
+
+    Attention stays within tokens of one number in `document_BT`, if it is given.
+    """
     recorder, heads = ForwardRecorder(gpt.residual), list[tuple[Tensor, Tensor, Mask | None]]()
     attentions = dict.fromkeys(gpt.sublayer(site) for site in gpt.active_sites if site.kind == "attn")
     hooks = [
@@ -75,7 +79,7 @@ def record_forward(gpt: GPT, idx_BT: Tensor) -> Forward:
         for attention in attentions
     ]
     try:
-        end_BTD = gpt.run_trunk(idx_BT, recorder)
+        end_BTD = gpt.run_trunk(idx_BT, recorder, document_BT)
     finally:
         for hook in hooks:
             hook.remove()
@@ -88,6 +92,7 @@ def record_forward(gpt: GPT, idx_BT: Tensor) -> Forward:
         tuple(query_BHTK for query_BHTK, _, _ in heads),
         tuple(key_BHTK for _, key_BHTK, _ in heads),
         tuple(None if mask is None else mask.allowed for _, _, mask in heads),
+        document_BT,
         gpt.head_input(end_BTD),
     )
 

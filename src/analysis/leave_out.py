@@ -30,14 +30,20 @@ class LeaveOut(NullRecorder):
         return torch.zeros_like(y_BTD) if site.index in self.indices else y_BTD
 
 
-def measure_leave_out(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> dict[str, Tensor | str]:
-    """Return the model's `loss` [B], and the effects of each `sublayer` [B, S] and each `block` [B, L]."""
+def measure_leave_out(
+    gpt: GPT, idx_BT: Tensor, targets_BT: Tensor, document_BT: Tensor | None = None
+) -> dict[str, Tensor | str]:
+    """Return the model's `loss` [B], and the effects of each `sublayer` [B, S] and each `block` [B, L].
+
+    Attention stays within tokens of one number in `document_BT`, if it is given.
+    """
     sites = gpt.active_sites
     blocks = dict.fromkeys(site.block for site in sites)
-    loss_B = sequence_losses(gpt, idx_BT, targets_BT, set())
+    loss_B = sequence_losses(gpt, idx_BT, targets_BT, set(), document_BT)
 
     def measure(groups: list[set[int]]) -> Tensor:
-        return torch.stack([sequence_losses(gpt, idx_BT, targets_BT, group) - loss_B for group in groups], dim=1)
+        losses = [sequence_losses(gpt, idx_BT, targets_BT, group, document_BT) for group in groups]
+        return torch.stack(losses, dim=1) - loss_B[:, None]
 
     return {
         "loss": loss_B,
@@ -47,6 +53,8 @@ def measure_leave_out(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> dict[str,
 
 
 @torch.no_grad()
-def sequence_losses(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor, left_out: set[int]) -> Tensor:
+def sequence_losses(
+    gpt: GPT, idx_BT: Tensor, targets_BT: Tensor, left_out: set[int], document_BT: Tensor | None = None
+) -> Tensor:
     """Return the mean loss of every sequence in nats, [B], without the sites of these indices."""
-    return gpt.token_losses(idx_BT, targets_BT, LeaveOut(left_out)).double().mean(1)
+    return gpt.token_losses(idx_BT, targets_BT, LeaveOut(left_out), document_BT).double().mean(1)

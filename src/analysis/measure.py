@@ -28,6 +28,7 @@ from src.analysis.lens import measure_lens
 from src.analysis.sources import Sources, measure_sources
 from src.analysis.states import measure_cosines
 from src.analysis.streams import measure_streams
+from src.models.documents import number_documents
 from src.models.gpt import GPT
 from src.models.stream_probe import round_values
 
@@ -39,24 +40,27 @@ Measured = dict[str, dict[str, Tensor | str]]
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
-def measure_model(gpt: GPT, windows_BT: Tensor, autocast: Autocast) -> dict[str, Any]:
+def measure_model(gpt: GPT, windows_BT: Tensor, autocast: Autocast, document_mark: int | None = None) -> dict[str, Any]:
     """Return all measurements on sequences [B, T + 1] as values for JSON; the model is in evaluation mode.
 
     Args:
         gpt: the model.
         windows_BT: token ids; targets are the inputs shifted by one.
         autocast: context of the forwards; everything that is computed from them is in float32 or float64.
+        document_mark: id that begins each document, within which attention stays, as in training; None: one document.
 
     Raises:
         ValueError: the model's loss is not finite.
     """
     n_at_once = max(1, TOKENS_AT_ONCE // (windows_BT.shape[1] - 1))
-    measured = [_measure_batch(gpt, batch_BT, autocast) for batch_BT in torch.split(windows_BT, n_at_once)]
+    batches = torch.split(windows_BT, n_at_once)
+    measured = [_measure_batch(gpt, batch_BT, autocast, document_mark) for batch_BT in batches]
     values, omitted = summarize(measured)
     if values["leave_out"]["loss"] is None:
         raise ValueError(f"the model's loss is not finite ({omitted['leave_out.loss']})")
     with autocast():
-        sources = measure_sources(gpt, windows_BT[:1, :-1], windows_BT[:1, 1:])
+        document_1T = number_documents(windows_BT[:1, :-1], document_mark)
+        sources = measure_sources(gpt, windows_BT[:1, :-1], windows_BT[:1, 1:], document_1T)
     values["sources"] = _describe_sources(sources)
     if isinstance(sources.shares, str):
         omitted["sources.shares"] = sources.shares
@@ -64,11 +68,12 @@ def measure_model(gpt: GPT, windows_BT: Tensor, autocast: Autocast) -> dict[str,
     return {"sites": sites, **values, "omitted": omitted}
 
 
-def _measure_batch(gpt: GPT, tokens_BT: Tensor, autocast: Autocast) -> Measured:
+def _measure_batch(gpt: GPT, tokens_BT: Tensor, autocast: Autocast, document_mark: int | None) -> Measured:
     idx_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+    document_BT = number_documents(idx_BT, document_mark)
     with autocast():
-        leave_out = measure_leave_out(gpt, idx_BT, targets_BT)
-        forward = record_forward(gpt, idx_BT)
+        leave_out = measure_leave_out(gpt, idx_BT, targets_BT, document_BT)
+        forward = record_forward(gpt, idx_BT, document_BT)
     return {
         "leave_out": leave_out,
         "cosine": measure_cosines(forward),

@@ -31,9 +31,9 @@ class Sources(NamedTuple):
     shares: dict[str, Tensor] | str
 
 
-def measure_sources(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor) -> Sources:
+def measure_sources(gpt: GPT, idx_BT: Tensor, targets_BT: Tensor, document_BT: Tensor | None = None) -> Sources:
     """Return the weights of the tokens' reads, and the numbers that follow from shares, [K] each."""
-    probe = probe_stream(gpt, idx_BT, targets_BT)
+    probe = probe_stream(gpt, idx_BT, targets_BT, document_BT)
     shares: dict[str, Tensor] | str = "the strategy reports no weights of its own, so they are fitted"
     if not probe.measured:
         shares = summarize_shares(probe.mixing_KJ)

@@ -99,7 +99,7 @@ def _write(saved: SavedWeights, fabric: L.Fabric, data: TokenDataModule, n_seque
     windows_BT: Tensor = as_tensor(data.val_windows[:n_sequence].copy()).long()
     gpt = saved.gpt.to(fabric.device).eval()
     try:
-        measured = measure_model(gpt, windows_BT.to(fabric.device), fabric.autocast)
+        measured = measure_model(gpt, windows_BT.to(fabric.device), fabric.autocast, data.document_mark())
     except ValueError as error:
         raise UserError(f"step {saved.identity['step']}: {one_line(error)}; analyze an earlier checkpoint") from error
     record: dict[str, Any] = {

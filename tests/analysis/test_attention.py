@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from src.analysis.attention import attention_weights, entropies, measure_attention, sink_masses
 from src.analysis.forward import record_forward
+from src.models.documents import number_documents
 from tests.support import jitter, tiny_gpt, tokens
 
 
@@ -68,3 +69,28 @@ def test_a_window_counts_the_tokens_that_it_has() -> None:
     found = measure_attention(record_forward(gpt, tokens(1)))
     assert torch.allclose(found["entropy"][0, 0], torch.ones(2, dtype=torch.float64))
     assert torch.allclose(found["sink_mass"][0, 0], torch.full((2,), (1 + 1 / 2 + 1 / 3 + 1 / 4) / 12).double())
+
+
+def test_documents_have_a_first_token_each_and_a_token_alone_has_no_entropy() -> None:
+    gpt = jitter(tiny_gpt(n_layer=2, window_pattern="SL", window_size=3)).double().eval()
+    idx = tokens(2)
+    idx[idx == 7] = 8
+    idx[0, [4, 5]] = 7  # documents of 4, 1 and 7 tokens; the other sequence is one document
+    forward = record_forward(gpt, idx, number_documents(idx, 7))
+    found = measure_attention(forward)
+    starts = [0, 0, 0, 0, 4, *[5] * 7]
+    for site, window in ((0, 3), (1, 12)):
+        q, k = forward.query_BHTK[site][0, 1], forward.key_BHTK[site][0, 1]
+        entropy, mass = [], []
+        for t, start in enumerate(starts):
+            first = max(start, t - window)
+            p = F.softmax(k[first : t + 1] @ q[t] / math.sqrt(8), dim=0)
+            mass.append(p[0].item() if first == start else 0.0)
+            if len(p) > 1:
+                entropy.append(-(p * p.log()).sum().item() / math.log(len(p)))
+        assert len(entropy) == 9
+        assert math.isclose(found["entropy"][0, site, 1].item(), sum(entropy) / 9, rel_tol=1e-9)
+        assert math.isclose(found["sink_mass"][0, site, 1].item(), sum(mass) / 12, rel_tol=1e-9)
+    alone = measure_attention(record_forward(gpt, idx[1:]))
+    assert torch.equal(found["sink_mass"][1], alone["sink_mass"][0])
+    assert torch.allclose(found["entropy"][1], alone["entropy"][0])

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from src.analysis import measure
+from src.analysis.leave_out import sequence_losses
 from src.analysis.measure import measure_model, summarize
+from src.models.documents import number_documents
+from src.models.stream_probe import probe_stream
 from src.residual.base import ResidualStrategy
 from src.residual.composed import Composed
 from tests.support import COMPOSITIONS, jitter, options, start_at_once, tiny_gpt, tokens
@@ -120,3 +123,19 @@ def test_a_model_without_a_finite_loss_is_one_sentence(name: str) -> None:
         gpt.h[1].mlp.c_proj.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"the model's loss is not finite \(2 of 2 values are not finite\)"):
         measure_model(gpt, tokens(2, 9), nullcontext)
+
+
+def test_documents_are_measured_with_the_attention_of_their_training() -> None:
+    gpt = jitter(tiny_gpt("attnres", n_layer=2)).eval()
+    windows = tokens(2, 13)
+    windows[:, 6] = 7
+    found = measure_model(gpt, windows, nullcontext, 7)
+    idx, targets = windows[:, :-1], windows[:, 1:]
+    wanted = gpt.token_losses(idx, targets, document_BT=number_documents(idx, 7)).mean().item()
+    assert math.isclose(found["leave_out"]["loss"]["mean"], wanted, rel_tol=1e-5)
+    assert math.isclose(found["logit_lens"]["loss"]["mean"][-1], wanted, rel_tol=1e-5)
+    assert not math.isclose(gpt.token_losses(idx, targets).mean().item(), wanted, rel_tol=1e-3)
+    without = sequence_losses(gpt, idx, targets, {1}, number_documents(idx, 7)).mean().item()
+    assert math.isclose(found["leave_out"]["sublayer"]["mean"][1], without - wanted, rel_tol=1e-3)
+    probe = probe_stream(gpt, idx[:1], targets[:1], number_documents(idx[:1], 7))
+    assert torch.allclose(torch.tensor(found["sources"]["weights"]), probe.mixing_KJ, atol=1e-5)

@@ -14,6 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
 
+from src.analysis.measure import measure_model
+from src.datamodules.token_shards import TokenShardDataModule
 from src.errors import UserError
 from src.launch.job import Job
 from src.reporting.document import build_document
@@ -99,6 +101,25 @@ def test_data_on_the_command_line_replace_those_of_the_run(trained: Path, tmp_pa
     analyze(f"run={copied}", f"data.path={other}", "data.val_tokens=1024", "sequences=2", cwd=tmp_path)
     tokens = read(copied, 12)["tokens"]
     assert tokens["data_hash"] != read(copied, 12)["data_hash"]
+
+
+def test_attention_stays_within_documents_where_the_data_say_so(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TokenShardDataModule, "_document_mark", 7)
+    copied = Path(shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("analysis")))
+    path = trained.parent / "shards"
+    marks: list[int | None] = []
+
+    def measure(*arguments: Any) -> dict[str, Any]:
+        marks.append(arguments[3])
+        return measure_model(*arguments)
+
+    monkeypatch.setattr(task, "measure_model", measure)
+    for value in ("true", "false"):
+        keys = [f"data.path={path}", "data.val_tokens=1024", f"data.document_attention={value}"]
+        analyze(f"run={copied}", *keys, "sequences=1", cwd=tmp_path)
+    assert marks == [7, None]
 
 
 @pytest.mark.parametrize(
