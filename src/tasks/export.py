@@ -59,8 +59,8 @@ def _write(saved: SavedWeights, output: Path) -> str:
     result = read_result(saved.folder) if saved.folder is not None else None
     with atomic_folder(output) as part:
         tokenizer = saved.tokenizer
-        end_of_text = None if tokenizer is None else tokenizer.end_of_text
-        model_format = write_pretrained(saved.gpt, saved.recipe, part, end_of_text)
+        end_of_text, n_vocab = (None, None) if tokenizer is None else (tokenizer.end_of_text, tokenizer.n_vocab)
+        model_format = write_pretrained(saved.gpt, saved.recipe, part, end_of_text, n_vocab)
         if tokenizer is not None:
             _write_tokenizer(part, tokenizer, saved.settings.model.block_size)
         else:

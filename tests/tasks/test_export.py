@@ -260,6 +260,8 @@ def test_the_tokenizer_of_the_data_is_in_record_checkpoint_and_export(small: Pat
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs("cats walk<|endoftext|>")["input_ids"] == [*ours.encode("cats walk"), ours.end_of_text]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == ours.end_of_text
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["suppress_tokens"] == list(range(300, 384))  # the padding of the vocabulary
     assert f"small (300 ids), sha256 {ours.sha256}" in (tmp_path / "out" / "README.md").read_text()
     alone = tmp_path / "alone.ckpt"
     shutil.copyfile(small / "checkpoints" / "last.ckpt", alone)

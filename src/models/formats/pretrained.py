@@ -32,8 +32,6 @@ from src.models.gpt import GPT
 
 MODEL_TYPE = "reslab"
 ARCHITECTURE = AUTO_MAP["AutoModelForCausalLM"].rpartition(".")[2]
-#: Last of GPT-2's ids, and their number rounded up to a multiple of 128.
-GPT2_END_OF_TEXT, PADDED_VOCAB = 50256, 50304
 #: Parts of GPT-2; the norm's eps is read from the folder.
 GPT2 = {
     "residual": {"_target_": "src.residual.vanilla.Vanilla"},
@@ -43,7 +41,9 @@ GPT2 = {
 }
 
 
-def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | None = None) -> str:
+def write_pretrained(
+    gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | None = None, n_vocab: int | None = None
+) -> str:
     """Write `gpt` into an existing folder; return the format, "gpt2", "llama" or "reslab".
 
     Args:
@@ -51,16 +51,26 @@ def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | 
         recipe: its description.
         folder: the folder.
         end_of_text: the tokenizer's id that starts and ends a text; None where it is not known.
+        n_vocab: number of the tokenizer's ids, beyond which generation selects none; None where it is not known.
 
     Raises:
         ValueError: a part of the model is not a class of this project.
     """
+    model_format = _write_model(gpt, recipe, folder, end_of_text)
+    if n_vocab is not None and n_vocab < gpt.config.vocab_size:
+        ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+        padding = [*range(n_vocab, gpt.config.vocab_size)]
+        write_json(folder / "generation_config.json", {**ids, "suppress_tokens": padding})
+    return model_format
+
+
+def _write_model(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | None) -> str:
+    """Write configuration, weights and code; return the format."""
     if find_difference_from_gpt2(gpt) is None:
         write_gpt2(gpt, folder, end_of_text)
         return "gpt2"
     if find_difference_from_llama(gpt) is None:
         write_llama(gpt, folder, end_of_text)
-        _write_generation(gpt, folder, end_of_text)
         return "llama"
     for name in ROOMS:
         build_part("this run", name, recipe.rooms[name])
@@ -74,16 +84,8 @@ def write_pretrained(gpt: GPT, recipe: Recipe, folder: Path, end_of_text: int | 
         "model_type": MODEL_TYPE,
     }
     write_folder(folder, {**names, **dataclasses.asdict(recipe)}, weights)
-    _write_generation(gpt, folder, end_of_text)
     write_code(folder, recipe.rooms)
     return MODEL_TYPE
-
-
-def _write_generation(gpt: GPT, folder: Path, end_of_text: int | None) -> None:
-    """Write what keeps generation from selecting the padding of GPT-2's vocabulary, if the model has it."""
-    if end_of_text == GPT2_END_OF_TEXT and gpt.config.vocab_size == PADDED_VOCAB:
-        padding = [*range(GPT2_END_OF_TEXT + 1, PADDED_VOCAB)]
-        write_json(folder / "generation_config.json", {"eos_token_id": end_of_text, "suppress_tokens": padding})
 
 
 def from_pretrained(folder: Path | str) -> GPT:

@@ -132,12 +132,30 @@ def test_reading_a_folder_runs_no_code_of_it(tmp_path: Path) -> None:
     assert torch.equal(gpt(tokens()), sent(tokens()))
 
 
-def test_generation_of_a_padded_vocabulary_never_selects_padding(tmp_path: Path) -> None:
-    rooms, sizes = {"residual": "x0_blend"}, {"vocab_size": 50304, "n_embd": 4, "n_head": 1}
-    write_pretrained(trained(rooms, **sizes), recipe(rooms, **sizes), tmp_path, 50256)
-    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 50256
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "reslab"])
+def test_generation_never_selects_an_id_that_the_tokenizer_lacks(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="a development dependency")
+    if kind == "llama":
+        rooms = {"norm": "rmsnorm", "embedding": "untied", "mlp": "swiglu"}
+    else:
+        rooms = {"residual": "x0_blend" if kind == "reslab" else "vanilla"}
+    sizes = {"positions": "rope"} if kind == "llama" else {}
+    gpt = trained(rooms, **sizes)
+    with torch.no_grad():
+        gpt.embedding.get_lm_head_weight()[40:] *= 50  # their logits are the largest, and the lowest
+    assert write_pretrained(gpt, recipe(rooms, **sizes), tmp_path, 5, 40) == kind
     settings = json.loads((tmp_path / "generation_config.json").read_text())
-    assert settings == {"eos_token_id": 50256, "suppress_tokens": list(range(50257, 50304))}
+    assert settings == {"bos_token_id": 5, "eos_token_id": 5, "suppress_tokens": list(range(40, 64))}
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    torch.manual_seed(0)
+    ids = model.generate(torch.full((64, 1), 7), do_sample=True, max_new_tokens=4, pad_token_id=5)
+    assert ids.max() < 40
+
+
+def test_a_vocabulary_without_padding_needs_no_settings_of_generation(tmp_path: Path) -> None:
+    write_pretrained(trained({}), recipe({}), tmp_path, 5, 64)
+    assert not (tmp_path / "generation_config.json").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 5
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:
