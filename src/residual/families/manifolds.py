@@ -101,15 +101,15 @@ class Cayley(Manifold):
         return [0.0] * (n * (n - 1) // 2)
 
     def forward(self, logit_BTL: Tensor) -> Tensor:
-        n = self.n_stream
-        upper_BTNN = logit_BTL.new_zeros(*logit_BTL.shape[:2], n, n)
+        n, dtype = self.n_stream, torch.promote_types(logit_BTL.dtype, torch.float32)  # torch solves no narrower ones
+        upper_BTNN = logit_BTL.new_zeros(*logit_BTL.shape[:2], n, n, dtype=dtype)
         row, column = torch.triu_indices(n, n, 1, device=logit_BTL.device)
-        upper_BTNN[..., row, column] = logit_BTL
+        upper_BTNN[..., row, column] = logit_BTL.to(dtype)
         skew_BTNN = upper_BTNN - upper_BTNN.transpose(-1, -2)
-        one_NN = torch.eye(n, dtype=logit_BTL.dtype, device=logit_BTL.device)
+        one_NN = torch.eye(n, dtype=dtype, device=logit_BTL.device)
         # I + K is always invertible; `solve` would wait for the device to report that it is.
         rotation_BTNN: Tensor = torch.linalg.solve_ex(one_NN + skew_BTNN, one_NN - skew_BTNN).result
-        return rotation_BTNN
+        return rotation_BTNN.to(logit_BTL.dtype)
 
 
 class Orthostochastic(Cayley):

@@ -57,6 +57,15 @@ def test_at_first_the_matrix_is_close_to_the_identity_and_every_logit_moves_it(n
     assert grad.abs().min() > 1e-6
 
 
+@every_map
+def test_an_export_loaded_in_bfloat16_computes_in_it(name: ManifoldName) -> None:
+    manifold = build_manifold(name, 4, 8.0, n_iteration=20)
+    logit_BTL = random_logits(len(manifold.logits)).float()
+    found = manifold.bfloat16()(logit_BTL.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), manifold.float()(logit_BTL), rtol=0, atol=0.05)
+
+
 def test_too_many_permutations_raise_an_error() -> None:
     with pytest.raises(ValueError, match=r"n_stream must be <= 5 with residual.manifold=permutations"):
         build_manifold("permutations", 6, 8.0, n_iteration=1)
