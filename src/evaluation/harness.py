@@ -237,12 +237,13 @@ def _make_entry(name: str, found: dict[str, Any], files: dict[str, Path], data: 
     total = max(of, PUBLISHED_ITEMS.get(data, 0))
     scale = 100.0 if metric in HEADLINES else 1.0
     share = numbers[metric]
-    single = metric in HEADLINES and task_names == [name]  # a group's error depends on how it weighs its tasks
+    # The error is that of items that score 0 or 1, whose sum is whole; a group's depends on how it weighs its tasks.
+    has_error = metric in HEADLINES and task_names == [name] and abs(share * n - round(share * n)) < 1e-6
     shots = {found["n-shot"][task] for task in task_names}
     file = files.get(data)
     entry = {
         "score": share * scale,
-        "stderr": scale * (share * (1 - share) / max(1, n - 1)) ** 0.5 if single else None,
+        "stderr": scale * (share * (1 - share) / max(1, n - 1)) ** 0.5 if has_error else None,
         "metric": metric,
         "unit": "%" if metric in HEADLINES else None,
         **{m: numbers[m] for m in HEADLINES if m in numbers},

@@ -2,10 +2,12 @@
 
 import functools
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.api.metrics import mean_stderr
 from lm_eval.tasks import TaskManager
 
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
@@ -173,3 +175,21 @@ def test_of_a_metric_under_several_filters_the_first_counts() -> None:
     }
     entry = harness.summarize(found, ["gsm8k"], {})["gsm8k"]
     assert (entry["score"], entry["num_fewshot"], entry["limited"]) == (20.0, 5, None)
+
+
+def test_the_error_is_that_of_items_that_score_0_or_1() -> None:
+    values = [1.0, 0.0, 0.0, 1.0, 1.0]
+    entry = harness.summarize(of_five("arc_easy", statistics.mean(values)), ["arc_easy"], {})["arc_easy"]
+    assert entry["stderr"] == pytest.approx(100 * mean_stderr(values))
+    # truthfulqa_mc2 scores an item by a share of probability, which varies less.
+    found = of_five("truthfulqa_mc2", statistics.mean([0.5, 0.4, 0.45, 0.5, 0.41]))
+    assert harness.summarize(found, ["truthfulqa_mc2"], {})["truthfulqa_mc2"]["stderr"] is None
+
+
+def of_five(task: str, acc: float) -> dict[str, Any]:
+    return {
+        "results": {task: {"acc,none": acc, "acc_stderr,none": "N/A"}},
+        "n-samples": {task: {"original": 5, "effective": 5}},
+        "n-shot": {task: 0},
+        "versions": {task: 1.0},
+    }
