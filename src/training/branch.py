@@ -89,7 +89,7 @@ def _reject_differences(then: dict[str, Any], now: dict[str, Any]) -> None:
             raise UserError(
                 f"branch_from: {key} was {old}, is {new}, and a branch keeps the method and the data of its run; it "
                 "may change the decay (schedule, optimizer.min_lr, trainer.max_steps), evaluation, validation, logging "
-                "and safety; start a new run to change it"
+                f"and safety; give {key}={old}, or start a new run"
             )
 
 

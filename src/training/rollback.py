@@ -47,13 +47,13 @@ def agree_on_checkpoint(run: Run, began: int) -> tuple[Resume | None, bool]:
 
     Under a launcher the folder that Hydra gives to another rank is empty.
     """
-    found = [(_find_before(run, began), any(run.checkpoints.glob("*.ckpt")))]
+    found = [(find_before(run, began), any(run.checkpoints.glob("*.ckpt")))]
     if distributed.is_initialized():
         distributed.broadcast_object_list(found)
     return found[0]
 
 
-def _find_before(run: Run, began: int) -> Resume | None:
+def find_before(run: Run, began: int) -> Resume | None:
     """Return the newest checkpoint before step `began` by its name; the trainer verifies it when it loads it."""
     found = [Resume(path, step_of(path)) for path in run.checkpoints.glob("step*.ckpt")]
     if not found and run.resume is not None and run.resume.path.exists():

@@ -32,7 +32,7 @@ from src.training.memory import check_memory
 from src.training.preflight import check_quickly
 from src.training.process import adapt_to_processor, prepare_process
 from src.training.resume import find_resume
-from src.training.rollback import roll_back
+from src.training.rollback import find_before, roll_back
 from src.training.run import Run, build_initial_gpt, skipped_batches
 from src.training.run_folder import begin_record, complete_record, note_progress
 from src.training.trainer import build_trainer, open_loggers
@@ -179,7 +179,7 @@ def _failures_stated(run: Run) -> Iterator[None]:
     except DivergedError as error:
         steps = error.began - 1
         run.record.update(steps=steps, tokens=steps * run.tokens_per_step)
-        _state(run.record, "diverged", _divergence(error))
+        _state(run.record, "diverged", _explain_divergence(run, error))
         raise
     except Interrupted as stop:
         _state(run.record, "interrupted", str(stop))
@@ -206,8 +206,14 @@ def _was_left_by_ranks(run: Run, error: Exception) -> bool:
     return bool(is_pending) and run.settings.trainer.world_size > 1 and not isinstance(error, CheckpointError)
 
 
-def _divergence(error: DivergedError) -> str:
-    return f"{one_line(error)}; checkpoints/ holds weights from before it, if any were due"
+def _explain_divergence(run: Run, error: DivergedError) -> str:
+    if run.job.rank:  # only rank 0 sees the checkpoints: under a launcher the folder of another rank is empty
+        return one_line(error)
+    healthy = find_before(run, error.began)
+    kept = (
+        f"the newest checkpoint before it is of step {healthy.step}" if healthy else "no checkpoint was due before it"
+    )
+    return f"{one_line(error)}; {kept}"
 
 
 def _state(record: RunRecord, status: Status, reason: str) -> None:
@@ -232,6 +238,6 @@ def close(run: Run) -> TaskEnd:
 
 def close_diverged(run: Run, error: DivergedError) -> TaskEnd:
     """Report a divergence that the record states already."""
-    reason = _divergence(error)
+    reason = _explain_divergence(run, error)
     log.error("diverged: %s", reason)
     return TaskEnd(DIVERGED, f"diverged: {reason}")

@@ -8,7 +8,7 @@ import pytest
 
 from src.callbacks.checkpoints import link_over
 from src.training.resume import set_aside_after
-from src.training.rollback import _find_before
+from src.training.rollback import find_before
 from src.training.run import Resume
 
 
@@ -20,24 +20,24 @@ def run_with(folder: Path, resume: Resume | None, *steps: int) -> Any:
 
 @pytest.mark.parametrize(("began", "step"), [(5, 4), (9, 8), (13, 12), (99, 12)])
 def test_the_newest_checkpoint_before_the_divergence_is_taken(began: int, step: int, tmp_path: Path) -> None:
-    found = _find_before(run_with(tmp_path, None, 4, 8, 12), began)
+    found = find_before(run_with(tmp_path, None, 4, 8, 12), began)
     assert found == Resume(tmp_path / f"step{step:08d}.ckpt", step)
 
 
 def test_no_checkpoint_before_the_divergence_is_found(tmp_path: Path) -> None:
-    assert _find_before(run_with(tmp_path, None, 4, 8), 4) is None
+    assert find_before(run_with(tmp_path, None, 4, 8), 4) is None
 
 
 def test_a_last_ckpt_that_was_linked_again_since_the_resume_is_not_the_one_resumed_from(tmp_path: Path) -> None:
     run = run_with(tmp_path, Resume(tmp_path / "last.ckpt", 100), 198, 200)
     link_over(tmp_path / "step00000200.ckpt", tmp_path / "last.ckpt")
-    assert _find_before(run, 197) is None
+    assert find_before(run, 197) is None
 
 
 def test_a_folder_with_nothing_but_last_ckpt_returns_to_it(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_text("100")
     resume = Resume(tmp_path / "last.ckpt", 100)
-    assert _find_before(run_with(tmp_path, resume), 105) == resume
+    assert find_before(run_with(tmp_path, resume), 105) == resume
 
 
 @pytest.mark.parametrize("is_folder", [False, True])

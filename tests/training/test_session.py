@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from src.callbacks.guard import DivergedError
 from src.callbacks.run_record import RunRecord
 from src.errors import CheckpointError, Interrupted, UserError
+from src.launch.job import DIVERGED
 from src.launch.stop_request import StopRequest
 from src.training import session
 from tests.runs import SMALL, make_shards, result
@@ -57,3 +59,14 @@ def test_a_run_that_overfits_reads_its_first_batches_again(tmp_path: Path) -> No
     first, second, third = (data.train_batch(step, 0, 1) for step in range(3))
     assert torch.equal(third, first)
     assert not torch.equal(second, first)
+
+
+@pytest.mark.parametrize(("steps", "kept"), [([4, 8], "of step 4"), ([8], "no checkpoint was due before it")])
+def test_a_divergence_names_the_checkpoint_before_it(steps: list[int], kept: str, tmp_path: Path) -> None:
+    for step in steps:
+        (tmp_path / f"step{step:08d}.ckpt").write_text("")
+    job = SimpleNamespace(folder=tmp_path, rank=0)
+    run: Any = SimpleNamespace(job=job, checkpoints=tmp_path, resume=None)
+    end = session.close_diverged(run, DivergedError("loss nan", step=7, began=7))
+    assert end.code == DIVERGED
+    assert kept in end.line
