@@ -4,13 +4,14 @@ python run.py model=tiny -m seed=1,2           ->  -m model=tiny seed=1,2
 python run.py data.path=~/shards               ->  data.path=/home/me/shards
 python run.py data.path=/data/lr=1e-3          ->  data.path='/data/lr=1e-3'
 python run.py residual._target_=a.b.Mine       ->  residual._target_=a.b.Mine name=Mine
+python run.py model=from_checkpoint init_from=exported   ->  ... name=<name of the exported run>
 python run.py name=../../x                     ->  an error: a name is one part of a path
 python run.py --residual=vanilla               ->  an error: overrides have no dashes
 """
 
 import os
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.errors import UserError
+from src.files import read_object
 from src.launch.suggestions import keys_of_option
 
 #: Flags of Hydra that take the next argument as their value.
@@ -47,7 +49,7 @@ def tidy_arguments(arguments: list[str]) -> list[str]:
     """
     _reject_dashes(arguments)
     arguments = [_quote_text(_expand(arg)) if "=" in arg else arg for arg in _flags_first(arguments)]
-    arguments = _name_own_strategy(arguments)
+    arguments = _name_run(arguments)
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if key == "name" and "${" not in value:
@@ -95,20 +97,35 @@ def _flags_first(arguments: list[str]) -> list[str]:
     return [*flags, *rest]
 
 
-def _name_own_strategy(arguments: list[str]) -> list[str]:
-    """Return a command line that names a run after the class of `residual._target_` if nothing else names it.
+def _name_run(arguments: list[str]) -> list[str]:
+    """Return a command line that names a run after the strategy that no option of `residual` names, if nothing else does.
 
-    The option that such a class replaces, vanilla mostly, would name it otherwise.
+    That is the class of `residual._target_`, or the run whose export `model=from_checkpoint` continues. The option that
+    they replace, vanilla mostly, would name it otherwise.
     """
     given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
-    target, task = given.get("residual._target_"), given.get("task", "train")
-    if target is None or task not in ("train", "check") or {"name", "resume", "from_run", "branch_from"} & given.keys():
+    task = given.get("task", "train")
+    if task not in ("train", "check") or {"name", "resume", "from_run", "branch_from"} & given.keys():
         return arguments
     if any("name" in keys_of_option("experiment", e) for e in given.get("experiment", "").strip("[]").split(",")):
         return arguments
-    name = target.rpartition(".")[2] if re.fullmatch(r"[\w.]+", target) else "${residual._target_}"  # of a sweep
+    target, name = given.get("residual._target_"), None
+    if target is not None:
+        name = target.rpartition(".")[2] if re.fullmatch(r"[\w.]+", target) else "${residual._target_}"  # of a sweep
+    elif given.get("model") == "from_checkpoint":
+        name = _read_exported_name(Path(given.get("init_from", "").strip("'\"")))
     prefix = "check-" if task == "check" else ""
-    return [*arguments, f"name={prefix}{name}"]
+    return arguments if name is None else [*arguments, _quote_text(f"name={prefix}{name}")]
+
+
+def _read_exported_name(folder: Path) -> str | None:
+    """Return the name of the run whose export a folder is; None for another model, or none, which is an error later."""
+    try:
+        run = read_object(folder / "config.json").get("run")
+    except (OSError, ValueError):
+        return None
+    name = run.get("name") if isinstance(run, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _reject_dashes(arguments: list[str]) -> None:

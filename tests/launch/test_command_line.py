@@ -1,5 +1,7 @@
 """Command lines as people type them: flags anywhere, `~` in paths, names that stay in their folder."""
 
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -151,3 +153,21 @@ def test_a_name_is_one_part_of_a_path(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "lns+resformer", "lr=3e-4", "..a", "x y", "${seed}/x"])
 def test_other_names_are_kept(name: str) -> None:
     assert tidy_arguments([f"name='{name}'"]) == [f"name='{name}'"]
+
+
+@pytest.mark.parametrize(
+    ("others", "added"),
+    [
+        ([], ["name=lns+resformer"]),
+        (["task=check"], ["name=check-lns+resformer"]),
+        (["name=mine"], []),
+        (["model=tiny"], []),
+        (["init_from=openai-community/gpt2"], []),
+    ],
+)
+def test_a_run_that_continues_an_export_is_named_after_the_exported_run(
+    others: list[str], added: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"run": {"name": "lns+resformer"}}')
+    typed = [f"init_from={tmp_path}", "model=from_checkpoint", *others]
+    assert tidy_arguments(typed) == [*typed, *added]

@@ -185,7 +185,8 @@ def _load(gpt: GPT, weights: dict[str, torch.Tensor], folder: Path) -> None:
         if here != there:
             raise ValueError(
                 f"{folder}/model.safetensors does not fit the model: {key} is {_format_shape(there)} there, "
-                f"{_format_shape(here)} by the configuration; give the configuration of {folder}/config.json"
+                f"{_format_shape(here)} by the configuration; give the configuration of {folder}/config.json, "
+                "as model=from_checkpoint does"
             )
     gpt.load_state_dict(weights, strict=True)
 
