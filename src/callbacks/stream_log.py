@@ -109,7 +109,7 @@ class StreamLog(L.Callback):
         size = {
             "stream, as read": stream.read_rms_K.tolist(),
             "branch, as written": stream.branch_rms_S.tolist(),
-            "gradient by the branch": stream.gradient_rms_S.tolist(),
+            "gradient of what is written": stream.gradient_rms_S.tolist(),
         }
         figures = {
             "mixing": draw_mixing_map(

@@ -8,10 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from src.reporting.analysis_figures import Analysis, by_depth, set_log_scale, set_title
 
 matplotlib.use("Agg")
+
+STEP = "optimizer step"
 
 #: Panels over systems and over steps: title, family, name, and whether the axis is logarithmic.
 PANELS = (
@@ -54,7 +57,7 @@ def draw_over_steps(analyses: Sequence[Analysis]) -> Figure:
     figure, grid = _open_grid(len(shown) + 1)
     colors = matplotlib.colormaps["viridis"]
     grid[0].plot(steps, [a["leave_out"]["loss"]["mean"] for a in analyses], "k", marker="o", ms=3, lw=1.2)
-    _finish(grid[0], "loss (nats/token)", "optimizer step", False)
+    _finish(grid[0], "loss (nats/token)", STEP, False)
     for axes, (title, family, name, is_log) in zip(grid[1:], shown, strict=False):
         curves = [by_depth(analysis, family, name) for analysis in analyses]
         n = max(len(values) for values in curves if values is not None)
@@ -62,7 +65,7 @@ def draw_over_steps(analyses: Sequence[Analysis]) -> Figure:
             points = [(s, v[i]) for s, v in zip(steps, curves, strict=True) if v is not None and i < len(v)]
             x, y = zip(*points, strict=True)
             axes.plot(x, y, color=colors(i / max(1, n - 1)), lw=1, marker="o", ms=2.5)
-        _finish(axes, title, "optimizer step", is_log)
+        _finish(axes, title, STEP, is_log)
     scale = ScalarMappable(Normalize(0, 1), colors)
     figure.colorbar(scale, ax=list(grid), location="bottom", aspect=60, shrink=0.5, label="share of the depth")
     figure.suptitle(f"{newest['name']} over its checkpoints", fontsize=11)
@@ -82,6 +85,10 @@ def _open_grid(n: int) -> tuple[Figure, list[Axes]]:
 def _finish(axes: Axes, title: str, x: str, is_log: bool) -> None:
     if is_log:
         set_log_scale(axes)
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)  # an entropy of 0.99998, not of 8e-5 + 0.9999
+    if x == STEP:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     set_title(axes, title, x)
     axes.grid(alpha=0.25)
     axes.tick_params(which="both", labelsize=8)

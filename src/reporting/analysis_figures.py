@@ -75,7 +75,8 @@ def _draw_depth(analysis: Analysis) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(which="both", labelsize=8)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
+            has_twin = len(axes.get_shared_x_axes().get_siblings(axes)) > 1  # whose lines "best" does not see
+            axes.legend(fontsize=7, loc="center right" if has_twin else "best")
     for axes in upper.axes[len(panels) : 3 * n_row]:
         axes.set_visible(False)
     loss, tokens = analysis["leave_out"]["loss"]["mean"], analysis["tokens"]

@@ -78,7 +78,7 @@ def _zoom(axes: Axes, systems: Sequence[System]) -> None:
 
 def draw_differences(systems: Sequence[System], baseline: System) -> Figure:
     """Draw each system's validation loss minus the baseline's over the steps at which both validated."""
-    figure, axes = _open_axes(4.4, "optimizer steps", f"validation loss minus {baseline.label}'s")
+    figure, axes = _open_axes(4.4, "optimizer steps", f"validation loss minus {baseline.label}'s (nats/token)")
     reference = _mean_by_step(baseline)
     for system, color in zip(systems, itertools.cycle(COLORS), strict=False):
         if system is not baseline:

@@ -145,7 +145,7 @@ def _compare_budgets(report: Report) -> Section:
 def _draw_curves(report: Report) -> Section:
     by_label = {system.label: system for system in report.found.systems}
     best_first = [by_label[label] for label in report.board["system"]]
-    text = "Validation is bold (the mean of the seeds); single seeds and the training loss are thin."
+    text = "Validation is bold, the mean of the seeds (their number in brackets); seeds and the training loss are thin."
     if len(best_first) > MAX_DRAWN:
         text += f" Of {len(best_first)} systems, the {MAX_DRAWN} with the lowest loss and the baseline are drawn."
         best_first = [s for i, s in enumerate(best_first) if i < MAX_DRAWN or s is report.baseline]

@@ -1,5 +1,6 @@
 """Content of a report: runs read, grouped and compared."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,13 @@ def _find_baseline(found: GroupedRuns, baseline: str) -> System | None:
     named = exact or [system for system in found.systems if system.name == baseline]
     if len(named) == 1:
         return named[0]
-    labels = ", ".join(sorted(shlex.quote(f'baseline="{system.label}"') for system in named or found.systems))
+    labels = ", ".join(sorted(_name_baseline(system.label) for system in named or found.systems))
     if named:
         raise ValueError(f"baseline={baseline} fits several systems; give one of {labels}")
     raise ValueError(f"baseline={baseline} has no completed run; give one of {labels} or baseline=null")
+
+
+def _name_baseline(label: str) -> str:
+    """Return the argument that names a system as baseline, quoted where Hydra or a shell would misread its label."""
+    is_plain = re.fullmatch(r"[A-Za-z]\w*", label) is not None
+    return f"baseline={label}" if is_plain else shlex.quote(f'baseline="{label}"')

@@ -107,7 +107,7 @@ def state_difference(system: str, baseline: str, row: Mapping[str, Any], unit: s
         side = "better than" if mean < 0 else "worse than"
         return f"{system} is {size} {side} {baseline} ({seeds}; {interval})."
     after = " once p is corrected for the number of comparisons" if p < ALPHA else ""
-    return f"{system} and {baseline}: {size}, {seeds}: not distinguishable{after} ({interval})."
+    return f"{system} minus {baseline}: {mean:+.4f} {unit}, {seeds}: not distinguishable{after} ({interval})."
 
 
 def state_untested(systems: Sequence[tuple[str, float]], baseline: str, unit: str = "nats") -> list[str]:

@@ -1,5 +1,6 @@
 """Figures of a residual stream: mixing weights, magnitudes, and the strategy's parameters by depth."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -38,7 +39,7 @@ def draw_mixing_map(
     axes.set_xticks(across, [sources[i] for i in across], rotation=90, fontsize=7)
     axes.set_yticks(down, [readers[i] for i in down], fontsize=7)
     axes.set(xlabel="source: the embedding, its later additions (+), the sites' outputs", ylabel="reader")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(textwrap.fill(title, int(9 * size)), fontsize=10)  # a wider line would be cut at the edges
     figure.colorbar(image, ax=axes, shrink=0.8, label="weight")
     if len(sources) <= 14:
         for k in range(n):
@@ -82,4 +83,5 @@ def draw_scalars(tables: Mapping[str, Matrix], title: str) -> Figure:
     for axes in figure.axes[n:]:
         axes.set_visible(False)
     figure.suptitle(title, fontsize=10)
+    figure.supxlabel("row of the parameter: a site, a layer or a query", fontsize=8)
     return figure

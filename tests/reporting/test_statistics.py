@@ -73,7 +73,9 @@ def test_a_difference_is_stated_with_its_side_or_as_not_distinguishable() -> Non
     row = compare(A, B)
     better = state_difference("x", "vanilla", {**row, "p (Holm)": 0.01})
     assert better.startswith("x is 0.2067 nats better than vanilla")
-    assert "not distinguishable once p is corrected" in state_difference("x", "vanilla", {**row, "p (Holm)": 0.2})
+    unresolved = state_difference("x", "vanilla", {**row, "p (Holm)": 0.2})
+    assert unresolved.startswith("x minus vanilla: -0.2067 nats")  # the sign of the interval beside it
+    assert "not distinguishable once p is corrected" in unresolved
     assert state_untested([], "vanilla") == []
     assert "x (-0.1000)" in state_untested([("x", -0.1)], "vanilla")[0]
     with pytest.raises(ValueError, match="use state_untested"):

@@ -60,4 +60,4 @@ def test_user_errors_are_one_line_and_exit_code_2(sweep: Path, tmp_path: Path) -
         assert words in done.stderr
     done = run("task=report", f"runs={sweep}", "baseline=hyperconn", "hydra.run.dir=r", cwd=tmp_path)
     assert done.returncode == 2
-    assert "baseline=hyperconn has no completed run; give one of 'baseline=\"layerscale\"', '" in done.stderr
+    assert "baseline=hyperconn has no completed run; give one of baseline=layerscale, " in done.stderr
