@@ -61,7 +61,8 @@ def run(job: Job) -> TaskEnd:
         ],
     }
     write_json(job.folder / "check.json", results)
-    log.info("%s\n%s\n%s", format_table(settings.name, findings), backends, format_sources(settings))
+    table = format_table(settings.name.removeprefix("check-"), findings)
+    log.info("%s\n%s\n%s", table, backends, format_sources(settings))
     _show_coordinates(job, findings)
     failed = [finding.name for finding in findings if finding.faults]
     line = f"check failed: {', '.join(failed)}" if failed else "check passed"

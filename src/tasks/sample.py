@@ -97,7 +97,7 @@ def run(job: Job) -> TaskEnd:
     records = [_continue(saved, text, number, keys, caches=caches) for number, text in enumerate(prompts)]
     lines = [json.dumps({**record, **saved.identity}, ensure_ascii=False) for found in records for record in found]
     write_atomic(job.folder / "samples.jsonl", "\n".join(lines) + "\n")
-    line = f"{len(lines)} continuations in {job.folder / 'samples.jsonl'}"
+    line = f"{len(lines)} continuation{'s' * (len(lines) != 1)} in {job.folder / 'samples.jsonl'}"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
 

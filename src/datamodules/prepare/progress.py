@@ -31,7 +31,7 @@ class Progress:
         self._last_line = now
         seconds, first = now - self._start, self._first_share
         speed = (tokens - self._first_tokens) / seconds
-        line = f"{tokens:,} tokens, {shards} complete shards, {speed:,.0f} tokens/s"
+        line = f"{tokens:,} tokens, complete shards: {shards}, {speed:,.0f} tokens/s"
         if share is not None and first is not None and share > first:
             remaining = timedelta(seconds=round(seconds * (1 - share) / (share - first)))
             line += f", {100 * share:.1f} % of the source, {remaining} left"
