@@ -86,7 +86,9 @@ def unknown_key(key: str) -> str:
         files = [p for g in ("task", "scale", "experiment") for p in (CONF / g).glob("*.yaml")]
         named = [f"{p.parent.name}={p.stem}" for p in files if key in _dotted_keys(_load(p))]
         return f"{key} is not a key of this configuration but of {' or '.join(sorted(named))}; choose that first"
-    return f"{key} is not a key{nearest(key, all_keys())}; `python run.py --cfg job` shows them all"
+    in_groups = sorted((known for known in all_keys() if known.endswith(f".{key}")), key=lambda k: (k.count("."), k))
+    near = f", did you mean {' or '.join(in_groups[:3])}?" if in_groups else nearest(key, all_keys())
+    return f"{key} is not a key{near}; `python run.py --cfg job` shows them all"
 
 
 def _unknown_key_of_own_class(key: str, arguments: Sequence[str]) -> str | None:

@@ -30,6 +30,10 @@ def test_known_keys_are_dotted_and_leave_out_what_hydra_reads() -> None:
     ("key", "sentence"),
     [
         (
+            "lr",
+            "lr is not a key, did you mean optimizer.lr or residual.lr?; `python run.py --cfg job` shows them all",
+        ),
+        (
             "trainer.max_step",
             "trainer.max_step is not a key, did you mean trainer.max_steps?; `python run.py --cfg job` shows them all",
         ),
