@@ -114,7 +114,7 @@ def open_record(folder: Path, name: str, plan: StudyPlan, costs: Costs, reason: 
             record.frozen, record.changes = before.frozen, before.changes
             changed = _compare_plans(before.plan, plan)
             if changed and reason is None:
-                keys = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
+                keys = ", ".join(_state_change(key, old, new) for key, (old, new) in changed.items())
                 raise UserError(
                     f"the plan of study {name} changed after its confirmation began on {before.frozen['time']}: "
                     f"{keys}; restore it, give another hydra.sweep.dir, or give amend='<reason>', which the report "
@@ -173,6 +173,15 @@ def _compare_plans(then: StudyPlan, now: StudyPlan) -> dict[str, tuple[Any, Any]
     if then.first_size != now.first_size:  # which the order of the sizes decides, of which the hash knows nothing
         changed["first size"] = (then.first_size, now.first_size)
     return changed
+
+
+def _state_change(key: str, old: object, new: object) -> str:
+    """State how a key changed; of a list of overrides, which the message would repeat twice, what came and went."""
+    if not (isinstance(old, list) and isinstance(new, list)):
+        return f"{key} was {old}, is {new}"
+    gone, come = ([x for x in a if x not in b] for a, b in ((old, new), (new, old)))
+    parts = [f"lost {gone}"] * bool(gone) + [f"gained {come}"] * bool(come)
+    return f"{key} {' and '.join(parts) or 'has another order'}"
 
 
 def now() -> str:

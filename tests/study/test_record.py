@@ -57,6 +57,9 @@ def test_an_amended_plan_is_frozen_again_under_the_time_of_the_first(study: Path
         UserError, match=r"changed after its confirmation began on 2026-01-01.*margin was 0.01, is 0.02"
     ):
         open_record(study, "made", wider, COSTS, None)
+    longer = dataclasses.replace(PLAN, common=(*PLAN.common, "optimizer.weight_decay=0"))
+    with pytest.raises(UserError, match=r": common gained \['optimizer\.weight_decay=0'\]; restore it"):
+        open_record(study, "made", longer, COSTS, None)
     record = open_record(study, "made", wider, COSTS, "a wider margin")
     assert not record.is_frozen
     assert not list_outdated(record, {})
