@@ -1,7 +1,8 @@
 """Request to stop, by a signal or at a time limit: finish what is under way, then exit.
 
-The handler records the signal. Where there is nothing to finish, the first signal exits at once. A second signal, after
-`REPEATED_S`, exits at once, and so does the end of the grace period. `trainer.max_time` acts like a SIGTERM.
+The handler records the first signal, or exits where there is nothing to finish. A second signal to this process exits at
+once unless it follows within `REPEATED_S`, and so does the end of the grace period. `trainer.max_time` and a signal to
+another rank request the same stop, but are no signal to this process: the next one is its first.
 """
 
 import os
@@ -33,17 +34,19 @@ class StopRequest:
         self.reason = ""
         self.deferred = False
         self.agreed = False
-        self._began = self._signalled = time.monotonic()
+        self._began = time.monotonic()
+        self._signalled = 0.0
         self._timer: threading.Timer | None = None
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Record the first signal (or raise, if no step is to be finished); exit at the second."""
-        if self.signum and time.monotonic() < self._signalled + REPEATED_S:
+        if self._timer is not None:
+            if time.monotonic() >= self._signalled + REPEATED_S:
+                os._exit(exit_code(signum))
             return
-        if self.signum:
-            os._exit(exit_code(signum))
-        self.signum, self._signalled = signum, time.monotonic()
-        self.reason = f"stopped by {signal.Signals(signum).name}"
+        self.signum = self.signum or signum
+        self.reason = self.reason or f"stopped by {signal.Signals(signum).name}"
+        self._signalled = time.monotonic()
         self._timer = threading.Timer(self.grace_s, self._exit_late)
         self._timer.daemon = True
         self._timer.start()
@@ -59,8 +62,6 @@ class StopRequest:
 
         Never called with 0: a signal that arrives while the ranks agree on "none" stays recorded for the next step.
         """
-        if not self.signum:
-            self._signalled = time.monotonic()  # the signal may reach this process, too
         self.signum, self.agreed = signum, True
         self.reason = self.reason or f"stopped by {signal.Signals(signum).name} to another rank"
 

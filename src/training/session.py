@@ -70,6 +70,7 @@ def launch(job: Job, settings: Settings, stop: StopRequest) -> TaskEnd:
     except (Interrupted, Exception) as error:
         if isinstance(error, Interrupted):
             stop.agree(error.signum)
+            stop.deferred = True  # SLURM sends the signal to this process, too; the end is stated first
         record = RunRecord(job.folder, writes=True)
         if record.result != (before or {}):  # else a rank rejected the run before it began
             status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"

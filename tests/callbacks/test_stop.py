@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 
 import lightning as L
 import pytest
@@ -10,6 +11,7 @@ from torch import distributed
 
 from src.callbacks.stop import StopOnSignal
 from src.errors import Interrupted
+from src.launch import stop_request
 from src.launch.stop_request import StopRequest
 
 
@@ -32,12 +34,24 @@ def test_a_signal_inside_a_step_is_recorded(tmp_path: object) -> None:
             request.check()
 
 
-def test_a_signal_that_reaches_a_rank_after_the_others_agreed_on_it_is_the_same_one() -> None:
+@pytest.mark.parametrize(
+    "begin", [lambda r: r.agree(signal.SIGTERM), lambda r: r.check_time(0.0)], ids=["rank", "time"]
+)
+def test_the_first_signal_to_a_rank_that_stops_already_does_not_end_it(
+    begin: Callable[[StopRequest], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exits: list[int] = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setattr(stop_request, "REPEATED_S", 0.0)
     request = StopRequest(grace_s=60.0)
     with request.installed():
-        request.agree(signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # a second signal would end this process
-        assert request.reason == "stopped by SIGTERM to another rank"
+        request.deferred = True
+        begin(request)
+        reason = request.reason
+        os.kill(os.getpid(), signal.SIGUSR1)  # the scheduler's, while the checkpoint is written
+        assert (request.signum, request.reason, exits) == (signal.SIGTERM, reason, [])
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert exits == [143]
 
 
 class _TwoRanks(L.Trainer):

@@ -1,5 +1,6 @@
 """Ends of a training: what is an interruption, a failure or an error of the user; `tests/test_runs.py` has whole runs."""
 
+import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,3 +71,26 @@ def test_a_divergence_names_the_checkpoint_before_it(steps: list[int], kept: str
     end = session.close_diverged(run, DivergedError("loss nan", step=7, began=7))
     assert end.code == DIVERGED
     assert kept in end.line
+
+
+def test_the_signal_that_ended_the_ranks_may_reach_the_process_that_launched_them_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(job: Any, **_: Any) -> None:
+        RunRecord(tmp_path, writes=True).update(status="running")
+        raise Interrupted(signal.SIGTERM)
+
+    def finish(record: RunRecord, *end: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        RunRecord.update(record, status=end[0])
+
+    monkeypatch.setattr(session, "check_quickly", lambda settings, job: None)
+    monkeypatch.setattr(session, "launch_ranks", end)
+    monkeypatch.setattr(RunRecord, "finish", finish)
+    keys = SimpleNamespace(devices=2, restarts=0)
+    settings: Any = SimpleNamespace(trainer=keys, safety=SimpleNamespace(grace_s=60.0))
+    job: Any = SimpleNamespace(folder=tmp_path)
+    stop = StopRequest(grace_s=60.0)
+    with pytest.raises(Interrupted), stop.installed():
+        session.launch(job, settings, stop)
+    assert result(tmp_path)["status"] == "interrupted"
