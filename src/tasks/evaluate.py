@@ -23,7 +23,7 @@ import lightning as L
 import pandas as pd
 import torch
 
-from src.callbacks.final_evaluation import headline
+from src.callbacks.evaluation import headline
 from src.errors import UserError, raise_user_errors
 from src.files import write_atomic, write_json
 from src.launch.elastic import launch_ranks, launches_ranks
@@ -31,10 +31,10 @@ from src.launch.job import COMPLETED, Job, TaskEnd
 from src.settings.read import Settings
 from src.settings.sections import read_section
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
-from src.training import run_folder as run_files
 from src.training.cluster import build_environment
 from src.training.process import prepare_process
 from src.training.provenance import device_name, git_commit, versions
+from src.training.run_folder import score_lines
 from src.training.saved_weights import SavedWeights, load_saved_weights, resolve_checkpoints
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def run(job: Job) -> TaskEnd:
                 (saved.folder / "evaluations").mkdir(exist_ok=True)
                 paths.append(samples.with_name(f"{samples.name}.json"))
                 write_json(paths[-1], record)
-            lines = run_files.score_lines(scores)
+            lines = score_lines(scores)
             log.info("%s", "\n".join([f"{saved.identity['checkpoint']['file']} scored", *lines]))
     if job.rank:
         return TaskEnd(COMPLETED, "completed")

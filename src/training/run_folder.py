@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
-from src.callbacks.final_evaluation import headline
+from src.callbacks.evaluation import headline
 from src.callbacks.spike_score import SpikeScore
 from src.files import flatten, scan_rows, write_atomic
 from src.launch.arguments import stored_yaml
@@ -170,7 +170,7 @@ def _draw_summary(run: Run, columns: Columns, loss: float) -> None:
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
     step = int(result["steps"])
     losses = {"val_loss": loss} | {key: float(result[key]) for key in ("val_bpb",) if key in result}
-    board.log_metrics(losses, step)  # the scores stand there already, by `FinalEvaluation`
+    board.log_metrics(losses, step)  # the scores stand there already, by `RunEvaluation`
     write_hparams(board, flatten({str(k): v for k, v in config.items()}), [*losses, *headline(result)])
     board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(config))}```")
     board.experiment.add_figure("loss", figure)

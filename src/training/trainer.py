@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from datetime import timedelta
+from functools import partial
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
@@ -13,12 +14,11 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from src.callbacks.background import BackgroundCheckpointIO
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.dashboard import Dashboard
-from src.callbacks.final_evaluation import FinalEvaluation
+from src.callbacks.evaluation import RunEvaluation
 from src.callbacks.guard import Guard
 from src.callbacks.loggers import RunInfo
 from src.callbacks.progress import ProgressBar, ProgressLines
 from src.callbacks.spike_score import SpikeScore
-from src.callbacks.step_evaluation import StepEvaluation
 from src.callbacks.stop import StopOnSignal
 from src.callbacks.stream_log import StreamLog
 from src.callbacks.throughput import Throughput
@@ -70,66 +70,50 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
 
     Configured callbacks come before the row is written and the checkpoint is saved, so that it holds their state.
     """
-    settings, record = run.settings, run.record
-    keys = settings.trainer
-
-    def reads_after(step: int) -> bool:
-        return step % keys.log_every_steps == 0 or step % keys.val_every_steps == 0 or step == keys.max_steps
-
+    settings, record, tokens = run.settings, run.record, run.tokens_per_step
+    keys, timeout_s = settings.trainer, settings.safety.rank_timeout_s
     spikes = SpikeScore(record, every_steps=keys.log_every_steps)
     guard = Guard(
         settings.guard,
         vocab_size=settings.model.vocab_size,
         warmup_steps=settings.optimizer.warmup_steps,
-        reads_after=reads_after,
+        reads_after=partial(_reads_after, keys),
         observe=spikes.add,
     )
     training_log = TrainingLog(
         record,
         every_steps=keys.log_every_steps,
-        tokens_per_step=run.tokens_per_step,
+        tokens_per_step=tokens,
         throughput=Throughput(keys.peak_flops, bf16=keys.precision == "bf16-mixed"),
     )
-    evaluation, request, tokens = settings.evaluation, run.stop, run.tokens_per_step
-    probes = [StreamLog(run.job.folder, share=0.01, best_effort=run.best_effort)]
     configured = [build() for build in settings.callbacks]
-    progress: list[L.Callback] = []
-    if not has_bar(configured):
-        on_terminal = sys.stderr.isatty()
-        bar = ProgressBar(tokens_per_step=run.tokens_per_step, every_s=0.5)
-        progress = [bar if on_terminal else ProgressLines(record)]
-    hashes = {
-        "code": str(provenance.code_identity()["sources"]),
-        "config": provenance.config_hash(settings.config | {"trainer": {}}),  # nodes may differ in threads
-        "data": str(run.data.identity()["hash"]),
-        "first step": str(run.first_step),
-    }
     return [
-        RankAgreement(keys.world_size, hashes, run.job.folder, settings.safety.rank_timeout_s),
+        RankAgreement(keys.world_size, identify_rank(run), run.job.folder, timeout_s),
         guard,
         training_log,
         spikes,
         *configured,
         ValidationRecord(
             record,
-            tokens_per_step=run.tokens_per_step,
+            tokens_per_step=tokens,
             val_sets=run.data.validation_sets(),
             bytes_per_token={} if run.job.rank else run.data.bytes_per_token(),
         ),
-        *(probes if keys.stream_pictures else []),
+        *([StreamLog(run.job.folder, share=0.01, best_effort=run.best_effort)] if keys.stream_pictures else []),
         Dashboard(settings.samples, run.tokenizer, best_effort=run.best_effort),
-        StepEvaluation(
-            *(evaluation, run.tokenizer, record),
-            request=request,
+        RunEvaluation(
+            settings.evaluation,
+            run.tokenizer,
+            record,
+            request=run.stop,
             training_log=training_log,
             tokens_per_step=tokens,
         ),
         RowWriter(record),
-        *progress,
-        FinalEvaluation(evaluation, run.tokenizer, record, request=request, tokens_per_step=tokens),
-        StopOnSignal(run.stop, max_s=max_seconds(keys.max_time), timeout_s=settings.safety.rank_timeout_s),
+        *([] if has_bar(configured) else [_build_progress(run)]),
+        StopOnSignal(run.stop, max_s=max_seconds(keys.max_time), timeout_s=timeout_s),
         Checkpoints(
-            run.job.folder / "checkpoints",
+            run.checkpoints,
             every_steps=keys.checkpoint_every_steps,
             keep=settings.safety.keep_checkpoints,
             keep_steps=keys.kept_steps,
@@ -140,6 +124,27 @@ def _build_callbacks(run: Run, files: AtomicCheckpointIO) -> list[L.Callback]:
             files=files,
         ),
     ]
+
+
+def _reads_after(keys: TrainerSettings, step: int) -> bool:
+    """Return whether the guard reads losses back after a step: where a row is logged or a validation is due."""
+    return step % keys.log_every_steps == 0 or step % keys.val_every_steps == 0 or step == keys.max_steps
+
+
+def _build_progress(run: Run) -> L.Callback:
+    if sys.stderr.isatty():
+        return ProgressBar(tokens_per_step=run.tokens_per_step, every_s=0.5)
+    return ProgressLines(run.record)
+
+
+def identify_rank(run: Run) -> dict[str, str]:
+    """Return what has to be equal on all ranks, by the keys of `COMPARED`."""
+    return {
+        "code": str(provenance.code_identity()["sources"]),
+        "config": provenance.config_hash(run.settings.config | {"trainer": {}}),  # nodes may differ in threads
+        "data": str(run.data.identity()["hash"]),
+        "first step": str(run.first_step),
+    }
 
 
 def has_bar(callbacks: Iterable[L.Callback]) -> bool:

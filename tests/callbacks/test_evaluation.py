@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from src.callbacks.evaluation import headline
 from src.callbacks.run_record import read_metrics
 from src.evaluation.suite import EvaluationSuite
 from src.launch.stop_request import StopRequest
@@ -56,10 +57,19 @@ def test_a_signal_gives_up_the_evaluation_and_saves_the_step(tmp_path: Path, mon
     def run(self: EvaluationSuite, model: Any, tokenizer: Any, between_batches: Any, samples: Any) -> dict[str, Any]:
         requests[0].signum, requests[0].reason = signal.SIGTERM, "stopped by SIGTERM"
         between_batches()
-        raise AssertionError("the evaluation went on")
+        raise AssertionError("the evaluation continued")
 
     monkeypatch.setattr(EvaluationSuite, "run", run)
     trainer = fit(tmp_path / "r", make_shards(tmp_path / "shards"), *KEYS, "evaluation.every_steps=2")
     assert trainer.global_step == 2
     assert (tmp_path / "r/checkpoints/step00000002.ckpt").exists()
     assert trainer.lightning_module.training
+
+
+def test_the_headline_has_each_score_and_leaves_out_what_was_skipped() -> None:
+    scores = {
+        "perplexity": {"wikitext2": {"ppl": 30, "loss": 3.4}, "lambada": {"skipped": "no data"}},
+        "lm_eval": {"arc_easy": {"score": 40.5, "acc": 0.4}},
+    }
+    assert headline(scores) == {"perplexity/wikitext2": 30.0, "lm_eval/arc_easy": 40.5}
+    assert headline({}) == {}
