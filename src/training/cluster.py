@@ -1,8 +1,7 @@
 """Lightning's view of the ranks that a launcher started, and the agreement of ranks before the first step."""
 
-import hashlib
-import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +17,13 @@ from torch import distributed
 from src.errors import UserError
 from src.launch.world import World, read_world
 
-log = logging.getLogger(__name__)
-
 #: What ranks compare, in the order in which a difference is reported, and what to do about it.
 COMPARED = {
     "code": "check out the same commit on every node",
     "config": "give every rank the same command line",
     "data": "give every node the same data",
     "first step": "give resume=<a folder that every node sees>",
+    "rollbacks": "wait until every node sees the result.json of rank 0, then start the job again",
 }
 
 
@@ -55,7 +53,7 @@ class WorldEnvironment(ClusterEnvironment):
         if "MASTER_PORT" in os.environ:
             return int(os.environ["MASTER_PORT"])
         # The same port on every node: derived from the job, as Lightning does.
-        return 15000 + int(self.world.job[-4:] or 0) if self.world.job.isdecimal() else 29500
+        return 15000 + int(self.world.job[-4:]) if self.world.job.isdecimal() else 29500
 
     @staticmethod
     def detect() -> bool:
@@ -113,7 +111,7 @@ class RankAgreement(L.Callback):
 
     Args:
         world_size: the recorded number of ranks.
-        identity: hashes of this rank's code, configuration and data, and its first step, by the keys of `COMPARED`.
+        identity: what has to be equal on all ranks, by the keys of `COMPARED`.
         folder: run folder; only rank 0's counts.
         timeout_s: seconds for a file of rank 0 to appear on other nodes.
     """
@@ -144,7 +142,7 @@ class RankAgreement(L.Callback):
 
     def _check_shared(self, folder: Path) -> None:
         """Check that every rank sees a file that rank 0 writes into the run folder."""
-        name = [hashlib.sha256(os.urandom(16)).hexdigest()[:16]]
+        name = [secrets.token_hex(8)]
         distributed.broadcast_object_list(name)
         path = folder / f".shared-{name[0]}"
         if distributed.get_rank() == 0:

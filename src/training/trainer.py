@@ -31,6 +31,9 @@ from src.training.cluster import RankAgreement, build_environment
 from src.training.fsdp import FSDPStrategy
 from src.training.run import Run
 
+#: Keys of `trainer` whose auto depends on the processor of a node.
+DIFFER_BY_NODE = ("threads", "onednn")
+
 
 def build_trainer(run: Run) -> L.Trainer:
     """Build a trainer that runs to `trainer.max_steps`; the data loader is its only epoch."""
@@ -139,11 +142,14 @@ def _build_progress(run: Run) -> L.Callback:
 
 def identify_rank(run: Run) -> dict[str, str]:
     """Return what has to be equal on all ranks, by the keys of `COMPARED`."""
+    config = run.settings.config
+    shared = {key: value for key, value in config["trainer"].items() if key not in DIFFER_BY_NODE}
     return {
         "code": str(provenance.code_identity()["sources"]),
-        "config": provenance.config_hash(run.settings.config | {"trainer": {}}),  # nodes may differ in threads
+        "config": provenance.config_hash({**config, "trainer": shared}),
         "data": str(run.data.identity()["hash"]),
         "first step": str(run.first_step),
+        "rollbacks": str(run.data.skipped),
     }
 
 

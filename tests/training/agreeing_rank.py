@@ -14,7 +14,7 @@ from src.errors import one_line
 from src.training.cluster import RankAgreement
 from src.training.rollback import agree_on_checkpoint
 
-KEYS = ("code", "config", "data", "first step")
+KEYS = ("code", "config", "data", "first step", "rollbacks")
 CASES = ("equal", *KEYS, "folder", "size")
 
 

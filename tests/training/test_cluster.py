@@ -64,6 +64,8 @@ def test_ranks_that_differ_are_named_by_every_rank(tmp_path: Path) -> None:
         "config": "UserError: rank 1 has other config than rank 0; give every rank the same command line",
         "data": "UserError: rank 1 has other data than rank 0; give every node the same data",
         "first step": "UserError: rank 1 has other first step than rank 0; give resume=<a folder that every node sees>",
+        "rollbacks": "UserError: rank 1 has other rollbacks than rank 0; wait until every node sees the result.json of "
+        "rank 0, then start the job again",
         "folder": "UserError: run is not shared between the nodes: rank 1 does not see it; "
         "give hydra.run.dir=<folder on a shared file system>",
         "size": "RuntimeError: the process group has 2 ranks, the record 3; start the job again",

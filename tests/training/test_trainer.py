@@ -38,7 +38,7 @@ from src.launch.job import Job
 from src.launch.stop_request import StopRequest
 from src.models.lightning_module import LanguageModel
 from src.training.run import Run, build_gpt
-from src.training.trainer import build_trainer, open_loggers
+from src.training.trainer import build_trainer, identify_rank, open_loggers
 from tests.runs import SMALL, make_shards
 from tests.support import composed_settings
 
@@ -356,6 +356,16 @@ def test_a_profiler_writes_into_the_run_folder(name: str, shards: Path, tmp_path
     text = "".join(path.read_text() for path in files)
     wanted = {"simple": "run_training_batch", "pytorch": "ProfilerStep"}[name]
     assert wanted in text, [os.path.basename(path) for path in files]
+
+
+def test_ranks_compare_the_keys_of_trainer_but_those_of_a_nodes_processor(shards: Path, tmp_path: Path) -> None:
+    plain = identify_rank(open_run(tmp_path / "r", shards))
+    for override in ("trainer.val_every_steps=3", "trainer.max_steps=24", "trainer.checkpoint_every_steps=3"):
+        assert identify_rank(open_run(tmp_path / "r", shards, override))["config"] != plain["config"]
+    assert identify_rank(open_run(tmp_path / "r", shards, "trainer.threads=2")) == plain
+    rolled_back = open_run(tmp_path / "r", shards)
+    rolled_back.data.skipped = ((4, 2),)
+    assert {k for k, v in identify_rank(rolled_back).items() if v != plain[k]} == {"rollbacks"}
 
 
 def saved_steps(folder: Path) -> list[int]:
