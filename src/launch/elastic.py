@@ -232,7 +232,7 @@ def _process_restored() -> Iterator[None]:
     logger = logging.getLogger("torch.distributed.elastic")
     logging_before = logger.handlers, logger.propagate
     logger.handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, RunLogHandler)]
-    logger.propagate = False  # what it says of a rank that fails is one line of this module
+    logger.propagate = False  # the console has one line for a rank that fails, by `find_cause`
     os.environ.pop("SUBMITIT_EXECUTOR", None)  # this process alone asks submitit to requeue the job
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before["PYTHONPATH"])))
     try:

@@ -183,9 +183,9 @@ def run_task(job: Job) -> tuple[int, str, float | None]:
             raise UserError(f"{job.folder} holds a run already; continue with: {format_resume(job)}")
         with lock_folder(job.folder) as note:
             end = _run_logged(job, note)
-            if is_refused := end[0] == USER_ERROR and not job.resumes:
-                is_refused = remove_traces(job.folder)
-        if is_refused:
+            is_rejected = end[0] == USER_ERROR and not job.resumes
+            is_unused = is_rejected and remove_traces(job.folder)
+        if is_unused:  # and without its lock empty
             remove_empty(job.folder)
         return end
     except UserError as error:

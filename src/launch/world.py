@@ -66,29 +66,18 @@ def read_world(env: Mapping[str, str] | None = None) -> World:
         UserError: the variables of a launcher contradict each other.
     """
     env = os.environ if env is None else env
-    if "TORCHELASTIC_RUN_ID" in env:
-        size = _read(env, "WORLD_SIZE", 1)
-        local_size = _read(env, "LOCAL_WORLD_SIZE", size)
-        ranks = _read(env, "RANK", 0), _read(env, "LOCAL_RANK", 0)
+    if env.get("TORCHELASTIC_RUN_ID") == OWN_RUN_ID:
+        world = World("reslab", *_read_ranks(env), *_read_slurm_job(env))
+    elif "TORCHELASTIC_RUN_ID" in env:
         restarts = _read(env, "TORCHELASTIC_RESTART_COUNT", 0)
-        if env["TORCHELASTIC_RUN_ID"] == OWN_RUN_ID:
-            world = World("reslab", *ranks, size, local_size, *_slurm_job(env))
-        else:
-            world = World("torchrun", *ranks, size, local_size, restarts, _torchrun_job(env))
+        world = World("torchrun", *_read_ranks(env), restarts, _read_torchrun_job(env))
     elif _read(env, "SLURM_STEP_NUM_TASKS", 1) > 1:
-        size, n_node = _read(env, "SLURM_STEP_NUM_TASKS", 1), _read(env, "SLURM_STEP_NUM_NODES", 1)
-        if size % n_node:
-            raise UserError(
-                f"srun started {size} tasks on {n_node} nodes; every node needs the same number (--ntasks-per-node)"
-            )
-        ranks = _read(env, "SLURM_PROCID", 0), _read(env, "SLURM_LOCALID", 0)
-        world = World("slurm", *ranks, size, size // n_node, *_slurm_job(env))
+        world = World("slurm", *_read_slurm_ranks(env), *_read_slurm_job(env))
     elif _read(env, "WORLD_SIZE", 1) > 1:
-        size = _read(env, "WORLD_SIZE", 1)
-        local_size = _read(env, "LOCAL_WORLD_SIZE", size)
-        world = World("other", _read(env, "RANK", 0), _read(env, "LOCAL_RANK", 0), size, local_size)
+        world = World("other", *_read_ranks(env))
     else:
-        world = World("none", 0, 0, 1, 1, *_slurm_job(env))
+        restarts, job = _read_slurm_job(env)
+        world = World(restarts=restarts, job=job)
     if world.size % world.local_size or not world.rank < world.size or not world.local_rank < world.local_size:
         raise UserError(
             f"the variables of {world.launcher} contradict each other: rank {world.rank} of {world.size}, local rank "
@@ -97,7 +86,23 @@ def read_world(env: Mapping[str, str] | None = None) -> World:
     return world
 
 
-def _torchrun_job(env: Mapping[str, str]) -> str:
+def _read_ranks(env: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """Return rank, local rank, size and local size from the variables of PyTorch."""
+    size = _read(env, "WORLD_SIZE", 1)
+    return _read(env, "RANK", 0), _read(env, "LOCAL_RANK", 0), size, _read(env, "LOCAL_WORLD_SIZE", size)
+
+
+def _read_slurm_ranks(env: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """Return rank, local rank, size and local size from the variables of this step of a SLURM job."""
+    size, n_node = _read(env, "SLURM_STEP_NUM_TASKS", 1), _read(env, "SLURM_STEP_NUM_NODES", 1)
+    if size % n_node:
+        raise UserError(
+            f"srun started {size} tasks on {n_node} nodes; every node needs the same number (--ntasks-per-node)"
+        )
+    return _read(env, "SLURM_PROCID", 0), _read(env, "SLURM_LOCALID", 0), size, size // n_node
+
+
+def _read_torchrun_job(env: Mapping[str, str]) -> str:
     """Return the rendezvous id, or where none was given the agent that started this process, which outlives restarts."""
     given = env["TORCHELASTIC_RUN_ID"]
     agent = Path(f"/proc/{os.getppid()}/stat")
@@ -107,7 +112,7 @@ def _torchrun_job(env: Mapping[str, str]) -> str:
     return f"torchrun {os.getppid()}, started at {started}"
 
 
-def _slurm_job(env: Mapping[str, str]) -> tuple[int, str]:
+def _read_slurm_job(env: Mapping[str, str]) -> tuple[int, str]:
     """Return how often SLURM has requeued this job, and its number."""
     return _read(env, "SLURM_RESTART_COUNT", 0), env.get("SLURM_JOB_ID", "")
 
