@@ -101,6 +101,21 @@ def hash_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the path of a step's checkpoint in the folder of checkpoints."""
+    return folder / f"step{step:08d}.ckpt"
+
+
+def step_of(path: Path) -> int:
+    """Return the step that the name of a `step<n>.ckpt` states."""
+    return int(path.stem.removeprefix("step"))
+
+
+def list_steps(folder: Path) -> list[Path]:
+    """Return the checkpoints `step<n>.ckpt` of a folder by ascending step."""
+    return sorted(folder.glob("step[0-9]*.ckpt"), key=step_of)
+
+
 def identifying_file(path: Path) -> Path:
     """Return the file whose SHA-256 identifies a checkpoint: itself, or a folder's manifest of hashes."""
     return path / MANIFEST if path.is_dir() else path
@@ -222,7 +237,7 @@ class Checkpoints(StepEndCallback, Checkpoint):
         self.record.sync()
         if is_kept:
             self.record.update(kept_steps=sorted({*self.record.result.get("kept_steps", []), step}))
-        path = self.folder / f"step{step:08d}.ckpt"
+        path = checkpoint_path(self.folder, step)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             self.files.defer(functools.partial(self._link_and_prune, path, is_best))
@@ -236,10 +251,10 @@ class Checkpoints(StepEndCallback, Checkpoint):
         link_over(path, self.folder / "last.ckpt")
         if is_best:
             link_over(path, self.folder / "best.ckpt")
-        kept = {f"step{step:08d}.ckpt" for step in self.record.result.get("kept_steps", [])}
+        kept = {checkpoint_path(self.folder, step).name for step in self.record.result.get("kept_steps", [])}
         # A folder has no second name of its own, so the one that a symbolic link names stays.
         kept |= {path.resolve().name for path in (self.folder / "last.ckpt", self.folder / "best.ckpt")}
-        for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
+        for old in list_steps(self.folder)[: -self.keep]:
             if old.name in kept:
                 continue
             AtomicCheckpointIO.remove_checkpoint(self.files, old)  # this runs where the file was written

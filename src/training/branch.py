@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.callbacks.checkpoints import hash_path, identifying_file, link_over, read_checkpoint
+from src.callbacks.checkpoints import (
+    hash_path,
+    identifying_file,
+    link_over,
+    list_steps,
+    read_checkpoint,
+    step_of,
+)
 from src.callbacks.run_record import Row, read_metrics, read_result
 from src.callbacks.sharded_checkpoint import replace_checkpoint
 from src.errors import UserError, one_line
@@ -31,7 +38,7 @@ from src.models.optim.schedule import Schedule
 from src.settings.optimizer import read_optimizer, read_schedule
 from src.settings.read import Settings
 from src.training.provenance import NOT_COMPUTED
-from src.training.resume import check_stored, find_differences, step_of
+from src.training.resume import check_stored, find_differences
 from src.training.run import Resume, Run
 
 log = logging.getLogger(__name__)
@@ -73,9 +80,9 @@ def find_branch(settings: Settings, data_identity: dict[str, Any]) -> Resume:
 
 
 def _find_checkpoint(folder: Path, step: int) -> Path:
-    found = {step_of(path): path for path in (folder / "checkpoints").glob("step*.ckpt")}
+    found = {step_of(path): path for path in list_steps(folder / "checkpoints")}
     if step not in found:
-        there = ", ".join(map(str, sorted(found))) or "none"
+        there = ", ".join(map(str, found)) or "none"
         raise UserError(
             f"branch_from={folder} has no checkpoint of step {step} (it has {there}); give one of these as at=, or "
             f"train the run again with trainer.keep_steps=[{step}]"

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.callbacks.checkpoints import hash_path, link_over, read_checkpoint
+from src.callbacks.checkpoints import hash_path, link_over, list_steps, read_checkpoint, step_of
 from src.callbacks.run_record import read_result
 from src.callbacks.sharded_checkpoint import replace_checkpoint
 from src.datamodules.tokenization.base import Statement, describe, identify
@@ -240,7 +240,7 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def newest_first(folder: Path) -> list[Path]:
     """List the checkpoints that a run can resume from, in the order in which to try them."""
-    steps = sorted(folder.glob("step*.ckpt"), reverse=True)
+    steps = list_steps(folder)[::-1]
     last = folder / "last.ckpt"
     if not last.exists():
         if steps:
@@ -251,18 +251,13 @@ def newest_first(folder: Path) -> list[Path]:
     return [*steps, last]
 
 
-def step_of(path: Path) -> int:
-    """Return the step that the name of a `step<n>.ckpt` file states."""
-    return int(path.stem.removeprefix("step"))
-
-
 def set_aside_after(folder: Path, step: int, good: Path) -> None:
     """Rename the checkpoints after `step` to `*.refused`, and let `last.ckpt` be `good` again.
 
     `best.ckpt` keeps the weights that it has; the symbolic link to a folder gets the folder's new name.
     """
     best = folder / "best.ckpt"
-    for path in folder.glob("step*.ckpt"):
+    for path in list_steps(folder):
         if step_of(path) > step:
             is_best = best.is_symlink() and best.readlink().name == path.name
             aside = path.with_name(f"{path.name}.refused")

@@ -8,9 +8,10 @@ import logging
 
 from torch import distributed
 
+from src.callbacks.checkpoints import list_steps, step_of
 from src.callbacks.guard import DivergedError
 from src.errors import one_line
-from src.training.resume import set_aside_after, step_of
+from src.training.resume import set_aside_after
 from src.training.run import Resume, Rollback, Run, skipped_batches
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def agree_on_checkpoint(run: Run, began: int) -> tuple[Resume | None, bool]:
 
 def find_before(run: Run, began: int) -> Resume | None:
     """Return the newest checkpoint before step `began` by its name; the trainer verifies it when it loads it."""
-    found = [Resume(path, step_of(path)) for path in run.checkpoints.glob("step*.ckpt")]
+    found = [Resume(path, step_of(path)) for path in list_steps(run.checkpoints)]
     if not found and run.resume is not None and run.resume.path.exists():
         found = [run.resume]  # the folder had nothing but last.ckpt, and nothing was saved since
     return max((r for r in found if r.step < began), key=lambda r: r.step, default=None)

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src import __version__
-from src.callbacks.checkpoints import identifying_file, read_checkpoint
+from src.callbacks.checkpoints import checkpoint_path, identifying_file, list_steps, read_checkpoint, step_of
 from src.callbacks.run_record import read_result
 from src.datamodules.tokenization.base import FILE, Tokenizer
 from src.datamodules.tokenization.open import open_stated, or_gpt2, read_tokenizer
@@ -137,9 +137,9 @@ def _list_checkpoints(folder: Path | None, checkpoint: str | int | ListConfig | 
     if folder is not None and checkpoint in (None, *NAMED):
         return [folder / "checkpoints" / f"{checkpoint or 'last'}.ckpt"]
     if folder is not None and isinstance(checkpoint, int):
-        path = folder / "checkpoints" / f"step{checkpoint:08d}.ckpt"
+        path = checkpoint_path(folder / "checkpoints", checkpoint)
         if not path.exists():  # a folder where it is sharded
-            steps = sorted(int(p.stem.removeprefix("step")) for p in path.parent.glob("step*.ckpt"))
+            steps = [step_of(other) for other in list_steps(path.parent)]
             raise UserError(f"{folder} has no checkpoint of step {checkpoint}; there are those of steps {steps}")
         return [path]
     paths = list(checkpoint) if isinstance(checkpoint, ListConfig) else [checkpoint]

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, hash_path, link_over, read_checkpoint
+from src.callbacks.checkpoints import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    checkpoint_path,
+    hash_path,
+    link_over,
+    list_steps,
+    read_checkpoint,
+)
 from src.callbacks.run_record import RunRecord
 
 
@@ -67,6 +75,13 @@ def test_a_pickle_that_would_run_code_is_rejected(tmp_path: Path) -> None:
     torch.save({"weight": Hostile()}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="cannot be loaded"):
         read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_checkpoints_are_listed_by_step_however_many_digits_it_has(tmp_path: Path) -> None:
+    for step in (10**8, 10**8 - 1):
+        checkpoint_path(tmp_path, step).touch()
+    (tmp_path / "step=4.ckpt").touch()  # of the user's own ModelCheckpoint
+    assert [path.name for path in list_steps(tmp_path)] == ["step99999999.ckpt", "step100000000.ckpt"]
 
 
 def test_a_second_name_replaces_the_old_file_and_outlives_the_first(tmp_path: Path) -> None:
