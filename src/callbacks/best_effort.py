@@ -47,11 +47,11 @@ class BestEffort:
         return wrapped
 
 
-def _read_from_wrapped(name: str) -> Any:
+def _read_from_wrapped(name: str) -> Any:  # a property of any type
     return property(lambda self: getattr(self.wrapped, name))
 
 
-def _attempt_on_wrapped(method: str) -> Any:
+def _attempt_on_wrapped(method: str) -> Any:  # a method of any signature
     def call(self: "BestEffortLogger", *args: Any, **kwargs: Any) -> None:
         with self._best_effort.attempt(type(self.wrapped).__name__):
             getattr(self.wrapped, method)(*args, **kwargs)
@@ -78,10 +78,15 @@ class BestEffortLogger(Logger):
         return getattr(self.wrapped, name)
 
     # What Logger defines itself, so that __getattr__ is not asked for it.
-    name, version, save_dir, root_dir, log_dir, group_separator = map(
-        _read_from_wrapped, ("name", "version", "save_dir", "root_dir", "log_dir", "group_separator")
-    )
-    log_metrics, log_hyperparams, log_graph, save, after_save_checkpoint, finalize = map(
-        _attempt_on_wrapped,
-        ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize"),
-    )
+    name = _read_from_wrapped("name")
+    version = _read_from_wrapped("version")
+    save_dir = _read_from_wrapped("save_dir")
+    root_dir = _read_from_wrapped("root_dir")
+    log_dir = _read_from_wrapped("log_dir")
+    group_separator = _read_from_wrapped("group_separator")
+    log_metrics = _attempt_on_wrapped("log_metrics")
+    log_hyperparams = _attempt_on_wrapped("log_hyperparams")
+    log_graph = _attempt_on_wrapped("log_graph")
+    save = _attempt_on_wrapped("save")
+    after_save_checkpoint = _attempt_on_wrapped("after_save_checkpoint")
+    finalize = _attempt_on_wrapped("finalize")
