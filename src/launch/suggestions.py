@@ -13,8 +13,6 @@ from omegaconf import OmegaConf
 from src.errors import one_line
 from src.files import CONF
 
-#: Options that have another name now.
-RENAMED_OPTIONS = {"residual": {"siamesenorm": "siamesenorm_deit"}}
 #: Most options that a message lists.
 LISTED = 20
 
@@ -63,8 +61,6 @@ def unknown_option(group: str, option: str) -> str:
     """Return the message for an option that does not exist; many options are counted, not listed."""
     if (group, option) == ("logger", "tensorboard"):
         return "logger=tensorboard is not an option: TensorBoard is always on; leave it out, or name a further logger"
-    if option in RENAMED_OPTIONS.get(group, {}):
-        return f"{group}={option} is now {group}={RENAMED_OPTIONS[group][option]}"
     known = options(group)
     shown = ", ".join(known) if len(known) <= LISTED else f"{len(known)}, see docs/strategies.md"
     return f"{group}={option} is not an option{_nearest_option(group, option)}; options: {shown}"

@@ -4,7 +4,7 @@ Errors are collected over all sections and raised together.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from hydra.errors import HydraException
@@ -24,7 +24,7 @@ from src.settings.checkpoint_sizes import take_sizes
 from src.settings.components import read_component
 from src.settings.optimizer import read_optimizer, read_schedule, stored_optimizer, stored_schedule
 from src.settings.safety import SafetyKeys
-from src.settings.sections import find_missing_values, read_section, rename_keys, to_plain
+from src.settings.sections import find_missing_values, read_section, to_plain
 from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
 
 T = TypeVar("T")
@@ -146,7 +146,6 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     Raises:
         UserError: all errors of the configuration, one sentence each.
     """
-    rename_keys(config)
     take_sizes(config)
     if missing := find_missing_values(config):
         raise UserError("; ".join(missing))
@@ -172,17 +171,9 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     if keys and optimizer:
         section = config.get("schedule")
         schedule = reader.attempt(lambda: read_schedule(section, optimizer, max_steps, reader.trusted))
-    if keys and guard and keys.overfit_batches is not None and guard.rollbacks:
-        reader.errors.append(
-            f"trainer.overfit_batches={keys.overfit_batches} needs guard=stop: a rollback skips data, of which there is "
-            f"no other (guard.rollbacks={guard.rollbacks})"
-        )
-    if trainer and trainer.accelerator == "cpu" and getattr(profiler, "keywords", {}).get("memory_snapshot") is True:
-        reader.errors.append(
-            "profiler.memory_snapshot=true needs a GPU, since torch records CUDA allocations only; give auto or false"
-        )
-    if reader.errors:
-        raise UserError("; ".join(reader.errors))
+    errors = [*reader.errors, *_reject_combinations(trainer, guard, profiler)]
+    if errors:
+        raise UserError("; ".join(errors))
     return Settings(
         name=str(config.name),
         seed=config.seed,
@@ -199,6 +190,19 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
         guard=guard,
         config=_store(config, optimizer, trainer),
     )
+
+
+def _reject_combinations(
+    trainer: TrainerSettings | None, guard: GuardKeys | None, profiler: Factory | None
+) -> Iterator[str]:
+    """Yield an error for each pair of keys of different sections that exclude each other; None had errors itself."""
+    if trainer and guard and trainer.overfit_batches is not None and guard.rollbacks:
+        yield (
+            f"trainer.overfit_batches={trainer.overfit_batches} needs guard=stop: a rollback skips data, of which there "
+            f"is no other (guard.rollbacks={guard.rollbacks})"
+        )
+    if trainer and trainer.accelerator == "cpu" and getattr(profiler, "keywords", {}).get("memory_snapshot") is True:
+        yield "profiler.memory_snapshot=true needs a GPU, since torch records CUDA allocations only; give auto or false"
 
 
 def _store(config: DictConfig, optimizer: OptimizerConfig, trainer: TrainerSettings) -> dict[str, Any]:

@@ -5,11 +5,10 @@ arguments of a constructor.
 """
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.bounds import validate
@@ -17,14 +16,6 @@ from src.errors import one_line
 from src.launch.suggestions import unknown_key
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
-
-#: Old name of a key -> its present name. An old name works for one version, with a warning; then its line goes.
-RENAMED: dict[str, str] = {
-    "residual.first_init": "residual.first_weight",  # resformer; its learned weights are now resformer_learned
-    "residual.own_init": "residual.own_weight",
-}
 
 
 def read_section(name: str, section: DictConfig, schema: type[T], beside: Sequence[str] = ()) -> T:
@@ -81,18 +72,6 @@ def check_keys(
 def to_plain(value: object) -> object:
     """Return a node of a configuration as plain dicts and lists, with its references resolved."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def rename_keys(config: DictConfig) -> None:
-    """Give keys with an old name their present one, in place, with a warning each."""
-    for old, new in RENAMED.items():
-        parent, _, key = old.rpartition(".")
-        section = OmegaConf.select(config, parent) if parent else config
-        if not isinstance(section, DictConfig) or key not in section:
-            continue
-        log.warning("%s is now %s; the old name works in this version only", old, new)
-        with open_dict(config):
-            OmegaConf.update(config, new, section.pop(key))
 
 
 def find_missing_values(config: DictConfig | ListConfig, prefix: str = "") -> list[str]:

@@ -5,8 +5,10 @@ import os
 import re
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 
+from src.kernels.cpu_matmul import resolve_onednn
 from src.launch.world import World, read_world
 
 #: Optimizer steps, below what sums over a run could overflow.
@@ -56,7 +58,6 @@ class TrainerKeys:
                 f"trainer.keep_steps must be <= trainer.max_steps={self.max_steps}, got {beyond[0]}; leave it out or "
                 "train longer"
             )
-
         if self.overfit_batches is not None and self.overfit_batches > self.max_steps:
             raise ValueError(
                 f"trainer.overfit_batches must be <= trainer.max_steps={self.max_steps}, got {self.overfit_batches}; "
@@ -107,10 +108,6 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     Raises:
         ValueError: the machine has no GPU, or fewer than configured, or a launcher started other ranks.
     """
-    import torch
-
-    from src.kernels.cpu_matmul import resolve_onednn
-
     n_gpu = torch.cuda.device_count()
     accelerator = keys.accelerator
     if accelerator == "auto":
@@ -128,15 +125,16 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     strategy = settle_strategy(keys, devices * num_nodes)
+    compiles = keys.compile
+    if compiles == "auto":
+        compiles = on_gpu and strategy != "fsdp" and not keys.detect_anomaly
     resolved = {
         "accelerator": accelerator,
         "devices": devices,
         "num_nodes": num_nodes,
         "strategy": strategy,
         "precision": precision,
-        "compile": on_gpu and strategy != "fsdp" and not keys.detect_anomaly
-        if keys.compile == "auto"
-        else keys.compile,
+        "compile": compiles,
         "threads": default_threads(devices) if keys.threads == "auto" else keys.threads,
         "onednn": not on_gpu and resolve_onednn(keys.onednn),
     }

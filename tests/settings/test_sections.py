@@ -1,14 +1,12 @@
-"""Sections: all errors of one at once, keys under their old names."""
+"""Sections: all errors of one at once, fields that may be missing."""
 
-import logging
 from dataclasses import dataclass
 
 import pytest
 from omegaconf import OmegaConf
 
 from src.bounds import PositiveInt
-from src.settings import sections
-from src.settings.sections import read_section, rename_keys
+from src.settings.sections import read_section
 
 
 @dataclass(frozen=True)
@@ -29,16 +27,3 @@ def test_all_errors_of_a_section_are_raised_at_once() -> None:
     unknown = "s.shares is not a key; `python run.py --cfg job` shows them all"
     sentences = {unknown, "s.count must be int >= 1, got 0", "s.share is missing; give +s.share=<value>"}
     assert set(str(error.value).split("; s.")) <= {x.removeprefix("s.") for x in sentences} | sentences
-
-
-def test_an_old_name_works_with_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(sections, "RENAMED", {"s.n": "s.count", "old": "new.key", "gone.x": "s.share"})
-    config = OmegaConf.create({"s": {"n": 2, "share": 0.5}, "old": 1, "new": {}})
-    OmegaConf.set_struct(config, True)
-    with caplog.at_level(logging.WARNING):
-        rename_keys(config)
-    assert OmegaConf.to_container(config) == {"s": {"count": 2, "share": 0.5}, "new": {"key": 1}}
-    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
-        "s.n is now s.count",
-        "old is now new.key",
-    ]
