@@ -135,13 +135,13 @@ def build_candidate(settings: Settings) -> BuiltCandidate:
         return take_step(x, y, lap)
 
     return BuiltCandidate(
-        step,
-        int(settings.config["data"]["micro_batch_size"]),
-        settings.model.block_size,
-        settings.model.vocab_size,
-        gpt.n_params(positions=True),
-        count_flops_per_token(gpt),
-        lambda: state_tensors(list(gpt.parameters()), optimizer),
+        step=step,
+        micro_batch_size=int(settings.config["data"]["micro_batch_size"]),
+        block_size=settings.model.block_size,
+        vocab_size=settings.model.vocab_size,
+        n_params=gpt.n_params(positions=True),
+        flops_per_token=count_flops_per_token(gpt),
+        state_tensors=lambda: state_tensors(list(gpt.parameters()), optimizer),
     )
 
 

@@ -99,7 +99,6 @@ MODELS = {
     "gpt_7b": Model(32, 4096, 2048, 50304, 2**21),
 }
 
-
 #: Activations and step time of a strategy over vanilla's (docs/scaling.md, docs/performance.md).
 FACTORS = {
     "vanilla": (1.0, 1.0),
@@ -189,10 +188,8 @@ class Plan:
         micro = self.micro_batch()
         n_micro = max(1.0, self.sequences() / micro)
         compute = self.compute(micro)
-        forward, backward = (
-            compute * (1 / 4 if self.recompute else 1 / 3),
-            compute * (3 / 4 if self.recompute else 2 / 3),
-        )
+        forward = compute / (4 if self.recompute else 3)
+        backward = compute - forward
         n_params = self.model.n_params
         if self.sharding == "ddp":
             total = all_reduce(4.0 * n_params, self.gpus, self.hardware)
@@ -231,17 +228,9 @@ def all_reduce(n_bytes: float, ranks: int, hardware: Hardware) -> float:
 def table(models: Sequence[str], gpus: Sequence[int], shared: Plan, keys: argparse.Namespace) -> str:
     """Return the Markdown table of every model, number of GPUs and sharding; `shared` has what the plans share."""
     columns = [
-        "model",
-        "GPUs",
-        "sharding",
-        "state a rank",
-        "fit",
-        "a rank's sequences",
-        "compute",
-        "exchange",
-        "exposed",
+        *("model", "GPUs", "sharding", "state a rank", "fit", "a rank's sequences", "compute", "exchange", "exposed"),
+        *("tokens/s", "computing", "batch for 32k", "checkpoint"),
     ]
-    columns += ["tokens/s", "computing", "batch for 32k", "checkpoint"]
     lines = [f"| {' | '.join(columns)} |", "|---|---:|---|" + "---:|" * (len(columns) - 3)]
     for name, n in itertools.product(models, gpus):
         tokens = keys.tokens_per_step or MODELS[name].tokens_per_step

@@ -1,7 +1,6 @@
 """Peers of a benchmark: training steps by other code, timed beside ours after their losses are compared with ours."""
 
 import importlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,8 @@ from src.settings.read import Settings
 from src.training.process import choose_products
 from src.training.run import build_gpt
 
-log = logging.getLogger(__name__)
-
 #: The package of this repository whose functions need no `trusted_targets`.
 OWN = "benchmarks"
-#: Old module names, accepted with a warning for one more version.
-RENAMED = {"src.tasks.peers": "benchmarks.peers"}
 LOSS_STEPS = 3
 #: Largest relative loss gap of an equal peer: float32 reaches 1e-6, bf16 with other kernels a few 1e-4.
 LOSS_TOLERANCE = 2e-3
@@ -51,13 +46,13 @@ class Peer:
         with torch.device("meta"):  # our count of FLOPs, for every peer; no weights are allocated
             flops_per_token = count_flops_per_token(build_gpt(self.settings))
         return BuiltCandidate(
-            step,
-            int(self.settings.config["data"]["micro_batch_size"]),
-            sizes.block_size,
-            sizes.vocab_size,
-            sum(p.numel() for p in model.parameters()),
-            flops_per_token,
-            lambda: state_tensors(list(model.parameters()), *optimizer),
+            step=step,
+            micro_batch_size=int(self.settings.config["data"]["micro_batch_size"]),
+            block_size=sizes.block_size,
+            vocab_size=sizes.vocab_size,
+            n_params=sum(p.numel() for p in model.parameters()),
+            flops_per_token=flops_per_token,
+            state_tensors=lambda: state_tensors(list(model.parameters()), *optimizer),
         )
 
     def loss_gap(self) -> float | None:
@@ -89,18 +84,18 @@ def step_spec(settings: Settings) -> StepSpec:
     """Return the sizes and hyperparameters that a peer's function takes."""
     model, optimizer, trainer = settings.model, settings.optimizer, settings.trainer
     return StepSpec(
-        model.n_layer,
-        model.n_head,
-        model.n_embd,
-        model.block_size,
-        model.vocab_size,
-        model.bias,
-        optimizer.lr,
-        optimizer.weight_decay,
-        optimizer.grad_clip,
-        settings.seed,
-        device_of(settings),
-        "bfloat16" if trainer.precision == "bf16-mixed" else "float32",
+        n_layer=model.n_layer,
+        n_head=model.n_head,
+        n_embd=model.n_embd,
+        block_size=model.block_size,
+        vocab_size=model.vocab_size,
+        bias=model.bias,
+        lr=optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        grad_clip=optimizer.grad_clip,
+        seed=settings.seed,
+        device=device_of(settings),
+        dtype="bfloat16" if trainer.precision == "bf16-mixed" else "float32",
         grad_accum=1,
     )
 
@@ -130,9 +125,6 @@ def load_function(key: str, text: str, trusted: Sequence[str]) -> Callable[..., 
     module, colon, name = text.partition(":")
     if not (module and colon and name):
         raise UserError(f"{key}={text} must be module:function, such as {OWN}.peers:plain")
-    if module in RENAMED:
-        log.warning("%s=%s was renamed; write %s:%s", key, text, RENAMED[module], name)
-        module = RENAMED[module]
     if not any(f"{module}.".startswith(f"{known}.") for known in (OWN, *trusted)):
         raise UserError(
             f"{key}={text} is outside the package {OWN}; if you trust it, add "

@@ -106,12 +106,12 @@ def residual_step(
     The step takes token ids and targets [B, T], or [A, B, T] with `grad_accum` = A > 1.
     """
     sizes = GPTConfig(
-        spec.n_layer,
-        spec.n_head,
-        spec.n_embd,
-        spec.block_size,
-        spec.vocab_size,
-        spec.bias,
+        n_layer=spec.n_layer,
+        n_head=spec.n_head,
+        n_embd=spec.n_embd,
+        block_size=spec.block_size,
+        vocab_size=spec.vocab_size,
+        bias=spec.bias,
         dropout=0.0,
         gelu_approximate="none",
         norm_placement="pre",
@@ -120,7 +120,12 @@ def residual_step(
     norm = partial(LayerNorm, eps=1e-5)
     gpt = GPT(sizes, residual=residual, norm=norm, embedding=TiedEmbedding, seed=spec.seed).to(spec.device)
     keys = OptimizerConfig(
-        spec.lr, spec.lr, 0, spec.weight_decay, spec.grad_clip, partial(AdamW, betas=(0.9, 0.95), eps=1e-8)
+        lr=spec.lr,
+        min_lr=spec.lr,
+        warmup_steps=0,
+        weight_decay=spec.weight_decay,
+        grad_clip=spec.grad_clip,
+        method=partial(AdamW, betas=(0.9, 0.95), eps=1e-8),
     )
     bf16 = spec.dtype == "bfloat16"
     return gpt, *optimizer_step(gpt, keys, bf16=bf16, compiled=False, n_micro=spec.grad_accum)

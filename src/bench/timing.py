@@ -109,15 +109,15 @@ def alternate(
         scale = candidates[base].n_tokens() / one.n_tokens()
         ratios = [scale * ours / theirs for ours, theirs in zip(seconds[name], seconds[base], strict=True)]
         timings[name] = Timing(
-            seconds[name],
-            ratios,
-            first[name],
-            one.n_tokens(),
-            one.flops_per_token,
-            one.n_params,
-            one.state_bytes(),
-            memory[name],
-            {part: statistics.median(row[part] for row in parts[name]) for part in parts[name][0]},
+            seconds=seconds[name],
+            ratios=ratios,
+            first_seconds=first[name],
+            tokens=one.n_tokens(),
+            flops_per_token=one.flops_per_token,
+            n_params=one.n_params,
+            state_bytes=one.state_bytes(),
+            step_bytes=memory[name],
+            parts={part: statistics.median(row[part] for row in parts[name]) for part in parts[name][0]},
         )
     return timings
 

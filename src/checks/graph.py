@@ -65,8 +65,7 @@ class _HostReads(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # torch's own signature
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # as torch has it
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
 
@@ -90,7 +89,7 @@ def check_two_ranks(subject: Subject) -> list[str]:
     if failed:
         lines = [line for line in failed[0][1].splitlines() if line.strip()]
         return [
-            f"a DDP step with find_unused_parameters=False fails: {one_line(RuntimeError(lines[-1]))[:200]}; every "
+            f"a DDP step with find_unused_parameters=False fails: {' '.join(lines[-1].split())[:200]}; every "
             "parameter must take part in every step"
         ]
     if len({out for out, _ in outputs}) != 1:

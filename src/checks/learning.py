@@ -44,8 +44,9 @@ def reduce_vocabulary(stream: NDArray[np.uint16]) -> Tensor:
 def train(gpt: GPT, batches: Iterator[tuple[Tensor, Tensor]], n_steps: int, lr: float) -> list[float]:
     """Train for `n_steps` and return the losses; stops at the first that is not finite."""
     method = functools.partial(AdamW, betas=(0.9, 0.95), eps=1e-8)
-    optimizer = build_optimizer(gpt, OptimizerConfig(lr, lr / 10, 10, 0.1, 1.0, method))
-    schedule = Cosine(lr, lr / 10, 10, n_steps)
+    config = OptimizerConfig(lr=lr, min_lr=lr / 10, warmup_steps=10, weight_decay=0.1, grad_clip=1.0, method=method)
+    optimizer = build_optimizer(gpt, config)
+    schedule = Cosine(lr, config.min_lr, config.warmup_steps, n_steps)
     losses: list[float] = []
     for step in range(n_steps):
         gpt.follow(step, n_steps)
@@ -54,7 +55,7 @@ def train(gpt: GPT, batches: Iterator[tuple[Tensor, Tensor]], n_steps: int, lr: 
         if not math.isfinite(losses[-1]):
             break
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(gpt.parameters(), config.grad_clip)
         set_lr(optimizer, schedule.lr(step))
         optimizer.step()
         optimizer.zero_grad()

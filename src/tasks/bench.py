@@ -92,25 +92,14 @@ def run(job: Job) -> TaskEnd:
         run_suite = load_function("bench.suite_runner", keys.suite_runner, trusted)
         end: TaskEnd = run_suite(job, keys.suite, keys.rounds, keys.budget_s)
         return end
-    # The candidates: the baseline first, then the others; peers take the baseline's sizes.
-    read_baseline = read_configuration if "=" in keys.baseline else read_strategy
-    candidates = [
-        read_baseline(job, keys.baseline),
-        *(read_strategy(job, name) for name in strategies),
-        *(read_configuration(job, text) for text in keys.configurations),
-    ]
+    candidates, peers = read_candidates(job, keys, strategies, trusted)
     baseline = candidates[0]
-    require_one_process(candidates)
     prepare_process(baseline.settings.trainer)
-    texts = [keys.peer] if isinstance(keys.peer, str) else keys.peer
-    peers = read_peers(texts, baseline.settings, trusted)
-    everyone: list[Candidate | Peer] = [*candidates, *peers]
-    require_unique_names([one.name for one in everyone])
     # Counts, losses of the peers, times.
     costs = count_strategies(candidates)
     gaps = {peer.name: peer.loss_gap() for peer in peers}
     timings = time_in_turns(
-        {one.name: one.build for one in everyone},
+        {one.name: one.build for one in candidates} | {peer.name: peer.build for peer in peers},
         device=device_of(baseline.settings),
         rounds=keys.rounds,
         at_once=keys.at_once,
@@ -149,6 +138,27 @@ def run(job: Job) -> TaskEnd:
         line = f"{unequal[0]} does not compute the losses of {baseline.name}; {job.folder / 'table.md'}"
         return TaskEnd(FAILED, line)
     return TaskEnd(COMPLETED, f"timed {len(timings) - 1} beside {baseline.name}; {job.folder / 'table.md'}")
+
+
+def read_candidates(
+    job: Job, keys: BenchKeys, strategies: list[str], trusted: list[str]
+) -> tuple[list[Candidate], list[Peer]]:
+    """Return the candidates, the baseline first, and the peers, which take the baseline's sizes.
+
+    Raises:
+        UserError: one cannot be composed or imported, differs in what a process has once, or two have one name.
+    """
+    read_baseline = read_configuration if "=" in keys.baseline else read_strategy
+    candidates = [
+        read_baseline(job, keys.baseline),
+        *(read_strategy(job, name) for name in strategies),
+        *(read_configuration(job, text) for text in keys.configurations),
+    ]
+    require_one_process(candidates)
+    texts = [keys.peer] if isinstance(keys.peer, str) else keys.peer
+    peers = read_peers(texts, candidates[0].settings, trusted)
+    require_unique_names([*(one.name for one in candidates), *(peer.name for peer in peers)])
+    return candidates, peers
 
 
 def count_strategies(candidates: list[Candidate]) -> dict[str, tables.Cost]:

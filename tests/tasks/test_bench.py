@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(
         *("task=bench", *SMALL, "bench.residual=[rezero,denseformer,dual_path]", "bench.rounds=2"),
         'bench.configurations=["twice: norm=rmsnorm residual=rezero model.block_size=16","recurrence=mini"]',
-        *("bench.at_once=3", "bench.peer=src.tasks.peers:plain", "hydra.run.dir=b"),
+        *("bench.at_once=3", "bench.peer=benchmarks.peers:plain", "hydra.run.dir=b"),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
@@ -120,11 +120,6 @@ def test_an_unknown_suite_is_an_error_that_names_the_nearest(tmp_path: Path) -> 
     done = run("task=bench", *SMALL, "bench.suite=cpus", cwd=tmp_path)
     assert done.returncode == 2
     assert error_lines(done) == ["error: bench.suite=cpus is not a suite, did you mean cpu?; one of cpu, gpu, scaling"]
-
-
-def test_the_old_name_of_the_peers_module_works_with_a_warning(folder: Path) -> None:
-    log = (folder / "run.log").read_text()
-    assert "bench.peer=src.tasks.peers:plain was renamed; write benchmarks.peers:plain" in log
 
 
 def test_the_page_of_step_times_has_a_line_for_every_strategy() -> None:
