@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
@@ -188,7 +189,10 @@ def resolve_auto(arguments: list[str]) -> list[str]:
 
 
 def _has_name(path: Path, name: str) -> bool:
-    stored = OmegaConf.load(path)
+    try:
+        stored = OmegaConf.load(path)
+    except (OSError, ValueError, yaml.YAMLError):  # a damaged file, or that of a run that another process removes now
+        return False
     return isinstance(stored, DictConfig) and str(stored.get("name")) == name
 
 

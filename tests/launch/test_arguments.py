@@ -61,6 +61,9 @@ def test_auto_resumes_the_newest_run_of_the_name_or_starts_one(tmp_path: Path, m
     run = tmp_path / "multirun/r"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("name: x\n")
+    for name, text in (("cut", "name: ["), ("other", "x"), ("binary", "\xff")):  # of others, which are not in the way
+        (tmp_path / "multirun" / name).mkdir()
+        (tmp_path / "multirun" / name / "config.yaml").write_text(text, encoding="latin-1")
     assert resolve_auto(["resume=auto", "name=x"])[-1] == "resume='multirun/r'"
     assert resolve_auto(["resume=auto", "name=y"]) == ["name=y"]
     assert resolve_auto(["hydra.run.dir=new", "resume=auto"]) == ["hydra.run.dir=new"]
