@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class Timing:
     """Seconds per step by round, the rounds' ratios to the baseline's time per token, and the step's sizes.
 
-    Rounds are in the order of the `builds` of the model, each timed for the same number of rounds.
+    The model was built `builds` times and timed for equally many rounds each time; `seconds` has them in that order.
     """
 
     seconds: list[float]

@@ -7,7 +7,7 @@ Without a rule they grow with the width. The smallest size is the base size, so 
 model. The batch is the same in every step, the rate constant and large, as the sources advise.
 
 Source: microsoft/mup @ 1981497, README ("Coord Check") and mup/coord_check.py, which draw the size of activations
-itself; of the difference to init nothing hides behind the initial values.
+itself; the difference to init is not hidden by large initial values.
 Shape letters: B batch, T tokens, D n_embd, V vocab_size, H heads, K head size.
 """
 

@@ -60,12 +60,12 @@ class Outcomes:
         return self.pid == os.getpid()
 
     def explains(self, error: Exception) -> bool:
-        """Return whether an exception raised by Hydra only repeats the outcome of the jobs; record a remote one."""
+        """Return whether an exception of Hydra has its cause in jobs that are reported; record one of another process."""
         if isinstance(error, JobFailedError):
             if not self.jobs:
                 self.remote_failures.append(str(error))
             return True
-        # A sweeper fails where no job completed.
+        # With no completed job a sweeper has no best value, and raises an error of its own.
         return bool(self.jobs) and all(job.code != COMPLETED for job in self.jobs)
 
     def report(self) -> None:

@@ -122,7 +122,7 @@ def _read_schema(name: str, section: DictConfig, target: Any) -> dict[str, Any]:
 
 
 def _add_keys(section: DictConfig, added: Mapping[str, object]) -> DictConfig:
-    """Return a section with the keys that its class got after the configuration was stored, in their meaning of then."""
+    """Return a section with the keys that its class got later, at the values that compute what it did before."""
     missing = {key: value for key, value in added.items() if key not in section}
     plain = to_plain(section)
     assert isinstance(plain, dict)  # a section is a mapping

@@ -32,7 +32,7 @@ Factory = Callable[..., Any]  # Hydra's partials are untyped
 
 #: Sections that name a class, sections of one class per entry, sections with fixed keys, and keys without a section.
 COMPONENTS = ("residual", "norm", "embedding", "recurrence", "mlp", "data", "evaluation")
-#: Components that configurations of earlier versions lack, in their meaning of then.
+#: Components that configurations of earlier versions lack, each with what those versions computed.
 IMPLIED = {"mlp": {"_target_": "src.models.mlp.gelu.GELU", "_partial_": True}}
 COLLECTIONS = ("logger", "callbacks")
 SECTIONS = ("task", "model", "optimizer", "schedule", "trainer", "samples", "safety", "guard", "profiler")

@@ -43,7 +43,7 @@ STEP_DATA = ("data.global_batch_size", "trainer.overfit_batches")
 
 
 def continue_or_skip(job: Job, settings: Settings) -> Job | TaskEnd:
-    """Return the job as it has to be run, or how it ended when it ran before.
+    """Return the job, set to resume if it was stopped before, or the end of an earlier run that stands for it.
 
     Raises:
         UserError: the job's folder holds another run, or a completed one that an override would change.

@@ -33,8 +33,10 @@ from src.settings.read import Settings, read_settings
 from src.training import provenance
 from src.training.run import build_gpt
 
+#: Keys that name weights, and all keys that only the tasks on saved weights have.
 KEYS = ("run", "checkpoint", "hf")
 OWN = (*KEYS, "output", "push_to", "push_private", "sequences", "sample")
+#: Values of `checkpoint` that name one file, and every file.
 NAMED, ALL = ("last", "best"), "all"
 
 log = logging.getLogger(__name__)
