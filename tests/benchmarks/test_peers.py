@@ -118,7 +118,7 @@ def test_the_hyper_connections_package_is_a_peer(settings: Settings) -> None:
         ("src.bench.step:residual_step", "is outside the package benchmarks"),
         ("testsx.tasks:plain", "trusted_targets=[testsx]"),
         ("mine: benchmarks.peers:plane", "cannot be imported"),
-        ("src.tasks.peers:plane", "cannot be imported"),
+        ("src.tasks.peers:plain", "is outside the package benchmarks"),
         ("benchmarks.peers:PlainGPT", "is not a function"),
     ],
 )
