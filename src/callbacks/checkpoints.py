@@ -11,6 +11,7 @@ are symbolic links.
 import contextlib
 import functools
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -112,8 +113,9 @@ def step_of(path: Path) -> int:
 
 
 def list_steps(folder: Path) -> list[Path]:
-    """Return the checkpoints `step<n>.ckpt` of a folder by ascending step."""
-    return sorted(folder.glob("step[0-9]*.ckpt"), key=step_of)
+    """Return the checkpoints `step<n>.ckpt` of a folder by ascending step, without files of other names."""
+    found = [path for path in folder.glob("step*.ckpt") if re.fullmatch(r"step[0-9]+\.ckpt", path.name)]
+    return sorted(found, key=step_of)
 
 
 def identifying_file(path: Path) -> Path:

@@ -80,7 +80,8 @@ def test_a_pickle_that_would_run_code_is_rejected(tmp_path: Path) -> None:
 def test_checkpoints_are_listed_by_step_however_many_digits_it_has(tmp_path: Path) -> None:
     for step in (10**8, 10**8 - 1):
         checkpoint_path(tmp_path, step).touch()
-    (tmp_path / "step=4.ckpt").touch()  # of the user's own ModelCheckpoint
+    for name in ("step=4.ckpt", "step00000004-v1.ckpt", "step4 (copy).ckpt"):  # of a ModelCheckpoint, and a copy
+        (tmp_path / name).touch()
     assert [path.name for path in list_steps(tmp_path)] == ["step99999999.ckpt", "step100000000.ckpt"]
 
 
