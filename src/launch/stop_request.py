@@ -39,7 +39,7 @@ class StopRequest:
         self._timer: threading.Timer | None = None
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Record the first signal (or raise, if no step is to be finished); exit at the second."""
+        """Record the first signal, or raise if nothing is to be finished and no stop is agreed; exit at the second."""
         if self._timer is not None:
             if time.monotonic() >= self._signalled + REPEATED_S:
                 os._exit(exit_code(signum))
@@ -50,7 +50,7 @@ class StopRequest:
         self._timer = threading.Timer(self.grace_s, self._exit_late)
         self._timer.daemon = True
         self._timer.start()
-        if not self.deferred:
+        if not (self.deferred or self.agreed):  # ranks that agreed end together, without a signal's help
             raise Interrupted(signum)
 
     def _exit_late(self) -> None:

@@ -54,6 +54,19 @@ def test_the_first_signal_to_a_rank_that_stops_already_does_not_end_it(
         assert exits == [143]
 
 
+def test_a_signal_between_an_agreed_stop_and_its_end_does_not_end_this_rank_alone() -> None:
+    """The last checkpoint is still being written when the training loop ends."""
+    request = StopRequest(grace_s=60.0)
+    with request.installed():
+        request.check_time(0.0)
+        request.agree(request.signum)
+        request.deferred = False
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted, match="max_time is over") as stop:
+            request.check()
+    assert (stop.value.signum, stop.value.agreed) == (signal.SIGTERM, True)
+
+
 class _TwoRanks(L.Trainer):
     world_size = 2
 
