@@ -69,8 +69,7 @@ def launch(job: Job, settings: Settings, stop: StopRequest) -> TaskEnd:
         return launch_ranks(job, devices=keys.devices, restarts=keys.restarts, grace_s=settings.safety.grace_s)
     except (Interrupted, Exception) as error:
         if isinstance(error, Interrupted):
-            stop.agree(error.signum)
-            stop.deferred = True  # SLURM sends the signal to this process, too; the end is stated first
+            stop.agree(error.signum)  # SLURM sends the signal to this process, too; the end is stated first
         record = RunRecord(job.folder, writes=True)
         if record.result != (before or {}):  # else a rank rejected the run before it began
             status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
@@ -211,9 +210,9 @@ def _explain_divergence(run: Run, error: DivergedError) -> str:
     if run.job.rank:  # only rank 0 sees the checkpoints: under a launcher the folder of another rank is empty
         return one_line(error)
     healthy = find_before(run, error.began)
-    kept = (
-        f"the newest checkpoint before it is of step {healthy.step}" if healthy else "no checkpoint was due before it"
-    )
+    kept = "no checkpoint is from before it"  # none was due, or those that were have been pruned
+    if healthy is not None:
+        kept = f"the newest checkpoint before it is of step {healthy.step}"
     return f"{one_line(error)}; {kept}"
 
 

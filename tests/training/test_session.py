@@ -62,7 +62,7 @@ def test_a_run_that_overfits_reads_its_first_batches_again(tmp_path: Path) -> No
     assert not torch.equal(second, first)
 
 
-@pytest.mark.parametrize(("steps", "kept"), [([4, 8], "of step 4"), ([8], "no checkpoint was due before it")])
+@pytest.mark.parametrize(("steps", "kept"), [([4, 8], "of step 4"), ([8], "no checkpoint is from before it")])
 def test_a_divergence_names_the_checkpoint_before_it(steps: list[int], kept: str, tmp_path: Path) -> None:
     for step in steps:
         (tmp_path / f"step{step:08d}.ckpt").write_text("")
