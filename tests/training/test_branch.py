@@ -100,7 +100,8 @@ def settings_of(stable: Path, **changes: Any) -> Settings:
     ("changes", "words"),
     [
         ({"at": 7}, r"has no checkpoint of step 7 \(it has 6, 8, 20, 24\).*trainer\.keep_steps=\[7\]"),
-        ({"optimizer.weight_decay": 0.2}, r"optimizer\.weight_decay was 0\.1, is 0\.2, and a branch keeps"),
+        ({"optimizer.weight_decay": 0.2}, r"weight_decay was 0\.1, is 0\.2, .*; give optimizer\.weight_decay=0\.1, or"),
+        ({"trainer.overfit_batches": 1}, r"overfit_batches was None, is 1, .*; leave trainer\.overfit_batches out"),
         ({"data.val_tokens": 512}, r"data\.val_tokens was 1024, is 512"),
         ({"seed": 2}, r"seed was 1, is 2"),
         ({"trainer.max_steps": 8}, r"at=8 must be less than trainer\.max_steps=8"),
