@@ -25,6 +25,8 @@ from src.study.power import pilot_sd
 
 #: File of the study's record in its folder.
 RECORD = "plan.json"
+#: What the order of a plan's sizes decides, and the hash of the plan does not depend on, in a list of changed keys.
+FIRST_SIZE = "first size"
 
 
 @dataclass
@@ -122,6 +124,8 @@ def open_record(folder: Path, name: str, plan: StudyPlan, costs: Costs, reason: 
                 )
             if changed:
                 record.changes.append({"time": now(), "reason": reason, "hash": record.hash, "keys": changed})
+            if FIRST_SIZE in changed:  # whose rates and steps the hash does not tell from those of now
+                record.frozen = {**before.frozen, "of": None}
     return record
 
 
@@ -170,8 +174,8 @@ def list_outdated(record: StudyRecord, results: Results) -> list[str]:
 def _compare_plans(then: StudyPlan, now: StudyPlan) -> dict[str, tuple[Any, Any]]:
     old, new = (flatten(json.loads(json.dumps(plan_tree(plan)))) for plan in (then, now))
     changed = {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
-    if then.first_size != now.first_size:  # which the order of the sizes decides, of which the hash knows nothing
-        changed["first size"] = (then.first_size, now.first_size)
+    if then.first_size != now.first_size:
+        changed[FIRST_SIZE] = (then.first_size, now.first_size)
     return changed
 
 

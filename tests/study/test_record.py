@@ -91,6 +91,9 @@ def test_another_order_of_the_sizes_changes_where_rates_are_searched_and_confirm
     other = dataclasses.replace(PLAN, sizes=dict(reversed(PLAN.sizes.items())))
     with pytest.raises(UserError, match="first size was small, is large"):
         open_record(study, "made", other, COSTS, None)
+    record = open_record(study, "made", other, COSTS, "the large size first")
+    assert record.hash == read_record(study).hash
+    assert not record.is_frozen
 
 
 def test_a_run_of_other_overrides_is_no_result(study: Path) -> None:
