@@ -100,6 +100,14 @@ def read_finished(path: Path, folder: Path, record: StudyRecord, overrides: Call
             f"records={path} has runs from before {', '.join(other)} changed, which are not runs of this plan; give "
             "another file, which will hold the runs of this plan"
         )
+    adopts = record.frozen is None and head["frozen"] is not None
+    # The hash of a plan does not depend on the order of its sizes.
+    first = {s.size for run in runs if (s := parse_folder(run["run"])) and s.phase in ("pilot", "confirmation")}
+    if adopts and first and record.plan.first_size not in first:
+        raise UserError(
+            f"records={path} has frozen values for the first size {', '.join(sorted(first))}, and the first of "
+            f"study.sizes is {record.plan.first_size}; restore their order or give another file"
+        )
     finished = read_results(folder)
     added = 0
     for run in runs:
@@ -110,7 +118,7 @@ def read_finished(path: Path, folder: Path, record: StudyRecord, overrides: Call
             shutil.rmtree(folder / run["run"], ignore_errors=True)  # of an interrupted run
             _write_run(folder / run["run"], head["common"], run, overrides(spec))
             added += 1
-    if record.frozen is None and head["frozen"] is not None:
+    if adopts:
         record.frozen, record.changes = head["frozen"], head["changes"]
     return added
 

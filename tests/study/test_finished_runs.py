@@ -151,6 +151,14 @@ def test_records_of_another_plan_are_rejected(change: object, words: str, tmp_pa
         read_finished(file, tmp_path / "there", other_machine(tmp_path / "there"), overrides)
 
 
+def test_records_of_a_study_with_another_first_size_are_rejected(tmp_path: Path) -> None:
+    here, there, file = tmp_path / "here", tmp_path / "there", tmp_path / "runs.jsonl"
+    write_finished(file, here, write_study(here))
+    other = StudyRecord("made", dataclasses.replace(PLAN, sizes=dict(reversed(PLAN.sizes.items()))), COSTS)
+    with pytest.raises(UserError, match=r"the first size small, and the first of study\.sizes is large; restore"):
+        read_finished(file, there, other, overrides)
+
+
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text("{")
     with pytest.raises(UserError, match=r"runs\.jsonl cannot be read"):
