@@ -88,7 +88,7 @@ def test_a_new_run_keeps_what_it_is_configured_with(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision", "warned"),
+    ("flags", "precision", "in_float32"),
     [
         ("avx2", "bf16-mixed", True),
         ("avx2 avx512f", "bf16-mixed", True),
@@ -98,15 +98,19 @@ def test_a_new_run_keeps_what_it_is_configured_with(monkeypatch: pytest.MonkeyPa
         ("avx2", "32-true", False),
     ],
 )
-def test_bfloat16_without_instructions_for_it_is_warned_of(
+def test_bfloat16_products_without_instructions_for_them_are_computed_in_float32(
     flags: str,
     precision: str,
-    warned: bool,
+    in_float32: bool,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\n")
     monkeypatch.setattr(compile_cache, "CPUINFO", tmp_path / "cpuinfo")
-    process.choose_products(composed_settings(f"trainer.precision={precision}").trainer)
-    assert ("use trainer.precision=32-true" in caplog.text) is warned
+    calls: list[str] = []
+    monkeypatch.setattr(process, "compute_in_float32", lambda: calls.append("in float32"))
+    with caplog.at_level("INFO"):
+        process.choose_products(composed_settings(f"trainer.precision={precision}").trainer)
+    assert bool(calls) is in_float32
+    assert ("has no bfloat16 instructions" in caplog.text) is in_float32
