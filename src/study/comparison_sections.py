@@ -1,7 +1,6 @@
 """Sections of a study's page on its comparisons: planned contrasts, the search, equal budgets."""
 
 import math
-from collections.abc import Sequence
 from statistics import fmean, stdev
 
 import pandas as pd
@@ -10,7 +9,7 @@ from src.reporting.curves import render_svg
 from src.reporting.page import Picture, Section, Table
 from src.reporting.tables import format_cell
 from src.study import figures
-from src.study.describe import format_loss
+from src.study.describe import format_loss, join_words
 from src.study.plan import UNITS
 from src.study.verdict import Comparison, Verdict
 from src.study.words import format_interval
@@ -30,7 +29,8 @@ def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
     texts = [
         f"Final validation loss at size {main.size} and equal {UNITS[main.kind]}; the difference is the first "
         f"system's minus the second's. Intervals ({level}) and p values use the error pooled over all systems and "
-        "seeds; the paired ones use the two systems alone, and hold if systems differ in their variance."
+        "seeds, and so does the verdict; the paired ones use the two systems alone, and hold if systems differ in "
+        "their variance."
     ]
     if not main.is_complete:
         texts.append(f"{main.n_ended} of {main.n_planned} runs have ended: differences without tests and verdicts.")
@@ -42,6 +42,9 @@ def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
             f"Block error: sd {main.error.sd:.4f} nats with {main.error.freedom} degrees of freedom; {found} at the "
             "first level of Holm's method."
         )
+        if main.p_variances is not None:
+            p = format_cell("p", main.p_variances)
+            texts.append(f"Differences of all pairs of systems vary alike over seeds: p {p} (Bartlett's statistic).")
     table = _contrast_table(main.contrasts, level)
     pictures = []
     if main.contrasts["difference"].notna().any():
@@ -51,7 +54,7 @@ def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
 
 
 def _contrast_table(frame: pd.DataFrame, level: str) -> Table:
-    columns = ["system", "against", "seeds", "difference", f"{level} interval", "p", "p (Holm)", "paired interval"]
+    columns = ["system", "against", "seeds", "difference", f"{level} interval", "p", "p (Holm)", "verdict"]
     rows = [
         [
             str(row["system"]),
@@ -61,13 +64,14 @@ def _contrast_table(frame: pd.DataFrame, level: str) -> Table:
             format_interval(row["low"], row["high"]),
             format_cell("p", row["p"]),
             format_cell("p", row["p (Holm)"]),
-            format_interval(row["paired low"], row["paired high"]),
-            format_cell("p", row["p (paired)"]),
             str(row["verdict"]),
+            format_interval(row["paired low"], row["paired high"]),
+            format_cell("p", row["p (paired, Holm)"]),
+            str(row["verdict (paired)"]),
         ]
         for row in frame.to_dict("records")
     ]
-    return Table([*columns, "p (paired)", "verdict"], rows)
+    return Table([*columns, "paired interval", "p (paired, Holm)", "verdict (paired)"], rows)
 
 
 def format_signed(value: float | None) -> str:
@@ -115,9 +119,11 @@ def build_search(verdict: Verdict, main: Comparison) -> Section:
         "diverged",
     ]
     svg = render_svg(figures.draw_rates(verdict.choices))
-    caption = "Search: loss against learning rate; filled: chosen, x: diverged"
-    table = Table(columns, rows, plan.baseline)
-    return Section("Best against best", [text], tables=[table], pictures=[Picture(caption, svg=svg)])
+    pictures = [Picture("Search: loss against learning rate; filled: chosen, x: diverged", svg=svg)]
+    if any(map(math.isfinite, (loss for losses in main.losses.values() for loss in losses.values()))):
+        svg = render_svg(figures.draw_losses(main.losses))
+        pictures.append(Picture("Confirmation: loss of every run; bar: mean of a system, colour: seed", svg=svg))
+    return Section("Best against best", [text], tables=[Table(columns, rows, plan.baseline)], pictures=pictures)
 
 
 # ---- equal budgets
@@ -169,8 +175,3 @@ def build_budgets(verdict: Verdict) -> Section:
         svg = render_svg(figures.draw_budgets(frames, plan.baseline))
         pictures.append(Picture(f"Differences to {plan.baseline} with {level} intervals", svg=svg))
     return Section(f"At equal {join_words(units)}", [text], tables=shown, pictures=pictures)
-
-
-def join_words(words: Sequence[str]) -> str:
-    """Return words as a list in a sentence: `a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

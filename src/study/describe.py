@@ -1,6 +1,7 @@
 """Plan of a study in words: its runs by phase, hours, and the smallest difference that it can detect."""
 
 import math
+from collections.abc import Sequence
 
 from src.study.phases import (
     Costs,
@@ -95,3 +96,8 @@ def describe_phase(phase: str, specs: list[RunSpec]) -> str:
 def format_loss(loss: float) -> str:
     """Return a loss with four digits, or `diverged`."""
     return f"{loss:.4f}" if math.isfinite(loss) else "diverged"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

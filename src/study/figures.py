@@ -40,6 +40,27 @@ def draw_rates(choices: Mapping[str, Choice]) -> Figure:
     return figure
 
 
+def draw_losses(losses: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Draw the loss of every completed run, one row per system and one color per seed, with the mean of a system."""
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.36 * len(losses)), layout="constrained")
+    axes = figure.subplots()
+    seeds = sorted({seed for by_seed in losses.values() for seed in by_seed})
+    for seed, color in zip(seeds, cycle(COLORS), strict=False):
+        found = {y: by_seed.get(seed, math.inf) for y, by_seed in enumerate(losses.values())}
+        shown = {y: loss for y, loss in found.items() if math.isfinite(loss)}
+        axes.plot([*shown.values()], [*shown], "o", color=color, ms=5, alpha=0.8, label=str(seed))
+    for y, by_seed in enumerate(losses.values()):
+        finite = [loss for loss in by_seed.values() if math.isfinite(loss)]
+        if finite:
+            axes.plot([sum(finite) / len(finite)] * 2, [y - 0.3, y + 0.3], color="0.3", lw=1.5)
+    axes.set_yticks(range(len(losses)), list(losses))
+    axes.set_ylim(len(losses) - 0.5, -0.5)
+    axes.set_xlabel("validation loss (nats/token)")
+    axes.grid(axis="x", alpha=0.25)
+    axes.legend(title="seed", fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
 def draw_contrasts(contrasts: pd.DataFrame, margin: float, detectable: float | None) -> Figure:
     """Draw the planned contrasts with intervals, the margin within which systems are equal, and what is detectable."""
     shown = contrasts[contrasts["difference"].notna()].iloc[::-1]

@@ -4,13 +4,13 @@
     difference of two systems:             t = (mean_a - mean_b) / (s sqrt(2 / n)),  (k - 1)(n - 1) degrees of freedom
 
 The seeds are blocks: runs of one seed share data order and initial weights. Pooling over k systems gives the error
-(k - 1)(n - 1) degrees of freedom where a paired t test has n - 1; it assumes one error variance for all systems, so the
-paired test stands beside it.
+(k - 1)(n - 1) degrees of freedom where a paired t test has n - 1; it assumes one error variance for all systems, which
+`compare_variances` tests, so the paired test stands beside it.
 
     L(N) = E + A / N^a,   E >= 0, A >= 0, by least squares; intervals by resampling seeds
 
-Source: Fisher 1935 for randomized blocks; Holm 1979; Hoffmann et al. 2022 (arXiv 2203.15556) for the form of the fit;
-Efron and Tibshirani 1993 for percentile intervals.
+Source: Fisher 1935 for randomized blocks; Bartlett 1937 for variances; Holm 1979; Hoffmann et al. 2022 (arXiv
+2203.15556) for the form of the fit; Efron and Tibshirani 1993 for percentile intervals.
 """
 
 import math
@@ -53,11 +53,39 @@ def block_error(losses: Array) -> BlockError:
     return BlockError(math.sqrt(float((residuals**2).sum()) / freedom), freedom)
 
 
+def compare_variances(losses: Array, replicates: int = 10_000) -> float | None:
+    """Test whether all differences between two systems vary alike over seeds, from a table as in `block_error`.
+
+    The pooled error assumes it. The statistic is Bartlett's for the variances of the differences of all pairs. It depends
+    neither on the effects of systems and seeds nor on the scale, so normal tables of the same shape, which are
+    simulated, have its distribution if the assumption holds.
+
+    Returns:
+        The p value, or None with fewer than 3 systems or 2 seeds, or where a difference does not vary.
+    """
+    k, n = losses.shape
+    if k < 3 or n < 2:
+        return None
+    found = _bartlett(losses)
+    if not np.isfinite(found):
+        return None
+    simulated = _bartlett(np.random.default_rng(0).normal(size=(replicates, k, n)))
+    return float((1 + (simulated >= found).sum()) / (1 + replicates))
+
+
+def _bartlett(tables: Array) -> Array:
+    """Return the logarithm of the mean variance of a difference minus the mean logarithm, one number a table."""
+    ours, theirs = np.triu_indices(tables.shape[-2], 1)
+    variances = (tables[..., ours, :] - tables[..., theirs, :]).var(axis=-1, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(variances.mean(axis=-1)) - np.log(variances).mean(axis=-1))
+
+
 # ---- contrasts
 
 COLUMNS = (
-    *("system", "against", "n_seeds", "difference", "low", "high", "p", "p (Holm)"),
-    *("paired low", "paired high", "p (paired)", "verdict"),
+    *("system", "against", "n_seeds", "difference", "low", "high", "p", "p (Holm)", "verdict"),
+    *("paired low", "paired high", "p (paired)", "p (paired, Holm)", "verdict (paired)"),
 )
 
 
@@ -73,8 +101,9 @@ def compare_contrasts(
         margin: nats within which systems are called equal.
 
     Returns:
-        One row per contrast; Holm counts them all, tested or not. `verdict` is better, worse, equal (the interval lies
-        within the margin), unresolved, or not tested.
+        One row per contrast; Holm counts them all, tested or not. `verdict`, by the pooled error, and `verdict
+        (paired)`, by the two systems alone, are better, worse, equal (the interval lies within the margin), unresolved,
+        or not tested.
     """
     table = complete_table(losses)
     error = block_error(table.to_numpy()) if min(table.shape) > 1 else None
@@ -88,8 +117,13 @@ def compare_contrasts(
         rows.append(row)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["n_seeds"] = frame["n_seeds"].astype("Int64")  # with rows that have none
-    frame["p (Holm)"] = correct_holm(frame["p"], len(contrasts))
-    frame["verdict"] = [_judge(row, alpha, margin) for row in frame.to_dict("records")]
+    for p, corrected, verdict, low, high in (
+        ("p", "p (Holm)", "verdict", "low", "high"),
+        ("p (paired)", "p (paired, Holm)", "verdict (paired)", "paired low", "paired high"),
+    ):
+        frame[corrected] = correct_holm(frame[p], len(contrasts))
+        columns = (frame[column] for column in (corrected, "difference", low, high))
+        frame[verdict] = [_judge(cells, alpha, margin) for cells in zip(*columns, strict=True)]
     return frame
 
 
@@ -120,12 +154,13 @@ def _compare_pair(ours: Array, theirs: Array, error: BlockError, alpha: float) -
     return row
 
 
-def _judge(row: Mapping[str, Any], alpha: float, margin: float) -> str:
-    if pd.isna(row["p"]):
+def _judge(cells: tuple[float, float, float, float], alpha: float, margin: float) -> str:
+    p, difference, low, high = cells
+    if pd.isna(p):
         return "not tested"
-    if row["p (Holm)"] < alpha:
-        return "better" if row["difference"] < 0 else "worse"
-    return "equal" if -margin <= row["low"] and row["high"] <= margin else "unresolved"
+    if p < alpha:
+        return "better" if difference < 0 else "worse"
+    return "equal" if -margin <= low and high <= margin else "unresolved"
 
 
 # ---- scaling fits

@@ -21,6 +21,7 @@ from src.study.statistics import (
     BlockError,
     block_error,
     compare_contrasts,
+    compare_variances,
     complete_table,
 )
 
@@ -28,6 +29,8 @@ from src.study.statistics import (
 SEARCHED = ("optimizer.lr", "optimizer.min_lr")
 #: Keys that follow from a budget in FLOPs or seconds.
 BUDGETED = ("trainer.max_steps", "optimizer.warmup_steps")
+#: p value of `compare_variances` below which the words give the verdicts of the paired tests too.
+UNEQUAL = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Comparison:
         contrasts: the planned contrasts, see `compare_contrasts`.
         against_baseline: every system against the baseline, in the same form.
         error: block error; None without two systems and seeds.
+        p_variances: p value of `compare_variances`, None where it has none.
         detectable: difference that the first of Holm's tests detects with the planned power.
         n_ended: runs that ended, completed or diverged.
         n_planned: runs that were planned.
@@ -52,6 +56,7 @@ class Comparison:
     contrasts: pd.DataFrame
     against_baseline: pd.DataFrame
     error: BlockError | None
+    p_variances: float | None
     detectable: float | None
     n_ended: int
     n_planned: int
@@ -60,6 +65,11 @@ class Comparison:
     def is_complete(self) -> bool:
         """Return whether every planned run has ended; before that there are differences, but no verdicts."""
         return self.n_ended == self.n_planned
+
+    @property
+    def has_unequal_variances(self) -> bool:
+        """Return whether some systems vary more over seeds than others, so that the pooled error is that of none."""
+        return self.is_complete and self.p_variances is not None and self.p_variances < UNEQUAL
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -178,10 +188,13 @@ def _compare(folder: Path, record: StudyRecord, results: Results, size: str, kin
         detectable = detectable_difference(se, error.freedom, plan.alpha / len(plan.contrasts), plan.power)
     contrasts = compare_contrasts(losses, plan.contrasts, plan.alpha, plan.margin)
     if not is_complete:
-        contrasts = contrasts.assign(**dict.fromkeys(("p", "p (Holm)", "p (paired)")), verdict="not complete")
+        tests = ("p", "p (Holm)", "p (paired)", "p (paired, Holm)")
+        verdicts = dict.fromkeys(("verdict", "verdict (paired)"), "not complete")
+        contrasts = contrasts.assign(**dict.fromkeys(tests), **verdicts)
     others = [[system, plan.baseline] for system in plan.systems if system != plan.baseline]
     against = compare_contrasts(losses, others, plan.alpha, plan.margin)
-    return Comparison(size, kind, losses, runs, contrasts, against, error, detectable, n_ended, n_planned)
+    p_variances = compare_variances(table.to_numpy())
+    return Comparison(size, kind, losses, runs, contrasts, against, error, p_variances, detectable, n_ended, n_planned)
 
 
 def _sort_differences(plan: StudyPlan, comparison: Comparison) -> tuple[list[Difference], list[Difference]]:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from statistics import stdev
 from typing import Any
 
 import pandas as pd
 
 from src.reporting.tables import format_cell
+from src.study.describe import join_words
 from src.study.plan import UNITS
 from src.study.verdict import Comparison, Verdict
 
@@ -30,6 +32,7 @@ def state_verdict(verdict: Verdict) -> list[str]:
         f"searched for each system and {n} fresh seeds:"
     ]
     sentences += [_state_contrast(row, verdict, main) for row in main.contrasts.to_dict("records")]
+    sentences += _state_variances(main)
     sentences += _state_budgets(verdict)
     sentences += _state_scaling(verdict)
     sentences.append("Other sizes, budgets and data may differ.")
@@ -57,6 +60,28 @@ def _state_contrast(row: Mapping[str, Any], verdict: Verdict, main: Comparison) 
         else f"; a difference of {main.detectable:.4f} nats would be seen with the planned power"
     )
     return f"{names} are not distinguished {facts}{seen}."
+
+
+def _state_variances(main: Comparison) -> list[str]:
+    """State what the paired tests find where the pooled error is that of no system."""
+    if not main.has_unequal_variances:
+        return []
+    sds = {
+        system: stdev(by_seed.values())
+        for system, by_seed in main.losses.items()
+        if all(map(math.isfinite, by_seed.values()))
+    }
+    least, most = min(sds, key=sds.__getitem__), max(sds, key=sds.__getitem__)
+    changed = [
+        f"{row['system']} against {row['against']} is {row['verdict (paired)']}"
+        for row in main.contrasts.to_dict("records")
+        if row["verdict (paired)"] != row["verdict"]
+    ]
+    found = f"by the paired tests, {join_words(changed)}" if changed else "the paired tests give the same ones"
+    return [
+        "These verdicts assume that all systems vary alike over seeds, and they do not (sd "
+        f"{sds[least]:.4f} of {least} to {sds[most]:.4f} of {most}; p {format_cell('p', main.p_variances)}): {found}."
+    ]
 
 
 def _state_budgets(verdict: Verdict) -> list[str]:

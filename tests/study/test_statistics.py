@@ -13,6 +13,7 @@ from src.study.statistics import (
     Fit,
     block_error,
     compare_contrasts,
+    compare_variances,
     complete_table,
     fit_scaling,
     percentile_interval,
@@ -76,6 +77,52 @@ def test_the_intervals_of_a_contrast_are_those_of_the_simulation() -> None:
     paired = stats.ttest_rel(table[0][1], table[0][0])
     assert row["p (paired)"] == pytest.approx(paired.pvalue)
     assert row["paired low"] == pytest.approx(paired.confidence_interval(0.95).low)
+
+
+def test_equal_variances_are_doubted_as_rarely_as_stated_whatever_the_effects_of_seeds() -> None:
+    tables = simulate([0, 5, 1, 2], 5, 0.01, 8, replicates=600)
+    found = np.array([compare_variances(table, 400) for table in tables])
+    for level in (0.05, 0.5):
+        assert close(float((found < level).mean()), level, replicates=600)
+
+
+@pytest.mark.parametrize("unstable", [[0], [1, 4]])
+def test_systems_that_vary_more_are_found(unstable: list[int]) -> None:
+    tables = simulate([0] * 7, 5, 0.01, 9, replicates=200)
+    apart = tables.copy()
+    apart[:, unstable] += np.random.default_rng(10).normal(0, 0.15, (200, len(unstable), 5))
+    for found, share in ((tables, 0.05), (apart, 0.95)):
+        p = np.array([compare_variances(table, 400) for table in found])
+        assert (float((p < 0.01).mean()) > share) == (share == 0.95)
+
+
+def test_variances_are_compared_from_three_systems_and_two_seeds_on() -> None:
+    table = simulate([0, 1, 2], 4, 0.01, 11, replicates=1)[0]
+    found = compare_variances(table)
+    assert found is not None
+    assert compare_variances(1000 * table + table.mean(axis=0)) == found  # of other units, with other effects of seeds
+    parallel = table.copy()
+    parallel[1] = table[0]
+    for few in (table[:2], table[:, :1], parallel, np.ones((3, 4))):
+        assert compare_variances(few) is None
+
+
+def test_a_paired_verdict_is_that_of_the_two_systems_alone() -> None:
+    """s2 varies so much that the pooled error hides what s1 and s0 show, and s2's own difference is pooled away."""
+    losses = named(simulate([0, -0.05, -0.2], 5, 0.001, 12, replicates=1)[0])
+    losses["s2"] = {
+        seed: loss + wild for (seed, loss), wild in zip(losses["s2"].items(), (1, -1, 2, 0, -2), strict=True)
+    }
+    pairs = [["s1", "s0"], ["s2", "s0"]]
+    rows = compare_contrasts(losses, pairs, 0.05, 0.0)
+    assert rows["verdict"].tolist() == ["unresolved", "unresolved"]
+    assert rows["verdict (paired)"].tolist() == ["better", "unresolved"]
+    first, second = rows["p (paired)"]
+    assert rows["p (paired, Holm)"].tolist() == pytest.approx([2 * first, second])
+    # Equal: the paired interval lies within the margin, the pooled one does not.
+    losses["s1"] = {seed: loss + 0.001 * (-1) ** seed for seed, loss in losses["s0"].items()}
+    equal = compare_contrasts(losses, [["s1", "s0"]], 0.01, 0.1).iloc[0]
+    assert (equal["verdict"], equal["verdict (paired)"]) == ("unresolved", "equal")
 
 
 def test_power_at_the_detectable_difference_is_the_planned_one() -> None:

@@ -10,13 +10,16 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from src.reporting.curves import COLORS
-from src.study.figures import draw_contrasts, draw_rates, draw_scaling
+from src.reporting.tables import format_cell
+from src.study.figures import draw_contrasts, draw_losses, draw_rates, draw_scaling
 from src.study.page import write_verdict
 from src.study.phases import Choice, Cost, RunSpec, next_runs
 from src.study.plan import Budget, Rates, Seeds, StudyPlan
@@ -164,7 +167,7 @@ def test_a_study_of_one_size_has_no_section_on_sizes(small: Path, tmp_path: Path
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Study made: 3 systems, 1 size\n")
     assert "Over sizes" not in text
-    assert (tmp_path / "report.html").read_text().count("<svg") == 2  # contrasts, search
+    assert (tmp_path / "report.html").read_text().count("<svg") == 3  # contrasts, search, runs
 
 
 def test_a_slow_system_has_fewer_steps_at_equal_seconds(study: Path) -> None:
@@ -254,7 +257,7 @@ def test_the_page_states_the_numbers_and_no_more(study: Path, tmp_path: Path) ->
         assert f"## {part}" in text
     assert "Missing" not in text
     assert "| vanilla | 0.002 | 0.001, 0.002, 0.004 | no |" in text
-    assert page.read_text().count("<svg") == 4
+    assert page.read_text().count("<svg") == 5
     assert (tmp_path / "contrasts.csv").read_text().count("\n") == 5
     assert "width 32 | width 64" in text
 
@@ -276,7 +279,8 @@ def test_an_incomplete_confirmation_has_differences_but_no_verdict(study: Path, 
     contrasts = pd.read_csv(tmp_path / "contrasts.csv")
     assert set(contrasts["verdict"]) == {"not complete"}
     assert contrasts["difference"].notna().all()
-    assert contrasts[["p", "p (Holm)", "p (paired)"]].isna().all(axis=None)
+    assert set(contrasts["verdict (paired)"]) == {"not complete"}
+    assert contrasts[["p", "p (Holm)", "p (paired)", "p (paired, Holm)"]].isna().all(axis=None)
     row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| better | van"))
     assert row.startswith("| better | vanilla | 2 |")  # seeds
 
@@ -310,6 +314,46 @@ def test_a_system_that_diverged_at_every_rate_is_not_tested_for_that_reason(tmp_
     _, sentences = write_verdict(tmp_path / "s", tmp_path)
     assert "same and vanilla are not tested, since same diverged at every rate of the search." in sentences
     assert any(sentence.startswith("better is 0.58") for sentence in sentences)
+
+
+def test_systems_that_vary_unequally_get_the_verdicts_of_paired_tests_in_words(tmp_path: Path) -> None:
+    def loss(spec: RunSpec) -> float:
+        wild = spec.phase == "confirmation" and spec.system == "better"
+        return loss_of(spec) + (0.5 * math.sin(9.0 * spec.seed) if wild else 0.0)
+
+    plan = dataclasses.replace(SMALL, contrasts=[*SMALL.contrasts, ["vanilla", "same"]])
+    write_study(tmp_path / "s", loss, plan=plan)
+    main = build_verdict(tmp_path / "s").main
+    assert main is not None
+    assert main.has_unequal_variances
+    _, sentences = write_verdict(tmp_path / "s", tmp_path)
+    words = next(sentence for sentence in sentences if sentence.startswith("These verdicts assume"))
+    least, most = (stdev(main.losses[name].values()) for name in ("same", "better"))
+    assert f"(sd {least:.4f} of same to {most:.4f} of better; p {format_cell('p', main.p_variances)})" in words
+    changed = "better against vanilla is unresolved, same against vanilla is equal and vanilla against same is equal"
+    assert words.endswith(f": by the paired tests, {changed}.")
+    row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| same | van"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert (cells[8], cells[11]) == ("unresolved", "equal")
+
+
+def test_systems_that_vary_alike_need_no_such_sentence(tmp_path: Path) -> None:
+    def loss(spec: RunSpec) -> float:
+        noise = np.random.default_rng([spec.seed, len(spec.system)]).normal(0, 0.01)
+        return 3 + 0.3 * math.log(spec.lr / 2e-3) ** 2 + noise
+
+    write_study(tmp_path / "s", loss, plan=SMALL)
+    _, sentences = write_verdict(tmp_path / "s", tmp_path)
+    assert not any("vary alike" in sentence for sentence in sentences)
+    assert "Differences of all pairs of systems vary alike over seeds: p 0." in (tmp_path / "report.md").read_text()
+
+
+def test_the_picture_of_all_runs_has_a_point_for_each_completed_run_and_the_means() -> None:
+    figure = draw_losses({"a": {1: 3.0, 2: 4.0}, "b": {1: math.inf, 2: 5.0}, "c": {1: math.inf}})
+    seeds, means = figure.axes[0].lines[:2], figure.axes[0].lines[2:]
+    assert [[*zip(*line.get_data(), strict=True)] for line in seeds] == [[(3.0, 0)], [(4.0, 0), (5.0, 1)]]
+    assert [line.get_xdata()[0] for line in means] == [3.5, 5.0]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
 
 
 def test_an_amended_plan_is_named_on_the_page(tmp_path: Path) -> None:
