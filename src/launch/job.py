@@ -185,7 +185,7 @@ def run_task(job: Job) -> tuple[int, str, float | None]:
             end = _run_logged(job, note)
             is_rejected = end[0] == USER_ERROR and not job.resumes
             is_unused = is_rejected and remove_traces(job.folder)
-        if is_unused:  # and without its lock empty
+        if is_unused:  # the lock was its last file
             remove_empty(job.folder)
         return end
     except UserError as error:

@@ -46,12 +46,18 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
 
 
 def _explain_override(override: str) -> str | None:
-    """Return the message for an argument that Hydra does not parse; None if it is a list, a mapping or a quoted text."""
+    """Return the message for an argument that Hydra does not parse; None if its key is not a key."""
     key, is_pair, value = override.partition("=")
     if not is_pair:
         return f"'{override}' must be key=value without spaces around =; see --help"
-    if not re.fullmatch(r"[+~]*[\w./@]+", key) or value.startswith(("[", "{", "'", '"')):
+    if not re.fullmatch(r"[+~]*[\w./@]+", key):
         return None
+    if value.startswith(("[", "{", "'", '"')):
+        example = shlex.quote(f'{key}=["a=b"]')
+        return (
+            f"{override} cannot be read; check its brackets and quotes, and quote each text in it that has a character "
+            f"which Hydra reads as syntax, as in {example}"
+        )
     escaped = value.replace('"', '\\"')
     quoted = shlex.quote(f'{key}="{escaped}"')
     return f"{override} has a character that Hydra reads as syntax; quote the value inside: {quoted}"

@@ -1,5 +1,6 @@
 """Analyses of checkpoints in run folders, and their section of a report."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,14 @@ def build_analysis_sections(systems: list[System]) -> list[Section]:
         paths = [folder / f"step{step:08d}_depth.png", folder / f"step{step:08d}_heads.png", folder / "curves.png"]
         caption = f"{label}, seed {analyses[-1]['seed']}"
         pictures += [Picture(f"{caption}: {path.stem}", file=path) for path in paths if path.is_file()]
-    return [Section("Analysis of checkpoints", [text], tables=[_build_table(newest)], pictures=pictures)]
+    warnings = []
+    if len({json.dumps(one["tokens"], sort_keys=True) for one in newest.values()}) > 1:
+        warnings.append(
+            "The systems were analyzed on different tokens, so their losses and effects are not comparable; analyze them "
+            "again with the same data and sequences."
+        )
+    table = _build_table(newest)
+    return [Section("Analysis of checkpoints", [text], warnings=warnings, tables=[table], pictures=pictures)]
 
 
 def _build_table(newest: dict[str, Analysis]) -> Table:

@@ -180,11 +180,11 @@ def _compare_plans(then: StudyPlan, now: StudyPlan) -> dict[str, tuple[Any, Any]
 
 
 def _state_change(key: str, old: object, new: object) -> str:
-    """State how a key changed; of a list of overrides, which the message would repeat twice, what came and went."""
+    """State how a key changed; of a list of overrides, which is long, what it lost and gained."""
     if not (isinstance(old, list) and isinstance(new, list)):
         return f"{key} was {old}, is {new}"
-    gone, come = ([x for x in a if x not in b] for a, b in ((old, new), (new, old)))
-    parts = [f"lost {gone}"] * bool(gone) + [f"gained {come}"] * bool(come)
+    lost, gained = [x for x in old if x not in new], [x for x in new if x not in old]
+    parts = [f"{verb} {values}" for verb, values in (("lost", lost), ("gained", gained)) if values]
     return f"{key} {' and '.join(parts) or 'has another order'}"
 
 

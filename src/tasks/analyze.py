@@ -3,8 +3,9 @@
     python run.py task=analyze run=<run folder> [checkpoint=last|best|all|<step>] [sequences=8]
 
 Each checkpoint gives `analysis/step<n>.json` in the run folder (`src/analysis/measure.py` lists its content) and
-pictures `step<n>_*.png`; with several, `curves.png` shows the measurements over all analyzed steps. The tokens are the
-first validation sequences of the run's data; data on the command line replace it. It runs in one process, on one device.
+pictures `step<n>_*.png`; with several, `curves.png` shows the measurements over all steps analyzed on the same tokens.
+The tokens are the first validation sequences of the run's data; data on the command line replace it. It runs in one
+process, on one device.
 """
 
 import logging
@@ -53,11 +54,9 @@ def run(job: Job) -> TaskEnd:
         n_done = 0
         for saved in load_saved_weights(config):
             data = data or _open_data(saved.settings, n_sequence)  # the same for all checkpoints of a run
-            folder = _write(saved, fabric, data, n_sequence)
+            folder, tokens = _write(saved, fabric, data, n_sequence)
             n_done += 1
-        analyses = read_analyses(folder)
-        if len(analyses) > 1:
-            save_figure(draw_over_steps(analyses), folder / "curves.png")
+        _draw_curves(folder, tokens)
     line = f"{n_done} checkpoint{'s' if n_done > 1 else ''} analyzed in {folder}"
     log.info("%s", line)
     return TaskEnd(COMPLETED, line)
@@ -92,8 +91,23 @@ def _use_data_of_run(job: Job) -> DictConfig:
     return config
 
 
-def _write(saved: SavedWeights, fabric: L.Fabric, data: TokenDataModule, n_sequence: int) -> Path:
-    """Measure one checkpoint and write its values and pictures; return the folder of the analyses."""
+def _draw_curves(folder: Path, tokens: dict[str, Any]) -> None:
+    """Draw the analyses on these tokens over steps, if there are several; name those on other tokens."""
+    analyses = read_analyses(folder)
+    same = [one for one in analyses if one["tokens"] == tokens]
+    if len(same) > 1:
+        save_figure(draw_over_steps(same), folder / "curves.png")
+    if others := [str(one["step"]) for one in analyses if one["tokens"] != tokens]:
+        log.warning(
+            "steps %s, analyzed on other tokens, are not in curves.png; analyze them with these data and sequences",
+            ", ".join(others),
+        )
+
+
+def _write(
+    saved: SavedWeights, fabric: L.Fabric, data: TokenDataModule, n_sequence: int
+) -> tuple[Path, dict[str, Any]]:
+    """Measure one checkpoint and write its values and pictures; return the folder of the analyses and the tokens."""
     assert saved.folder is not None  # there is a run
     began, settings = time.monotonic(), saved.settings
     windows_BT: Tensor = as_tensor(data.val_windows[:n_sequence].copy()).long()
@@ -128,7 +142,7 @@ def _write(saved: SavedWeights, fabric: L.Fabric, data: TokenDataModule, n_seque
     log.info("step %d: loss %.4f on %d sequences, %.1f s", record["step"], loss, n_sequence, record["seconds"])
     if record["tokens"]["data_hash"] != record["data_hash"]:
         log.warning("these are not the data that the run was trained on")
-    return folder
+    return folder, record["tokens"]
 
 
 def _open_data(settings: Settings, n_sequence: int) -> TokenDataModule:

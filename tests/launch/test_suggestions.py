@@ -90,7 +90,11 @@ def test_an_unknown_key_is_explained(key: str, sentence: str) -> None:
             "trainer.max_time=a=b has a character that Hydra reads as syntax; quote the value inside: "
             "'trainer.max_time=\"a=b\"'",
         ),
-        ("trainer.max_steps=[", "no viable alternative at input '['"),
+        (
+            "data.path=[/a=b,/c]",
+            "data.path=[/a=b,/c] cannot be read; check its brackets and quotes, and quote each text in it that has a "
+            "character which Hydra reads as syntax, as in 'data.path=[\"a=b\"]'",
+        ),
     ],
 )
 def test_an_error_of_hydra_is_one_line(override: str, start: str) -> None:

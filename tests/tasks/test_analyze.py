@@ -95,6 +95,35 @@ def test_a_step_is_analyzed_alone_and_without_analyses_a_report_has_no_section(t
     assert not (copied / "analysis/curves.png").exists()
 
 
+def test_analyses_on_other_tokens_are_in_no_common_curve(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = Path(shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("analysis")))
+    drawn: list[list[int]] = []
+    draw = task.draw_over_steps
+    monkeypatch.setattr(task, "draw_over_steps", lambda found: drawn.append([a["step"] for a in found]) or draw(found))
+    for step, sequences in ((4, 2), (8, 1), (12, 2)):
+        analyze(f"run={copied}", f"checkpoint={step}", f"sequences={sequences}", cwd=tmp_path)
+    assert drawn == [[4, 12]]
+    told = [record.message for record in caplog.records if "other tokens" in record.message]
+    assert [message.split(",")[0] for message in told] == ["steps 4", "steps 8"]
+
+
+def test_a_report_warns_of_systems_analyzed_on_different_tokens(trained: Path, tmp_path: Path) -> None:
+    runs = []
+    for name in ("one", "two"):
+        copied = Path(shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("analysis")))
+        text = (copied / "result.json").read_text()
+        (copied / "result.json").write_text(text.replace("hyperconn_static", name))
+        runs.append(copied)
+    analyze(f"run={runs[0]}", "checkpoint=12", "sequences=1", cwd=tmp_path)
+    for sequences, is_warned in ((2, True), (1, False)):
+        analyze(f"run={runs[1]}", "checkpoint=12", f"sequences={sequences}", cwd=tmp_path)
+        _, sections = build_document(build_report(runs, "one", ["residual"]))
+        section = next(s for s in sections if s.title == "Analysis of checkpoints")
+        assert any("different tokens" in text for text in section.warnings) is is_warned
+
+
 def test_data_on_the_command_line_replace_those_of_the_run(trained: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("analysis")))
     other = make_shards(tmp_path / "other", vocab_size=300)
