@@ -45,7 +45,11 @@ test)
   install '.[dev]' dev
   "$VENV/bin/ruff" check .
   "$VENV/bin/ruff" format --check .
+  # While types are checked, one process compiles the modules that all workers import.
+  "$VENV/bin/python" -m pytest --collect-only -q "${@:2}" >/dev/null 2>&1 &
+  trap 'kill $! 2>/dev/null' EXIT
   "$VENV/bin/mypy"
+  wait
   export OMP_NUM_THREADS=1 # threads of several workers would wait for one another
   # Three workers for two cores: tests of signals, time limits and ranks wait for a good part of their time.
   exec "$VENV/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "${@:2}"
