@@ -7,13 +7,16 @@ backwards.
 """
 
 import functools
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from src.kernels.dispatch import REGISTRY, Decision
+
+log = logging.getLogger(__name__)
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
@@ -29,6 +32,7 @@ def compute_in_float32() -> None:
 
 @functools.cache
 def _override_once() -> torch.library.Library:
+    log.info("%s: trainer.precision=bf16-mixed is computed in float32, and 32-true is faster here", REASON)
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # torch's
     override_products(library)
     return library  # its registrations end with it
@@ -39,12 +43,36 @@ def override_products(library: torch.library.Library) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
         for name in PRODUCTS:
-            torchs = torch.library.get_kernel(f"aten::{name}", "CPU")
-            ours = functools.partial(_multiply, torchs.call_boxed)
-            library.impl(name, ours, "CPU", with_keyset=True)  # type: ignore[no-untyped-call]  # torch's
+            torchs = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
+            into = torch.library.get_kernel(f"aten::{name}.out", "CPU").call_boxed  # compilers call it
+            for operator, ours in (
+                (name, functools.partial(_multiply, torchs)),
+                (f"{name}.out", functools.partial(_multiply_into, torchs, into)),
+            ):
+                library.impl(operator, ours, "CPU", with_keyset=True)  # type: ignore[no-untyped-call]  # torch's
 
 
 def _multiply(torchs: Callable[..., Tensor], keys: object, *args: Tensor, **factors: float) -> Tensor:
-    if args[-1].dtype != torch.bfloat16:
+    if not _are_bf16(args):
         return torchs(keys, *args, **factors)
     return torchs(keys, *(x.float() for x in args), **factors).bfloat16()
+
+
+def _multiply_into(
+    torchs: Callable[..., Tensor],
+    into: Callable[..., Tensor],
+    keys: object,
+    *args: Tensor,
+    out: Tensor,
+    **factors: float,
+) -> Tensor:
+    if not _are_bf16((*args, out)):
+        return into(keys, *args, out=out, **factors)
+    product = torchs(keys, *(x.float() for x in args), **factors)
+    out.resize_(product.shape)
+    return out.copy_(product)
+
+
+def _are_bf16(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all tensors are bfloat16; torch rejects a mixture."""
+    return all(x.dtype == torch.bfloat16 for x in tensors)

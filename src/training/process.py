@@ -7,7 +7,7 @@ import warnings
 
 import torch
 
-from src.kernels.bf16_products import REASON, compute_in_float32
+from src.kernels.bf16_products import compute_in_float32
 from src.kernels.compile_cache import keep_compiled
 from src.kernels.cpu_matmul import MATMUL, lacks_bf16, why_not_onednn
 from src.launch.job import Job
@@ -53,7 +53,6 @@ def choose_products(trainer: TrainerSettings) -> None:
     MATMUL.set(trainer.onednn)
     if trainer.precision == "bf16-mixed" and lacks_bf16():
         compute_in_float32()
-        log.info("%s: trainer.precision=bf16-mixed is computed in float32, and 32-true is faster here", REASON)
 
 
 def keep_freed_memory() -> bool:

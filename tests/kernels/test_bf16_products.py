@@ -52,6 +52,8 @@ PRODUCTS: list[tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = [
     (lambda b, x, w: torch.baddbmm(b, x, w, beta=0.5, alpha=2.0), [(2, 1, 7), (2, 5, 300), (2, 300, 7)]),
     (nn.functional.linear, [(2, 5, 300), (7, 300), (7,)]),
     (lambda q, k: torch.einsum("bthk,bshk->bhts", q, k), [(2, 5, 3, 300), (2, 7, 3, 300)]),
+    (lambda x, w: torch.mm(x, w, out=torch.empty(5, 7, dtype=x.dtype)), [(5, 300), (300, 7)]),
+    (lambda b, x, w: torch.addmm(b, x, w, beta=0.5, out=b.new_empty(0)), [(7,), (5, 300), (300, 7)]),
     (torch.mm, [(0, 300), (300, 7)]),
     (torch.mm, [(5, 0), (0, 7)]),
 ]
@@ -79,6 +81,13 @@ def test_products_of_other_dtypes_are_torchs(
         override_products(library)
         assert torch.equal(product(*factors), before)
     assert torch.equal(product(*factors), before)
+
+
+@pytest.mark.parametrize(("one", "other"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_a_mixture_of_dtypes_is_torchs_error(overridden: None, one: torch.dtype, other: torch.dtype) -> None:
+    x, w = _draw((5, 3), (3, 7))
+    with pytest.raises(RuntimeError, match="dtype"):
+        x.to(one) @ w.to(other)
 
 
 def test_forward_and_backward_under_autocast_are_overridden_without_a_warning() -> None:
