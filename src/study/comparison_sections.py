@@ -44,7 +44,7 @@ def build_contrasts(verdict: Verdict, main: Comparison) -> Section:
         )
         if main.p_variances is not None:
             p = format_cell("p", main.p_variances)
-            texts.append(f"Differences of all pairs of systems vary alike over seeds: p {p} (Bartlett's statistic).")
+            texts.append(f"Test that differences of all pairs vary alike over seeds: p {p} (Bartlett, normal errors).")
     table = _contrast_table(main.contrasts, level)
     pictures = []
     if main.contrasts["difference"].notna().any():
@@ -122,7 +122,9 @@ def build_search(verdict: Verdict, main: Comparison) -> Section:
     pictures = [Picture("Search: loss against learning rate; filled: chosen, x: diverged", svg=svg)]
     if any(map(math.isfinite, (loss for losses in main.losses.values() for loss in losses.values()))):
         svg = render_svg(figures.draw_losses(main.losses))
-        pictures.append(Picture("Confirmation: loss of every run; bar: mean of a system, colour: seed", svg=svg))
+        pictures.append(
+            Picture("Confirmation: loss of every completed run; bar: mean of a system without a diverged run", svg=svg)
+        )
     return Section("Best against best", [text], tables=[Table(columns, rows, plan.baseline)], pictures=pictures)
 
 

@@ -41,7 +41,7 @@ def draw_rates(choices: Mapping[str, Choice]) -> Figure:
 
 
 def draw_losses(losses: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Draw the loss of every completed run, one row per system and one color per seed, with the mean of a system."""
+    """Draw the loss of every completed run, a row per system, a color per seed, and means over all seeds."""
     figure = Figure(figsize=(WIDTH, 1.3 + 0.36 * len(losses)), layout="constrained")
     axes = figure.subplots()
     seeds = sorted({seed for by_seed in losses.values() for seed in by_seed})
@@ -50,9 +50,8 @@ def draw_losses(losses: Mapping[str, Mapping[int, float]]) -> Figure:
         shown = {y: loss for y, loss in found.items() if math.isfinite(loss)}
         axes.plot([*shown.values()], [*shown], "o", color=color, ms=5, alpha=0.8, label=str(seed))
     for y, by_seed in enumerate(losses.values()):
-        finite = [loss for loss in by_seed.values() if math.isfinite(loss)]
-        if finite:
-            axes.plot([sum(finite) / len(finite)] * 2, [y - 0.3, y + 0.3], color="0.3", lw=1.5)
+        if len(by_seed) == len(seeds) and all(map(math.isfinite, by_seed.values())):
+            axes.plot([sum(by_seed.values()) / len(seeds)] * 2, [y - 0.3, y + 0.3], color="0.3", lw=1.5)
     axes.set_yticks(range(len(losses)), list(losses))
     axes.set_ylim(len(losses) - 0.5, -0.5)
     axes.set_xlabel("validation loss (nats/token)")

@@ -193,7 +193,7 @@ def _compare(folder: Path, record: StudyRecord, results: Results, size: str, kin
         contrasts = contrasts.assign(**dict.fromkeys(tests), **verdicts)
     others = [[system, plan.baseline] for system in plan.systems if system != plan.baseline]
     against = compare_contrasts(losses, others, plan.alpha, plan.margin)
-    p_variances = compare_variances(table.to_numpy())
+    p_variances = compare_variances(table.to_numpy()) if is_complete else None
     return Comparison(size, kind, losses, runs, contrasts, against, error, p_variances, detectable, n_ended, n_planned)
 
 

@@ -1,8 +1,8 @@
 """Verdict of a study in sentences that claim no more than its numbers."""
 
+import itertools
 import math
 from collections.abc import Mapping
-from statistics import stdev
 from typing import Any
 
 import pandas as pd
@@ -10,6 +10,7 @@ import pandas as pd
 from src.reporting.tables import format_cell
 from src.study.describe import join_words
 from src.study.plan import UNITS
+from src.study.statistics import complete_table
 from src.study.verdict import Comparison, Verdict
 
 
@@ -63,13 +64,13 @@ def _state_contrast(row: Mapping[str, Any], verdict: Verdict, main: Comparison) 
 
 
 def _state_variances(main: Comparison) -> list[str]:
-    """State what the paired tests find where the pooled error is that of no system."""
+    """State what the paired tests find where the data speak against the pooled error."""
     if not main.has_unequal_variances:
         return []
+    table = complete_table(main.losses)
     sds = {
-        system: stdev(by_seed.values())
-        for system, by_seed in main.losses.items()
-        if all(map(math.isfinite, by_seed.values()))
+        f"{one} and {other}": float((table.loc[one] - table.loc[other]).std())
+        for one, other in itertools.combinations(table.index, 2)
     }
     least, most = min(sds, key=sds.__getitem__), max(sds, key=sds.__getitem__)
     changed = [
@@ -79,8 +80,9 @@ def _state_variances(main: Comparison) -> list[str]:
     ]
     found = f"by the paired tests, {join_words(changed)}" if changed else "the paired tests give the same ones"
     return [
-        "These verdicts assume that all systems vary alike over seeds, and they do not (sd "
-        f"{sds[least]:.4f} of {least} to {sds[most]:.4f} of {most}; p {format_cell('p', main.p_variances)}): {found}."
+        "These verdicts assume that the differences of all pairs of systems vary alike over seeds, which the runs speak "
+        f"against (sd {sds[least]:.4f} of {least} to {sds[most]:.4f} of {most}; p "
+        f"{format_cell('p', main.p_variances)}): {found}."
     ]
 
 
