@@ -87,7 +87,7 @@ def build_analysis_sections(systems: list[System]) -> list[Section]:
         caption = f"{label}, seed {analyses[-1]['seed']}"
         pictures += [Picture(f"{caption}: {path.stem}", file=path) for path in paths if path.is_file()]
     warnings = []
-    if len({json.dumps(one["tokens"], sort_keys=True) for one in newest.values()}) > 1:
+    if len({json.dumps(one.get("tokens"), sort_keys=True) for one in newest.values()}) > 1:
         warnings.append(
             "The systems were analyzed on different tokens, so their losses and effects are not comparable; analyze them "
             "again with the same data and sequences."

@@ -94,10 +94,10 @@ def _use_data_of_run(job: Job) -> DictConfig:
 def _draw_curves(folder: Path, tokens: dict[str, Any]) -> None:
     """Draw the analyses on these tokens over steps, if there are several; name those on other tokens."""
     analyses = read_analyses(folder)
-    same = [one for one in analyses if one["tokens"] == tokens]
+    same = [one for one in analyses if one.get("tokens") == tokens]
     if len(same) > 1:
         save_figure(draw_over_steps(same), folder / "curves.png")
-    if others := [str(one["step"]) for one in analyses if one["tokens"] != tokens]:
+    if others := [str(one["step"]) for one in analyses if one.get("tokens") != tokens]:
         log.warning(
             "steps %s, analyzed on other tokens, are not in curves.png; analyze them with these data and sequences",
             ", ".join(others),
