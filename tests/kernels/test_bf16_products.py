@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from src.kernels import bf16_products
 from src.kernels.bf16_products import override_products
 from tests.runs import ROOT
 
@@ -81,6 +82,17 @@ def test_products_of_other_dtypes_are_torchs(
         override_products(library)
         assert torch.equal(product(*factors), before)
     assert torch.equal(product(*factors), before)
+
+
+def test_a_product_into_a_given_tensor_is_overridden_too(overridden: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers emit such calls; torch's own product has the same values, so that only the call tells."""
+    asked: list[list[torch.dtype]] = []
+    monkeypatch.setattr(bf16_products, "_are_bf16", lambda tensors: asked.append([x.dtype for x in tensors]) or True)
+    x, w = (factor.bfloat16() for factor in _draw((5, 3), (3, 7)))
+    out = torch.empty(0, dtype=torch.bfloat16)
+    torch.mm(x, w, out=out)
+    assert asked == [[torch.bfloat16] * 3]  # out among them
+    torch.testing.assert_close(out, (x.double() @ w.double()).bfloat16())
 
 
 @pytest.mark.parametrize(("one", "other"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
