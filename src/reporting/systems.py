@@ -1,29 +1,20 @@
 """Systems of a comparison: runs grouped by configuration, and the differences that make a comparison unfair.
 
-A system is a name and a configuration without its seed and without the keys of `PLACE`; it has one run per seed.
+A system is a name and a configuration without its seed and without `EXECUTION_KEYS`; it has one run per seed.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from src.datamodules.tokenization.base import describe, identify
+from src.reporting.config_keys import EXECUTION_KEYS, is_within
 from src.reporting.runs import Run, final_scores
 
 NOTHING = "-"
-#: Keys on where and how a run is executed, which do not affect what it computes.
-PLACE = (
-    *("name", "seed", "resume", "branch_from", "task", "study", "check", "evaluation", "logger", "profiler"),
-    *("samples", "safety", "trusted_targets"),
-    *("data.path", "data.cache", "data.workers", "data.micro_batch_size", "data.val_sets"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.restarts", "trainer.strategy"),
-    *("trainer.shard_within_node", "trainer.checkpoint_activations", "trainer.threads"),
-    *("trainer.compile", "trainer.onednn", "trainer.log_every_steps", "trainer.val_every_steps"),
-    *("trainer.checkpoint_every_steps", "trainer.keep_steps", "trainer.stream_pictures"),
-)
 #: Keys of result.json that must be equal for speeds, times and memory to be comparable.
 SPEED = ("device", "machine", "world_size", "threads", "precision", "compile", "onednn")
-#: Keys of the configuration that must be equal for the same; runs of earlier versions lack them.
-SPEED_KEYS = ("trainer.checkpoint_activations", "trainer.shard_within_node")
+#: Keys of the configuration that must be equal for speeds to be comparable; runs of earlier versions lack them.
+SPEED_KEYS = ("trainer.checkpoint_activations", "trainer.shard_within_node", "trainer.detect_anomaly")
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ def computed_config(run: Run) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in run.config.items()
-        if value is not None and not is_within(key, PLACE) and not key.endswith(("._partial_", "._convert_"))
+        if value is not None and not is_within(key, EXECUTION_KEYS) and not key.endswith(("._partial_", "._convert_"))
     }
     data = run.result.get("data") or {}
     return {**kept, "data.hash": str(data.get("hash", "?"))[:12]}
@@ -78,11 +69,6 @@ def list_tokenizers(systems: list[System]) -> dict[str, str]:
             if statement and (known := identify(statement)) is not None:
                 found[known] = describe(statement)
     return found
-
-
-def is_within(key: str, sections: tuple[str, ...] | list[str]) -> bool:
-    """Return true if a dotted key is one of `sections` or inside one."""
-    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def group_runs(runs: list[Run]) -> GroupedRuns:

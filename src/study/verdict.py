@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from src.reporting.config_keys import is_within
 from src.reporting.runs import Run, read_run
-from src.reporting.systems import Difference, System, find_differences, is_within
+from src.reporting.systems import Difference, System, find_differences
 from src.study.phases import PHASES, Choice, Phase, Results, choose_rate, compared_runs, list_phase, next_runs
 from src.study.plan import Kind, StudyPlan, override_key
 from src.study.power import detectable_difference

@@ -35,9 +35,9 @@ from src.files import sha256_file, write_atomic
 from src.launch.arguments import escape_references
 from src.models.gpt import GPT
 from src.models.optim.schedule import Schedule
+from src.reporting.config_keys import EXECUTION_KEYS, is_within
 from src.settings.optimizer import read_optimizer, read_schedule
 from src.settings.read import Settings
-from src.training.provenance import NOT_COMPUTED
 from src.training.resume import check_stored, find_differences
 from src.training.run import Resume, Run
 
@@ -45,14 +45,8 @@ log = logging.getLogger(__name__)
 
 #: Sections and keys in which a branch may differ from its run. Rates before the step are compared themselves.
 MAY_DIFFER = (
-    *(*NOT_COMPUTED, "branch_from", "at", "evaluation", "guard", "schedule", "optimizer.min_lr"),
-    *("data.path", "data.cache", "data.cache_gib", "data.workers", "data.epochs", "data.val_sets"),
-    *("data.micro_batch_size", "data.accept_changed"),
-    *("trainer.max_steps", "trainer.max_time", "trainer.keep_steps", "trainer.stream_pictures"),
-    *("trainer.log_every_steps", "trainer.val_every_steps", "trainer.checkpoint_every_steps"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.shard_within_node", "trainer.compile", "trainer.checkpoint_activations"),
-    *("trainer.threads", "trainer.onednn", "trainer.peak_flops", "trainer.detect_anomaly"),
+    *(key for key in EXECUTION_KEYS if key != "seed"),
+    *("guard", "schedule", "optimizer.min_lr", "data.epochs", "trainer.max_steps"),
 )
 #: Steps before the branch at which the strategy's schedule is compared, at most.
 COMPARED_STEPS = 64
@@ -92,7 +86,7 @@ def _find_checkpoint(folder: Path, step: int) -> Path:
 
 def _reject_differences(then: dict[str, Any], now: dict[str, Any]) -> None:
     for key, (old, new) in find_differences(then, now).items():
-        if not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER):
+        if not is_within(key, MAY_DIFFER):
             way_out = f"leave {key} out" if old is None else f"give {key}={old}"
             raise UserError(
                 f"branch_from: {key} was {old}, is {new}, and a branch keeps the method and the data of its run; it "

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from src.reporting.runs import final_scores, read_run, read_scores
-from src.reporting.systems import computed_config, is_within
+from src.reporting.systems import computed_config, group_runs
 from tests.reporting.folders import entry_ppl, entry_task, write_run
 
 
@@ -39,7 +39,12 @@ def test_a_key_that_is_null_is_as_one_that_is_absent(tmp_path: Path) -> None:
     assert "schedule.decay_steps" not in computed_config(run)
 
 
-def test_a_key_is_within_its_section_and_not_within_one_whose_name_it_begins_with() -> None:
-    assert is_within("norm.eps", ["norm"])
-    assert is_within("norm", ["norm"])
-    assert not is_within("norm_placement.kind", ["norm"])
+def test_runs_that_differ_in_how_they_are_executed_are_one_system(tmp_path: Path) -> None:
+    trainer = {"max_steps": 2, "devices": 1, "precision": "32-true", "threads": 1}
+    keys = [{}, {"max_time": "1:0:0:0"}, {"detect_anomaly": True, "peak_flops": 1e12}]
+    runs = [
+        read_run(write_run(tmp_path / str(i), name="x", seed=i, losses=[3.0], config={"trainer": {**trainer, **own}}))
+        for i, own in enumerate(keys)
+    ]
+    (system,) = group_runs(runs).systems
+    assert [run.seed for run in system.runs] == [0, 1, 2]

@@ -117,6 +117,7 @@ def test_what_would_not_equal_a_run_of_its_own_is_rejected(stable: Path, changes
 def test_the_decay_and_what_observes_the_run_may_differ(stable: Path) -> None:
     data = {"hash": result(stable / "stable")["data"]["hash"]}
     changes = {"optimizer.min_lr": 1e-4, "schedule.decay_shape": "linear", "trainer.val_every_steps": 3, "name": "b"}
+    changes |= {"trainer.restarts": 1}
     found = find_branch(settings_of(stable, **changes, **{"trainer.max_steps": 13}), data)
     assert (found.step, found.path.name) == (8, "step00000008.ckpt")
 
