@@ -51,7 +51,7 @@ ARCHITECTURE = ("model", "residual", "norm", "embedding", "recurrence", "mlp", "
 def config_hash(config: dict[str, Any]) -> str:
     """Hash what a configuration computes: all of it but its name and its place."""
     kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
-    if not kept.get("callbacks"):  # a run stored before there was the group hashes alike
+    if not kept.get("callbacks"):  # runs stored before the group existed lack the key and keep their hash
         kept.pop("callbacks", None)
     trainer = {key: v for key, v in kept.get("trainer", {}).items() if key not in TRAINER_NOT_COMPUTED}
     kept["trainer"] = trainer

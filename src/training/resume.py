@@ -231,7 +231,9 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             log.warning("checkpoint rejected: %s", error)
             continue
         if damaged:
-            log.warning("FALLING BACK to %s, step %s", path, checkpoint.get("reslab", {}).get("step"))
+            log.warning(
+                "resuming from the older checkpoint %s, step %s", path, checkpoint.get("reslab", {}).get("step")
+            )
         return path, checkpoint
     if damaged:  # a fresh start would lose the run
         raise ValueError(f"no whole checkpoint is left in {folder}: {damaged[0]}")
@@ -252,7 +254,7 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def set_aside_after(folder: Path, step: int, good: Path) -> None:
-    """Rename the checkpoints after `step` to `*.refused`, and let `last.ckpt` be `good` again.
+    """Rename the checkpoints after `step` to `*.refused`, and point `last.ckpt` to `good`.
 
     `best.ckpt` keeps the weights that it has; the symbolic link to a folder gets the folder's new name.
     """

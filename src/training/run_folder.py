@@ -114,8 +114,8 @@ def _report_visits(run: Run, gpt: GPT) -> None:
         save_figure(draw_visit_order(layers, visits), run.job.folder / "figures" / "visits.png")
 
 
-def note_progress(run: Run, trainer: L.Trainer) -> None:
-    """Note steps, tokens, seconds, peak memory and spike score so far in result.json."""
+def record_progress(run: Run, trainer: L.Trainer) -> None:
+    """Write steps, tokens, seconds, peak memory and spike score so far to result.json."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
@@ -130,7 +130,7 @@ def note_progress(run: Run, trainer: L.Trainer) -> None:
 
 
 def complete_record(run: Run) -> float:
-    """State the final loss, draw the curve, fill the dashboard, print the table; returns the final loss in nats."""
+    """Record the final loss, draw the loss curve, write TensorBoard's summary; return the loss in nats."""
     folder, record = run.job.folder, run.record
     branched_at = record.result.get("branched_from", {}).get("step", 0)
     columns, losses, speed = summarize_rows(folder / "metrics.jsonl", branched_at)

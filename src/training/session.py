@@ -34,7 +34,7 @@ from src.training.process import adapt_to_processor, prepare_process
 from src.training.resume import find_resume
 from src.training.rollback import find_before, roll_back
 from src.training.run import Run, build_initial_gpt, skipped_batches
-from src.training.run_folder import begin_record, complete_record, note_progress
+from src.training.run_folder import begin_record, complete_record, record_progress
 from src.training.trainer import build_trainer, open_loggers
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def read(job: Job, stop: StopRequest) -> Settings:
 
 
 def launch(job: Job, settings: Settings, stop: StopRequest) -> TaskEnd:
-    """Check the strategy, train on ranks that this process launches, and state a failure in the record.
+    """Check the strategy, train on ranks that this process launches, and record a failure.
 
     Raises:
         UserError: the strategy breaks the contract, or a rank found an error of the user.
@@ -69,12 +69,12 @@ def launch(job: Job, settings: Settings, stop: StopRequest) -> TaskEnd:
         return launch_ranks(job, devices=keys.devices, restarts=keys.restarts, grace_s=settings.safety.grace_s)
     except (Interrupted, Exception) as error:
         if isinstance(error, Interrupted):
-            stop.agree(error.signum)  # SLURM sends the signal to this process, too; the end is stated first
+            stop.agree(error.signum)  # SLURM sends the signal to this process, too; the end is recorded first
         record = RunRecord(job.folder, writes=True)
         if record.result != (before or {}):  # else a rank rejected the run before it began
             status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
             reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {one_line(error)}"
-            _state(record, status, reason)
+            _record_end(record, status, reason)
         raise
 
 
@@ -117,7 +117,7 @@ def _open_data(settings: Settings) -> TokenDataModule:
 
 
 def fit(run: Run) -> None:
-    """Train to `trainer.max_steps` on all ranks and state a failure in the record.
+    """Train to `trainer.max_steps` on all ranks and record a failure.
 
     Raises:
         DivergedError: training diverged more often than `guard.rollbacks` allows.
@@ -131,7 +131,7 @@ def fit(run: Run) -> None:
         if run.job.rank == 0:  # after everything that may reject the run: some loggers open a run elsewhere
             open_loggers(run)
         begin_record(run, gpt)
-    with _failures_stated(run):
+    with _record_failures(run):
         while True:
             try:
                 return _fit_once(run, gpt)
@@ -161,9 +161,9 @@ def _fit_once(run: Run, gpt: GPT) -> None:
         with explain_rendezvous(trainer, settings.safety.rank_timeout_s):
             trainer.fit(module, datamodule=run.data, ckpt_path=path, weights_only=True)
     finally:
-        # A full disk here must not hide what ended the training; the final statement writes again.
+        # A full disk here must not hide what ended the training; the record is written again at the end.
         with contextlib.suppress(OSError):
-            note_progress(run, trainer)
+            record_progress(run, trainer)
     run.stop.check()
     if trainer.global_step < settings.trainer.max_steps and not trainer.should_stop:
         raise RuntimeError(
@@ -172,35 +172,35 @@ def _fit_once(run: Run, gpt: GPT) -> None:
 
 
 @contextlib.contextmanager
-def _failures_stated(run: Run) -> Iterator[None]:
-    """State in the record how a failing block ended."""
+def _record_failures(run: Run) -> Iterator[None]:
+    """Write to the record how a failing block ended."""
     try:
         yield
     except DivergedError as error:
         steps = error.began - 1
         run.record.update(steps=steps, tokens=steps * run.tokens_per_step)
-        _state(run.record, "diverged", _explain_divergence(run, error))
+        _record_end(run.record, "diverged", _explain_divergence(run, error))
         raise
     except Interrupted as stop:
-        _state(run.record, "interrupted", str(stop))
+        _record_end(run.record, "interrupted", str(stop))
         raise
     except ShardError as error:
-        _state(run.record, "failed", one_line(error))
+        _record_end(run.record, "failed", one_line(error))
         raise UserError(one_line(error)) from error
     except Exception as error:
-        if _was_left_by_ranks(run, error):
+        if _is_aborted_by_peer(run, error):
             log.error("stopped in the middle of a step: %s: %s", type(error).__name__, one_line(error))
-            _state(run.record, "interrupted", f"{run.stop.reason}; {one_line(error)}")
+            _record_end(run.record, "interrupted", f"{run.stop.reason}; {one_line(error)}")
             raise Interrupted(run.stop.signum) from error
-        _state(run.record, "failed", f"{type(error).__name__}: {one_line(error)}")
+        _record_end(run.record, "failed", f"{type(error).__name__}: {one_line(error)}")
         raise
 
 
-def _was_left_by_ranks(run: Run, error: Exception) -> bool:
+def _is_aborted_by_peer(run: Run, error: Exception) -> bool:
     """Return whether another rank ended on the signal at once, while this one was in the middle of a step.
 
     A checkpoint that cannot be written, and whatever fails after the ranks agreed to stop, is a failure: a launcher that
-    starts an interrupted run again would repeat it for ever.
+    starts an interrupted run again would repeat it forever.
     """
     is_pending = run.stop.signum and not run.stop.agreed
     return bool(is_pending) and run.settings.trainer.world_size > 1 and not isinstance(error, CheckpointError)
@@ -210,14 +210,14 @@ def _explain_divergence(run: Run, error: DivergedError) -> str:
     if run.job.rank:  # only rank 0 sees the checkpoints: under a launcher the folder of another rank is empty
         return one_line(error)
     healthy = find_before(run, error.began)
-    kept = "no checkpoint is from before it"  # none was due, or those that were have been pruned
+    kept = "there is no earlier checkpoint"  # none was due, or those that were have been pruned
     if healthy is not None:
         kept = f"the newest checkpoint before it is of step {healthy.step}"
     return f"{one_line(error)}; {kept}"
 
 
-def _state(record: RunRecord, status: Status, reason: str) -> None:
-    """State the end in the record; where that fails, the error that ended the run stays the one reported."""
+def _record_end(record: RunRecord, status: Status, reason: str) -> None:
+    """Write the end to the record; if that fails, the error that ended the run stays the one reported."""
     try:
         record.finish(status, reason)
     except OSError as error:
@@ -228,16 +228,16 @@ def _state(record: RunRecord, status: Status, reason: str) -> None:
 
 
 def close(run: Run) -> TaskEnd:
-    """State the final loss, draw the curve, print the table."""
+    """Record the final loss, draw the loss curve, print the table."""
     if run.job.rank:
         return TaskEnd(COMPLETED, "completed")
-    with _failures_stated(run):
+    with _record_failures(run):
         loss = complete_record(run)
     return TaskEnd(COMPLETED, f"completed, val_loss {loss:.4f}", loss)
 
 
 def close_diverged(run: Run, error: DivergedError) -> TaskEnd:
-    """Report a divergence that the record states already."""
+    """Report a divergence that is already in the record."""
     reason = _explain_divergence(run, error)
     log.error("diverged: %s", reason)
     return TaskEnd(DIVERGED, f"diverged: {reason}")

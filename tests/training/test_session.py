@@ -35,7 +35,7 @@ def test_an_error_while_a_signal_is_pending_is_a_failure_unless_another_rank_lef
     stop.signum, stop.agreed = signal.SIGTERM, agreed
     run: Any = SimpleNamespace(stop=stop, settings=settings, record=RunRecord(tmp_path, writes=True))
     expected = Interrupted if status == "interrupted" else type(error)
-    with pytest.raises(expected), session._failures_stated(run):
+    with pytest.raises(expected), session._record_failures(run):
         raise error
     assert result(tmp_path)["status"] == status
     assert str(error) in result(tmp_path)["reason"]
@@ -62,7 +62,7 @@ def test_a_run_that_overfits_reads_its_first_batches_again(tmp_path: Path) -> No
     assert not torch.equal(second, first)
 
 
-@pytest.mark.parametrize(("steps", "kept"), [([4, 8], "of step 4"), ([8], "no checkpoint is from before it")])
+@pytest.mark.parametrize(("steps", "kept"), [([4, 8], "of step 4"), ([8], "there is no earlier checkpoint")])
 def test_a_divergence_names_the_checkpoint_before_it(steps: list[int], kept: str, tmp_path: Path) -> None:
     for step in steps:
         (tmp_path / f"step{step:08d}.ckpt").write_text("")
