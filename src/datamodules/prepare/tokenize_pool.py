@@ -181,7 +181,7 @@ def encode_chunks(
 
 
 def _exit_with_parent() -> None:
-    """Watch the parent, and exit when it is killed instead of waiting for ever."""
+    """Watch the parent, and exit when it is killed instead of waiting forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends its processes
     parent = multiprocessing.parent_process()
     assert parent is not None  # this runs in pool processes only

@@ -4,7 +4,7 @@
     read  sigmoid(scale_0 z_pre + bias_pre);     write  2 sigmoid(scale_1 z_post + bias_post)
 
 mHC, mHC-lite and iHC share them; it stands here because mHC's kernels compute them too. Streams that are equal and have
-equal weights stay equal for ever, and the model is a vanilla one at N times the memory: initial values must tell the
+equal weights stay equal forever, and the model is a vanilla one at N times the memory: initial values must tell the
 streams apart.
 
 Source: Xie et al., "mHC" (arXiv 2512.24880), section 4.2, equations 14-18.
