@@ -18,7 +18,7 @@ KEY = "from_checkpoint"
 TRUNK = ("norm", "embedding", "mlp")
 
 
-def take_sizes(config: DictConfig) -> None:
+def copy_sizes_from_checkpoint(config: DictConfig) -> None:
     """Replace `model.from_checkpoint` by the checkpoint's sizes, and its parts, in place; do nothing without the key.
 
     Raises:

@@ -64,7 +64,7 @@ def read_optimizer(section: DictConfig, max_steps: int, trusted: Sequence[str]) 
         method=read_component("optimizer", OmegaConf.create(escape_references(method)), trusted),
         groups=tuple(_read_rule(f"optimizer.groups.{i}", rule) for i, rule in enumerate(keys.groups or [])),
     )
-    _try_out(config, str(method["_target_"]))
+    _validate_by_trial_step(config, str(method["_target_"]))
     return config
 
 
@@ -80,7 +80,7 @@ def _read_rule(name: str, rule: dict[str, Any]) -> GroupRule:
     return GroupRule(pattern, options)
 
 
-def _try_out(config: OptimizerConfig, target: str) -> None:
+def _validate_by_trial_step(config: OptimizerConfig, target: str) -> None:
     """Build the optimizer on two small tensors and take a step, so that a bad argument fails before the run."""
     optimizer = _trial_step(config.method, config.lr, target)
     if config.weight_decay and "weight_decay" not in optimizer.defaults:
@@ -130,8 +130,8 @@ def read_schedule(
     return cast(Schedule, method(optimizer.lr, optimizer.min_lr, optimizer.warmup_steps, max_steps))
 
 
-def stored_optimizer(section: dict[str, Any], config: OptimizerConfig) -> dict[str, Any]:
-    """Return the section `optimizer` as a run stores it, its values settled and of the types that were checked."""
+def serialize_optimizer(section: dict[str, Any], config: OptimizerConfig) -> dict[str, Any]:
+    """Return the section `optimizer` as a run stores it, with resolved and validated values."""
     target = section.get("_target_")
     implied = target in (None, _path(Muon if "muon" in section else AdamW))
     stored = {key: value for key, value in section.items() if key not in ("_target_", "_partial_", "groups")}
@@ -150,7 +150,7 @@ def _to_plain(value: Any) -> Any:  # of an argument of an optimizer
     return list(value) if isinstance(value, tuple) else value
 
 
-def stored_schedule(section: dict[str, Any] | None) -> dict[str, Any]:
+def serialize_schedule(section: dict[str, Any] | None) -> dict[str, Any]:
     """Return `{"schedule": <the section>}` as a run stores it; nothing for a cosine schedule."""
     return {} if section is None or section["_target_"] == _path(Cosine) else {"schedule": section}
 

@@ -20,12 +20,12 @@ from src.launch.suggestions import explain, unknown_key
 from src.models.config import GPTConfig
 from src.models.optim.base import OptimizerConfig
 from src.models.optim.schedule import Schedule
-from src.settings.checkpoint_sizes import take_sizes
+from src.settings.checkpoint_sizes import copy_sizes_from_checkpoint
 from src.settings.components import read_component
-from src.settings.optimizer import read_optimizer, read_schedule, stored_optimizer, stored_schedule
+from src.settings.optimizer import read_optimizer, read_schedule, serialize_optimizer, serialize_schedule
 from src.settings.safety import SafetyKeys
 from src.settings.sections import find_missing_values, read_section, to_plain
-from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
+from src.settings.trainer import TrainerKeys, TrainerSettings, resolve_trainer
 
 T = TypeVar("T")
 Factory = Callable[..., Any]  # Hydra's partials are untyped
@@ -146,7 +146,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     Raises:
         UserError: all errors of the configuration, one sentence each.
     """
-    take_sizes(config)
+    copy_sizes_from_checkpoint(config)
     if missing := find_missing_values(config):
         raise UserError("; ".join(missing))
     if OmegaConf.select(config, "study.systems") is not None:
@@ -167,7 +167,7 @@ def read_settings(config: DictConfig, own_keys: tuple[str, ...] = ()) -> Setting
     optimizer = reader.attempt(lambda: read_optimizer(config.get("optimizer"), max_steps, reader.trusted))
     trainer, schedule = cast(TrainerSettings, None), cast(Schedule, None)
     if keys:
-        trainer = reader.attempt(lambda: settle_trainer(keys))
+        trainer = reader.attempt(lambda: resolve_trainer(keys))
     if keys and optimizer:
         section = config.get("schedule")
         schedule = reader.attempt(lambda: read_schedule(section, optimizer, max_steps, reader.trusted))
@@ -208,8 +208,8 @@ def _reject_combinations(
 def _store(config: DictConfig, optimizer: OptimizerConfig, trainer: TrainerSettings) -> dict[str, Any]:
     """Return the configuration with the resolved values of optimizer, schedule and trainer."""
     stored = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    stored["optimizer"] = stored_optimizer(stored["optimizer"], optimizer)
-    stored.update(stored_schedule(stored.pop("schedule", None)))
+    stored["optimizer"] = serialize_optimizer(stored["optimizer"], optimizer)
+    stored.update(serialize_schedule(stored.pop("schedule", None)))
     stored["trainer"] = dataclasses.asdict(trainer)
     # Absent where they change nothing, so that a run of an earlier version is found equal.
     for field in dataclasses.fields(GPTConfig):

@@ -102,7 +102,7 @@ class TrainerSettings(TrainerKeys):
         return self.devices if self.shard_within_node else self.world_size
 
 
-def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
+def resolve_trainer(keys: TrainerKeys) -> TrainerSettings:
     """Resolve every `auto` for this machine.
 
     Raises:
@@ -115,7 +115,7 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     if accelerator == "gpu" and not n_gpu:
         raise ValueError("trainer.accelerator=gpu, but torch sees no GPU here; use trainer=cpu")
     on_gpu = accelerator == "gpu"
-    devices, num_nodes = settle_ranks(keys, read_world(), n_gpu if on_gpu else 1)
+    devices, num_nodes = resolve_ranks(keys, read_world(), n_gpu if on_gpu else 1)
     if on_gpu and devices > n_gpu:
         raise ValueError(
             f"trainer.devices must be at most {n_gpu}, the GPUs that this process sees, got {devices}; "
@@ -124,7 +124,7 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     precision = keys.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    strategy = settle_strategy(keys, devices * num_nodes)
+    strategy = resolve_strategy(keys, devices * num_nodes)
     compiles = keys.compile
     if compiles == "auto":
         compiles = on_gpu and strategy != "fsdp" and not keys.detect_anomaly
@@ -141,7 +141,7 @@ def settle_trainer(keys: TrainerKeys) -> TrainerSettings:
     return TrainerSettings(**{**dataclasses.asdict(keys), **resolved})
 
 
-def settle_strategy(keys: TrainerKeys, world_size: int) -> Literal["auto", "ddp", "fsdp"]:
+def resolve_strategy(keys: TrainerKeys, world_size: int) -> Literal["auto", "ddp", "fsdp"]:
     """Return the strategy for a number of ranks.
 
     Raises:
@@ -164,7 +164,7 @@ def settle_strategy(keys: TrainerKeys, world_size: int) -> Literal["auto", "ddp"
     return "fsdp"
 
 
-def settle_ranks(keys: TrainerKeys, world: World, own: int) -> tuple[int, int]:
+def resolve_ranks(keys: TrainerKeys, world: World, own: int) -> tuple[int, int]:
     """Return the processes per node and the number of nodes.
 
     Args:
@@ -200,9 +200,9 @@ def settle_ranks(keys: TrainerKeys, world: World, own: int) -> tuple[int, int]:
 
 def default_threads(ranks: int) -> int:
     """Return the CPU threads of a rank: OMP_NUM_THREADS if set, else the cores of this process divided by the ranks."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) >= 1:
-        return int(asked)
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    if requested.isdecimal() and int(requested) >= 1:
+        return int(requested)
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 

@@ -30,7 +30,7 @@ from src.reporting.analysis_figures import draw_analysis
 from src.reporting.figures import save_figure
 from src.settings.read import Settings
 from src.settings.sections import read_section
-from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
+from src.settings.trainer import TrainerKeys, TrainerSettings, resolve_trainer
 from src.training.process import prepare_process
 from src.training.provenance import device_name, git_commit, versions
 from src.training.saved_weights import SavedWeights, load_saved_weights
@@ -45,7 +45,7 @@ def run(job: Job) -> TaskEnd:
         UserError: a key is invalid, a checkpoint is missing, damaged or of another run, or the data are too short.
     """
     with raise_user_errors():
-        trainer = _settle_one_device(job.config)
+        trainer = _resolve_one_device(job.config)
         n_sequence: int = validate("sequences", job.config.sequences, PositiveInt)
         config = _use_data_of_run(job)
         fabric = L.Fabric(accelerator=trainer.accelerator, devices=1, precision=trainer.precision)
@@ -62,7 +62,7 @@ def run(job: Job) -> TaskEnd:
     return TaskEnd(COMPLETED, line)
 
 
-def _settle_one_device(config: DictConfig) -> TrainerSettings:
+def _resolve_one_device(config: DictConfig) -> TrainerSettings:
     """Return the settings of the process, which uses one device.
 
     Raises:
@@ -75,7 +75,7 @@ def _settle_one_device(config: DictConfig) -> TrainerSettings:
         raise UserError(f"trainer.devices must be 1 or auto for task=analyze, which uses one device, got {devices}")
     keys = OmegaConf.merge(config.trainer, {"devices": 1})
     assert isinstance(keys, DictConfig)  # a section
-    return settle_trainer(read_section("trainer", keys, TrainerKeys))
+    return resolve_trainer(read_section("trainer", keys, TrainerKeys))
 
 
 def _use_data_of_run(job: Job) -> DictConfig:

@@ -30,7 +30,7 @@ from src.launch.elastic import launch_ranks, launches_ranks
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.settings.read import Settings
 from src.settings.sections import read_section
-from src.settings.trainer import TrainerKeys, TrainerSettings, settle_trainer
+from src.settings.trainer import TrainerKeys, TrainerSettings, resolve_trainer
 from src.training.cluster import build_environment
 from src.training.process import prepare_process
 from src.training.provenance import device_name, git_commit, versions
@@ -49,7 +49,7 @@ def run(job: Job) -> TaskEnd:
     records: list[dict[str, Any]] = []
     paths: list[Path] = []
     with raise_user_errors():
-        trainer = settle_trainer(read_section("trainer", job.config.trainer, TrainerKeys))
+        trainer = resolve_trainer(read_section("trainer", job.config.trainer, TrainerKeys))
         config = resolve_checkpoints(job.config)
         if launches_ranks(trainer.devices, trainer.restarts):  # on the checkpoints that exist now (checkpoint=all)
             job = dataclasses.replace(job, config=config)

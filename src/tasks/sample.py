@@ -24,7 +24,7 @@ from src.files import write_atomic
 from src.launch.job import COMPLETED, Job, TaskEnd
 from src.models.kv_cache import find_difference
 from src.settings.sections import read_section
-from src.settings.trainer import TrainerKeys, settle_trainer
+from src.settings.trainer import TrainerKeys, resolve_trainer
 from src.training.process import prepare_process
 from src.training.saved_weights import SavedWeights, load_saved_weights
 
@@ -81,7 +81,7 @@ def run(job: Job) -> TaskEnd:
     with raise_user_errors():
         keys = read_section("sample", job.config.sample, SampleKeys)
         prompts = keys.read_prompts()
-        trainer = settle_trainer(read_section("trainer", job.config.trainer, TrainerKeys))
+        trainer = resolve_trainer(read_section("trainer", job.config.trainer, TrainerKeys))
         prepare_process(trainer)
         saved, *others = load_saved_weights(job.config)
     if others:
