@@ -32,7 +32,8 @@ from src.errors import CheckpointError, one_line
 from src.files import fsync_folder, sha256_file, write_atomic
 
 PLAIN, MANIFEST = "plain.pt", "manifest.sha256"
-MARK = "sharded"
+#: Key of the placeholder of a sharded tensor; its value is the tensor's key.
+PLACEHOLDER = "sharded"
 #: Classes that torch describes sharded tensors with.
 DESCRIPTION = {
     *(
@@ -63,22 +64,22 @@ def write_sharded(checkpoint: dict[str, Any], target: Path) -> None:
     part = target.with_name(f".{target.name}.part")
     rank = distributed.get_rank()
     tensors: dict[str, Tensor] = {}
-    plain = _take_out(checkpoint, "", tensors)
-    with _failing_together(target):
+    plain = _extract_tensors(checkpoint, "", tensors)
+    with _raise_on_all_ranks(target):
         if rank == 0:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
     try:
-        with _failing_together(target):
+        with _raise_on_all_ranks(target):
             save(tensors, storage_writer=FileSystemWriter(part))  # flushes each file to disk
-        with _failing_together(target):
+        with _raise_on_all_ranks(target):
             if rank == 0:
                 _write_flushed(part / PLAIN, plain)
             own = [*part.glob(f"__{rank}_*"), *([part / ".metadata", part / PLAIN] if rank == 0 else [])]
             lines = [f"{sha256_file(path)}  {path.name}\n" for path in own]
         gathered: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
         distributed.all_gather_object(gathered, lines)
-        with _failing_together(target):
+        with _raise_on_all_ranks(target):
             if rank == 0:
                 lines = sorted(line for found in gathered for line in found)
                 absent = [name for line in lines if not (part / (name := line.split()[1])).is_file()]
@@ -101,7 +102,7 @@ def _agree_on(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _failing_together(target: Path) -> Iterator[None]:
+def _raise_on_all_ranks(target: Path) -> Iterator[None]:
     """Run a block on every rank; if it fails on one, raise on all, so that none waits for another."""
     reason = ""
     try:
@@ -115,15 +116,15 @@ def _failing_together(target: Path) -> Iterator[None]:
         raise CheckpointError(f"{target} cannot be written: {failed[0]}")
 
 
-def _take_out(tree: Any, key: str, tensors: dict[str, Tensor]) -> Any:  # plain values and tensors
-    """Return a tree with a mark for every sharded tensor, which is put into `tensors`."""
+def _extract_tensors(tree: Any, key: str, tensors: dict[str, Tensor]) -> Any:  # plain values and tensors
+    """Return a tree with a placeholder for every sharded tensor, which is added to `tensors`."""
     if isinstance(tree, DTensor):
         tensors[key] = tree
-        return {MARK: key}
+        return {PLACEHOLDER: key}
     if isinstance(tree, dict):
-        return type(tree)((name, _take_out(value, f"{key}/{name}", tensors)) for name, value in tree.items())
+        return type(tree)((name, _extract_tensors(value, f"{key}/{name}", tensors)) for name, value in tree.items())
     if isinstance(tree, list | tuple):
-        return type(tree)(_take_out(item, f"{key}/{i}", tensors) for i, item in enumerate(tree))
+        return type(tree)(_extract_tensors(item, f"{key}/{i}", tensors) for i, item in enumerate(tree))
     return tree
 
 
@@ -166,7 +167,7 @@ def read_sharded(folder: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it is meant to be
             load(tensors, storage_reader=reader, no_dist=True)
-        whole: dict[str, Any] = _put_back(plain, tensors)
+        whole: dict[str, Any] = _insert_tensors(plain, tensors)
     except Exception as error:
         raise ValueError(
             f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); {way_out}"
@@ -187,13 +188,13 @@ def _check_manifest(folder: Path, way_out: str) -> None:
             raise ValueError(f"{folder}: damaged, the SHA-256 of {name} is not the one in {MANIFEST}; {way_out}")
 
 
-def _put_back(tree: Any, tensors: dict[str, Tensor]) -> Any:  # plain values and tensors
+def _insert_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:  # plain values and tensors
     if isinstance(tree, dict):
-        if tree.keys() == {MARK}:
-            return tensors[tree[MARK]]
-        return type(tree)((name, _put_back(value, tensors)) for name, value in tree.items())
+        if tree.keys() == {PLACEHOLDER}:
+            return tensors[tree[PLACEHOLDER]]
+        return type(tree)((name, _insert_tensors(value, tensors)) for name, value in tree.items())
     if isinstance(tree, list | tuple):
-        return type(tree)(_put_back(item, tensors) for item in tree)
+        return type(tree)(_insert_tensors(item, tensors) for item in tree)
     return tree
 
 
@@ -205,7 +206,7 @@ class _PlainUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a checkpoint")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of a checkpoint")
 
 
 class _PlainReader(FileSystemReader):

@@ -85,7 +85,7 @@ def test_metadata_that_would_run_code_is_rejected(tmp_path: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Hostile()))
     manifest = folder / MANIFEST
     manifest.write_text(manifest.read_text().replace(before, sha256_file(folder / ".metadata")))
-    with pytest.raises(ValueError, match=r"builtins\.exec is no part of a checkpoint"):
+    with pytest.raises(ValueError, match=r"builtins\.exec is not part of a checkpoint"):
         read_checkpoint(folder)
 
 
