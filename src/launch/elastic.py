@@ -75,7 +75,7 @@ def launch_ranks(job: Job, *, devices: int, restarts: int, grace_s: float) -> Ta
     """
     left = restarts
     while True:
-        with tempfile.TemporaryDirectory(prefix="reslab-") as folder, _process_restored():
+        with tempfile.TemporaryDirectory(prefix="reslab-") as folder, _restore_process_state():
             try:
                 return _launch(job, Path(folder), devices, grace_s)
             except RankError as error:
@@ -191,7 +191,7 @@ def _read_end(folder: Path) -> TaskEnd | None:
 
 def find_cause(failures: "Mapping[int, ProcessFailure]") -> UserError | Interrupted | RankError:
     """Return the error of the rank that failed first, from the exit codes and error files of all that did."""
-    rank, first = min(failures.items(), key=lambda item: _failed_at(item[1]))
+    rank, first = min(failures.items(), key=lambda item: _read_failure_time(item[1]))
     error: dict[str, Any] = first.error_file_data.get("message", {}) if Path(first.error_file).is_file() else {}
     kind, _, words = error.get("message", "").partition(": ")
     text = one_line(Exception(words or kind))
@@ -212,7 +212,7 @@ def find_cause(failures: "Mapping[int, ProcessFailure]") -> UserError | Interrup
     return failed
 
 
-def _failed_at(failure: "ProcessFailure") -> float:
+def _read_failure_time(failure: "ProcessFailure") -> float:
     """Return the time of a failure; torchelastic's own, in whole seconds, where the rank left no error file.
 
     A rank that a signal ended before it wrote one comes last: the agent sends it after another has failed.
@@ -224,8 +224,8 @@ def _failed_at(failure: "ProcessFailure") -> float:
 
 
 @contextmanager
-def _process_restored() -> Iterator[None]:
-    """Let ranks find this project and torchelastic log to run.log only; restore what both change in this process."""
+def _restore_process_state() -> Iterator[None]:
+    """Let ranks import this project and torchelastic log to run.log only; restore this process at the end."""
     names = ("PYTHONPATH", "TORCHELASTIC_SIGNALS_TO_HANDLE", "SUBMITIT_EXECUTOR")
     before = {name: os.environ.get(name) for name in names}
     handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}

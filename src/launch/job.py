@@ -120,7 +120,7 @@ def enter(main: Callable[[], Any], outcomes: Outcomes) -> int:
         )
         return USER_ERROR
     except Exception as error:
-        if not (isinstance(error, JobFailedError | ValueError) and outcomes.explains(error)):
+        if not (isinstance(error, JobFailedError | ValueError) and outcomes.is_caused_by_jobs(error)):
             SIGNAL_STATE.raise_if_received()  # a launcher's library may have wrapped it
             cause = find_storage_error(error)
             if cause is None:

@@ -59,8 +59,8 @@ class Outcomes:
         """Return whether this process exits with the code of the invocation."""
         return self.pid == os.getpid()
 
-    def explains(self, error: Exception) -> bool:
-        """Return whether an exception of Hydra has its cause in jobs that are reported; record one of another process."""
+    def is_caused_by_jobs(self, error: Exception) -> bool:
+        """Return whether failed jobs, which are reported, caused an exception of Hydra; record one of another process."""
         if isinstance(error, JobFailedError):
             if not self.jobs:
                 self.remote_failures.append(str(error))

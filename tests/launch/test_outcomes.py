@@ -53,16 +53,16 @@ def test_a_failure_in_another_process_is_reported_and_fails_the_sweep(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     outcomes = Outcomes()
-    assert outcomes.explains(JobFailedError("no data"))
+    assert outcomes.is_caused_by_jobs(JobFailedError("no data"))
     assert outcomes.exit_code() == FAILED
     outcomes.report()
     assert capsys.readouterr().err == "error: a job did not complete: no data\n"
 
 
 def test_an_exception_of_a_sweeper_is_explained_only_where_every_job_failed() -> None:
-    assert Outcomes([end(FAILED), end(DIVERGED)]).explains(ValueError())
-    assert not Outcomes([end(FAILED), end(COMPLETED)]).explains(ValueError())
-    assert not Outcomes().explains(ValueError())
+    assert Outcomes([end(FAILED), end(DIVERGED)]).is_caused_by_jobs(ValueError())
+    assert not Outcomes([end(FAILED), end(COMPLETED)]).is_caused_by_jobs(ValueError())
+    assert not Outcomes().is_caused_by_jobs(ValueError())
 
 
 def test_a_sweep_prints_a_line_for_each_job_and_a_single_job_none(capsys: pytest.CaptureFixture[str]) -> None:
