@@ -1,8 +1,8 @@
 """Greedy decoding, of one prompt or of many at once.
 
 Prompts of unequal length are padded on the right, which a causal model does not see, and the next token of each row
-is read at its own last position; rows leave the batch when they end. Every token costs a full forward pass: the
-state of a residual strategy is opaque, so there is no cache of keys and values.
+is read at its own last position; rows leave the batch when they end. Every token costs a full forward pass: the cache
+of `models/kv_cache.py` needs rows of equal length that grow by one token, and here rows differ in length and end early.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, models/huggingface.py (generate_until) for the truncation.
 """

@@ -1,7 +1,7 @@
 """Choice between the Hugging Face hub and the cache of its client, for where the hub cannot be reached.
 
-The client repeats each request for half a minute or more before it looks into the cache. One request with a short
-timeout, repeated by nobody, decides instead; `HF_HUB_OFFLINE=1` in the environment decides without one.
+The client repeats each request for half a minute or more before it looks into the cache. A single request without
+retries and with a short timeout decides instead; `HF_HUB_OFFLINE=1` in the environment decides without one.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def prefer_hub() -> Iterator[None]:
 
 
 def find_obstacle() -> str | None:
-    """Return why the hub cannot be reached; None if it answers, whatever it answers."""
+    """Return why the hub cannot be reached; None if it sends any response."""
     from huggingface_hub import constants, get_session
 
     try:

@@ -22,7 +22,7 @@ from torch import Tensor
 from src.bounds import CONFIG, PositiveInt
 from src.datamodules.tokenization.base import Tokenizer
 from src.models.gpt import GPT
-from src.models.kv_cache import CachedDecoder, cached, next_logits
+from src.models.kv_cache import CachedDecoder, enable_cache, next_logits
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -77,7 +77,7 @@ def sample(
         for _ in range(n_tokens):
             fits = idx_BT.shape[1] <= model.config.block_size
             if caches and fits and decoder is None:
-                decoder = stack.enter_context(cached(model))
+                decoder = stack.enter_context(enable_cache(model))
             if not fits:  # every position changes, so nothing that was kept holds
                 stack.close()
                 decoder = None

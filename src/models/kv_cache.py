@@ -108,7 +108,7 @@ class CachedDecoder:
 
 
 @contextmanager
-def cached(model: GPT) -> Iterator[CachedDecoder]:
+def enable_cache(model: GPT) -> Iterator[CachedDecoder]:
     """Let a model in evaluation mode decode with a cache inside the block."""
     layers = zip(model.h, model.config.windows, strict=True)
     found = [(module, window) for layer, window in layers for module in layer.modules()]
@@ -144,7 +144,7 @@ def find_difference(model: GPT, n_vocab: int) -> str | None:
     device = next(model.parameters()).device
     idx_BT = torch.randint(n_vocab, (2, length), generator=generator).to(device)
     try:
-        with cached(model) as decoder:
+        with enable_cache(model) as decoder:
             for end in range(max(1, length // 2), length + 1):
                 found_BV = decoder.next_logits(idx_BT[:, :end])
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # a shape that a strategy does not expect

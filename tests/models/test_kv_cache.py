@@ -5,7 +5,7 @@ import torch
 
 from src.embedding.tied import TiedEmbedding
 from src.models.attention import CausalAttention
-from src.models.kv_cache import cached, find_difference, next_logits
+from src.models.kv_cache import enable_cache, find_difference, next_logits
 from tests.support import COMPOSITIONS, jitter, options, start_at_once, tiny_gpt, tokens
 
 #: Strategies whose value for a token depends on other tokens besides attention; they decode by full forwards.
@@ -49,7 +49,7 @@ def test_every_trunk_decodes_with_a_cache(trunk: dict[str, str]) -> None:
 def test_the_cached_logits_are_those_of_a_full_forward() -> None:
     gpt = jitter(tiny_gpt(positions="rope")).double().eval()
     idx_BT = tokens(2, 12)
-    with cached(gpt) as decoder:
+    with enable_cache(gpt) as decoder:
         for end in range(3, 13):
             found_BV = decoder.next_logits(idx_BT[:, :end])
             assert decoder.attentions[0].kept[0][0].shape[2] == end

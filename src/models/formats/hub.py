@@ -44,7 +44,7 @@ def locate(source: Path) -> Path:
     except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
         reason = textwrap.shorten(one_line(error), 160, placeholder=" ...")
         raise ValueError(
-            f"{source} is neither here nor to be had from the hub ({type(error).__name__}: {reason}); "
+            f"{source} was found neither locally nor on the hub ({type(error).__name__}: {reason}); "
             "check the name and the network, or give a folder"
         ) from error
     log.info("%s is revision %s of the hub", name, folder.name)

@@ -57,7 +57,7 @@ def test_a_local_folder_comes_first(cache: Path, tmp_path: Path, monkeypatch: py
     [
         (
             "openai-community/gpt3",
-            r"openai-community/gpt3 is neither here nor to be had from the hub \(LocalEntryNotFoundError: .*check",
+            r"openai-community/gpt3 was found neither locally nor on the hub \(LocalEntryNotFoundError: .*check",
         ),
         ("runs/a/b", r"runs/a/b does not exist; give a folder, nanoGPT's ckpt\.pt, or a model of the hub"),
         ("/no/where", "/no/where does not exist"),

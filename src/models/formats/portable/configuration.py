@@ -22,7 +22,7 @@ class ReslabConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # theirs
     ) -> None:
         self.model, self.rooms, self.run = model or {}, rooms or {}, run or {}
         self.seed, self.step, self.max_steps = seed, step, max_steps
-        # One matrix for embedding and head is the embedding's matter; there is no cache of keys and values.
+        # Weight tying is handled by the embedding; there is no cache of keys and values.
         super().__init__(**{**others, "tie_word_embeddings": False, "use_cache": False})
 
     @property

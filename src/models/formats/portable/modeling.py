@@ -120,6 +120,6 @@ def _count_padding_before(mask_BT: Tensor) -> Tensor:
 
 
 def _roll(x: Tensor, shift_B: Tensor) -> Tensor:
-    """Return the rows of [B, T] or [B, T, V] moved to the left by `shift_B`, round and round."""
+    """Return the rows of [B, T] or [B, T, V] rolled left by `shift_B` (circular)."""
     at_BT = (torch.arange(x.shape[1], device=x.device) + shift_B[:, None]) % x.shape[1]
     return x[torch.arange(len(x), device=x.device)[:, None], at_BT]
