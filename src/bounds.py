@@ -64,8 +64,8 @@ def validate(key: str, value: object, annotation: Any) -> Any:  # a value of the
         first = error.errors()[0]
         if get_origin(annotation) is dict and len(first["loc"]) == 1:  # name the item, not the whole mapping
             key, value, annotation = f"{key}.{first['loc'][0]}", first["input"], get_args(annotation)[1]
-        wayout = _describe_wayout(annotation)
-        raise ValueError(f"{key} must be {describe(annotation)}, got {value!r}{wayout}") from None
+        hint = _read_hint(annotation)
+        raise ValueError(f"{key} must be {describe(annotation)}, got {value!r}{hint}") from None
 
 
 def describe(annotation: Any) -> str:  # any annotation
@@ -96,7 +96,7 @@ def _alternatives(annotation: Any) -> list[str]:
     return [getattr(annotation, "__name__", str(annotation))]
 
 
-def _describe_wayout(annotation: Any) -> str:
+def _read_hint(annotation: Any) -> str:
     for item in (annotation, *get_args(annotation)):
         for part in get_args(item) if get_origin(item) is Annotated else ():
             if isinstance(part, FieldInfo) and part.description:
@@ -127,6 +127,6 @@ def check_representable(key: str, value: object, is_item: bool = False) -> None:
 def _encodes(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8
+    except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
         return False
     return True

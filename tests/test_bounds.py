@@ -66,7 +66,7 @@ def test_a_value_outside_the_bounds_is_rejected(kind: Any, value: object) -> Non
         (dict[str, Any], {"c": [math.inf]}, "a.b.c must be a finite number within 3.4e+38, got inf"),
     ],
 )
-def test_the_message_has_key_bound_value_and_way_out(kind: Any, value: object, sentence: str) -> None:
+def test_the_message_has_key_bound_value_and_hint(kind: Any, value: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         validate("a.b", value, kind)
 

@@ -175,5 +175,5 @@ def require_unique_names(names: Sequence[str]) -> None:
     """
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
-        way_out = "give one of them another name, 'name: overrides'"
-        raise UserError(f"bench: {repeated[0]!r} occurs twice; {way_out}")
+        hint = "give one of them another name, 'name: overrides'"
+        raise UserError(f"bench: {repeated[0]!r} occurs twice; {hint}")

@@ -135,23 +135,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         return read_sharded(path)
-    way_out = "give another checkpoint or start a new run"
+    hint = "give another checkpoint or start a new run"
     if not path.is_file():
-        raise ValueError(f"{path}: no checkpoint there; {way_out}")
+        raise ValueError(f"{path}: no checkpoint there; {hint}")
     try:
         with zipfile.ZipFile(path) as archive:  # without a hash file, the archive's own checksums
             damaged = None if hash_path(path).exists() else archive.testzip()
         if damaged is not None:
-            raise ValueError(f"{path}: damaged at record {damaged}; {way_out}")
+            raise ValueError(f"{path}: damaged at record {damaged}; {hint}")
         _check_hash(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except zipfile.BadZipFile:
         size = path.stat().st_size
-        raise ValueError(f"{path}: not a whole checkpoint ({size} bytes, no archive index); {way_out}") from None
+        raise ValueError(f"{path}: not a whole checkpoint ({size} bytes, no archive index); {hint}") from None
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"{path}: cannot be loaded ({type(error).__name__}); {way_out}") from error
+        raise ValueError(f"{path}: cannot be loaded ({type(error).__name__}); {hint}") from error
     return checkpoint
 
 

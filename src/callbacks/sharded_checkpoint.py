@@ -153,8 +153,8 @@ def read_sharded(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file is missing or damaged, or holds more than tensors and plain values.
     """
-    way_out = "give another checkpoint or start a new run"
-    _check_manifest(folder, way_out)
+    hint = "give another checkpoint or start a new run"
+    _check_manifest(folder, hint)
     try:
         plain: dict[str, Any] = torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
         reader = _PlainReader(folder)
@@ -169,23 +169,21 @@ def read_sharded(folder: Path) -> dict[str, Any]:
             load(tensors, storage_reader=reader, no_dist=True)
         whole: dict[str, Any] = _insert_tensors(plain, tensors)
     except Exception as error:
-        raise ValueError(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); {way_out}"
-        ) from error
+        raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); {hint}") from error
     return whole
 
 
-def _check_manifest(folder: Path, way_out: str) -> None:
+def _check_manifest(folder: Path, hint: str) -> None:
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise ValueError(f"{folder}: not a whole checkpoint (no {MANIFEST}); {way_out}")
+        raise ValueError(f"{folder}: not a whole checkpoint (no {MANIFEST}); {hint}")
     for line in manifest.read_text(encoding="utf-8").splitlines():
         sha256, _, name = line.partition("  ")
         path = folder / name
         if not path.is_file():
-            raise ValueError(f"{folder}: not a whole checkpoint ({name} is missing); {way_out}")
+            raise ValueError(f"{folder}: not a whole checkpoint ({name} is missing); {hint}")
         if sha256_file(path) != sha256:
-            raise ValueError(f"{folder}: damaged, the SHA-256 of {name} is not the one in {MANIFEST}; {way_out}")
+            raise ValueError(f"{folder}: damaged, the SHA-256 of {name} is not the one in {MANIFEST}; {hint}")
 
 
 def _insert_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:  # plain values and tensors

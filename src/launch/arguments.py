@@ -68,10 +68,10 @@ def _compose_stored(arguments: list[str], world: World) -> list[str]:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for argument in rest:
         if _key(argument) in groups:
-            way_out = "leave it out or start a new run"
+            hint = "leave it out or start a new run"
             if _key(argument) == "evaluation" and key == "resume":
-                way_out = f"score its weights otherwise with task=evaluate run={value} {argument}"
-            raise UserError(f"{argument}: {key}= keeps the {_key(argument)} of the stored run; {way_out}")
+                hint = f"score its weights otherwise with task=evaluate run={value} {argument}"
+            raise UserError(f"{argument}: {key}= keeps the {_key(argument)} of the stored run; {hint}")
     if key == "branch_from":
         rest = _complete_branch(rest)
     quoted = _quote(folder)

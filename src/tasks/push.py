@@ -12,7 +12,7 @@ from src.errors import UserError, one_line
 
 #: Names that the hub accepts (huggingface_hub, utils/_validators.py), but that it rejects `--` and `..` too.
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,94}[A-Za-z0-9]/[A-Za-z0-9]([\w.-]{0,94}[A-Za-z0-9])?", re.ASCII)
-WAYOUT = "set HF_TOKEN to one that may write, or run `hf auth login`"
+HINT = "set HF_TOKEN to one that may write, or run `hf auth login`"
 
 
 def require_pushable(repo: str) -> None:
@@ -26,7 +26,7 @@ def require_pushable(repo: str) -> None:
             f"push_to must be <organisation or user>/<name> of letters, digits, -, _ and . (at most 96 each), got {repo}"
         )
     if get_token() is None:
-        raise UserError(f"push_to={repo} needs a token of the Hugging Face hub; {WAYOUT}")
+        raise UserError(f"push_to={repo} needs a token of the Hugging Face hub; {HINT}")
 
 
 def push_folder(folder: Path, repo: str, *, private: bool, message: str) -> str:
@@ -47,6 +47,6 @@ def push_folder(folder: Path, repo: str, *, private: bool, message: str) -> str:
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except Exception as error:  # the HTTP library, and with it the error, depends on huggingface_hub's version
         response = getattr(error, "response", None)
-        wayout = f"; {WAYOUT}" if response is not None and response.status_code in (401, 403, 404) else ""
-        raise UserError(f"push_to={repo} failed: {one_line(error)[:300]}{wayout}; the export is in {folder}") from error
+        hint = f"; {HINT}" if response is not None and response.status_code in (401, 403, 404) else ""
+        raise UserError(f"push_to={repo} failed: {one_line(error)[:300]}{hint}; the export is in {folder}") from error
     return str(address)

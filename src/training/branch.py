@@ -87,11 +87,11 @@ def _find_checkpoint(folder: Path, step: int) -> Path:
 def _reject_differences(then: dict[str, Any], now: dict[str, Any]) -> None:
     for key, (old, new) in find_differences(then, now).items():
         if not is_within(key, MAY_DIFFER):
-            way_out = f"leave {key} out" if old is None else f"give {key}={old}"
+            hint = f"leave {key} out" if old is None else f"give {key}={old}"
             raise UserError(
                 f"branch_from: {key} was {old}, is {new}, and a branch keeps the method and the data of its run; it "
                 "may change the decay (schedule, optimizer.min_lr, trainer.max_steps), evaluation, validation, logging "
-                f"and safety; {way_out}, or start a new run"
+                f"and safety; {hint}, or start a new run"
             )
 
 

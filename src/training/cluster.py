@@ -134,10 +134,10 @@ class RankAgreement(L.Callback):
         own = {**self.identity, "folder": str(self.folder)}
         found: list[dict[str, str]] = [{} for _ in range(size)]
         distributed.all_gather_object(found, own)
-        for key, way_out in COMPARED.items():
+        for key, hint in COMPARED.items():
             odd = [str(rank) for rank, other in enumerate(found) if other[key] != found[0][key]]
             if odd:
-                raise UserError(f"rank {', '.join(odd)} has other {key} than rank 0; {way_out}")
+                raise UserError(f"rank {', '.join(odd)} has other {key} than rank 0; {hint}")
         self._check_shared(Path(found[0]["folder"]))
 
     def _check_shared(self, folder: Path) -> None:

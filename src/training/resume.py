@@ -96,11 +96,11 @@ def _reject_changes(job: Job, settings: Settings) -> None:
     if changed:
         keys = " ".join(given)
         again = shlex.join([f"from_run={job.folder}", *given])
-        way_out = f"{again} runs it in a new folder, a larger trainer.max_steps continues it"
+        hint = f"{again} runs it in a new folder, a larger trainer.max_steps continues it"
         if all(override.lstrip("+~").startswith("evaluation.") for override in given):
             run = shlex.quote(f"run={job.folder}")
-            way_out = f"task=evaluate {run} with these keys and evaluation=<option> scores its weights"
-        raise UserError(f"{job.folder} is completed with {', '.join(changed)}, so {keys} is not applied; {way_out}")
+            hint = f"task=evaluate {run} with these keys and evaluation=<option> scores its weights"
+        raise UserError(f"{job.folder} is completed with {', '.join(changed)}, so {keys} is not applied; {hint}")
 
 
 def _find_completed(sweep: Path, wanted: str) -> TaskEnd | None:
