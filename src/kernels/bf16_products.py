@@ -2,8 +2,8 @@
 
 There torch multiplies element by element, at about 1 GFLOP/s where float32 products have 50. The product of two bfloat16
 numbers is exact in float32, in which the instructions add up too, so that results differ by the order of a sum alone.
-Overridden are torch's own operators, as `torch.library.get_kernel` documents it, and so all layers, strategies and
-backwards.
+torch's operators are overridden, as the documentation of `torch.library.get_kernel` shows, so that this holds for all
+layers, strategies and backwards.
 """
 
 import functools
@@ -39,36 +39,36 @@ def _override_once() -> torch.library.Library:
 
 
 def override_products(library: torch.library.Library) -> None:
-    """Register the products for the CPU in a library of the namespace aten; other dtypes get torch's, as before."""
+    """Register the products for the CPU in a library of the namespace aten; other dtypes keep torch's kernel."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
         for name in PRODUCTS:
-            torchs = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
-            into = torch.library.get_kernel(f"aten::{name}.out", "CPU").call_boxed  # compilers call it
+            native_kernel = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
+            native_out_kernel = torch.library.get_kernel(f"aten::{name}.out", "CPU").call_boxed  # compilers call it
             for operator, ours in (
-                (name, functools.partial(_multiply, torchs)),
-                (f"{name}.out", functools.partial(_multiply_into, torchs, into)),
+                (name, functools.partial(_multiply, native_kernel)),
+                (f"{name}.out", functools.partial(_multiply_into, native_kernel, native_out_kernel)),
             ):
                 library.impl(operator, ours, "CPU", with_keyset=True)  # type: ignore[no-untyped-call]  # torch's
 
 
-def _multiply(torchs: Callable[..., Tensor], keys: object, *args: Tensor, **factors: float) -> Tensor:
+def _multiply(native_kernel: Callable[..., Tensor], keys: object, *args: Tensor, **factors: float) -> Tensor:
     if not _are_bf16(args):
-        return torchs(keys, *args, **factors)
-    return torchs(keys, *(x.float() for x in args), **factors).bfloat16()
+        return native_kernel(keys, *args, **factors)
+    return native_kernel(keys, *(x.float() for x in args), **factors).bfloat16()
 
 
 def _multiply_into(
-    torchs: Callable[..., Tensor],
-    into: Callable[..., Tensor],
+    native_kernel: Callable[..., Tensor],
+    native_out_kernel: Callable[..., Tensor],
     keys: object,
     *args: Tensor,
     out: Tensor,
     **factors: float,
 ) -> Tensor:
     if not _are_bf16((*args, out)):
-        return into(keys, *args, out=out, **factors)
-    product = torchs(keys, *(x.float() for x in args), **factors)
+        return native_out_kernel(keys, *args, out=out, **factors)
+    product = native_kernel(keys, *(x.float() for x in args), **factors)
     out.resize_(product.shape)
     return out.copy_(product)
 

@@ -35,7 +35,7 @@ def operator(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable
     return overload
 
 
-def directly(function: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
+def bypass_dispatcher(function: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that skips torch's dispatcher in eager mode, where lists of tensors make it slow.
 
     Args:

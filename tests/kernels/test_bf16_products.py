@@ -21,8 +21,8 @@ import torch
 from src.kernels import bf16_products
 from src.kernels.dispatch import REGISTRY
 counted, multiply = [], bf16_products._multiply
-bf16_products._multiply = lambda torchs, keys, *args, **factors: (
-    counted.append(str(args[-1].dtype)), multiply(torchs, keys, *args, **factors))[1]
+bf16_products._multiply = lambda native_kernel, keys, *args, **factors: (
+    counted.append(str(args[-1].dtype)), multiply(native_kernel, keys, *args, **factors))[1]
 bf16_products.compute_in_float32()
 bf16_products.compute_in_float32()
 layer = torch.nn.Linear(8, 8)

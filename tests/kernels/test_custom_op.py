@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from src.kernels import custom_op
-from src.kernels.custom_op import directly
+from src.kernels.custom_op import bypass_dispatcher
 from src.kernels.depth_attention import ops
 
 
@@ -20,12 +20,12 @@ from src.kernels.depth_attention import ops
     ],
 )
 def test_plain_tensors_skip_the_dispatcher(args: tuple[object, ...], direct: bool) -> None:
-    call = directly(lambda *_: "function", lambda *_: "operator")
+    call = bypass_dispatcher(lambda *_: "function", lambda *_: "operator")
     assert call(*args) == ("function" if direct else "operator")
 
 
 def test_a_fake_tensor_and_a_compiler_get_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = directly(lambda *_: "function", lambda *_: "operator")
+    call = bypass_dispatcher(lambda *_: "function", lambda *_: "operator")
     with torch._subclasses.FakeTensorMode():
         assert call(torch.ones(2)) == "operator"
     monkeypatch.setattr(custom_op.torch.compiler, "is_compiling", lambda: True)

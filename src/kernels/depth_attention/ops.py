@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from src.kernels.cpp_build import Kernels, Source
-from src.kernels.custom_op import directly, operator
+from src.kernels.custom_op import bypass_dispatcher, operator
 from src.kernels.depth_attention import cpp
 from src.kernels.dispatch import REGISTRY
 
@@ -183,17 +183,17 @@ def _triton() -> Any:  # a module that imports Triton, which a machine without a
     return triton_launch
 
 
-depth_scores = directly(_depth_scores, operator(_depth_scores, _depth_scores_fake))
-depth_partials = directly(_depth_partials, operator(_depth_partials, _depth_partials_fake))
-depth_mixture = directly(_depth_mixture, operator(_depth_mixture, _depth_mixture_fake))
-depth_chunk_gradients = directly(
+depth_scores = bypass_dispatcher(_depth_scores, operator(_depth_scores, _depth_scores_fake))
+depth_partials = bypass_dispatcher(_depth_partials, operator(_depth_partials, _depth_partials_fake))
+depth_mixture = bypass_dispatcher(_depth_mixture, operator(_depth_mixture, _depth_mixture_fake))
+depth_chunk_gradients = bypass_dispatcher(
     _depth_chunk_gradients,
     operator(
         _depth_chunk_gradients,
         lambda v, score, r, key, narrow, queries, dx, x, *_: _empty_chunk_gradients(v, score, key, narrow, x),
     ),
 )
-depth_source_gradient = directly(
+depth_source_gradient = bypass_dispatcher(
     _depth_source_gradient,
     operator(
         _depth_source_gradient,
