@@ -164,10 +164,10 @@ def check_coordinates(
     """
     axes = [axis for axis in axes if axis == "width" or not rejects_depth(subject)]
     found = measure_coordinates(subject, optimizer, axes)
-    asked = {"width": subject.config.base_width is not None, "depth": subject.config.base_depth is not None}
+    is_configured = {"width": subject.config.base_width is not None, "depth": subject.config.base_depth is not None}
     faults = []
     for table in found:
-        if not asked[table.axis] or table.rule == "no rule":
+        if not is_configured[table.axis] or table.rule == "no rule":
             continue
         name, slope = max(table.slopes.items(), key=lambda item: abs(item[1]))
         if not abs(slope) <= TOLERANCE:

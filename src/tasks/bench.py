@@ -67,16 +67,16 @@ class BenchKeys:
             ValueError: a name is not a shipped strategy.
         """
         shipped = options("residual")
-        asked = "all" if self.residual is None and not self.configurations else self.residual
-        asked = shipped if asked == "all" else asked or []
-        asked = [asked] if isinstance(asked, str) else [str(name) for name in asked]
-        named = [*asked, *([] if "=" in self.baseline else [self.baseline])]
+        requested = "all" if self.residual is None and not self.configurations else self.residual
+        requested = shipped if requested == "all" else requested or []
+        requested = [requested] if isinstance(requested, str) else [str(name) for name in requested]
+        named = [*requested, *([] if "=" in self.baseline else [self.baseline])]
         for name in itertools.chain.from_iterable(name.split("+") for name in named):  # parts of compositions
             if name not in shipped:
                 raise ValueError(
                     f"bench.residual={name} is not a strategy{nearest(name, shipped)}; all, or {', '.join(shipped)}"
                 )
-        return [name for name in asked if name != self.baseline]
+        return [name for name in requested if name != self.baseline]
 
 
 def run(job: Job) -> TaskEnd:

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def run(job: Job) -> TaskEnd:
     """Run all checks of the configured parts, or of the data if the command line names them."""
     settings = read_settings(job.config, own_keys=("gpu_gib", "coordinates"))
-    if check_data.is_asked(job):
+    if check_data.is_requested(job):
         return check_data.run(job, settings)
     gpu_gib = job.config.gpu_gib
     if not isinstance(gpu_gib, int | float) or gpu_gib <= 0:

@@ -21,7 +21,7 @@ from src.settings.read import Settings
 log = logging.getLogger(__name__)
 
 
-def is_asked(job: Job) -> bool:
+def is_requested(job: Job) -> bool:
     """Return true if the command line names data, so that the check is of the data."""
     return any(o.lstrip("+").partition("=")[0] in ("data", "data.path") for o in job.overrides)
 

@@ -100,16 +100,16 @@ def prepare(keys: PrepareKeys, run_tasks: Callable[[], None] | None = None) -> M
     folder = Path(keys.output)
     tokenizer = _open_tokenizer(keys.tokenizer)
     source = _open(keys, tokenizer)
-    asked = _describe(folder, source, keys, tokenizer)
+    requested = _describe(folder, source, keys, tokenizer)
     with _report_disk(folder):
         if (folder / NAME).is_file():
-            return _read_finished(folder, asked)
+            return _read_finished(folder, requested)
         with lock_folder(folder) as note:
             if note:
                 log.warning("%s", note)
             if (folder / NAME).is_file():
-                return _read_finished(folder, asked)
-            journal = _open_journal(folder, source, asked, by_parts=keys.tasks > 1 or run_tasks is not None)
+                return _read_finished(folder, requested)
+            journal = _open_journal(folder, source, requested, by_parts=keys.tasks > 1 or run_tasks is not None)
             path = _write_tokenizer(folder, tokenizer)
             if journal.shards:
                 log.info("continuing after %d complete shards", len(journal.shards))
@@ -136,13 +136,13 @@ def prepare_task(keys: PrepareKeys) -> int:
     folder = Path(keys.output)
     tokenizer = _open_tokenizer(keys.tokenizer)
     source = _open(keys, tokenizer)
-    asked = _describe(folder, source, keys, tokenizer)
+    requested = _describe(folder, source, keys, tokenizer)
     with _report_disk(folder):
         if (folder / NAME).is_file():
-            _read_finished(folder, asked)
+            _read_finished(folder, requested)
             return 0
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        _open_journal(folder, source, asked, by_parts=True)
+        _open_journal(folder, source, requested, by_parts=True)
         path = _write_tokenizer(folder, tokenizer)
         tokenize_parts(folder, source, keys.task, keys.tasks, keys.count_processes(), path)
         return len(missing_parts(folder, range(source.n_part)))
@@ -201,15 +201,15 @@ def _describe(folder: Path, source: Source, keys: PrepareKeys, tokenizer: Tokeni
     own = {"text_field": keys.text_field} if keys.text_field != "text" else {}
     if keys.tokens_field is not None:
         own = {"tokens_field": keys.tokens_field}
-    if sha256 := tokenizer.statement().get("sha256"):  # GPT-2's goes without saying, as before there were others
+    if sha256 := tokenizer.statement().get("sha256"):  # none for GPT-2's, the default of `_check_same`
         own["tokenizer"] = f"{tokenizer.name} {sha256}"
-    asked = {**source.identity(), **own, "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
+    requested = {**source.identity(), **own, "shard_tokens": keys.shard_tokens, "val_tokens": keys.val_tokens}
     if keys.val_tokens == "auto":
         known = Manifest.parse((folder / NAME).read_bytes(), str(folder / NAME)) if (folder / NAME).is_file() else None
         journal = Journal.read(folder)
         then = known.source if known else journal.asked if journal else {}
-        asked["val_tokens"] = then.get("val_tokens") or choose_val_tokens(source, tokenizer)
-    return asked
+        requested["val_tokens"] = then.get("val_tokens") or choose_val_tokens(source, tokenizer)
+    return requested
 
 
 @contextmanager
@@ -224,12 +224,12 @@ def _report_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_journal(folder: Path, source: Source, asked: dict[str, Any], *, by_parts: bool) -> Journal:
+def _open_journal(folder: Path, source: Source, requested: dict[str, Any], *, by_parts: bool) -> Journal:
     """Return the journal of the folder, which is written where there is none."""
     journal = Journal.read(folder)
     check_output(folder, journal)
     if journal is not None:
-        _check_same(folder, journal.asked, asked)
+        _check_same(folder, journal.asked, requested)
     else:
         check_text_field(source)
     if journal is None or (by_parts and not journal.by_parts):
@@ -238,14 +238,14 @@ def _open_journal(folder: Path, source: Source, asked: dict[str, Any], *, by_par
                 f"prepare.output={folder} was started with prepare.tasks=1 and has {len(journal.shards)} complete "
                 "shards; continue with prepare.tasks=1, or empty the folder"
             )
-        journal = Journal(asked, by_parts=by_parts)
+        journal = Journal(requested, by_parts=by_parts)
         journal.write(folder)
     return journal
 
 
-def _read_finished(folder: Path, asked: dict[str, Any]) -> Manifest:
+def _read_finished(folder: Path, requested: dict[str, Any]) -> Manifest:
     manifest = Manifest.parse((folder / NAME).read_bytes(), str(folder / NAME))
-    _check_same(folder, manifest.source, asked)
+    _check_same(folder, manifest.source, requested)
     (folder / JOURNAL).unlink(missing_ok=True)  # killed between the two
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     for entry in manifest.shards:

@@ -188,11 +188,11 @@ class HubSource:
         from huggingface_hub import HfApi
 
         place, _, config = address.removeprefix(HUB).partition(":")
-        name, _, asked = place.partition("@")
+        name, _, revision = place.partition("@")
         if name.count("/") != 1:
             raise UserError(f"prepare.source={address} must be {HUB}<owner>/<name>[@<revision>][:<config>]")
         try:
-            sha = str(HfApi().dataset_info(name, revision=asked or None).sha)
+            sha = str(HfApi().dataset_info(name, revision=revision or None).sha)
             rows = load_dataset(name, config or None, split="train", streaming=True, revision=sha)
         except Exception as error:  # the hub's client raises many kinds: the network, access, a wrong name
             raise UserError(

@@ -31,7 +31,7 @@ class Journal:
     """Progress of a preparation: its complete shards, and where the next one starts.
 
     Args:
-        asked: source and sizes of the preparation; one with others must not continue it.
+        asked: requested source and sizes; a preparation with others must not continue this one.
         place: cursor of a chunk, rows of it to skip, tokens of the next row to skip.
         documents: documents with text.
         bad: documents without text, by reason.
