@@ -144,7 +144,7 @@ class Prefetcher:
         self._open.move_to_end(file.name)
         return self._open[file.name][1]
 
-    def expect(self, file: RemoteFile, order: int) -> None:
+    def prefetch(self, file: RemoteFile, order: int) -> None:
         """Queue a shard for the background thread as number `order` of those that are read next.
 
         Number 0 starts a new queue. Shards for which the cache has no room beside the open ones are left out.
@@ -200,8 +200,8 @@ class RemoteShard(ShardSlot):
     def load(self) -> TokenShard:
         return self.prefetcher.open(self.file, self.n_tokens)
 
-    def expect(self, order: int) -> None:
-        self.prefetcher.expect(self.file, order)
+    def prefetch(self, order: int) -> None:
+        self.prefetcher.prefetch(self.file, order)
 
     def close(self) -> None:  # all shards of the remote folder
         self.prefetcher.close()

@@ -63,16 +63,16 @@ class WindowStream:
             positions = np.arange(first, max(last, first + ORDER_BLOCK), dtype=np.int64)
             begin, block = first, self.order(positions, self.windows.ends, self.seed)
             self._block = begin, block
-            self._expect_shards(begin + len(block), block)
+            self._prefetch_shards(begin + len(block), block)
         return block[first - begin : last - begin]
 
-    def _expect_shards(self, position: int, block: Positions) -> None:
+    def _prefetch_shards(self, position: int, block: Positions) -> None:
         """Fetch the shards of the block ahead of time, and the two that follow at a shard's distance each."""
         ends = self.windows.ends
         later = position + np.arange(1, 3) * max(1, int(ends[-1]) // len(ends))
         windows = np.concatenate([block, self.order(later, ends, self.seed)])
         shards = np.searchsorted(ends, windows, side="right")
-        self.windows.expect(list(dict.fromkeys(shards.tolist())))
+        self.windows.prefetch(list(dict.fromkeys(shards.tolist())))
 
 
 class Mixture:

@@ -71,10 +71,10 @@ class Windows:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def expect(self, shards: Sequence[int]) -> None:
-        """Prepare for reading these shards in this order."""
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Queue these shards to be fetched in the order in which they are read."""
         for order, shard in enumerate(shards):
-            self.shards[shard].expect(order)
+            self.shards[shard].prefetch(order)
 
     def read(self, windows: NDArray[np.int64]) -> Tokens:
         """Return windows by number, [n] -> tokens [n, length]; uint16 if every id fits, else uint32."""
