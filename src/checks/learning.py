@@ -63,7 +63,7 @@ def train(gpt: GPT, batches: Iterator[tuple[Tensor, Tensor]], n_steps: int, lr: 
 
 
 def check_learning(subject: Subject, vanilla: Subject, stream: NDArray[np.uint16]) -> tuple[list[str], Figures]:
-    """Check 100 steps on real text beside vanilla: the loss falls, does not spike and is not too good to be true."""
+    """Check 100 steps on real text beside vanilla: the loss falls, does not spike and is not implausibly low."""
     text = reduce_vocabulary(stream)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -112,8 +112,8 @@ def find_faults(losses: list[float], vanilla: list[float]) -> list[str]:
         ]
     if last < base - SUSPICIOUS_WIN:
         return [
-            f"the loss after {N_STEPS} steps is {last:.2f}, {base - last:.2f} under vanilla's: too good to be true, "
-            "check for a leak of later tokens"
+            f"the loss after {N_STEPS} steps is {last:.2f}, {base - last:.2f} under vanilla's: implausibly low; the "
+            "model probably sees future tokens, check for a leak"
         ]
     return []
 
