@@ -180,12 +180,12 @@ def _compare_plans(then: StudyPlan, now: StudyPlan) -> dict[str, tuple[Any, Any]
 
 
 def _state_change(key: str, old: object, new: object) -> str:
-    """State how a key changed; of a list of overrides, which is long, what it lost and gained."""
+    """State how a key changed; of a list of overrides, which is long, what was removed and added."""
     if not (isinstance(old, list) and isinstance(new, list)):
         return f"{key} was {old}, is {new}"
-    lost, gained = [x for x in old if x not in new], [x for x in new if x not in old]
-    parts = [f"{verb} {values}" for verb, values in (("lost", lost), ("gained", gained)) if values]
-    return f"{key} {' and '.join(parts) or 'has another order'}"
+    removed, added = [x for x in old if x not in new], [x for x in new if x not in old]
+    parts = [f"{verb} {values}" for verb, values in (("removed", removed), ("added", added)) if values]
+    return f"{key}: {' and '.join(parts) or 'another order'}"
 
 
 def now() -> str:

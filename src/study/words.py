@@ -25,7 +25,9 @@ def state_verdict(verdict: Verdict) -> list[str]:
     if main is None:
         return ["The confirmation has not begun, so the study shows nothing yet."]
     if not main.is_complete:
-        return [f"The confirmation is not complete: {main.n_ended} of {main.n_planned} runs; nothing is concluded."]
+        return [
+            f"The confirmation is not complete: {main.n_ended} of {main.n_planned} runs, so there is no verdict yet."
+        ]
     plan = verdict.plan
     n = len(plan.seeds.confirmation)
     sentences = [

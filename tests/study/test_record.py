@@ -58,7 +58,7 @@ def test_an_amended_plan_is_frozen_again_under_the_time_of_the_first(study: Path
     ):
         open_record(study, "made", wider, COSTS, None)
     longer = dataclasses.replace(PLAN, common=(*PLAN.common, "optimizer.weight_decay=0"))
-    with pytest.raises(UserError, match=r": common gained \['optimizer\.weight_decay=0'\]; restore it"):
+    with pytest.raises(UserError, match=r": common: added \['optimizer\.weight_decay=0'\]; restore it"):
         open_record(study, "made", longer, COSTS, None)
     record = open_record(study, "made", wider, COSTS, "a wider margin")
     assert not record.is_frozen

@@ -275,7 +275,7 @@ def test_an_incomplete_confirmation_has_differences_but_no_verdict(study: Path, 
     for path in (tmp_path / "s" / "confirmation").glob("*/*-seed[34]"):
         shutil.rmtree(path)
     _, sentences = write_verdict(tmp_path / "s", tmp_path)
-    assert sentences == ["The confirmation is not complete: 6 of 12 runs; nothing is concluded."]
+    assert sentences == ["The confirmation is not complete: 6 of 12 runs, so there is no verdict yet."]
     contrasts = pd.read_csv(tmp_path / "contrasts.csv")
     assert set(contrasts["verdict"]) == {"not complete"}
     assert contrasts["difference"].notna().all()
