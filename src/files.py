@@ -104,7 +104,7 @@ def scan_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     if not path.exists():
         return
-    end, cut = 0, 0  # `cut` is the number of the line that is no row, which has to be the last
+    end, cut = 0, 0  # `cut` is the number of the line that is not a row, which has to be the last
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if cut:

@@ -4,7 +4,7 @@
     score = 100 * spikes / steps judged
 
 Source: OLMo 2 (arXiv 2501.00656), section 3, which counts values that are seven standard deviations away on either
-side; here a sudden fall is no spike, since the loss of a first step after the warm-up falls. A step is judged once 100
+side; here a sudden fall is not a spike, since the loss of a first step after the warm-up falls. A step is judged once 100
 values precede it, so a shorter run has no score.
 """
 

@@ -2,7 +2,7 @@
 
 The handler records the first signal, or exits where there is nothing to finish. A second signal to this process exits at
 once unless it follows within `REPEATED_S`, and so does the end of the grace period. `trainer.max_time` and a signal to
-another rank request the same stop, but are no signal to this process: the next one is its first.
+another rank request the same stop, but are not a signal to this process: the next one is its first.
 """
 
 import os

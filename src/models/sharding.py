@@ -69,7 +69,7 @@ def shard_gpt(gpt: GPT, mesh: DeviceMesh, *, bf16: bool) -> None:
 
 
 def _copy_view(unit: nn.Module, args: object, x_BTD: Tensor) -> Tensor:
-    """Return an output that is no view: an operation in place on one would remove the hook of the unit's backward."""
+    """Return an output that is not a view: an operation in place on one would remove the hook of the unit's backward."""
     return x_BTD.clone() if x_BTD._is_view() else x_BTD
 
 

@@ -6,7 +6,7 @@
         over s = b_0..b_{n-1}, p   for its others; at the end over all groups, the unfinished one too
 
 The paper calls a group of P consecutive sublayers a block; its size is fixed and the last may be smaller, so that there
-may be fewer than `n_block` (12 sublayers in 8 groups are 6 of 2; the log states it). An empty sum is no source. The
+may be fewer than `n_block` (12 sublayers in 8 groups are 6 of 2; the log states it). An empty sum is not a source. The
 paper's figure 2 is the same where its list of blocks starts empty: there the running sum of a finished group takes part
 before it is moved to that list.
 

@@ -3,7 +3,7 @@
     x <- x + alpha[l](t) * (Block_l(x) - x)    alpha = 1 in evaluation
 
 The benchmark's variant of `prores`; its t counts forward passes, here it counts optimizer steps. The sublayers of a
-layer read the layer's own unscaled outputs, so it has a stream of its own and is no branch strategy.
+layer read the layer's own unscaled outputs, so it has a stream of its own and is not a branch strategy.
 
 Source: MLS-Bench llm-pretrain-residual, baseline `prores`; Imbernoulli/innovation_proior @ 9e202f7,
 trajectories/llm-pretrain-residual/02-prores-answer.md.

@@ -101,7 +101,7 @@ def _read_schema(name: str, section: DictConfig, target: Any) -> dict[str, Any]:
     """Return the keys of a section and their types: the keyword-only arguments of a constructor.
 
     Raises:
-        ValueError: a class of the user breaks the rules of a constructor, or is no residual strategy.
+        ValueError: a class of the user breaks the rules of a constructor, or is not a residual strategy.
     """
     is_residual = name.partition(".")[0] == "residual"
     if is_residual and inspect.isclass(target) and not issubclass(target, ResidualStrategy):

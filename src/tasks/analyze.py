@@ -86,7 +86,7 @@ def _use_data_of_run(job: Job) -> DictConfig:
     config = OmegaConf.create(OmegaConf.to_container(job.config, resolve=True))
     assert isinstance(config, DictConfig)  # OmegaConf keeps a mapping a mapping
     is_named = any(override.lstrip("+").startswith(("data=", "data.")) for override in job.overrides)
-    if stored.is_file() and not is_named:  # without the file, `load_saved_weights` says that it is no run folder
+    if stored.is_file() and not is_named:  # without the file, `load_saved_weights` says that it is not a run folder
         config.data = OmegaConf.load(stored).data
     return config
 

@@ -142,5 +142,5 @@ def _read_line(line: str, where: str) -> str:
     try:
         prompt = json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where} begins with a brace but is no JSON object with a field prompt") from error
+        raise ValueError(f"{where} begins with a brace but is not a JSON object with a field prompt") from error
     return str(prompt)

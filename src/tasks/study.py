@@ -45,7 +45,7 @@ from src.study.record import StudyRecord, freeze, job_overrides, list_outdated, 
 from src.training.memory import check_memory
 from src.training.run import build_gpt
 
-#: Keys of the command line that are no part of the plan.
+#: Keys of the command line that are not part of the plan.
 NOT_PLANNED = ("task", "study", "until", "amend", "records", "name")
 #: Launchers whose jobs run on this machine, so that its memory is theirs.
 LOCAL = ("basic", "joblib", "submitit_local")

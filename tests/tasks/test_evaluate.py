@@ -104,7 +104,7 @@ def test_scored_items_stand_beside_the_scores_of_their_name(copied: Path, tmp_pa
     (samples,) = (copied / "evaluations").rglob("*.jsonl")
     assert samples == scores.with_suffix("") / "samples_piqa.jsonl"
     assert len(samples.read_text().splitlines()) == 2
-    evaluate(f"run={copied}", *keys, cwd=tmp_path)  # the items are no part of what names the scores
+    evaluate(f"run={copied}", *keys, cwd=tmp_path)  # the items are not part of what names the scores
     assert list((copied / "evaluations").glob("*.json")) == [scores]
 
 

@@ -5,7 +5,7 @@
     .csv .tsv                  a row is a document, its text in a column that the first row names
     .txt                       the file is one document
 
-All but the first also compressed. A byte-order mark is no text. A long text file has several chunks, cut where
+All but the first also compressed. A byte-order mark is not text. A long text file has several chunks, cut where
 GPT-2's pattern always cuts: between a printable character and a space before a letter.
 """
 

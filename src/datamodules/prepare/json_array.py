@@ -14,11 +14,11 @@ BETWEEN = re.compile(r"[\s,\[\]]*")
 
 
 class ArrayError(Exception):
-    """Raised for a value of an array that is no JSON, cut off or too long."""
+    """Raised for a value of an array that is not valid JSON, cut off or too long."""
 
 
 def is_json_array(head: bytes) -> bool:
-    """Return whether content that begins like this is no JSON lines: an array, or an object of several lines."""
+    """Return whether content that begins with `head` is a JSON array or a multi-line object, not JSON lines."""
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     return text.startswith(b"[") or re.match(rb"\{[ \t\r]*\n", text) is not None
 
@@ -31,7 +31,7 @@ def read_array(file: IO[bytes], max_bytes: int) -> Generator[bytes, None, None]:
         max_bytes: the longest value.
 
     Raises:
-        ArrayError: a value is no JSON, cut off or too long.
+        ArrayError: a value is not valid JSON, cut off or too long.
     """
     with open_text(file) as reader:
         yield from _decode(reader, max_bytes)

@@ -131,7 +131,7 @@ def _open(path: Path, form: IdForm) -> tuple[Array, Array, Array]:
 def _map(path: Path, dtype: str) -> Array:
     size, width = path.stat().st_size, np.dtype(dtype).itemsize
     if size == 0 or size % width:
-        raise ValueError(f"its {size} bytes are no ids of {width} bytes")
+        raise ValueError(f"its {size} bytes are not a whole number of ids of {width} bytes")
     return np.memmap(path, dtype=dtype, mode="r")
 
 

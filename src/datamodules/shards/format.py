@@ -119,8 +119,8 @@ class ShardSlot(ABC):
     def stamp(self) -> dict[str, str | int]:
         """Return what identifies the content, independent of the place."""
 
-    def expect(self, order: int) -> None:  # noqa: B027  # a local shard is ready
-        """Prepare for a `load` after `order` other shards."""
+    def prefetch(self, order: int) -> None:  # noqa: B027  # a local shard is ready
+        """Queue the shard to be fetched for a `load` after `order` other shards."""
 
     def close(self) -> None:  # noqa: B027
         """Release what can be loaded again."""
@@ -282,7 +282,9 @@ def _check_headerless(path: Path, size: int, header: NDArray[np.int32]) -> tuple
     if not size:
         raise ShardError(f"{path}: 0 bytes; make it again")
     if size % 2:
-        raise ShardError(f"{path}: {size} bytes are no whole number of uint16 tokens, the last is cut; make it again")
+        raise ShardError(
+            f"{path}: {size} bytes are not a whole number of uint16 tokens, the last is cut; make it again"
+        )
     return NANOGPT, size // 2
 
 

@@ -38,7 +38,7 @@ class ByteLevelTokenizer(Tokenizer):
         text: content of the file.
 
     Raises:
-        ValueError: the content is no tokenizer, not byte-level, or has no token for end of text.
+        ValueError: the content is not a tokenizer, not byte-level, or has no token for end of text.
     """
 
     def __init__(self, name: str, text: str) -> None:

@@ -150,7 +150,10 @@ def test_what_is_not_as_it_says_is_one_sentence(tmp_path: Path) -> None:
         r"other\.npy:1 holds id 60000, but prepare\.tokenizer=gpt2 has the ids 0 to 50256; give the tok", "other.npy"
     )
     (tmp_path / "odd.npy").write_bytes(b"123")
-    refused(r"odd\.npy: damaged or in another form \(its 3 bytes are no ids of 2 bytes\); fetch it again", "odd.npy")
+    refused(
+        r"odd\.npy: damaged or in another form \(its 3 bytes are not a whole number of ids of 2 bytes\); fetch it again",
+        "odd.npy",
+    )
     np.save(tmp_path / "floats.npy", np.zeros(3))
     refused(r"it holds float64 of shape \[3\], not a row of ids", "floats.npy")
     (tmp_path / "m").mkdir()

@@ -147,7 +147,7 @@ def test_a_headerless_file_is_read_if_it_is_declared(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="10 bytes, less than the header"):
         TokenShard.open(path)
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(ShardError, match="11 bytes are no whole number of uint16 tokens"):
+    with pytest.raises(ShardError, match="11 bytes are not a whole number of uint16 tokens"):
         TokenShard.open(path, headerless=True)
     write_bin(path, np.arange(9))
     with pytest.raises(ShardError, match=r"the magic number of llm\.c, but it was declared headerless; leave out"):

@@ -1,4 +1,4 @@
-"""Tokenizers of a tokenizer.json: bytes of ids, special tokens, and files that are no byte-level tokenizers.
+"""Tokenizers of a tokenizer.json: bytes of ids, special tokens, and files that are not byte-level tokenizers.
 
 Covers `base.py` too.
 """
