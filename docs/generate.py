@@ -101,7 +101,7 @@ def render_strategies() -> str:
         "",
         "Two strategies that touch different things compose: `residual=[lns,resformer]`, or `residual=prores "
         "residual.base=attnres`. One of them may define the stream, the others change what enters and leaves the "
-        "sublayers; a pair that does not compose is answered in one sentence. Keys are "
+        "sublayers; a pair that does not compose is rejected with one sentence. Keys are "
         "`residual.parts.<part>.<key>`.",
         "",
         "| residual | idea and source | at init | parameters | FLOPs |",
@@ -156,7 +156,7 @@ def render_configuration() -> str:
         "",
         "Every default value is written once, in `conf/`. Choose an option with `group=option`, set a key with "
         "`group.key=value`; `python run.py --cfg job` prints the composed configuration. A wrong key or value is "
-        "answered in one sentence that names the key, the value and the bound.",
+        "rejected with one sentence that names the key, the value and the bound.",
         "",
         "## config.yaml",
         "",
