@@ -29,6 +29,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 #: Exponents a of the fit that are tried; beyond them the data does not determine a.
 EXPONENTS = np.geomspace(0.01, 3.0, 600)
 REPLICATES = 2000
+#: Simulated tables of losses that are held in memory at once.
+BATCH = 100
 
 
 class BlockError(NamedTuple):
@@ -67,21 +69,29 @@ def compare_variances(losses: Array, replicates: int = 2000) -> float | None:
     k, n = losses.shape
     if k < 3 or n < 2:
         return None
-    found = _bartlett(losses)
-    if math.isnan(found):
+    variances = _pair_variances(losses)
+    if not variances.any():
         return None
+    found = _bartlett(variances)
     rng = np.random.default_rng(0)
-    simulated = np.array([_bartlett(rng.normal(size=(k, n))) for _ in range(replicates)])
-    return float((1 + (simulated >= found).sum()) / (1 + replicates))
+    sizes = [*[BATCH] * (replicates // BATCH), replicates % BATCH]
+    n_above = sum((_bartlett(_pair_variances(rng.normal(size=(size, k, n)))) >= found).sum() for size in sizes)
+    return float((1 + n_above) / (1 + replicates))
 
 
-def _bartlett(table: Array) -> float:
-    """Return the logarithm of the mean variance of a difference minus the mean logarithm; NaN without variation."""
-    ours, theirs = np.triu_indices(len(table), 1)
-    variances = (table[ours] - table[theirs]).var(axis=-1, ddof=1)
-    mean = float(variances.mean())
+def _pair_variances(tables: Array) -> Array:
+    """Return the variance over seeds of the difference of every pair of systems, [..., pairs], of tables [..., k, n]."""
+    ours, theirs = np.triu_indices(tables.shape[-2], 1)
+    variances: Array = (tables[..., ours, :] - tables[..., theirs, :]).var(axis=-1, ddof=1)
+    return variances
+
+
+def _bartlett(variances: Array) -> Array:
+    """Return the logarithm of the mean of variances [..., pairs] minus their mean logarithm."""
+    shares = variances / variances.mean(axis=-1, keepdims=True)
     # Equal systems have a difference that does not vary, but for rounding.
-    return -float(np.log(np.maximum(variances / mean, 1e-12)).mean()) if mean > 0 else math.nan
+    statistic: Array = -np.log(np.maximum(shares, 1e-12)).mean(axis=-1)
+    return statistic
 
 
 # ---- contrasts
