@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from src.files import CONF, ROOT
@@ -67,10 +68,11 @@ def read_summary(path: Path) -> str:
 def count_over_vanilla() -> dict[str, tuple[int, float]]:
     """Return parameters and relative FLOPs of every strategy over vanilla at GPT-2 Medium."""
     counts = {}
-    common = ("name=docs", "model=gpt2_medium", "trainer=cpu")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", ["name=docs", "model=gpt2_medium", "trainer=cpu"])
     for path in list_options("residual"):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            settings = read_settings(compose("config", [*common, f"residual={path.stem}"]))
+        config.residual = OmegaConf.load(path)
+        settings = read_settings(config)
         with FakeTensorMode():
             gpt = build_gpt(settings)
             n_params = sum(p.numel() for p in gpt.residual.parameters())

@@ -118,14 +118,16 @@ def find_bad_first_lines(path: str, source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", list_files())
-def test_prose_uses_the_terms_of_the_field(path: str) -> None:
-    assert find_banned(path, (ROOT / path).read_text(encoding="utf-8")) == []
+FILES = {path: (ROOT / path).read_text(encoding="utf-8") for path in list_files()}
 
 
-@pytest.mark.parametrize("path", [path for path in list_files() if path.endswith(".py")])
-def test_first_line_of_a_docstring_is_a_sentence(path: str) -> None:
-    assert find_bad_first_lines(path, (ROOT / path).read_text(encoding="utf-8")) == []
+def test_prose_uses_the_terms_of_the_field() -> None:
+    assert [fault for path, text in FILES.items() for fault in find_banned(path, text)] == []
+
+
+def test_first_line_of_a_docstring_is_a_sentence() -> None:
+    python = {path: text for path, text in FILES.items() if path.endswith(".py")}
+    assert [fault for path, text in python.items() for fault in find_bad_first_lines(path, text)] == []
 
 
 @pytest.mark.parametrize(

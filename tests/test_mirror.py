@@ -8,8 +8,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Source -> the test that covers it.
@@ -187,33 +185,33 @@ def mentions(test: str, source: str) -> bool:
     return module in imported or named is not None
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_every_module_has_a_test(source: str) -> None:
-    if source in COVERED_BY or is_contract(source):
-        assert own_test(source) not in TESTS, f"{source} has a test of its own; its line in COVERED_BY goes"
-    else:
-        assert own_test(source) in TESTS, f"write {own_test(source)}, or name the test that covers {source}"
+def test_every_module_has_a_test_of_its_own_or_is_covered_by_another() -> None:
+    covered = {source for source in SOURCES if source in COVERED_BY or is_contract(source)}
+    own = {source for source in SOURCES if own_test(source) in TESTS}
+    assert sorted(own & covered) == [], "have a test of their own; their lines in COVERED_BY go"
+    assert sorted({*SOURCES} - own - covered) == [], "write their tests, or name the tests that cover them"
 
 
-@pytest.mark.parametrize("source", COVERED_BY)
-def test_a_covering_test_mentions_the_module(source: str) -> None:
-    assert source in SOURCES
-    assert mentions(COVERED_BY[source], source), f"{COVERED_BY[source]} neither imports nor names {source}"
+def test_a_covering_test_mentions_the_module() -> None:
+    assert set(COVERED_BY) <= set(SOURCES)
+    assert [source for source, test in COVERED_BY.items() if not mentions(test, source)] == []
 
 
-@pytest.mark.parametrize("source", [source for source in COVERED_BY if source.startswith("src/residual/families/")])
-def test_a_family_is_covered_by_the_test_of_a_strategy_that_imports_it(source: str) -> None:
-    test = COVERED_BY[source]
-    if test != "tests/residual/test_contract.py":  # of all strategies
-        strategy = ROOT / "src/residual" / test.rpartition("test_")[2]
-        assert source.removesuffix(".py").replace("/", ".") in strategy.read_text(), f"{strategy.name} has no {source}"
+def test_a_family_is_covered_by_the_test_of_a_strategy_that_imports_it() -> None:
+    for source, test in COVERED_BY.items():
+        if (
+            source.startswith("src/residual/families/") and test != "tests/residual/test_contract.py"
+        ):  # of all strategies
+            strategy = ROOT / "src/residual" / test.rpartition("test_")[2]
+            module = source.removesuffix(".py").replace("/", ".")
+            assert module in strategy.read_text(), f"{strategy.name} has no {source}"
 
 
-@pytest.mark.parametrize("test", TESTS)
-def test_every_test_names_a_module_or_is_room_wide(test: str) -> None:
-    folder = test.split("/")[1]
-    mirrors = test in {own_test(source) for source in SOURCES} or test.endswith("/test_contract.py")
-    assert mirrors != (test in ROOM_WIDE or folder in OTHER_FOLDERS)
+def test_every_test_names_a_module_or_is_room_wide() -> None:
+    mirrors = {test for test in TESTS if test.endswith("/test_contract.py")} | {own_test(source) for source in SOURCES}
+    others = {test for test in TESTS if test in ROOM_WIDE or test.split("/")[1] in OTHER_FOLDERS}
+    assert sorted(mirrors & others) == []
+    assert sorted({*TESTS} - mirrors - others) == []
 
 
 def test_the_exceptions_exist() -> None:

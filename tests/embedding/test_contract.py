@@ -106,7 +106,8 @@ def test_parameters_that_are_only_looked_up_cost_no_flops(name: str) -> None:
 def test_compiled_in_one_graph_it_equals_eager_in_value_and_gradient(name: str) -> None:
     torch.compiler.reset()
     gpt = jitter(tiny_gpt(embedding=name)).double()
-    compiled = torch.compile(gpt.hidden, fullgraph=True, backend="aot_eager")
+    backend = "aot_eager" if name == "value_embed" else "eager"  # the former also traces the backward, in seconds
+    compiled = torch.compile(gpt.hidden, fullgraph=True, backend=backend)
     results: list[list[Tensor]] = []
     for hidden in (gpt.hidden, compiled):
         gpt.zero_grad()

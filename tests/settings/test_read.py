@@ -11,7 +11,7 @@ from src.datamodules.base import BatchSpec
 from src.errors import UserError
 from src.models.gpt import GPT
 from src.settings.read import Settings, read_settings
-from tests.support import ROOT, option, options, tokens
+from tests.support import ROOT, class_of, option, options, tokens
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -128,10 +128,18 @@ def test_all_errors_are_raised_at_once() -> None:
         assert words in str(error.value)
 
 
-@pytest.mark.parametrize("group", ["model", "residual", "norm", "embedding", "data"])
+@pytest.mark.parametrize("group", ["model", "data"])
 def test_every_shipped_option_composes_and_is_valid(group: str) -> None:
     for name in set(options(group)) - {"from_checkpoint"}:  # it has the sizes of another model
         assert settled(f"{group}={name}", "trainer=cpu").name == "x"
+
+
+@pytest.mark.parametrize("group", ["residual", "norm", "embedding", "recurrence", "mlp"])
+def test_every_shipped_component_is_valid(group: str) -> None:
+    config = composed("trainer=cpu")
+    for name in options(group):
+        config[group] = option(group, name)
+        assert getattr(read_settings(config), group).func is class_of(option(group, name))
 
 
 def test_every_shipped_experiment_is_valid() -> None:

@@ -162,19 +162,14 @@ def test_thousands_of_values_of_components(data: Any) -> None:
     check_components(data)
 
 
-FLOATS = [
-    (room, name, key)
-    for room in ROOMS
-    for name in options(room)
-    for key, value in option(room, name).items()
-    if isinstance(value, float) and not str(key).endswith(("fraction", "share"))
-]
-
-
 def test_an_integer_becomes_a_float() -> None:
-    for room, name, key in FLOATS:
-        config = changed(f"{room}.{key}", 1, room, name)
-        assert config is not None
+    components = [(room, name) for room in ROOMS for name in options(room)]
+    for room, name in components:
+        config = copy.deepcopy(base())
+        config[room] = option(room, name)
+        for key, value in config[room].items():
+            if isinstance(value, float) and not str(key).endswith(("fraction", "share")):
+                config[room][key] = 1
         build(read_settings(config))
 
 
