@@ -1,8 +1,8 @@
-"""Keys of a configuration that do not affect what a run computes."""
+"""Keys of a configuration that do not affect what a run trains."""
 
-#: Keys on where and how a run is executed, watched and evaluated, which do not affect what it computes.
+#: Keys on where and how a run is executed, watched and evaluated, which do not affect what it trains.
 EXECUTION_KEYS = (
-    *("name", "seed", "resume", "from_run", "branch_from", "at", "task", "study", "check", "evaluation"),
+    *("name", "resume", "from_run", "branch_from", "at", "task", "study", "check", "evaluation"),
     *("logger", "profiler", "samples", "safety", "trusted_targets"),
     *("data.path", "data.cache", "data.cache_gib", "data.workers", "data.micro_batch_size", "data.val_sets"),
     *("data.accept_changed",),

@@ -54,7 +54,9 @@ def computed_config(run: Run) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in run.config.items()
-        if value is not None and not is_within(key, EXECUTION_KEYS) and not key.endswith(("._partial_", "._convert_"))
+        if value is not None
+        and not is_within(key, ("seed", *EXECUTION_KEYS))
+        and not key.endswith(("._partial_", "._convert_"))
     }
     data = run.result.get("data") or {}
     return {**kept, "data.hash": str(data.get("hash", "?"))[:12]}

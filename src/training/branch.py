@@ -44,10 +44,7 @@ from src.training.run import Resume, Run
 log = logging.getLogger(__name__)
 
 #: Sections and keys in which a branch may differ from its run. Rates before the step are compared themselves.
-MAY_DIFFER = (
-    *(key for key in EXECUTION_KEYS if key != "seed"),
-    *("guard", "schedule", "optimizer.min_lr", "data.epochs", "trainer.max_steps"),
-)
+MAY_DIFFER = (*EXECUTION_KEYS, "guard", "schedule", "optimizer.min_lr", "data.epochs", "trainer.max_steps")
 #: Steps before the branch at which the strategy's schedule is compared, at most.
 COMPARED_STEPS = 64
 

@@ -9,7 +9,8 @@ def test_every_key_of_trainer_and_data_and_every_section_is_classified() -> None
     sections = {*config, *(f"{section}.{key}" for section in ("trainer", "data") for key in config[section])}
     computing = {
         *("residual", "norm", "embedding", "recurrence", "mlp", "model", "optimizer", "schedule", "init_from"),
-        *("guard", "callbacks", "trainer", "data", "trainer.max_steps", "trainer.overfit_batches", "trainer.precision"),
+        *("seed", "guard", "callbacks", "trainer", "data"),
+        *("trainer.max_steps", "trainer.overfit_batches", "trainer.precision"),
         *(
             "data._target_",
             "data._partial_",
