@@ -11,7 +11,7 @@ The installed package has the models alone; its functions are those of `models/a
 
 import importlib
 
-__version__ = "0.9.1"
+__version__ = "0.9.2"
 
 #: Functions of the package, which import torch when they are first asked for.
 API = ("build", "embeddings", "from_pretrained", "mlps", "norms", "recurrences", "strategies", "write_pretrained")
