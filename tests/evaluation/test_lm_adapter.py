@@ -8,7 +8,6 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from torch import distributed, multiprocessing
 
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.datamodules.tokenizer import gpt2_encoding
@@ -16,7 +15,7 @@ from src.evaluation.harness import find_task_file, load, run_tasks, summarize
 from src.evaluation.lm_adapter import GPTAdapter
 from src.evaluation.sources import EMBEDDED
 from src.models.gpt import GPT
-from tests.runs import free_port
+from tests.ranks import run_ranks
 from tests.support import export_gpt2, jitter, tiny_gpt
 
 TASKS = ["arc_easy", "hellaswag", "piqa", "winogrande"]
@@ -194,13 +193,6 @@ def test_generation_is_greedy_and_ends_at_its_stop() -> None:
         adapter(gpt).generate_until([instance("x", {"do_sample": True, "temperature": 0.7})])
 
 
-def share(rank: int, port: int, queue: Any) -> None:
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    queue.put(everything())
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
 def everything() -> tuple[Any, Any, Any]:
     lm = adapter(batch_size=2)
     asked = [instance("word " * n, {"until": ["."], "max_gen_toks": n}) for n in range(1, 6)]
@@ -212,14 +204,7 @@ REQUESTS: Any = [(None, list(range(10, 10 + n)), [n, n + 1]) for n in range(3, 2
 
 
 def test_two_ranks_share_the_requests_and_both_have_all_results() -> None:
-    context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), free_port()
-    ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    first, second = (queue.get(timeout=240) for _ in ranks)
-    for process in ranks:
-        process.join(60)
+    first, second = run_ranks(everything)
     scored, generated, rolled = everything()
     assert first == second
     assert [logp for logp, _ in first[0]] == pytest.approx([logp for logp, _ in scored], rel=1e-6)

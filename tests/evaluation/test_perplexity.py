@@ -14,14 +14,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from src.datamodules.tokenization.gpt2 import gpt2_tokenizer
 from src.evaluation.protocols import PROTOCOLS, Scorer, score_token_windows
 from src.evaluation.sources import TextSet, read_texts, resolve_path
 from src.evaluation.suite import EvaluationSuite
 from src.models.gpt import GPT
-from tests.runs import free_port
+from tests.ranks import run_ranks
 from tests.support import ROOT, component, export_gpt2, jitter, option, tiny_gpt
 
 STREAM = np.random.default_rng(0).integers(0, 64, 12 * 20 + 7).astype(np.uint16)
@@ -70,23 +69,13 @@ def test_a_stream_shorter_than_a_window_is_rejected() -> None:
         score(tiny_gpt(), limit_tokens=11)
 
 
-def share(rank: int, port: int, queue: Any) -> None:
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    queue.put(score(jitter(tiny_gpt()))["loss"])
-    distributed.barrier()
-    distributed.destroy_process_group()
+def loss() -> float:
+    return float(score(jitter(tiny_gpt()))["loss"])
 
 
 def test_two_ranks_share_the_windows_and_agree() -> None:
-    context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), free_port()
-    ranks = [context.Process(target=share, args=(rank, port, queue)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    losses = [queue.get(timeout=240) for _ in ranks]
-    for process in ranks:
-        process.join(60)
-    assert losses[0] == losses[1] == pytest.approx(score(jitter(tiny_gpt()))["loss"], rel=1e-7)
+    losses = run_ranks(loss)
+    assert losses[0] == losses[1] == pytest.approx(loss(), rel=1e-7)
 
 
 # ---- sources

@@ -3,9 +3,7 @@
 One pair of processes computes everything that the tests below read, since starting it costs seconds.
 """
 
-import json
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 
 from src.callbacks.guard import check_ranks_agree
 from src.callbacks.sharded_checkpoint import read_sharded, write_sharded
@@ -27,11 +25,11 @@ from src.models.optim.muon import Muon, MuonKeys
 from src.models.repeated_visits import copy_first_
 from src.models.sharding import build_mesh, free_gathered, gather, is_sharded, local_part, shard_gpt
 from src.models.stream_probe import probe_stream, summarize_parameters
+from tests.ranks import RANKS, run_ranks
 from tests.support import COMPOSITIONS, adamw, jitter, options, tiny_gpt, tokens
 
 Found = dict[str, dict[str, float]]
 
-RANKS = 2
 #: Models beside the strategies: by name, the keywords of `tiny_gpt`.
 MODELS: dict[str, dict[str, Any]] = {
     **{f"embedding={name}": {"embedding": name} for name in options("embedding")},
@@ -190,18 +188,6 @@ def save_from_own_folders() -> dict[str, float]:
     }
 
 
-def compute(rank: int, folder: str, compute_results: Callable[[], Found]) -> None:
-    """Compute on one rank what the tests read, and write it on rank 0."""
-    torch.set_num_threads(1)
-    store = distributed.FileStore(f"{folder}/store", RANKS)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-    results = compute_results()
-    if rank == 0:
-        Path(folder, "found.json").write_text(json.dumps(results))
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
 def compare_strategies(names: list[str]) -> Found:
     return {name: compare(partial(build, residual=name)) for name in names}
 
@@ -222,22 +208,16 @@ def compute_all() -> Found:
     }
 
 
-def run_ranks(folder: Path, compute_results: Callable[[], Found]) -> Found:
-    """Return what rank 0 of two computed."""
-    multiprocessing.spawn(compute, (str(folder), compute_results), nprocs=RANKS)  # type: ignore[no-untyped-call]  # torch's
-    result: Found = json.loads((folder / "found.json").read_text())
-    return result
-
-
 def find_odd(compared: Found) -> Found:
     """Return the comparisons that differ by more than rounding."""
     return {name: values for name, values in compared.items() if values["loss"] > 2e-6 or values["gradient"] > 1e-4}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """Return what two ranks computed."""
-    return run_ranks(tmp_path_factory.mktemp("ranks"), compute_all)
+def found() -> Found:
+    """Return what rank 0 of two computed."""
+    computed: Found = run_ranks(compute_all)[0]
+    return computed
 
 
 def test_loss_and_gradients_are_those_of_one_process(found: Found) -> None:
@@ -247,9 +227,9 @@ def test_loss_and_gradients_are_those_of_one_process(found: Found) -> None:
 
 
 @pytest.mark.stress
-def test_every_strategy_has_the_loss_and_gradients_of_one_process(tmp_path: Path) -> None:
+def test_every_strategy_has_the_loss_and_gradients_of_one_process() -> None:
     names = [*options("residual"), *COMPOSITIONS]
-    compared = run_ranks(tmp_path, partial(compare_strategies, names))
+    compared = run_ranks(partial(compare_strategies, names))[0]
     assert len(compared) == len(names)
     assert not find_odd(compared)
 

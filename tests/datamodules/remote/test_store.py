@@ -3,7 +3,6 @@
 Covers `prefetch.py` too.
 """
 
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from src.datamodules.remote.store import RemoteFolder
 from src.datamodules.shards.format import ShardError
 from tests.datamodules.bad_server import BadServer, serving
 from tests.datamodules.support import DATA_KEYS
+from tests.ranks import FORKS
 from tests.runs import make_shards
 
 SHARD = 1024 + 2 * 3000
@@ -238,10 +238,9 @@ def _rank(address: str, cache: str, rank: int, out: str) -> None:
 
 @pytest.mark.slow
 def test_the_ranks_of_a_machine_share_one_copy(prepared: Path, server: BadServer, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
     (tmp_path / "out").mkdir()
     keys = (server.address, str(tmp_path / "cache"))
-    ranks = [context.Process(target=_rank, args=(*keys, rank, str(tmp_path / "out"))) for rank in range(2)]
+    ranks = [FORKS.Process(target=_rank, args=(*keys, rank, str(tmp_path / "out"))) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
