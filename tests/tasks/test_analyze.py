@@ -85,40 +85,54 @@ def test_all_checkpoints_are_analyzed_and_reported(trained: Path, tmp_path: Path
     assert to_html(*page).count("data:image/png") >= 3
 
 
-def test_a_step_is_analyzed_alone_and_without_analyses_a_report_has_no_section(trained: Path, tmp_path: Path) -> None:
-    copied = Path(shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("analysis")))
+@pytest.fixture(scope="module")
+def analyzed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Analyze step 8 of a copy of the run on two sequences."""
+    cwd = tmp_path_factory.mktemp("analyzed")
+    copied = Path(shutil.copytree(trained, cwd / "r", ignore=shutil.ignore_patterns("analysis")))
     document = build_document(build_report([copied], None, ["residual"]))
     assert all(section.title != "Analysis of checkpoints" for section in document[1])
-    analyze(f"run={copied}", "checkpoint=8", "sequences=2", cwd=tmp_path)
-    assert {p.suffix for p in (copied / "analysis").iterdir()} == {".json", ".png"}
-    assert read(copied, 8)["step"] == 8
-    assert not (copied / "analysis/curves.png").exists()
+    analyze(f"run={copied}", "checkpoint=8", "sequences=2", cwd=cwd)
+    return copied
+
+
+def store_analysis(folder: Path, analysis: dict[str, Any], step: int, sequences: int) -> None:
+    """Store an analysis as that of another step, on another number of sequences."""
+    changed = {**analysis, "step": step, "tokens": {**analysis["tokens"], "sequences": sequences}}
+    (folder / "analysis").mkdir(exist_ok=True)
+    (folder / f"analysis/step{step:08d}.json").write_text(json.dumps(changed))
+
+
+def test_a_step_is_analyzed_alone(analyzed: Path) -> None:
+    assert {p.suffix for p in (analyzed / "analysis").iterdir()} == {".json", ".png"}
+    assert read(analyzed, 8)["step"] == 8
+    assert not (analyzed / "analysis/curves.png").exists()
 
 
 def test_analyses_on_other_tokens_are_in_no_common_curve(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    analyzed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copied = Path(shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("analysis")))
+    copied = Path(shutil.copytree(analyzed, tmp_path / "copied", ignore=shutil.ignore_patterns("analysis")))
+    store_analysis(copied, read(analyzed, 8), step=4, sequences=2)
     drawn: list[list[int]] = []
     draw = task.draw_over_steps
     monkeypatch.setattr(task, "draw_over_steps", lambda found: drawn.append([a["step"] for a in found]) or draw(found))
-    for step, sequences in ((4, 2), (8, 1), (12, 2)):
+    for step, sequences in ((8, 1), (12, 2)):
         analyze(f"run={copied}", f"checkpoint={step}", f"sequences={sequences}", cwd=tmp_path)
     assert drawn == [[4, 12]]
     told = [record.message for record in caplog.records if "other tokens" in record.message]
     assert [message.split(",")[0] for message in told] == ["steps 4", "steps 8"]
 
 
-def test_a_report_warns_of_systems_analyzed_on_different_tokens(trained: Path, tmp_path: Path) -> None:
+def test_a_report_warns_of_systems_analyzed_on_different_tokens(analyzed: Path, tmp_path: Path) -> None:
     runs = []
     for name in ("one", "two"):
-        copied = Path(shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("analysis")))
+        copied = Path(shutil.copytree(analyzed, tmp_path / name))
         text = (copied / "result.json").read_text()
         (copied / "result.json").write_text(text.replace("hyperconn_static", name))
         runs.append(copied)
-    analyze(f"run={runs[0]}", "checkpoint=12", "sequences=1", cwd=tmp_path)
-    for sequences, is_warned in ((2, True), (1, False)):
-        analyze(f"run={runs[1]}", "checkpoint=12", f"sequences={sequences}", cwd=tmp_path)
+    for sequences, is_warned in ((1, True), (2, False)):
+        store_analysis(runs[1], read(analyzed, 8), step=8, sequences=sequences)
         _, sections = build_document(build_report(runs, "one", ["residual"]))
         section = next(s for s in sections if s.title == "Analysis of checkpoints")
         assert any("different tokens" in text for text in section.warnings) is is_warned
